@@ -1,1 +1,10 @@
-"""Lightning callbacks: rollouts, evaluation, samples, checkpoints."""
+"""Lightning callbacks: rollouts, evaluation, samples, checkpoints, progress, report."""
+
+from rlif_lightning.callbacks.checkpoint import RolloutCheckpoint
+from rlif_lightning.callbacks.completions import Completions
+from rlif_lightning.callbacks.evaluation import Evaluation
+from rlif_lightning.callbacks.progress import StepProgressBar
+from rlif_lightning.callbacks.report import Report
+from rlif_lightning.callbacks.rollout import RolloutCallback
+
+__all__ = ["Completions", "Evaluation", "Report", "RolloutCallback", "RolloutCheckpoint", "StepProgressBar"]

@@ -11,9 +11,7 @@ class UserError(Exception):
         do: What to do about it.
     """
 
-    def __init__(
-        self, wrong: str, *, got: object = None, expected: object = None, do: object = None
-    ) -> None:
+    def __init__(self, wrong: str, *, got: object = None, expected: object = None, do: object = None) -> None:
         lines = [wrong]
         facts = (("got", got), ("expected", expected), ("do", do))
         lines += [f"  {name}: {text}" for name, text in facts if text is not None]

@@ -1,0 +1,16 @@
+"""The mathematics of RLIF as plain functions of tensors.
+
+This room imports torch and the standard library only, so that every formula can be read, tested and reused
+without a trainer, a model library or a configuration. In the order of a training step:
+
+- :mod:`token_stats`: logits to log-probability, entropy and self-certainty of each token,
+- :mod:`rewards`: per-token statistics to one internal reward per completion,
+- :mod:`advantages`: rewards to advantages within the group,
+- :mod:`losses`: advantages and log-probabilities to the loss of one slice.
+
+Reductions run in fp32 at least; float64 stays float64. Letters in shapes are those of :mod:`rlif_lightning`.
+"""
+
+from rlif_lightning.functional import advantages, losses, rewards, token_stats
+
+__all__ = ["advantages", "losses", "rewards", "token_stats"]

@@ -1,0 +1,109 @@
+"""Show and keep what the policy writes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rlif_lightning.callbacks.rollout import RolloutCallback
+from torch import Tensor
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.run_logger import RunLogger
+
+
+class Completions(Callback):
+    """Writes completions with their rewards and advantages to ``completions.jsonl`` and TensorBoard.
+
+    Both show the first groups of the first process: whole groups, so that advantages can be read.
+
+    Args:
+        every: Optimiser steps between two rollouts that are kept; 0: none.
+        keep: Completions of a rollout in the file, rounded up to whole groups; null: all.
+        show: Completions of a rollout as text in TensorBoard.
+    """
+
+    def __init__(self, every: int = 1, keep: int | None = 32, show: int = 4) -> None:
+        for name, value in (("every", every), ("keep", keep), ("show", show)):
+            if value is not None and value < 0:
+                raise UserError(f"completions.{name} is negative", got=value, expected="0 or more")
+        self.every, self.keep, self.show = every, keep, show
+        self._rollouts: RolloutCallback | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the rollouts."""
+        found = [c for c in trainer.callbacks if isinstance(c, RolloutCallback)]  # type: ignore[attr-defined]
+        self._rollouts = found[0] if found else None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Keep a rollout that was just collected."""
+        if not self.every or batch["slice"] or trainer.global_step % self.every or not trainer.is_global_zero:
+            return
+        logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
+        if logger is None or self._rollouts is None or self._rollouts.rollout is None:
+            return
+        rollout, step = self._rollouts.rollout, trainer.global_step
+        groups = -(-len(rollout.texts) // rollout.group_size)
+        if self.keep is not None:
+            groups = min(groups, -(-self.keep // rollout.group_size))
+        rows = [_row(rollout, batch, step, i) for i in range(groups * rollout.group_size)]
+        with (Path(logger.log_dir) / "completions.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for number, row in enumerate(rows[: self.show]):
+            logger.log_text(f"completions/{number}", _markdown(row), step)
+        for name, values in _distributions(rollout):
+            logger.log_histogram(name, values, step)
+
+
+def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:
+    prompt = batch["prompts"][i // rollout.group_size]
+    assert rollout.advantages is not None
+    row: dict[str, Any] = {
+        "step": step,
+        "prompt": prompt.text,
+        "completion": rollout.texts[i],
+        "tokens": int(rollout.samples.lengths[i]),
+        "ended": bool(rollout.samples.ended[i]),
+        "rewards": {name: _finite(values[i]) for name, values in rollout.rewards.items()},
+        "advantage": float(rollout.advantages[i]),
+    }
+    if rollout.answers:
+        row["answer"] = rollout.answers[i]
+    if rollout.correct is not None:
+        row["gold"] = prompt.problem.gold.text
+        row["correct"] = bool(rollout.correct[i])
+    return row
+
+
+def _finite(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _markdown(row: dict[str, Any]) -> str:
+    """TensorBoard shows Markdown: indented code keeps a hostile or odd text as it is."""
+
+    def code(text: str) -> str:
+        return "\n".join("    " + line for line in text.splitlines() or [""])
+
+    rewards = ", ".join(f"{k} {v if v is None else round(v, 4)}" for k, v in row["rewards"].items())
+    facts = f"reward: {rewards} | advantage {row['advantage']:.3f} | {row['tokens']} tokens"
+    if "correct" in row:
+        facts += f" | {'right' if row['correct'] else 'wrong'}, reference {row['gold']}"
+    return f"{facts}\n\nprompt\n\n{code(row['prompt'])}\n\ncompletion\n\n{code(row['completion'])}\n"
+
+
+def _distributions(rollout: Rollout) -> list[tuple[str, Tensor]]:
+    samples = rollout.samples
+    assert samples.stats is not None and rollout.advantages is not None
+    found = [(f"distribution/reward/{k}", v[~v.isnan()]) for k, v in rollout.rewards.items()]
+    found += [
+        ("distribution/advantage", rollout.advantages),
+        ("distribution/completion_tokens", samples.lengths.float()),
+        ("distribution/entropy", samples.stats.entropy[samples.completion_mask]),
+    ]
+    return [(name, values.float().cpu()) for name, values in found if values.numel()]

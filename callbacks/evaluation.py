@@ -1,0 +1,255 @@
+"""Held-out evaluation while training, and the work of validate, test and predict."""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from rlif_lightning.callbacks.logs import log_now
+
+from rlif_lightning.data import PromptDataModule
+from rlif_lightning.errors import UserError
+from rlif_lightning.evaluation import Answered, answer_problems, summarise
+from rlif_lightning.grading import Grader
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.policy import set_training_mode
+from rlif_lightning.prompts import Prompt
+from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
+
+
+class Evaluation(Callback):
+    """Answers held-out problems, always the same ones with the same seeds and no filters.
+
+    While fitting it logs ``val/accuracy`` (greedy) and ``val/accuracy_sampled`` before the first step, every
+    so many steps, and after the last. ``rlif validate`` and ``rlif test`` write ``results.json`` and one row
+    per problem; ``rlif predict`` writes ``predictions.jsonl``.
+
+    Args:
+        every: Optimiser steps between evaluations while fitting; 0: only before and after.
+        n: Problems, the first of the data; null: all.
+        samples: Completions per problem at the temperature; 0: greedy only.
+        greedy: Also take the greedy completion.
+        temperature: Of the samples.
+        max_new_tokens: Longest completion.
+        batch_size: Problems answered at the same time.
+        sampler: The engine.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        n: int | None = None,
+        samples: int = 1,
+        greedy: bool = True,
+        temperature: float = 1.0,
+        max_new_tokens: int = 512,
+        batch_size: int = 64,
+        sampler: Sampler | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("every", every, 0), ("n", n, 1), ("samples", samples, 0), ("batch_size", batch_size, 1)
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise UserError(f"evaluation.{name} is too small", got=value, expected=f"{least} or more")
+        if samples and temperature <= 0:
+            raise UserError(
+                "Samples need a temperature above 0",
+                got=f"evaluation.temperature {temperature}",
+                do="set --evaluation.samples 0 for greedy answers only",
+            )
+        if not samples and not greedy:
+            raise UserError("evaluation.samples is 0 and evaluation.greedy is false: nothing to evaluate")
+        self.every, self.n, self.samples, self.greedy, self.batch_size = every, n, samples, greedy, batch_size
+        self.sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
+        self.sampler: Sampler = sampler or NativeSampler()
+        self._last_step = -1
+        self._results: list[Answered] = []
+        self._grader: Grader | None = None
+
+    # -- while fitting ---------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the data how many problems go at a time; make a grader."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, PromptDataModule):
+            datamodule.eval_batch_size, datamodule.eval_limit = self.batch_size, self.n
+            self._grader = Grader(datamodule.answers)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the grader's worker."""
+        if self._grader is not None:
+            self._grader.close()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the start; after a resume again what the interrupted run had evaluated, where it was due."""
+        self._last_step = -1
+        if trainer.global_step == 0 or self._due(trainer):
+            self._evaluate_held_out(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate the weights after every so many optimiser steps."""
+        if self._due(trainer):
+            self._evaluate_held_out(trainer, pl_module)
+
+    def _due(self, trainer: Trainer) -> bool:
+        return bool(self.every) and trainer.global_step % self.every == 0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the end."""
+        self._evaluate_held_out(trainer, pl_module)
+
+    def _evaluate_held_out(self, trainer: Trainer, module: LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step == self._last_step or not datamodule.prompts.get("val"):
+            return
+        self._last_step = step
+        start = time.perf_counter()
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loader = datamodule.evaluation_loader("val")
+        results = [r for batch in loader for r in self._answer(trainer, module, batch)]
+        summary = summarise(_gather(trainer, results))
+        names = ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
+                 "truncated_fraction", "truncated_fraction_sampled")  # fmt: skip
+        metrics = {f"val/{name}": summary[name] for name in names if name in summary}
+        metrics["time/evaluation"] = time.perf_counter() - start
+        log_now(trainer, metrics)
+
+    def _answer(
+        self, trainer: Trainer, module: LightningModule, batch: Sequence[tuple[int, Prompt]]
+    ) -> list[Answered]:
+        assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
+        set_training_mode(module.policy, training=False)
+        tokenizer = module.tokenizer
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            self.sampler.update(module.policy, module.end_ids, tokenizer.pad_token_id)
+            return answer_problems(
+                self.sampler,
+                batch,
+                self.sampling,
+                self.samples,
+                lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
+                self._grader,
+                self.greedy,
+            )
+
+    # -- validate, test, predict -----------------------------------------------------------------------------
+
+    def _on_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self._results += self._answer(trainer, pl_module, batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Answer a batch of ``rlif validate``."""
+        self._on_batch(trainer, pl_module, batch)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Answer a batch of ``rlif test``."""
+        self._on_batch(trainer, pl_module, batch)
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Answer a batch of ``rlif predict``."""
+        self._on_batch(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the results of ``rlif validate``; while fitting Lightning's own validation has no batches."""
+        self._finish(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the results of ``rlif test``."""
+        self._finish(trainer, pl_module, "test")
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the completions of ``rlif predict``."""
+        results = self._take(trainer)
+        folder = trainer.log_dir or trainer.default_root_dir
+        if trainer.is_global_zero:
+            path = write_rows(Path(folder) / "predictions.jsonl", results)
+            rank_zero_info(f"Completions of {len(results)} problems: {path}")
+
+    def _take(self, trainer: Trainer) -> list[Answered]:
+        results, self._results = _gather(trainer, self._results), []
+        return results
+
+    def _finish(self, trainer: Trainer, module: LightningModule, name: str) -> None:
+        assert isinstance(module, RLIFModule) and self._grader is not None
+        results = self._take(trainer)
+        summary = summarise(results)
+        log_now(trainer, {f"{name}/{key}": value for key, value in summary.items()})
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        report = {
+            **summary,
+            "model": module.name,
+            "fingerprint": module.fingerprint,
+            "checkpoint": trainer.ckpt_path,
+            "data": asdict(datamodule.sources[name]),
+            "answers": asdict(datamodule.answers),
+            "template": asdict(datamodule.template),
+            "evaluation": {"samples": self.samples, **asdict(self.sampling)},
+            "grading_timeouts": self._grader.timeouts,
+            "versions": versions(),
+        }
+        rows = write_rows(folder / "problems.jsonl", results)
+        file = folder / "results.json"
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        width = max(map(len, summary))
+        for key, value in summary.items():
+            rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
+        rank_zero_info(f"Results: {file}\nProblems: {rows}")
+
+
+def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:
+    """Results of all processes in the order of the data, on every process."""
+    if trainer.world_size > 1:
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, results)
+        results = [r for part in parts for r in part]
+    return sorted(results, key=lambda r: r.index)
+
+
+def write_rows(path: Path, results: Sequence[Answered]) -> Path:
+    """One JSON object per problem."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(r.row(), ensure_ascii=False) + "\n" for r in results)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "tokenizers", "math-verify")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

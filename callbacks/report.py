@@ -1,0 +1,20 @@
+"""A picture and a table at the end of every fit."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.report import summary_table, write_report
+
+
+class Report(Callback):
+    """Draws ``curves.png`` and writes ``summary.txt`` from the run's metrics.csv."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both and name them."""
+        folder = trainer.log_dir
+        if folder is None or not trainer.is_global_zero or not (Path(folder) / "metrics.csv").is_file():
+            return
+        curves, table = write_report(Path(folder))
+        rank_zero_info(f"\n{summary_table(Path(folder))}\nCurves: {curves}\nTable:  {table}")

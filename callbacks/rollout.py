@@ -1,0 +1,308 @@
+"""The callback that feeds training: a rollout from the present policy before each group of updates."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rlif_lightning.callbacks.logs import Means, log_now, peak_memory_mb
+from torch import Tensor
+
+from rlif_lightning.batches import BatchPlan
+from rlif_lightning.collect import (
+    AdvantageSettings,
+    sample_rollout,
+    with_advantages,
+    with_reference,
+    with_scores,
+)
+from rlif_lightning.data import PromptDataModule, run_seed
+from rlif_lightning.errors import UserError
+from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.grading import Grader, agreement
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.policy import set_training_mode
+from rlif_lightning.rewards import Reward, SelfCertainty
+from rlif_lightning.rollout import Rollout, completion_seed
+from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
+
+
+class RolloutCallback(Callback):
+    """Collects a rollout with the present policy, rewards it, and hands it to the updates slice by slice.
+
+    Args:
+        prompts_per_step: Prompts of one optimiser step, over all processes.
+        group_size: Completions per prompt.
+        micro_batch_size: Completions in one forward and backward of one process; null: all of a step at once.
+        passes: Optimisation passes over one rollout.
+        steps_per_rollout: Optimiser steps in one pass over one rollout.
+        max_new_tokens: Longest completion.
+        temperature: Of the sampler; log-probabilities are those of softmax(logits / temperature).
+        top_k: Sample among the k most likely tokens; 0: all.
+        top_p: Sample among the most likely tokens that reach this probability; 1: all.
+        min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
+        statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
+        rewards: What is rewarded; several are standardised in the group, weighted and summed.
+        scale: Divide advantages by the group's standard deviation (``group``) or not (``none``).
+        min_spread: Groups whose rewards have no larger standard deviation than this teach nothing.
+        mask_truncated: Leave completions without an end out of statistics and loss.
+        sampler: The engine.
+    """
+
+    def __init__(
+        self,
+        prompts_per_step: int = 16,
+        group_size: int = 8,
+        micro_batch_size: int | None = None,
+        passes: int = 1,
+        steps_per_rollout: int = 1,
+        max_new_tokens: int = 512,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        statistics_temperature: float | Literal["sampling"] = "sampling",
+        rewards: list[Reward] | None = None,
+        scale: Literal["group", "none"] = "group",
+        min_spread: float = 1e-4,
+        mask_truncated: bool = False,
+        sampler: Sampler | None = None,
+    ) -> None:
+        if temperature <= 0:
+            raise UserError(
+                "Training samples its completions, so the temperature must be above 0: at 0 every group "
+                "holds one completion many times and teaches nothing",
+                got=f"rollout.temperature {temperature}",
+                do="set --rollout.temperature 1.0",
+            )
+        self.sizes = (prompts_per_step, group_size, micro_batch_size, passes, steps_per_rollout)
+        BatchPlan(*self.sizes)  # refuses what can't work on one process either
+        self.sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            statistics_temperature=None if statistics_temperature == "sampling" else statistics_temperature,
+        )
+        self.rewards: Sequence[Reward] = rewards or [SelfCertainty()]
+        names = [r.name for r in self.rewards]
+        if len(set(names)) < len(names):
+            raise UserError("A reward is named twice", got=", ".join(names))
+        if not any(r.weight for r in self.rewards):
+            raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
+        self.advantage = AdvantageSettings(scale, min_spread, mask_truncated)
+        self.sampler: Sampler = sampler or NativeSampler()
+        self.plan = BatchPlan(*self.sizes)
+        self.rollout: Rollout | None = None
+        """The present rollout of this process; None between two rollouts."""
+        self._grader: Grader | None = None
+        self._slices: list[Tensor] = []
+        self._denominators: list[float] = []
+        self._update_start = 0.0
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Derive the batch arithmetic and check that the rewards find what they need."""
+        if stage != "fit":
+            return
+        datamodule = _datamodule(trainer)
+        assert isinstance(pl_module, RLIFModule)
+        if trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "trainer.accumulate_grad_batches is derived from the rollout's sizes",
+                got=trainer.accumulate_grad_batches,
+                do="set --rollout.micro_batch_size instead",
+            )
+        self.plan = BatchPlan(*self.sizes, world_size=trainer.world_size)
+        if trainer.max_steps > 0 and trainer.max_steps % self.plan.rollout_steps:
+            raise UserError(
+                "trainer.max_steps would end in the middle of a rollout",
+                got=f"{trainer.max_steps} steps, {self.plan.rollout_steps} steps per rollout",
+                expected=f"a multiple of {self.plan.rollout_steps}",
+            )
+        trainer.accumulate_grad_batches = self.plan.slices
+        datamodule.plan = self.plan
+        needs = frozenset().union(*(r.requires for r in self.rewards))
+        if "labels" in needs and not datamodule.has_labels("train"):
+            names = ", ".join(r.name for r in self.rewards if "labels" in r.requires)
+            raise UserError(
+                f"The reward {names} compares answers, and the training data has none",
+                do="name the answer's field in --data.train.answer, or choose an internal reward",
+            )
+        pl_module.needs_reference |= "reference" in needs
+        self._grader = Grader(datamodule.answers)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the grader's worker."""
+        if self._grader is not None:
+            self._grader.close()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is about to happen."""
+        steps = pl_module._total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
+        tokens = steps // self.plan.rollout_steps * self.plan.rollout_prompts * self.plan.group_size
+        tokens *= self.sampling.max_new_tokens
+        rank_zero_info(
+            f"Plan: {self.plan.describe()}; {steps} steps, at most {tokens:,} sampled tokens. "
+            "On policy the loss is near 0 by construction: watch reward, entropy and accuracy instead."
+        )
+        if self.sampling.filtered:
+            rank_zero_warn(
+                "top_k, top_p or min_p is set: completions come from the filtered distribution, while "
+                "log-probabilities, entropy and self-certainty describe the unfiltered softmax(logits / "
+                "temperature). rollout/kept_mass logs how much of it the filter keeps."
+            )
+        self._update_start = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Collect at the first slice of a rollout; put this batch's slice into the batch."""
+        assert isinstance(pl_module, RLIFModule)
+        if batch["slice"] == 0 or self.rollout is None:
+            self._collect(trainer, pl_module, batch)
+        assert self.rollout is not None
+        rows = self._slices[batch["slice"]]
+        part = self.rollout.slice(rows)
+        batch["rollout"] = part
+        batch["old_logprob"] = None if self.plan.on_policy else part.samples.logprob
+        batch["denominator"] = self._denominators[batch["slice"] // self.plan.slices]
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Log a finished optimiser step; let go of a finished rollout."""
+        assert isinstance(pl_module, RLIFModule)
+        if (batch["slice"] + 1) % self.plan.slices == 0:
+            metrics = pl_module.window_metrics()
+            now = time.perf_counter()
+            metrics["time/update"] = now - self._update_start
+            self._update_start = now
+            # These numbers belong to the step that was just taken: global_step has already moved on.
+            log_now(trainer, metrics, step=trainer.global_step - 1)
+        if batch["slice"] + 1 == self.plan.rollout_batches:
+            self.rollout = None
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no rollout is half used: the only moments at which a checkpoint can be resumed exactly."""
+        return self.rollout is None
+
+    # -- collecting ------------------------------------------------------------------------------------------
+
+    def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
+        datamodule = _datamodule(trainer)
+        assert module.policy is not None
+        policy, tokenizer = module.policy, module.tokenizer
+        set_training_mode(policy, training=False)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            self.sampler.update(policy, module.end_ids, tokenizer.pad_token_id)
+            rollout = sample_rollout(
+                self.sampler,
+                batch["prompts"],
+                batch["positions"],
+                run_seed(),
+                self.plan.group_size,
+                self.sampling,
+                lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
+                self._grader,
+                self._progress(trainer),
+            )
+            rollout = with_scores(rollout, policy, self.sampling.statistics_temperature)
+            sampled = time.perf_counter()
+            windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
+            if module.needs_reference:
+                first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
+                rollout = with_reference(rollout, first_pass, module.frozen_reference)
+            referred = time.perf_counter()
+            rollout, gated = with_advantages(rollout, self.rewards, self.advantage)
+        self.rollout = rollout
+        self._slices = [rows for window in windows for rows in window]
+        self._denominators = self._window_denominators(trainer, module, rollout, windows)
+        metrics = self._metrics(trainer, rollout, gated, sampled - start)
+        metrics["time/rollout"] = sampled - start
+        if module.needs_reference:
+            metrics["time/reference"] = referred - sampled
+        metrics["memory/peak"] = peak_memory_mb(module)
+        log_now(trainer, metrics)
+        self._update_start = time.perf_counter()
+
+    def _dealer(self, first: tuple[int, ...]) -> torch.Generator:
+        """Deals this rollout's groups into windows: the same again after a resume."""
+        return torch.Generator().manual_seed(completion_seed(run_seed(), *first, 2))
+
+    def _progress(self, trainer: Trainer) -> Any:
+        bar = trainer.progress_bar_callback
+        return getattr(bar, "sampling", None)
+
+    def _window_denominators(
+        self, trainer: Trainer, module: RLIFModule, rollout: Rollout, windows: list[list[Tensor]]
+    ) -> list[float]:
+        """What the token losses of each window are divided by, over all its slices and processes."""
+        mask = rollout.loss_mask
+        assert mask is not None
+        own = [
+            sum(loss_denominator(mask[rows], module.loss, self.sampling.max_new_tokens) for rows in window)
+            for window in windows
+        ]
+        total = trainer.strategy.reduce(
+            torch.stack([torch.as_tensor(x) for x in own]).float(), reduce_op="sum"
+        )
+        assert isinstance(total, Tensor)
+        return total.clamp(min=1).tolist()
+
+    def _metrics(self, trainer: Trainer, rollout: Rollout, gated: Tensor, seconds: float) -> dict[str, float]:
+        samples, g = rollout.samples, rollout.group_size
+        mask = samples.completion_mask
+        tokens = mask.sum()
+        means = Means()
+        total = torch.stack([r.weight * rollout.rewards[r.name] for r in self.rewards]).sum(0)  # [N]
+        means.rows("rollout/reward", total)
+        means.rows("rollout/reward_std", total.view(-1, g).std(1))
+        if len(self.rewards) > 1:
+            for name, values in rollout.rewards.items():
+                means.rows(f"rollout/reward/{name}", values)
+        assert samples.stats is not None and samples.logprob is not None
+        for name, values in (
+            ("self_certainty", samples.stats.self_certainty),
+            ("entropy", samples.stats.entropy),
+            ("logprob", samples.logprob),
+        ):
+            means.add(f"rollout/{name}", values[mask].sum(), tokens)
+        if rollout.reference_logprob is not None:
+            difference = (rollout.reference_logprob - samples.logprob)[mask]
+            means.add("rollout/reference_logprob", rollout.reference_logprob[mask].sum(), tokens)
+            means.add("rollout/kl", (difference.exp() - difference - 1).sum(), tokens)
+        means.rows("rollout/completion_tokens", samples.lengths.float())
+        means.rows("rollout/truncated_fraction", (~samples.ended).float())
+        means.rows("rollout/gated_fraction", gated.float())
+        if samples.kept_mass is not None:
+            means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), tokens)
+        groups = [rollout.answers[i : i + g] for i in range(0, len(rollout.answers), g)]
+        means.rows("rollout/agreement", torch.tensor([agreement(x) for x in groups]))
+        if rollout.correct is not None:
+            means.rows("rollout/accuracy", rollout.correct)
+        means.add("rollout/tokens_per_second", tokens * trainer.world_size, seconds)
+        metrics = means.reduce(trainer)
+        if rollout.correct is None and not metrics["rollout/agreement"]:
+            del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
+        return metrics
+
+
+def _datamodule(trainer: Trainer) -> PromptDataModule:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(datamodule, PromptDataModule):
+        raise UserError("Training takes its prompts from a PromptDataModule", got=type(datamodule).__name__)
+    return datamodule

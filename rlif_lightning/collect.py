@@ -1,0 +1,133 @@
+"""Collect one rollout: sample, read answers, score, reward, weigh. No Lightning here."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlif_lightning.functional.advantages import combine_advantages, group_advantages
+from rlif_lightning.grading import Grader
+from rlif_lightning.prompts import Prompt
+from rlif_lightning.rewards import Reward
+from rlif_lightning.rollout import Rollout, completion_seeds
+from rlif_lightning.sampling import Sampler, Sampling
+from rlif_lightning.sampling.protocol import Progress
+from rlif_lightning.scoring import score
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How rewards become advantages; see :func:`rlif_lightning.functional.advantages.group_advantages`."""
+
+    scale: Literal["group", "none"] = "group"
+    min_spread: float = 1e-4
+    mask_truncated: bool = False
+
+
+def sample_rollout(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    positions: list[tuple[int, ...]],
+    seed: int,
+    group_size: int,
+    sampling: Sampling,
+    decode: Callable[[list[list[int]]], list[str]],
+    grader: Grader | None,
+    progress: Progress | None = None,
+) -> Rollout:
+    """Draw a group per prompt and read the answers out of the texts.
+
+    Args:
+        sampler: Up to date with the policy.
+        prompts: P.
+        positions: Of each prompt in the run, which seed its completions.
+        seed: Of the run.
+        group_size: G.
+        sampling: The law to draw from.
+        decode: Token ids to texts.
+        grader: Reads answers, and compares them where a problem has a reference; null: neither.
+        progress: Told how far the sampler is.
+    """
+    seeds = completion_seeds(seed, positions, group_size)
+    samples = sampler.sample([p.ids for p in prompts], group_size, seeds, sampling, progress)
+    texts = completion_texts(samples.completion_ids, samples.lengths, decode)
+    rollout = Rollout(samples, group_size, sampling.temperature, seeds, texts)
+    if grader is None:
+        return rollout
+    ended = samples.ended.tolist()
+    answers = grader.extract_answers(list(zip(texts, ended, strict=True)))
+    golds = [p.problem.gold for p in prompts for _ in range(group_size)]
+    correct = None
+    if all(g is not None for g in golds):
+        grades = grader.grade(
+            [(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None]
+        )
+        correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
+    return replace(rollout, answers=answers, correct=correct)
+
+
+def completion_texts(
+    ids: Tensor, lengths: Tensor, decode: Callable[[list[list[int]]], list[str]]
+) -> list[str]:
+    """Completions as text, padding left out."""
+    return decode([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
+
+
+def with_scores(rollout: Rollout, policy: nn.Module, temperature: float | None) -> Rollout:
+    """Fill in what an engine without statistics left out, by one scoring pass of the policy."""
+    samples = rollout.samples
+    if samples.stats is None:
+        own = score(policy, samples, rollout.temperature)
+        stats = own if temperature in (None, rollout.temperature) else score(policy, samples, temperature)
+        samples = replace(samples, logprob=own.logprob, stats=stats)
+    return replace(rollout, samples=samples)
+
+
+def with_reference(
+    rollout: Rollout, slices: Sequence[Tensor], reference: Callable[[], AbstractContextManager[nn.Module]]
+) -> Rollout:
+    """Log-probabilities [N, T] of the rollout under the frozen reference.
+
+    The pass runs on the very slices that the update will use, so that at the first step policy and reference
+    round alike and their divergence is exactly 0.
+    """
+    out = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
+    with reference() as model:
+        for rows in slices:
+            part = rollout.samples.rows(rows)
+            width = part.completion_ids.shape[1]
+            out[rows.to(out.device), :width] = score(model, part, rollout.temperature).logprob
+    return replace(rollout, reference_logprob=out)
+
+
+def with_advantages(
+    rollout: Rollout, rewards: Sequence[Reward], settings: AdvantageSettings
+) -> tuple[Rollout, Tensor]:
+    """Reward the rollout and weigh its completions.
+
+    Returns:
+        The rollout with rewards, advantages [N] and loss mask [N, T]; and gated [P], the groups that teach
+        nothing because every reward's spread is too small.
+    """
+    samples = rollout.samples
+    mask = samples.completion_mask
+    if settings.mask_truncated:
+        mask = mask & samples.ended[:, None]
+    values, parts, gates = {}, [], []
+    for reward in rewards:
+        value = reward(rollout).float()
+        values[reward.name] = value
+        if settings.mask_truncated:
+            # Out of the group's statistics, not a reward of 0.
+            value = value.masked_fill(~samples.ended, torch.nan)
+        part, gated = group_advantages(
+            value, rollout.group_size, scale=settings.scale, min_spread=settings.min_spread
+        )
+        parts.append(part)
+        gates.append(gated)
+    advantages = combine_advantages(parts, [r.weight for r in rewards])
+    done = replace(rollout, rewards=values, advantages=advantages, loss_mask=mask)
+    return done, torch.stack(gates).all(0)

@@ -1,0 +1,62 @@
+"""``rlif report``: redraw a run's curves and table, or lay several runs over each other."""
+
+from pathlib import Path
+
+from rlif_lightning.errors import UserError
+
+OUTPUT = Path("curves.png")
+
+
+def main(args: list[str]) -> None:
+    """Run the command.
+
+    One run: curves.png and summary.txt in its folder are written anew. Several runs: their curves
+    are laid over each other in one picture. The tables are printed.
+
+    Args:
+        args: The words after ``rlif report``.
+
+    Raises:
+        UserError: The words are wrong, or a run cannot be read or drawn.
+    """
+    runs, output = _parse(args)
+    from rlif_lightning.report import draw_curves, load_run, summary_table, write_report
+
+    for run in runs:
+        load_run(run)  # a mistake in the last run shows before anything is written
+    written = list(write_report(runs[0])) if len(runs) == 1 else []
+    if len(runs) > 1 or output is not None:
+        picture = output or OUTPUT
+        draw_curves(runs, picture)
+        written.append(picture)
+    for run in runs:
+        print(summary_table(run))
+    for path in written:
+        print(f"written: {path}")
+
+
+def _parse(args: list[str]) -> tuple[list[Path], Path | None]:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(
+        prog="rlif report",
+        description="Redraw the curves and the table of a run, or overlay the curves of several runs.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder: runs/<recipe>/<n>")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"the picture of several runs (default: {OUTPUT}), or one more of a single run",
+    )
+    try:
+        parsed = parser.parse_args(args)
+    except ArgumentError as error:
+        raise UserError(
+            "rlif report does not understand its arguments.",
+            got=f"{' '.join(args) or 'nothing'} ({error})",
+            expected="rlif report RUN... [--output FILE]",
+            do="see rlif report --help",
+        ) from error
+    return [Path(run) for run in parsed.runs], parsed.output and Path(parsed.output)

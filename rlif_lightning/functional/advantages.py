@@ -1,0 +1,85 @@
+"""Rewards to advantages: each completion against the others of its prompt (GRPO, arXiv 2402.03300)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scale = Literal["group", "none"]
+
+
+def group_advantages(
+    rewards: Tensor,
+    group_size: int,
+    *,
+    scale: Scale = "group",
+    min_spread: float = 0.0,
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """Advantages within each group: (r - mean) / (std + eps), std unbiased.
+
+    A row with a reward that is not finite (NaN: no token to score) is unusable: it enters neither mean nor
+    std and gets advantage 0. A group is gated, all its advantages 0, where it has fewer than two usable rows
+    or its std is at most ``min_spread``: to standardise a spread that is only rounding turns noise into
+    advantages of size 1. Equal rewards are always gated.
+
+    Args:
+        rewards: [N], higher is better, rows of a group next to each other.
+        group_size: G.
+        scale: ``none`` leaves the division out (Dr. GRPO, arXiv 2503.20783): advantages in the reward's unit.
+        min_spread: Largest std that still gates, in the reward's own unit.
+        eps: Added to the std.
+
+    Returns:
+        Advantages [N] without gradient, and gated [P] bool.
+
+    Raises:
+        ValueError: The rewards are not [N] with N a multiple of the group size, or the scale is unknown.
+    """
+    if rewards.ndim != 1 or group_size < 1 or len(rewards) % group_size:
+        raise ValueError(
+            "rewards do not divide into groups\n"
+            f"  got: rewards {list(rewards.shape)}, group_size {group_size}\n"
+            "  expected: rewards [N] with N a multiple of group_size"
+        )
+    if scale not in ("group", "none"):
+        raise ValueError(f"unknown scale\n  got: {scale!r}\n  expected: 'group' or 'none'")
+    dtype = torch.promote_types(rewards.dtype, torch.float32)
+    r = rewards.detach().to(dtype).reshape(-1, group_size)  # [P, G]
+    usable = r.isfinite()  # [P, G]
+    n = usable.sum(1, keepdim=True)  # [P, 1]
+    # Counted from the group's best, equal rewards are exactly 0; their plain mean may be off by a rounding,
+    # and that would pass for a spread.
+    best = r.where(usable, -torch.inf).amax(1, keepdim=True)  # [P, 1]
+    r = (r - best).where(usable, 0)
+    centred = (r - r.sum(1, keepdim=True) / n).where(usable, 0)  # [P, G]
+    std = (centred.square().sum(1, keepdim=True) / (n - 1)).sqrt()  # [P, 1], meaningless where n < 2: gated
+    gated = (n < 2) | (std <= max(min_spread, 0.0))  # [P, 1]
+    advantages = centred / (std + eps) if scale == "group" else centred
+    return advantages.masked_fill(gated, 0).flatten(), gated.squeeze(1)
+
+
+def combine_advantages(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Advantages of several rewards as one: A = sum_k weight_k * A_k.
+
+    The sum is not standardised again, so a weight is the share of its reward in the gradient, and doubling
+    all weights doubles it. A negative weight turns a reward round.
+
+    Args:
+        parts: One tensor [N] per reward.
+        weights: One number per reward.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: Not one weight per part, no part at all, or parts of different shapes.
+    """
+    if len(parts) != len(weights) or not parts or len({p.shape for p in parts}) != 1:
+        raise ValueError(
+            "advantages do not combine\n"
+            f"  got: parts {[list(p.shape) for p in parts]}, {len(weights)} weights\n"
+            "  expected: at least one part, all of one shape [N], and one weight for each"
+        )
+    return torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0)

@@ -1,0 +1,162 @@
+"""What counts as a right answer: the declarative settings of a recipe, and the right answer itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.grading.extraction import check_where, extract
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The right answer to one problem.
+
+    Args:
+        text: The answer itself.
+        unit: A unit that an answer may repeat.
+        tolerance: Allowed absolute difference of numbers, or one per answer where there are several.
+    """
+
+    text: str
+    unit: str | None = None
+    tolerance: float | tuple[float, ...] | None = None
+
+    @property
+    def tolerances(self) -> tuple[float, ...]:
+        """The tolerance as a tuple; empty where there is none."""
+        if self.tolerance is None:
+            return ()
+        return self.tolerance if isinstance(self.tolerance, tuple) else (self.tolerance,)
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    r"""How the answer of a completion is found and compared; a recipe writes these settings in YAML.
+
+    A place is `whole` (all of the text), `boxed` (the last `\boxed{}`), `last_number`, or a regular
+    expression with one capture group, of which the last match counts.
+
+    Args:
+        completion: The place of the answer in a completion; several are tried in their order.
+        compare: `math`: equal in value (numbers exactly, formulas by math-verify). `text`: equal after
+            normalisation of numbers, spaces and LaTeX. `exact`: equal letter for letter.
+        several: Where the right answer is a comma-separated list: `one` takes it as a single answer,
+            `ordered` compares part by part, `set` in any order. A point or interval in brackets is one part.
+        relative_tolerance: Share of the right number by which a number may differ. 0 compares integers and
+            fractions exactly and decimals to six significant digits.
+        unfinished_is_wrong: Whether a completion that did not end by itself has no answer.
+    """
+
+    completion: str | list[str] = "boxed"
+    compare: Literal["math", "text", "exact"] = "math"
+    several: Literal["one", "ordered", "set"] = "one"
+    relative_tolerance: float = 0.0
+    unfinished_is_wrong: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            raise UserError("no place to find the answer in", got=self.completion, do="name at least one")
+        for where in self.places:
+            check_where(where)
+        for name, value, allowed in (
+            ("compare", self.compare, ("math", "text", "exact")),
+            ("several", self.several, ("one", "ordered", "set")),
+        ):
+            if value not in allowed:
+                raise UserError(
+                    f"unknown setting of answers.{name}", got=repr(value), expected=" | ".join(allowed)
+                )
+        if not 0 <= self.relative_tolerance < 1:
+            raise UserError(
+                "answers.relative_tolerance is out of range",
+                got=self.relative_tolerance,
+                expected="a number from 0 to below 1, such as 0.01 for one per cent",
+            )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The places in a completion, first choice first."""
+        return (self.completion,) if isinstance(self.completion, str) else tuple(self.completion)
+
+    def find(self, completion: str, ended: bool = True) -> str | None:
+        """The answer in a completion as it stands there.
+
+        Args:
+            completion: The completion's text.
+            ended: Whether it ended by itself (False: it was cut off at its longest length).
+        """
+        if self.unfinished_is_wrong and not ended:
+            return None
+        return next((found for where in self.places if (found := extract(completion, where))), None)
+
+
+def read_gold(value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None) -> Gold | None:
+    """Read the right answer from the fields of a data set's row.
+
+    Args:
+        value: What the answer field holds, see `gold_text`.
+        where: The place of the answer in it, see `extract`.
+        unit: What the unit field holds, if there is one.
+        tolerance: What the tolerance field holds, if there is one, see `read_tolerance`.
+
+    Returns:
+        The right answer, or None where there is none at that place.
+
+    Raises:
+        UserError: A field holds something that is no answer.
+    """
+    text = extract(gold_text(value), where)
+    unit_text = str(unit).strip() if unit is not None else ""
+    return Gold(text, unit_text or None, read_tolerance(tolerance)) if text else None
+
+
+def gold_text(value: Any) -> str:
+    """The text of an answer field: 27.0 becomes `27`, `["2", "3"]` becomes `2, 3`.
+
+    Args:
+        value: What the field holds: text, number, boolean, or a list of these.
+
+    Raises:
+        UserError: It holds something else, or a number that is not finite.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):  # True and False as well
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)
+    if isinstance(value, Sequence) and value:
+        return ", ".join(gold_text(part) for part in value)
+    raise UserError(
+        "the answer field holds no answer",
+        got=f"{value!r} ({type(value).__name__})",
+        expected="text, a finite number, true or false, or a list of these",
+        do="name another answer field, or leave such rows out",
+    )
+
+
+def read_tolerance(value: Any) -> float | tuple[float, ...] | None:
+    """What a tolerance field allows: one difference, several, or None where it holds none.
+
+    Args:
+        value: None, a number, or text with one number or several separated by commas.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    if value is None or value == "":
+        return None
+    parts = value.split(",") if isinstance(value, str) else [value]
+    try:
+        numbers = tuple(0.0 if str(part).strip() in ("", "null", "None") else float(part) for part in parts)
+    except (TypeError, ValueError):
+        numbers = (-1.0,)
+    if not all(0 <= number < math.inf for number in numbers):
+        raise UserError(
+            "the tolerance field holds no tolerance",
+            got=repr(value),
+            expected="null, a number not below 0, or text such as 1e-1 or 1e-1,1e-2",
+        )
+    return numbers[0] if len(numbers) == 1 else numbers

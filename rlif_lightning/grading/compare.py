@@ -1,0 +1,204 @@
+r"""Whether an answer equals the right one: everything that needs no computer algebra.
+
+The rules run twice: in the training process without a `symbolic` comparison, where they leave open what they
+cannot decide (None), and in the worker with one. So both agree by construction.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rlif_lightning.grading.normalise import MAX_ANSWER, clean, normalise, split_answers, without_name
+from rlif_lightning.grading.number import Number, as_number, same_number
+
+Symbolic = Callable[[str, str, float, float], bool]
+"""(gold, answer, absolute tolerance, relative tolerance) -> equal."""
+
+MAX_NESTING = 12
+MAX_DIGITS_IN_A_ROW = 300
+MAX_POWERS = 60
+MAX_FACTORIALS = 10
+MAX_PARTS = 64
+
+_HIGH_POWER = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*[-+]?[0-9]{7,}|[0-9.][eE]\+?[0-9]{4,}")
+_TOWER = r"([0-9]+)\s*(?:\^|\*\*)\s*[{(]?\s*([0-9]+)(?![0-9])"
+_HIGH_FACTORIAL = re.compile(r"[0-9]{6,}\s*!|!\s*[)}\]]+\s*!|!\s*!\s*!")
+_WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
+_PAIRS = {"(": ")", "[": "]"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one answer is compared with its right one.
+
+    Args:
+        several: See `AnswerFormat`.
+        unit: A unit that the answer may repeat.
+        absolute: Allowed absolute differences: none, one for all parts, or one per part.
+        relative: Allowed relative difference.
+    """
+
+    several: Literal["one", "ordered", "set"] = "one"
+    unit: str | None = None
+    absolute: tuple[float, ...] = ()
+    relative: float = 0.0
+
+
+def too_costly(answer: str) -> bool:
+    """Whether an answer is longer, deeper or higher than any honest one, at a glance.
+
+    Args:
+        answer: The answer as extracted.
+    """
+    if len(answer) > MAX_ANSWER:
+        return True
+    if re.search(rf"[0-9]{{{MAX_DIGITS_IN_A_ROW},}}", answer):
+        return True
+    if answer.count("^") + answer.count("**") > MAX_POWERS or answer.count("!") > MAX_FACTORIALS:
+        return True
+    if _HIGH_POWER.search(answer) or _HIGH_FACTORIAL.search(answer) or _high_tower(answer):
+        return True
+    depth = deepest = 0
+    for letter in answer:
+        if letter in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in ")]}":
+            depth -= 1
+    return deepest > MAX_NESTING
+
+
+def _high_tower(answer: str) -> bool:
+    """Whether a power of a power, all in digits, has an exponent of a million or more."""
+    towers = re.finditer(rf"(?:\^|\*\*)\s*[{{(]?\s*(?={_TOWER})", answer)
+    return any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in towers)
+
+
+def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic | None = None) -> bool | None:
+    """Compare an answer with the right one.
+
+    Args:
+        gold: The right answer.
+        answer: The answer given.
+        rule: How to compare.
+        symbolic: Compares two formulas in LaTeX; None leaves them open.
+
+    Returns:
+        True or False, or None where only `symbolic` could tell.
+    """
+    if too_costly(answer):
+        return gold.strip() == answer.strip()
+    if rule.several != "one":
+        wanted = split_answers(gold)
+        if len(wanted) > 1:
+            given = split_answers(answer)
+            compare = _ordered if rule.several == "ordered" else _unordered
+            return compare(wanted, given, rule, symbolic)
+    return _one(gold, answer, rule, rule.absolute[0] if rule.absolute else 0.0, symbolic)
+
+
+def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
+    if len(wanted) != len(given) or len(given) > MAX_PARTS:
+        return False
+    open_question = False
+    for place, (gold, answer) in enumerate(zip(wanted, given, strict=True)):
+        verdict = _one(gold, answer, rule, _tolerance(rule, place), symbolic)
+        if verdict is False:
+            return False
+        open_question |= verdict is None
+    return None if open_question else True
+
+
+def _unordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
+    """Every right answer given once and nothing else; repeated answers count as one if that is needed."""
+    verdict = _matching(wanted, given, rule, symbolic)
+    if verdict is False:
+        once, given_once = _distinct(wanted), _distinct(given)
+        if (len(once), len(given_once)) != (len(wanted), len(given)):
+            return _matching(once, given_once, rule, symbolic)
+    return verdict
+
+
+def _matching(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
+    if len(wanted) != len(given) or len(given) > MAX_PARTS:
+        return False
+    left = list(given)
+    unmatched = []
+    for place, gold in enumerate(wanted):
+        absolute = _tolerance(rule, place)
+        verdicts = [_one(gold, answer, rule, absolute, None) for answer in left]
+        if True in verdicts:
+            del left[verdicts.index(True)]
+        elif None not in verdicts:
+            return False
+        else:
+            unmatched.append((gold, absolute))
+    if unmatched and symbolic is None:
+        return None
+    for gold, absolute in unmatched:
+        for answer in left:
+            if _one(gold, answer, rule, absolute, symbolic):
+                left.remove(answer)
+                break
+        else:
+            return False
+    return True
+
+
+def _distinct(parts: Sequence[str]) -> list[str]:
+    return list({normalise(without_name(part)[1]): part for part in parts}.values())
+
+
+def _tolerance(rule: Rule, place: int) -> float:
+    if not rule.absolute:
+        return 0.0
+    return rule.absolute[place] if place < len(rule.absolute) else rule.absolute[-1]
+
+
+def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic | None) -> bool | None:
+    """Compare single answers: as text, as numbers, as brackets of parts, at last as formulas."""
+    if normalise(gold, rule.unit) == normalise(answer, rule.unit):
+        return True
+    if _WORDS.fullmatch(gold):  # else the letters of a word would count as factors in any order
+        return normalise(gold).casefold() == normalise(answer).casefold()
+    wanted, given = _without_names(clean(gold, rule.unit), clean(answer, rule.unit))
+    if not given:
+        return False
+    if normalise(wanted) == normalise(given):
+        return True
+    number, answered = _number(wanted), _number(given)
+    if number and answered:
+        return same_number(number, answered, absolute=absolute, relative=rule.relative)
+    if _shape(wanted) and _shape(wanted) == _shape(given):
+        part_rule = Rule("ordered", None, (absolute,), rule.relative)
+        parts, answers = split_answers(wanted[1:-1]), split_answers(given[1:-1])
+        if len(parts) > 1:
+            return _ordered(parts, answers, part_rule, symbolic)
+    return symbolic(wanted, given, absolute, rule.relative) if symbolic else None
+
+
+def _number(text: str) -> Number | None:
+    return as_number(re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text))
+
+
+def _shape(text: str) -> tuple[str, str] | None:
+    """The outer brackets of a point or an interval, if one pair encloses all of it."""
+    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]":
+        return None
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += letter in "([{"
+        depth -= letter in ")]}"
+        if depth == 0 and place < len(text) - 1:
+            return None
+    return text[0], text[-1]
+
+
+def _without_names(gold: str, answer: str) -> tuple[str, str]:
+    """Drop the `x =` that only one side has, or that both have alike."""
+    (gold_name, gold_value), (name, value) = without_name(gold), without_name(answer)
+    if gold_name and name and gold_name != name:
+        return gold, answer
+    return gold_value, value

@@ -1,0 +1,104 @@
+"""Plain numbers read exactly, without a computer algebra system and without costly input."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_DIGITS = 400
+"""Longer numbers and larger exponents of ten are not read as numbers."""
+
+DECIMAL_PRECISION = Fraction(1, 1_000_000)
+"""A decimal equals what it is rounded from within this relative difference: 0.333333 is 1/3."""
+
+_INTEGER = r"[0-9]{1,400}"
+_DECIMAL = rf"(?:{_INTEGER}\.?[0-9]{{0,400}}|\.{_INTEGER})"
+_PLAIN = re.compile(
+    rf"(?P<sign>[-+]?)(?P<value>{_DECIMAL})"
+    rf"(?:(?:[eE]|\s*\\(?:times|cdot)\s*10\s*\^)\s*\{{?\s*(?P<exponent>[-+]?[0-9]{{1,4}})\s*\}}?)?"
+)
+_SLASH = re.compile(rf"(?P<sign>[-+]?)(?P<over>{_DECIMAL})\s*/\s*(?P<under>{_DECIMAL})")
+_FRAC = re.compile(rf"(?P<sign>[-+]?)\s*\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}")
+_PERCENT = re.compile(r"\s*\\?%$")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number and how it was written.
+
+    Args:
+        value: The number itself, a percentage as its figure (50 for 50 %).
+        decimal: Written with a decimal point or a power of ten, so possibly rounded.
+        percent: Followed by a per cent sign.
+    """
+
+    value: Fraction
+    decimal: bool = False
+    percent: bool = False
+
+    @property
+    def readings(self) -> tuple[Fraction, ...]:
+        """The values it may stand for: 50 % is 50 (in per cent) or 1/2."""
+        return (self.value, self.value / 100) if self.percent else (self.value,)
+
+
+def as_number(text: str) -> Number | None:
+    r"""Read `-12`, `1.5`, `.5`, `3/4`, `\frac{3}{4}`, `4.5e33`, `4.5 \times 10^{33}`, with % or without.
+
+    Args:
+        text: A cleaned answer (no thousands commas).
+
+    Returns:
+        The number, or None for anything else, overlong numbers and zero denominators included.
+    """
+    if len(text) > 3 * MAX_DIGITS:
+        return None
+    bare = _PERCENT.sub("", text)
+    percent = bare != text
+    bare = bare.strip()
+    if match := _PLAIN.fullmatch(bare):
+        exponent = int(match["exponent"] or 0)
+        if abs(exponent) > MAX_DIGITS:
+            return None
+        value = _fraction(match["value"]) * Fraction(10) ** exponent
+        decimal = "." in match["value"].rstrip(".") or match["exponent"] is not None
+    elif match := _SLASH.fullmatch(bare) or _FRAC.fullmatch(bare):
+        over, under = match["over"], match["under"]
+        if not _fraction(under):
+            return None
+        value = _fraction(over) / _fraction(under)
+        decimal = any("." in part.rstrip(".") for part in (over, under))
+    else:
+        return None
+    return Number(-value if match["sign"] == "-" else value, decimal, percent)
+
+
+def canonical(number: Number) -> str:
+    """One text per value: 27.0 is 27, 0.50 and 2/4 are 1/2; the per cent sign is dropped."""
+    return str(number.value)
+
+
+def same_number(gold: Number, answer: Number, *, absolute: float = 0.0, relative: float = 0.0) -> bool:
+    """Whether two numbers are equal, or near enough where a tolerance is given.
+
+    Integers and fractions are compared exactly. Where either side is a decimal, `DECIMAL_PRECISION` applies.
+
+    Args:
+        gold: The right answer.
+        answer: The answer given.
+        absolute: Allowed difference.
+        relative: Allowed difference as a share of the gold value.
+    """
+    if gold.decimal or answer.decimal:
+        relative = max(relative, float(DECIMAL_PRECISION))
+    allowed_share = DECIMAL_PRECISION if relative == float(DECIMAL_PRECISION) else Fraction(relative)
+    for wanted in gold.readings:
+        allowed = max(Fraction(absolute), allowed_share * abs(wanted))
+        if any(abs(wanted - value) <= allowed for value in answer.readings):
+            return True
+    return False
+
+
+def _fraction(text: str) -> Fraction:
+    sign = -1 if text.startswith("-") else 1
+    whole, _, part = text.lstrip("-").partition(".")
+    return sign * Fraction(int((whole + part) or "0"), 10 ** len(part))

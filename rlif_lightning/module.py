@@ -1,0 +1,295 @@
+"""The LightningModule: policy, frozen reference, one GRPO update."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.functional.losses import Normalization, PolicyLoss, policy_loss
+from rlif_lightning.functional.token_stats import token_logprobs
+from rlif_lightning.policy import (
+    adapter_off,
+    check_lora,
+    end_token_ids,
+    fingerprint,
+    frozen_copy,
+    load_policy,
+    load_tokenizer,
+    set_training_mode,
+)
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.sampling.check import check_decoding
+from rlif_lightning.scoring import completion_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """AdamW with the settings of arXiv 2505.19590."""
+    return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+class RLIFModule(pl.LightningModule):
+    """A policy, its frozen reference, and the clipped policy-gradient step between them.
+
+    The weights are loaded in ``configure_model``; ``__init__`` only checks and stores settings. Rollouts come
+    from :class:`rlif_lightning.callbacks.RolloutCallback`.
+
+    Args:
+        name: The model: ``toy``, a Hugging Face folder, or a hub name.
+        loss: Normalisation of the token losses.
+        clip_low: Lower bound of the ratio is 1 - clip_low.
+        clip_high: Upper bound of the ratio is 1 + clip_high.
+        kl_coefficient: Weight of the k3 divergence from the reference; 0 loads no reference.
+        lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
+        optimizer: Class path and settings of the optimiser.
+        schedule: Learning rate after the warm-up.
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        dropout: Leave dropout on in the update; it is always off while sampling and scoring.
+        end_tokens: Tokens that end a completion beside those of the generation config and the tokenizer.
+        attn_implementation: As transformers names it; null: its choice.
+        revision: Of a hub repository.
+        trust_remote_code: Run Python code that comes with the model. Only for code that you have read.
+    """
+
+    def __init__(
+        self,
+        name: str = "toy",
+        loss: Normalization = "grpo",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        kl_coefficient: float = 0.0,
+        lora: dict[str, Any] | None = None,
+        optimizer: OptimizerFactory = default_optimizer,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_ratio: float = 0.0,
+        gradient_checkpointing: bool = False,
+        dropout: bool = False,
+        end_tokens: list[str] | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        for setting, value in (
+            ("clip_low", clip_low),
+            ("clip_high", clip_high),
+            ("kl_coefficient", kl_coefficient),
+        ):
+            if value < 0:
+                raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
+        if not 0 <= warmup_ratio < 1:
+            raise UserError(
+                "model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1"
+            )
+        if lora is not None:
+            check_lora(lora)
+        self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
+        self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
+        self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
+        self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
+        self.attn_implementation, self.revision = attn_implementation, revision
+        self.trust_remote_code = trust_remote_code
+        self.needs_reference = kl_coefficient > 0
+        self.policy: nn.Module | None = None
+        self.reference: nn.Module | None = (
+            None  # a frozen copy; None under LoRA, whose adapter is switched off
+        )
+        self.fingerprint = ""
+        self.strict_loading = False  # checkpoints hold trainable weights only
+        self._sums: dict[str, Tensor] = {}
+        self._grad_norm: Tensor | None = None
+
+    # -- loading ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The policy's tokenizer; needs no weights."""
+        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Every token id that ends a completion."""
+        assert self.policy is not None
+        return end_token_ids(self.tokenizer, getattr(self.policy, "generation_config", None), self.end_tokens)
+
+    def configure_model(self) -> None:
+        """Load policy and reference; Lightning calls this once per command, after all settings were checked."""
+        if self.policy is not None:
+            return
+        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
+        training = self._trainer is not None and self._trainer.training
+        if training and precision.endswith("-true") and precision not in ("32-true", "64-true"):
+            raise UserError(
+                "Training weights in half precision loses most updates to rounding",
+                got=f"trainer.precision {precision}",
+                do="set --trainer.precision bf16-mixed",
+            )
+        half = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        frozen = not training or self.lora is not None
+        policy = load_policy(
+            self.name,
+            dtype=half if frozen else torch.float32,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            revision=self.revision,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+        self.fingerprint = fingerprint(policy)
+        self.policy = policy
+        check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
+        if training and self.needs_reference and self.lora is None:
+            self.reference = frozen_copy(policy, half)
+
+    @contextmanager
+    def frozen_reference(self) -> Iterator[nn.Module]:
+        """The policy as it was at the start: adapter off under LoRA, a frozen copy otherwise."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            assert self.lora is not None, "no reference was loaded"
+            with adapter_off(self.policy) as model:
+                yield model
+
+    # -- one update ------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one slice: its part of the window's mean.
+
+        Lightning divides by the slices of a window and DDP averages over processes: both are undone here, so
+        that the gradient is that of the whole window however it is cut.
+        """
+        assert self.policy is not None
+        rollout: Rollout = batch["rollout"]
+        set_training_mode(self.policy, training=True, dropout=self.dropout)
+        logits = completion_logits(self.policy, rollout.samples)  # [n, T, V]
+        logprob = token_logprobs(logits, rollout.samples.completion_ids, rollout.temperature)  # [n, T]
+        assert rollout.advantages is not None and rollout.loss_mask is not None
+        result = policy_loss(
+            logprob,
+            rollout.advantages,
+            rollout.loss_mask,
+            batch["denominator"],
+            old_logprob=batch["old_logprob"],
+            reference_logprob=rollout.reference_logprob,
+            normalization=self.loss,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            kl_coefficient=self.kl_coefficient,
+        )
+        self._count(result)
+        return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _count(self, result: PolicyLoss) -> None:
+        for key in ("loss", "ratio", "clipped", "kl", "tokens"):
+            value = getattr(result, key).detach().float()
+            self._sums[key] = self._sums.get(key, torch.zeros_like(value)) + value
+
+    def window_metrics(self) -> dict[str, float]:
+        """Means over the optimiser step just taken, over all processes; starts the next one's sums."""
+        keys = ("loss", "ratio", "clipped", "kl", "tokens")
+        sums = torch.stack([self._sums[k] for k in keys])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss, ratio, clipped, kl, tokens = sums.tolist()
+        tokens = max(tokens, 1.0)
+        self._sums = {}
+        metrics = {
+            "train/loss": loss,
+            "train/ratio_mean": ratio / tokens,
+            "train/clip_fraction": clipped / tokens,
+            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if self.needs_reference:
+            metrics["train/kl"] = kl / tokens
+        if self._grad_norm is not None:
+            metrics["train/grad_norm"] = float(self._grad_norm)
+        return metrics
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep the gradient's norm as it is before clipping."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._grad_norm = nn.utils.get_total_norm(grads)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over the trainable weights, and its schedule in optimiser steps."""
+        from transformers import get_scheduler
+
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        total = self._total_steps()
+        warmup = round(self.warmup_ratio * total)
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the run.
+
+        Not ``estimated_stepping_batches``: that makes the loader before its resumed state is there.
+        """
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
+        return max(1, epochs * len(datamodule.train_dataloader()) // trainer.accumulate_grad_batches)
+
+    # -- the other commands: the Evaluation callback does their work ------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse a Trainer that would run through these commands without doing anything."""
+        from rlif_lightning.callbacks import Evaluation
+
+        if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError("Nothing evaluates", do="give the Trainer a rlif_lightning.callbacks.Evaluation")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Done by the Evaluation callback."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Done by the Evaluation callback."""
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        """Done by the Evaluation callback."""
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def _trainable(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trainable weights only, and whose they are."""
+        trainable = self._trainable()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint["rlif"] = {"model": self.name, "fingerprint": self.fingerprint, "lora": self.lora}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another model."""
+        mark = checkpoint.get("rlif")
+        if mark is None:
+            raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
+        if mark["fingerprint"] != self.fingerprint:
+            raise UserError(
+                "The checkpoint belongs to another model",
+                got=f"a checkpoint of '{mark['model']}'",
+                expected=f"one of '{self.name}'",
+                do="give the recipe, or the --model.name, that it was trained with",
+            )
+        missing = self._trainable() ^ set(checkpoint["state_dict"])
+        if missing:
+            raise UserError(
+                "The checkpoint holds other trainable weights than this recipe",
+                got=f"LoRA settings {mark['lora']}",
+                expected=f"{self.lora}",
+                do="use the model.lora settings that it was trained with",
+            )

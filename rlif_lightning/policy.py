@@ -1,0 +1,198 @@
+"""Load a policy, its tokenizer and its frozen reference."""
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.hub import from_hub, is_local, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer that can pad and that knows how a text ends.
+
+    A missing padding token is replaced by the end token: padding is always masked, so any token will do.
+
+    Raises:
+        UserError: No tokenizer there, or it has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    tokenizer = from_hub(
+        "tokenizer",
+        name,
+        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code),
+    )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "The tokenizer has no end-of-sequence token, so no completion could ever end",
+            got=name,
+            do='set "eos_token" in its tokenizer_config.json',
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_token_ids(
+    tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]
+) -> list[int]:
+    """Every id that ends a completion: generation config, tokenizer, and tokens named in the recipe.
+
+    A base model with a chat template ends on a token that its generation config does not list.
+
+    Raises:
+        UserError: A named token is not one token of the vocabulary.
+    """
+    ids = {tokenizer.eos_token_id}
+    listed = getattr(generation_config, "eos_token_id", None)
+    ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    for token in extra:
+        number = tokenizer.convert_tokens_to_ids(token)
+        if number is None or number == tokenizer.unk_token_id:
+            raise UserError(
+                "model.end_tokens names a token that the tokenizer does not have", got=repr(token)
+            )
+        ids.add(number)
+    return sorted(ids)
+
+
+def check_lora(lora: dict[str, Any]) -> None:
+    """Refuse settings that peft's LoraConfig does not have.
+
+    Raises:
+        UserError: An unknown key, with the nearest known one.
+    """
+    from peft import LoraConfig
+
+    known = [f.name for f in dataclasses.fields(LoraConfig)]
+    for key in lora:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UserError(
+                f"model.lora has no setting '{key}'",
+                expected="a field of peft.LoraConfig" + (f", perhaps '{near[0]}'" if near else ""),
+            )
+
+
+def load_policy(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    lora: dict[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Load a causal language model from safetensors, with a fresh LoRA adapter where asked.
+
+    Args:
+        name: ``toy``, a folder or a hub name.
+        dtype: Of the weights; a LoRA adapter is always float32.
+        lora: Fields of ``peft.LoraConfig``.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+        revision: Of a hub repository.
+        attn_implementation: As transformers names it; null: its choice.
+        trust_remote_code: Run Python code that comes with the model.
+
+    Raises:
+        UserError: No such model, no such weights, or LoRA targets that match nothing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(name)
+    model = from_hub(
+        "model",
+        name,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=None if is_local(path) else revision,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        ),
+    )
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora is None:
+        return model
+    return add_lora(model, lora)
+
+
+def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
+    """Wrap a model with a fresh float32 LoRA adapter; only the adapter trains.
+
+    Raises:
+        UserError: Unknown settings, or targets that match nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    check_lora(lora)
+    try:
+        policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    except ValueError as error:
+        raise UserError("The LoRA adapter does not fit the model", got=lora, expected=str(error)) from error
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return policy
+
+
+def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the policy as it stands, without gradients."""
+    reference = copy.deepcopy(model).to(dtype)
+    return reference.requires_grad_(False).eval()
+
+
+def set_training_mode(model: nn.Module, training: bool, dropout: bool = False) -> None:
+    """Switch between sampling and training without switching dropout on.
+
+    Gradient checkpointing asks each decoder layer whether it trains, dropout asks the dropout module and the
+    attention: so only the decoder layers themselves are told, unless dropout is wanted.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.train(training and dropout)
+    if training:
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+
+
+@contextmanager
+def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
+    """The bare base model under a LoRA policy, bit by bit."""
+    with policy.disable_adapter():  # type: ignore[operator]
+        yield policy
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short mark of a model's shape and starting weights.
+
+    Shapes of all weights, and a sample of the input embedding rounded to bfloat16, so that the same model
+    loaded in another precision has the same mark.
+    """
+    mark = hashlib.sha256()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, parameter in base.named_parameters():
+        if "lora_" not in name:
+            mark.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
+    weight = base.get_input_embeddings().weight.detach().flatten()  # type: ignore[operator]
+    sample = weight[:: max(1, len(weight) // 4096)].to("cpu", torch.bfloat16).float()
+    mark.update(bytes(sample.numpy().tobytes()))
+    return mark.hexdigest()[:16]

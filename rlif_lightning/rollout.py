@@ -1,0 +1,111 @@
+"""What a sampler returns, and a rollout: samples with their rewards and advantages."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.functional.token_stats import TokenStats
+
+
+def left_trim(mask: Tensor) -> int:
+    """Columns that are padding in every row of a left-padded mask [N, L]."""
+    return int(mask.shape[1] - mask.sum(1).max())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions of a sampler, rows of a group next to each other."""
+
+    prompt_ids: Tensor  # [N, L] padded on the left
+    prompt_mask: Tensor  # [N, L] bool
+    completion_ids: Tensor  # [N, T] padded on the right
+    completion_mask: Tensor  # [N, T] bool, up to and including the first end token
+    ended: Tensor  # [N] bool: closed by an end token, not cut off
+    logprob: Tensor | None = None  # [N, T] log softmax(z / tau) of the token, unfiltered
+    stats: TokenStats | None = None  # [N, T] each, at the statistics temperature
+    kept_mass: Tensor | None = None  # [N, T] probability that top-p, top-k and min-p left to choose from
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] completion tokens."""
+        return self.completion_mask.sum(1)
+
+    def rows(self, index: Tensor) -> "Samples":
+        """Some rows, trimmed to their longest prompt and completion."""
+        index = index.to(self.completion_ids.device)
+        mask = self.completion_mask[index]
+        start, width = left_trim(self.prompt_mask[index]), int(mask.sum(1).max())
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[index, :width]
+
+        return Samples(
+            prompt_ids=self.prompt_ids[index, start:],
+            prompt_mask=self.prompt_mask[index, start:],
+            completion_ids=self.completion_ids[index, :width],
+            completion_mask=mask[:, :width],
+            ended=self.ended[index],
+            logprob=cut(self.logprob),
+            stats=None if self.stats is None else TokenStats(*(x[index, :width] for x in self.stats)),
+            kept_mass=cut(self.kept_mass),
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Samples of one rank with all that rewards may ask for, then their rewards and advantages."""
+
+    samples: Samples
+    group_size: int
+    temperature: float
+    seeds: Tensor  # [N] int64, one per completion
+    texts: list[str] = field(default_factory=list)  # [N] completions as text
+    answers: list[str | None] = field(default_factory=list)  # [N] normalised answers, None: none found
+    correct: Tensor | None = None  # [N] float 0/1, None without labels
+    reference_logprob: Tensor | None = None  # [N, T]
+    rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> [N]
+    advantages: Tensor | None = None  # [N]
+    loss_mask: Tensor | None = None  # [N, T] tokens that enter the loss
+
+    def slice(self, index: Tensor) -> "Rollout":
+        """The rows of one micro-batch, trimmed; texts and rewards stay with the whole rollout."""
+        samples = self.samples.rows(index)
+        width = samples.completion_ids.shape[1]
+        index = index.to(samples.completion_ids.device)
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[index, :width]
+
+        return replace(
+            self,
+            samples=samples,
+            seeds=self.seeds[index.to(self.seeds.device)],
+            texts=[],
+            answers=[],
+            correct=None,
+            rewards={},
+            reference_logprob=cut(self.reference_logprob),
+            advantages=None if self.advantages is None else self.advantages[index],
+            loss_mask=cut(self.loss_mask),
+        )
+
+
+def completion_seed(seed: int, *position: int) -> int:
+    """A 63-bit seed that depends on every number given and on nothing else.
+
+    splitmix64 finaliser, folded over the numbers: neighbouring positions get unrelated seeds.
+    """
+    mask = (1 << 64) - 1
+    state = seed & mask
+    for number in position:
+        state = (state ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def completion_seeds(seed: int, positions: list[tuple[int, ...]], group_size: int) -> Tensor:
+    """[N] seeds, f(seed, position of the prompt, index in the group): rank and row order never enter."""
+    return torch.tensor([completion_seed(seed, *p, g) for p in positions for g in range(group_size)])

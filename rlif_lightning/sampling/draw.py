@@ -1,0 +1,76 @@
+"""One token from one row of logits: filters and inverse-CDF drawing."""
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.sampling.protocol import Sampling
+
+BLOCK = 512  # tokens per block of the two-level search
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Set to -inf what top-k, top-p and min-p leave out, in this order.
+
+    Args:
+        logits: [N, V], already divided by the temperature.
+        sampling: The filters.
+
+    Returns:
+        [N, V]; the most likely token is always kept.
+    """
+    if 0 < sampling.top_k < logits.shape[-1]:
+        smallest = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if sampling.top_p < 1:
+        values, order = logits.sort(descending=True)
+        probability = values.softmax(-1)
+        # A token stays while the tokens before it have not reached top_p yet.
+        out = probability.cumsum(-1) - probability >= sampling.top_p
+        logits = logits.masked_fill(torch.zeros_like(out).scatter(1, order, out), -torch.inf)
+    if sampling.min_p > 0:
+        probability = logits.softmax(-1)
+        logits = logits.masked_fill(
+            probability < sampling.min_p * probability.amax(-1, keepdim=True), -torch.inf
+        )
+    return logits
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Index [N, 1] of the first entry above target; kept below the total, so it never lands on a zero weight."""
+    below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
+    return torch.searchsorted(cumulative, torch.minimum(target, below), right=True)
+
+
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw from unnormalised probabilities by their cumulative sum, in two levels.
+
+    Sums over blocks choose a block, a cumulative sum inside it chooses the token: one pass over the
+    vocabulary, and no long chain of rounding.
+
+    Args:
+        weights: [N, V] not negative, at least one positive per row.
+        uniforms: [N] in [0, 1).
+
+    Returns:
+        [N] token ids; a token of weight 0 is never drawn.
+    """
+    n, v = weights.shape
+    width = min(BLOCK, v)
+    blocks = -(-v // width)
+    if blocks * width > v:
+        weights = torch.nn.functional.pad(weights, (0, blocks * width - v))
+    tiles = weights.view(n, blocks, width)
+    sums = tiles.sum(-1)  # [N, B]
+    cumulative = sums.cumsum(-1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    block = _first_above(cumulative, target)  # [N, 1]
+    inside = tiles.gather(1, block[..., None].expand(-1, -1, width)).squeeze(1).cumsum(-1)  # [N, W]
+    # Rounding may leave the rest a hair below 0: it must not fall on a leading weight of 0.
+    rest = (target - (cumulative - sums).gather(1, block)).clamp(min=0)
+    return (block * width + _first_above(inside, rest)).squeeze(1)
+
+
+def uniforms(seeds: Tensor, count: int) -> Tensor:
+    """[N, count] uniform numbers in [0, 1); a row depends on its own seed only."""
+    rows = [torch.rand(count, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    return torch.stack(rows)

@@ -1,0 +1,82 @@
+"""What a sampler is told and what it must offer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.rollout import Samples
+
+Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens there can be)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The law that completions are drawn from.
+
+    Args:
+        max_new_tokens: Longest completion.
+        temperature: Divides the logits; 0 takes the most likely token (greedy).
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens whose probability reaches this.
+        min_p: Drop tokens less likely than this share of the most likely one.
+        statistics_temperature: Temperature of the distribution that entropy, self-certainty and the reward's
+            log-probability describe; null: the sampler's (1 where that is 0).
+
+    The log-probability of the ratio and the KL is always that of softmax(z / temperature) before any filter.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    statistics_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can do."""
+        for name, right, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
+            ("min_p", 0 <= self.min_p < 1, "from 0 (off) to below 1"),
+            ("statistics_temperature", (self.statistics_temperature or 1) > 0, "above 0"),
+        ):
+            if not right:
+                raise UserError(f"{name} is out of range", got=getattr(self, name), expected=expected)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether the sampled law differs from softmax(z / temperature)."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+class Sampler(Protocol):
+    """Draws completions from a policy."""
+
+    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+        """Take the policy's present weights; called before each rollout."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        seeds: Tensor,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Draw ``group_size`` completions of each prompt.
+
+        Args:
+            prompts: P token lists of any length.
+            group_size: G.
+            seeds: [N] one seed per completion; a completion depends on its own seed only.
+            sampling: The law to draw from.
+            progress: Told how far the longest open completion is.
+
+        Returns:
+            N = P * G completions, groups next to each other; statistics where the engine has them.
+        """

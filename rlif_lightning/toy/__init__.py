@@ -1,0 +1,15 @@
+"""The embedded default: a tiny base model and its arithmetic problems, so that everything runs without a hub.
+
+The model is built on first use, in tens of seconds on one CPU core, and lands in the user's cache as an
+ordinary Hugging Face folder; from there on nothing in the package knows that it is a toy. It exists in two
+variants, ``toy`` (a base model: several solution styles, slips, about 0.3 sampled accuracy) and ``toy-tuned``
+(the same after some training on clean step-by-step solutions), each for any seed: ``toy:3`` is seed 3.
+
+The recipe was searched until internal rewards made accuracy rise and then fall. What it shows is a property
+of this toy and proves nothing about language models.
+"""
+
+from rlif_lightning.toy.cache import cache_dir, parse_toy_name, toy_model
+from rlif_lightning.toy.problems import toy_problems
+
+__all__ = ["cache_dir", "parse_toy_name", "toy_model", "toy_problems"]

@@ -1,0 +1,99 @@
+"""Names of the toy model and its place in the user's cache. Fast to import: torch is loaded only to build."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import cast
+
+from filelock import FileLock
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.toy.recipe import Variant, recipe_hash
+
+_EXPECTED = "toy, toy-tuned, or one of them with a seed: toy:3"
+
+
+def cache_dir() -> Path:
+    """The folder for everything this package builds once and keeps.
+
+    ``$RLIF_CACHE`` if set, else ``rlif_lightning`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``.
+    """
+    if own := os.environ.get("RLIF_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlif_lightning"
+
+
+def parse_toy_name(name: str) -> tuple[Variant, int] | None:
+    """Read the name of a toy model.
+
+    Args:
+        name: What a user gave as model: a toy name, a folder or a hub name.
+
+    Returns:
+        Variant and seed (0 where the name has none), or None if it is not a toy's name.
+
+    Raises:
+        UserError: If it starts as a toy's name and its seed is not a number.
+    """
+    variant, colon, seed = name.partition(":")
+    if variant not in ("toy", "toy-tuned"):
+        return None
+    if colon and not re.fullmatch(r"[0-9]{1,9}", seed):
+        raise UserError("The seed of the toy model is not a number.", got=name, expected=_EXPECTED)
+    return cast(Variant, variant), int(seed or 0)
+
+
+def toy_model(name: str = "toy", seed: int | None = None, progress: bool = True) -> Path:
+    """The folder of a toy model; builds it if it is not in the cache yet.
+
+    A folder appears complete or not at all. Processes that ask at the same time wait for the first.
+
+    Args:
+        name: ``toy`` or ``toy-tuned``, with or without a seed, such as ``toy:3``.
+        seed: Replaces the seed in the name.
+        progress: Whether to show a progress bar while building.
+
+    Returns:
+        A folder that Auto classes of transformers load.
+
+    Raises:
+        UserError: If the name is not a toy's, the cache cannot be written, or the training fails.
+    """
+    parsed = parse_toy_name(name)
+    if parsed is None:
+        raise UserError("Unknown toy model.", got=name, expected=_EXPECTED)
+    variant, named_seed = parsed
+    return _cached(variant, named_seed if seed is None else seed, progress)
+
+
+def _cached(variant: Variant, seed: int, progress: bool) -> Path:
+    folder = cache_dir() / f"{variant}-seed{seed}-{recipe_hash(variant)}"
+    if folder.is_dir():
+        return folder
+    parent = _cached("toy", seed, progress) if variant == "toy-tuned" else None
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise UserError(
+            "The cache folder for the toy model cannot be used.",
+            got=f"{folder.parent} ({error})",
+            do="set RLIF_CACHE to a folder that can be written",
+        ) from error
+    try:
+        if not folder.is_dir():  # nobody built it while we waited
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
+            unfinished.mkdir()
+            try:
+                from rlif_lightning.toy import base  # torch and transformers
+
+                base.build(unfinished, variant, seed, base=parent, progress=progress)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    finally:
+        lock.release()
+    return folder

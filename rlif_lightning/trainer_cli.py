@@ -1,0 +1,124 @@
+"""LightningCLI for RLIF: settings to objects, a run folder for every run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from rlif_lightning.callbacks import (
+    Completions,
+    Evaluation,
+    Report,
+    RolloutCallback,
+    RolloutCheckpoint,
+    StepProgressBar,
+)
+from rlif_lightning.cli import RUN_FOLDER, run_root
+from rlif_lightning.data import PromptDataModule
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.recipes import Parser
+from rlif_lightning.run_folder import find_checkpoint, next_run_folder, run_folder_of
+from rlif_lightning.run_logger import RunLogger
+
+TRAINER_DEFAULTS = {
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+class RLIFCLI(LightningCLI):
+    """``rlif fit | validate | test | predict``."""
+
+    @classmethod
+    def run(cls, arguments: list[str]) -> "RLIFCLI":
+        """Parse and run one command."""
+        try:
+            return cls(
+                RLIFModule,
+                PromptDataModule,
+                args=arguments,
+                parser_class=Parser,
+                parser_kwargs={"prog": "rlif"},
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                trainer_defaults=TRAINER_DEFAULTS,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            os.environ.pop(RUN_FOLDER, None)
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """The callbacks have keys of their own: lists of callbacks would merge by position."""
+        parser.add_lightning_class_args(RolloutCallback, "rollout")
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(Completions, "completions")
+        parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
+        parser.add_argument("--runs", default="runs", help="Folder of all runs: <runs>/<recipe>/<n>.")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """As in the base class, without arguments that would do nothing here."""
+        unused = {"weights_only", "return_predictions", "verbose", "dataloaders"}
+        return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse; the base class warns when arguments are given, which is how ``main`` always calls it."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a value on the command line wins over one stored in a checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint before anything is loaded."""
+        config = self.config[self.subcommand]
+        self.root = run_root(config.runs)
+        self.recipe = recipe_name(config.config)
+        if config.ckpt_path is not None:
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.root, self.recipe))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that logs into the run's folder."""
+        config = self.config_init[self.subcommand]
+        trainer = config.trainer
+        asked = trainer.logger
+        if asked is not False and not trainer.fast_dev_run:
+            extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
+            trainer.logger = [self._run_logger(config.ckpt_path), *extra]
+        callbacks = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
+        if self.subcommand == "fit":
+            callbacks.append(Report())
+        trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_logger(self, ckpt_path: str | None) -> RunLogger:
+        """A new run folder, or the checkpoint's when a fit goes on."""
+        if self.subcommand == "fit" and ckpt_path is not None:
+            folder = run_folder_of(Path(ckpt_path))
+            if folder is not None:
+                step = torch.load(ckpt_path, weights_only=True, mmap=True, map_location="cpu")["global_step"]
+                rank_zero_info(f"Continuing the run in {folder} from step {step}")
+                return RunLogger(folder, resume_step=step)
+        if RUN_FOLDER in os.environ:
+            return RunLogger(os.environ[RUN_FOLDER])
+        if (
+            rank_zero_only.rank > 0
+        ):  # started by torchrun or SLURM: the first process tells us the folder later
+            return RunLogger(self.root / self.recipe / "unused")
+        folder = next_run_folder(self.root, self.recipe)
+        os.environ[RUN_FOLDER] = str(folder)
+        rank_zero_info(f"Run folder: {folder}")
+        return RunLogger(folder)
+
+
+def recipe_name(configs: list[Any] | None) -> str:
+    """The names of the given recipes, joined: runs of a recipe with other overlays stand apart."""
+    names = [Path(str(c)).stem for c in configs or [] if c is not None]
+    return "+".join(names) or "run"

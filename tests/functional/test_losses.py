@@ -1,0 +1,426 @@
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from rlif_lightning.functional.losses import _k3, loss_denominator, policy_loss
+
+NORMALIZATIONS = ["grpo", "dapo", "bnpo", "dr_grpo"]
+LENGTHS = [5, 1, 3, 0, 7, 2, 7, 4]  # of the window's rows; one is masked out altogether
+N, T, MAX_TOKENS = len(LENGTHS), 9, 12  # wider than the longest row, and narrower than the sampler allows
+SETTINGS = {"clip_low": 0.1, "clip_high": 0.3, "kl_coefficient": 0.7}
+
+
+def window(seed=0):
+    """Inputs of policy_loss for a whole window, off policy enough to be clipped on both sides."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    logprob = -normal(N, T).abs() - 0.1
+    return {
+        "logprob": logprob,
+        "advantages": normal(N),
+        "mask": torch.arange(T) < torch.tensor(LENGTHS)[:, None],
+        "old_logprob": logprob + normal(N, T) * 0.3,
+        "reference_logprob": logprob + normal(N, T) * 0.5,
+    }
+
+
+def naive(w, normalization, clip_low, clip_high, kl_coefficient):
+    """Loops over Python floats, written from the papers: loss, ratio, clipped, kl, tokens."""
+    loss = ratio = kl = 0.0
+    clipped = tokens = rows = 0
+    for i in range(N):
+        length = int(w["mask"][i].sum())
+        rows += length > 0
+        tokens += length
+        for t in range(length):
+            lp, old, ref = (float(w[k][i, t]) for k in ("logprob", "old_logprob", "reference_logprob"))
+            a, r = float(w["advantages"][i]), math.exp(lp - old)
+            low, high = 1 - clip_low, 1 + clip_high
+            inside = low if r < low else high if r > high else r
+            k3 = math.exp(ref - lp) - (ref - lp) - 1
+            term = kl_coefficient * k3 - min(r * a, inside * a)
+            loss += term / length if normalization == "grpo" else term
+            ratio, kl = ratio + r, kl + k3
+            clipped += (r < low and a < 0) or (r > high and a > 0)
+    denominator = {"grpo": rows, "dapo": tokens, "bnpo": tokens, "dr_grpo": N * MAX_TOKENS}[normalization]
+    return loss / denominator, ratio, clipped, kl, tokens
+
+
+def take(w, rows, width=None):
+    """Some rows of a window, cut to a width."""
+    return {k: x[rows] if x.ndim == 1 else x[rows, :width] for k, x in w.items()}
+
+
+def values(out):
+    """A PolicyLoss as one tensor [5] without gradient."""
+    return torch.stack(out).detach()
+
+
+def gradient(w, denominator, normalization, **settings):
+    """The gradient with respect to logprob, and the whole answer."""
+    logprob = w["logprob"].detach().clone().requires_grad_()
+    w = {**w, "logprob": logprob, "denominator": denominator, "normalization": normalization}
+    out = policy_loss(**w, **settings)
+    return torch.autograd.grad(out.loss, logprob)[0], out
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_against_naive_loops(normalization, seed):
+    w = window(seed)
+    denominator = loss_denominator(w["mask"], normalization, MAX_TOKENS)
+    got = policy_loss(**w, denominator=denominator, normalization=normalization, **SETTINGS)
+    want = naive(w, normalization, **SETTINGS)
+    assert [float(x) for x in got] == pytest.approx(want, rel=1e-12)
+    assert 0 < want[2] < want[4]  # some tokens are clipped, not all
+
+
+def test_by_hand():
+    # Row 0, A = 1, two tokens: r = 1.5, clipped to 1.25: -1.25; r = 0.5 (not cut for A > 0): -0.5.
+    # Row 1, A = -2, one token: r = 0.5, below 0.9: -min(-1, -1.8) = 1.8.
+    # k3 with reference = 2 pi for token one (d = log 2: 2 - 0.693147 - 1 = 0.306853), equal elsewhere.
+    p = torch.tensor([[0.6, 0.2], [0.3, 1.0]]).double()
+    old = torch.tensor([[0.4, 0.4], [0.6, 1.0]]).double()
+    reference = torch.tensor([[1.2, 0.2], [0.3, 1.0]]).double()
+    mask = torch.tensor([[True, True], [True, False]])
+    inputs = (p.log(), torch.tensor([1.0, -2.0]), mask)
+    kwargs = {"old_logprob": old.log(), "reference_logprob": reference.log()}
+    kwargs |= {"clip_low": 0.1, "clip_high": 0.25, "kl_coefficient": 1.0}
+    # sequence means (-1.25 - 0.5 + 0.306853) / 2 = -0.721574 and 1.8; their mean 0.539213
+    out = policy_loss(*inputs, 2.0, **kwargs)
+    assert float(out.loss) == pytest.approx(0.5392132, abs=1e-6)
+    assert [float(x) for x in out[1:]] == pytest.approx([1.5 + 0.5 + 0.5, 2, 0.3068528, 3], abs=1e-6)
+    # tokens: (-1.25 - 0.5 + 1.8 + 0.306853) / 3 = 0.118951; a constant length of 4: 0.356853 / 8 = 0.044607
+    out = policy_loss(*inputs, 3.0, normalization="dapo", **kwargs)
+    assert float(out.loss) == pytest.approx(0.1189509, abs=1e-6)
+    out = policy_loss(*inputs, 8.0, normalization="dr_grpo", **kwargs)
+    assert float(out.loss) == pytest.approx(0.0446066, abs=1e-6)
+
+
+def test_denominators():
+    mask = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
+    # 8 rows, one without a token; 29 tokens; 8 rows of at most 12 tokens
+    got = {name: loss_denominator(mask, name, MAX_TOKENS) for name in NORMALIZATIONS}
+    assert {k: v.item() for k, v in got.items()} == {"grpo": 7.0, "dapo": 29.0, "bnpo": 29.0, "dr_grpo": 96.0}
+    assert all(v.shape == () and v.dtype == torch.float32 for v in got.values())
+
+
+def test_dapo_and_bnpo_are_one_thing():
+    """They differ by whose tokens are counted; with the window's denominator both count the window's."""
+    w = window()
+    dapo, bnpo = (gradient(w, loss_denominator(w["mask"], k, 1), k, **SETTINGS) for k in ("dapo", "bnpo"))
+    assert torch.equal(dapo[0], bnpo[0])
+    assert dapo[1] == bnpo[1]
+
+
+class TestSlices:
+    """The gradient of a window does not depend on how it is cut."""
+
+    CUTS = (
+        [[*range(N)]],
+        [[0, 1, 2, 3], [4, 5, 6, 7]],
+        [[i] for i in range(N)],
+        [[0], [1, 2], [3, 4, 5, 6, 7]],
+        [[6, 2], [7, 0, 5], [3], [1, 4]],
+    )
+
+    @staticmethod
+    def slices(w, cut):
+        """Slices trimmed to their longest row, as a rollout trims them (an empty one keeps a column)."""
+        return [take(w, rows, max(1, *(LENGTHS[i] for i in rows), 0)) for rows in cut]
+
+    @staticmethod
+    def parameters():
+        """Weights and features [N, T, 4] of a policy whose log-probs are features @ weights."""
+        g = torch.Generator().manual_seed(5)
+        x = torch.randn(N, T, 4, generator=g, dtype=torch.float64)
+        return torch.randn(4, generator=g, dtype=torch.float64), x
+
+    def backward(self, w, cut, denominator, normalization, factor=1.0, own_denominator=False):
+        """The gradient summed over the slices of one window, in the policy's weights."""
+        theta, x = self.parameters()
+        theta.requires_grad_()
+        for part, rows in zip(self.slices(w, cut), cut, strict=True):
+            part["logprob"] = x[rows, : part["mask"].shape[1]] @ theta
+            if own_denominator:
+                denominator = loss_denominator(part["mask"], normalization, MAX_TOKENS).clamp(min=1)
+            out = policy_loss(**part, denominator=denominator, normalization=normalization, **SETTINGS)
+            (out.loss * factor).backward()
+        return theta.grad
+
+    @staticmethod
+    def near(seed=0):
+        """A window whose old and reference log-probs are near those of the parameters above."""
+        w = window(seed)
+        theta, x = TestSlices.parameters()
+        shift = x @ theta - w["logprob"]
+        return {**w, **{k: w[k] + shift for k in ("old_logprob", "reference_logprob")}}
+
+    @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+    @pytest.mark.parametrize("cut", CUTS, ids=lambda c: f"M={len(c)}")
+    def test_any_cut(self, cut, normalization):
+        w = self.near()
+        denominator = sum(loss_denominator(s["mask"], normalization, MAX_TOKENS) for s in self.slices(w, cut))
+        whole = loss_denominator(w["mask"], normalization, MAX_TOKENS)
+        assert denominator == whole  # trimming and cutting leave D alone
+        got = self.backward(w, cut, denominator, normalization)
+        want = self.backward(w, self.CUTS[0], whole, normalization)
+        assert want.abs().max() > 1e-3
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+    @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+    def test_logged_sums_add_up(self, normalization):
+        w = window()
+        whole = policy_loss(**w, denominator=29.0, normalization=normalization, **SETTINGS)
+        for cut in self.CUTS:
+            parts = [
+                policy_loss(**s, denominator=29.0, normalization=normalization, **SETTINGS)
+                for s in self.slices(w, cut)
+            ]
+            torch.testing.assert_close(torch.stack([values(p) for p in parts]).sum(0), values(whole))
+
+    @pytest.mark.parametrize("normalization", NORMALIZATIONS)
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_two_ranks(self, normalization, accumulate):
+        """Loss times accumulate and world size; the trainer divides by accumulate and averages over ranks."""
+        w, world = self.near(), 2
+        whole = self.backward(
+            w, self.CUTS[0], loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization
+        )
+        ranks = [[0, 1, 2, 3], [4, 5, 6, 7]]  # 9 tokens against 20
+        denominator = sum(loss_denominator(w["mask"][r], normalization, MAX_TOKENS) for r in ranks)
+        grads = []
+        for rows in ranks:
+            cut = [rows] if accumulate == 1 else [rows[:1], rows[1:]]
+            grads.append(
+                self.backward(w, cut, denominator, normalization, factor=accumulate * world / accumulate)
+            )
+        torch.testing.assert_close(torch.stack(grads).mean(0), whole, rtol=1e-12, atol=1e-14)
+
+    @pytest.mark.parametrize("normalization", ["grpo", "dapo", "bnpo"])
+    def test_a_denominator_per_slice_would_depend_on_the_cut(self, normalization):
+        """The control of this class: the usual mistake gives another gradient, so those tests can fail."""
+        w, cut = self.near(), self.CUTS[3]
+        whole = self.backward(
+            w, self.CUTS[0], loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization
+        )
+        per_slice = self.backward(w, cut, None, normalization, factor=1 / len(cut), own_denominator=True)
+        assert (per_slice - whole).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_padding_may_hold_anything(normalization, on_policy):
+    w = window()
+    if on_policy:
+        w["old_logprob"] = None
+    present = {k: x for k, x in w.items() if x is not None}
+    denominator = loss_denominator(w["mask"], normalization, MAX_TOKENS)
+    clean, want = gradient(present, denominator, normalization, **SETTINGS)
+    garbage = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e4, 1e4]).double()
+    for shift in range(5):
+        dirty = {"advantages": w["advantages"].clone()}
+        dirty["advantages"][3] = torch.nan  # of the row without a token
+        dirty["mask"] = torch.cat([w["mask"], torch.zeros(N, 5, dtype=torch.bool)], 1)
+        for i, key in enumerate(("logprob", "old_logprob", "reference_logprob")):
+            if key in present:
+                wide = torch.cat([w[key], w[key][:, :5]], 1)
+                noise = garbage.roll(shift + 2 * i).repeat(3)[: T + 5].expand(N, -1)
+                dirty[key] = wide.where(dirty["mask"], noise)
+        grad, got = gradient(dirty, denominator, normalization, **SETTINGS)
+        torch.testing.assert_close(values(got), values(want), rtol=1e-13, atol=0)
+        torch.testing.assert_close(grad[:, :T], clean, rtol=1e-13, atol=1e-15)
+        assert (grad[~dirty["mask"]] == 0).all()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_on_policy_is_reinforce(normalization):
+    w = window()
+    del w["old_logprob"], w["reference_logprob"]
+    denominator = loss_denominator(w["mask"], normalization, MAX_TOKENS)
+    grad, out = gradient(w, denominator, normalization)
+    assert out.ratio == out.tokens == 29  # each ratio is exactly 1
+    assert out.clipped == 0
+    assert out.kl == 0
+    share = w["mask"].double()
+    if normalization == "grpo":
+        share = share / w["mask"].sum(1, keepdim=True).clamp(min=1)
+    want = -w["advantages"][:, None] * share / denominator
+    torch.testing.assert_close(grad, want, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_positive_advantage_raises_the_logprob(normalization):
+    logits = torch.zeros(2, 1, 3, requires_grad=True)
+    logprob = logits.log_softmax(-1)[:, :, 0]
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    policy_loss(logprob, torch.tensor([1.0, -1.0]), mask, 2.0, normalization=normalization).loss.backward()
+    after = (logits - 0.1 * logits.grad).log_softmax(-1)[:, 0, 0]
+    assert after[0] > logprob[0, 0]
+    assert after[1] < logprob[1, 0]
+
+
+def test_kl_pulls_to_the_reference():
+    logprob = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+    reference = torch.tensor([[-2.0, -1.0, -3.0]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    policy_loss(
+        logprob, torch.zeros(1), mask, 1.0, reference_logprob=reference, kl_coefficient=0.1
+    ).loss.backward()
+    high, low, equal = logprob.grad[0].tolist()
+    assert high > 0 > low  # descent lowers what stands above the reference, and raises what stands below
+    assert equal == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "cut"),
+    [
+        (1.29, 1.0, True),
+        (1.27, 1.0, False),
+        (1.29, -1.0, False),
+        (0.79, -1.0, True),
+        (0.81, -1.0, False),
+        (0.79, 1.0, False),
+        (1.5, 0.0, False),
+    ],
+)
+def test_clip_on_both_sides(ratio, advantage, cut):
+    w = {
+        "logprob": torch.full((1, 1), -1.0).double(),
+        "advantages": torch.tensor([advantage]).double(),
+        "mask": torch.ones(1, 1, dtype=torch.bool),
+        "old_logprob": torch.full((1, 1), -1.0 - math.log(ratio)).double(),
+    }
+    grad, out = gradient(w, 1.0, "grpo", clip_low=0.2, clip_high=0.28)
+    assert out.clipped == cut
+    assert out.ratio.item() == pytest.approx(ratio)
+    bound = (0.8 if ratio < 1 else 1.28) if cut else ratio
+    assert out.loss.item() == pytest.approx(-bound * advantage)
+    assert grad.item() == pytest.approx(0.0 if cut else -ratio * advantage)
+
+
+def test_gradcheck():
+    w = window()
+    for key in ("old_logprob", "reference_logprob"):
+        w[key] = w[key].detach()
+    w["logprob"].requires_grad_()
+    for normalization in NORMALIZATIONS:
+        assert gradcheck(
+            lambda lp, k=normalization: (
+                policy_loss(**{**w, "logprob": lp}, denominator=7.0, normalization=k, **SETTINGS).loss
+            ),
+            w["logprob"],
+        )
+
+
+def test_gradient_in_logprob_alone():
+    w = window()
+    for key in ("logprob", "advantages", "old_logprob", "reference_logprob"):
+        w[key].requires_grad_()
+    out = policy_loss(**w, denominator=7.0, **SETTINGS)
+    assert [x.requires_grad for x in out] == [True, False, False, False, False]
+    out.loss.backward()
+    assert w["logprob"].grad is not None
+    assert all(w[key].grad is None for key in ("advantages", "old_logprob", "reference_logprob"))
+
+
+class TestK3:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_never_negative_and_zero_only_where_equal(self, dtype):
+        """exp(d) - d - 1 in fp32 is negative for one small d in two."""
+        logprob = -torch.linspace(0.01, 20, 4001, dtype=dtype)
+        for size in (0.0, 1e-6, 1e-4, 1e-2, 1.0, 5.0):
+            for reference in (logprob + size, logprob - size):
+                k3 = _k3(logprob, reference)
+                assert (k3 >= 0).all()
+                if size == 0:
+                    assert (k3 == 0).all()
+                if size >= 1e-2:
+                    assert (k3 > 0).all()
+
+    def test_a_small_difference_keeps_its_digits(self):
+        # d = 1e-3: d^2/2 + d^3/6 = 5.0016671e-07
+        k3 = _k3(torch.zeros(1), torch.tensor([1e-3]))
+        assert k3.item() == pytest.approx(5.0016671e-07, rel=1e-3)
+
+    def test_expectation_is_the_divergence(self):
+        """Under pi, E[k3] = KL(pi || reference): the direction of the penalty."""
+        p, q = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.2, 0.3, 0.5]).double()
+        assert (p * _k3(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item())
+
+    def test_without_a_coefficient_it_is_only_reported(self):
+        w = window()
+        alone, out = gradient({k: x for k, x in w.items() if k != "reference_logprob"}, 7.0, "grpo")
+        grad, reported = gradient(w, 7.0, "grpo")
+        assert torch.equal(grad, alone)
+        assert reported.loss == out.loss
+        assert reported.kl.item() == pytest.approx(naive(w, "grpo", 0.2, 0.2, 0.0)[3])
+        assert out.kl == 0
+        w["reference_logprob"][0, 0] = 1000.0  # a k3 of inf is reported, and 0 * inf kept out of the loss
+        grad, reported = gradient(w, 7.0, "grpo")
+        assert torch.equal(grad, alone)
+        assert reported.loss == out.loss
+        assert reported.kl == torch.inf
+
+    def test_a_coefficient_needs_a_reference(self):
+        w = window()
+        del w["reference_logprob"]
+        with pytest.raises(ValueError, match=r"kl_coefficient 0\.1"):
+            policy_loss(**w, denominator=1.0, kl_coefficient=0.1)
+
+
+def test_dtypes():
+    w = window()
+    low = {k: x.bfloat16() if x.is_floating_point() else x for k, x in w.items()}
+    out = policy_loss(**low, denominator=7.0, **SETTINGS)
+    assert all(x.dtype == torch.float32 for x in out)
+    raised = {k: x.double() if x.is_floating_point() else x for k, x in low.items()}
+    want = policy_loss(**raised, denominator=7.0, **SETTINGS)
+    assert all(x.dtype == torch.float64 for x in want)
+    torch.testing.assert_close(values(out), values(want), check_dtype=False)
+    # a tensor denominator is a count in fp32 and must not lower the loss
+    assert policy_loss(**w, denominator=torch.tensor(7.0)).loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_window_without_a_token_is_zero(normalization):
+    """0 / 0 would put nan into every weight; a truncated batch may mask out all its rows."""
+    w = window()
+    w["mask"] = torch.zeros_like(w["mask"])
+    grad, out = gradient(w, loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization, **SETTINGS)
+    assert [x.item() for x in out] == [0, 0, 0, 0, 0]
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("advantages", (N, 1)),
+        ("advantages", (1,)),
+        ("mask", (1, T)),
+        ("old_logprob", (N, 1)),
+        ("reference_logprob", (N, T + 1)),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(key, shape):
+    w = window()
+    wanted = list(w[key].shape)
+    w[key] = torch.ones(shape, dtype=w[key].dtype)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared below
+        policy_loss(**w, denominator=1.0)
+    assert str(error.value) == f"{key} has a wrong shape\n  got: {list(shape)}\n  expected: {wanted}"
+
+
+def test_unknown_normalization_and_flat_logprob():
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="'token'"):
+        loss_denominator(mask, "token", 2)
+    with pytest.raises(ValueError, match="'token'"):
+        policy_loss(torch.zeros(2, 2), torch.zeros(2), mask, 1.0, normalization="token")
+    with pytest.raises(ValueError, match=r"logprob has a wrong shape\n  got: \[2\]"):
+        policy_loss(torch.zeros(2), torch.zeros(2), mask, 1.0)

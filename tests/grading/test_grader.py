@@ -1,0 +1,303 @@
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlif_lightning.grading import AnswerFormat, Gold, Grader
+from rlif_lightning.grading import process as grading_process
+
+
+def box(answer: str) -> str:
+    return rf"so it is \boxed{{{answer}}}."
+
+
+def grade(grader: Grader, *pairs: tuple[str, Gold | str]) -> list[bool]:
+    return grader.grade([(box(a), True, Gold(g) if isinstance(g, str) else g) for a, g in pairs])
+
+
+@pytest.fixture(scope="module")
+def one():
+    grader = Grader(AnswerFormat(), seconds=5.0)  # generous: these tests are about verdicts
+    yield grader
+    grader.close()
+
+
+@pytest.fixture(scope="module")
+def several():
+    grader = Grader(AnswerFormat(several="set"), seconds=5.0)
+    yield grader
+    grader.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("27", "27.0"),
+        ("25", "025"),
+        (r"x = \frac{14}{3}", r"\frac{14}{3}"),
+        (r"1 \cdot 2", "2"),
+        (r"\sqrt{12}", r"2\sqrt{3}"),
+        ("q-p+2p-2q", "p - q"),
+        (r"\pi \cdot 288", r"288 \pi"),
+        (r"\frac{9}{5}", r"1\frac{4}{5}"),
+        (r"\text{east}", "East"),
+        (r"(3, \pi/2)", r"\left( 3, \frac{\pi}{2} \right)"),
+        ("(0.5, 2)", r"(\frac{1}{2}, 2)"),
+        (r"\begin{pmatrix} -0.5 \\ 2 \end{pmatrix}", r"\begin{pmatrix} -1/2 \\ 2 \end{pmatrix}"),
+        (r"4.5 \times 10^{33}", "4.5e33"),
+        (r"[-2, 7]", r"x \in [-2,7]"),
+        (r"2x+3", "y = 2x + 3"),
+        (r"\frac{50}{100}", "50%"),
+    ],
+)
+def test_equal_answers_are_right(one, answer, gold):
+    assert grade(one, (answer, gold)) == [True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("28", "27"),
+        ("1 or 2 or 3", "2"),
+        ("1, 2, 3", "2"),
+        (r"\{1, 2\}", "2"),
+        ("2e-8", "1e-8"),
+        (r"\frac{2}{10^8}", "1e-8"),
+        ("(0,1)", "[0,1]"),
+        ("(2, 1)", "(1, 2)"),
+        ("seat", r"\text{east}"),
+        ("x=2, y=3", "2"),
+        ("y", "x"),
+        ("2^{100}", "2^{100}+1"),
+        ("", "2"),
+        (r"\text{or } 2 \text{ or } 3", "2"),
+    ],
+)
+def test_other_answers_are_wrong(one, answer, gold):
+    assert grade(one, (answer, gold)) == [False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        ("3, 1, 5", "1,3,5", True),
+        ("1, 3", "1,3,5", False),
+        ("1, 3, 5, 7", "1,3,5", False),
+        ("1, 3, 5, 5", "1,3,5", True),
+        ("-2", "-2,-2", True),
+        (r"\frac{1}{2}, \frac{32}{9}", r"$\frac{32}{9}$,$\frac{1}{2}$", True),
+        ("(2, 1), (3, 2)", "(1,1), (3,2)", False),
+        ("(3,2), (1,1)", "$(1,1), (3,2)$", True),
+        (r"1-\sqrt{19}, \sqrt{19}+1", r"1 \pm \sqrt{19}", True),
+        ("x=1 \\text{ or } x=-2", "1,-2", True),
+        (r"\sqrt{4}, 1 \cdot 3", "3,2", True),
+        ("58500", "58,500", True),
+        ("10,112,369", "10112369", True),
+        ("a=3, b=2", "a=2, b=3", False),
+        ("8, 221", "$221,$8$", True),
+    ],
+)
+def test_sets_of_answers(several, answer, gold, right):
+    assert grade(several, (answer, gold)) == [right]
+
+
+def test_ordered_answers():
+    grader = Grader(AnswerFormat(several="ordered"))
+    assert grade(grader, ("1, 2", "1,2"), ("2, 1", "1,2"), ("1", "1,2")) == [True, False, False]
+
+
+def test_units_and_tolerances():
+    grader = Grader(AnswerFormat(several="set"))
+    percent = Gold("4.2", "%", 0.1)
+    assert grade(grader, (r"4.25\%", percent), ("4.2", percent), ("4.4", percent)) == [True, True, False]
+    each = Gold("1, 20", None, (0.1, 2.0))
+    assert grade(grader, ("21, 1.05", each), ("1.5, 20", each)) == [True, False]
+    speed = Gold(r"$\frac{600}{7}$", "km/h")
+    assert grade(grader, (r"\frac{600}{7} \text{ km/h}", speed), (r"\dfrac{600}{7}", speed)) == [True, True]
+    science = Grader(AnswerFormat(relative_tolerance=0.01))
+    assert grade(science, (r"7.6 \times 10^{-6}", "7.55e-6"), ("8e-6", "7.55e-6")) == [True, False]
+
+
+def test_exact_and_text_need_no_worker():
+    toy = Grader(AnswerFormat(completion=r"#(\d)$", compare="exact", unfinished_is_wrong=True))
+    items = [
+        ("3+4#7", True, Gold("7")),
+        ("3+4#7", False, Gold("7")),
+        ("3+4#8", True, Gold("7")),
+        ("7", True, Gold("7")),
+    ]
+    assert toy.grade(items) == [True, False, False, False]
+    text = Grader(AnswerFormat(compare="text"))
+    assert grade(text, ("27.0", "27"), (r"\text{Evelyn}", "Evelyn"), (r"1 \cdot 2", "2")) == [
+        True,
+        True,
+        False,
+    ]
+    assert toy._workers == text._workers == []
+
+
+def test_numbers_and_equal_texts_need_no_worker():
+    grader = Grader(AnswerFormat())
+    assert grade(grader, ("18", "18"), ("1,080", "1080"), ("17", "18"), (r"\pi", r"$\pi$")) == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert grader.grade([]) == []
+    assert grader._workers == []
+
+
+def test_answers_for_grouping():
+    grader = Grader(AnswerFormat(several="set", unfinished_is_wrong=True))
+    texts = [
+        (box("x = 27.0"), True),
+        (box("27"), True),
+        (box("27"), False),
+        ("none", True),
+        (box("2, 1"), True),
+        (box("1,2"), True),
+    ]
+    assert grader.extract_answers(texts) == ["27", "27", None, None, "1,2", "1,2"]
+    assert grader.extract_answers([(box("9" * 1_000_000), True), (box("(" * 3_000), True)]) == [None, None]
+
+
+HOSTILE = {
+    "tower": "9**9**9",
+    "tower in LaTeX": "9^{9^{9}}",
+    "brackets": "(" * 3_000 + "1" + ")" * 3_000,
+    "a megabyte of digits": "9" * 1_000_000,
+    "factorials": "((9!)!)!",
+    "more factorials": "9!!!!!",
+    "exponent": "1e999999999",
+    "two thousand fractions": r"\frac{1}{" * 2_000 + "1" + "}" * 2_000,
+    "list": ",".join(map(str, range(300))),
+    "not text": "\0\ud800\u202e",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_answers_are_wrong_at_once(one, name):
+    start = time.monotonic()
+    assert grade(one, (HOSTILE[name], "2")) == [False]
+    assert time.monotonic() - start < 6.0
+    assert one.timeouts == 0
+
+
+SLOW = r"\binom{10^{9}}{5 \cdot 10^{8}}"  # looks harmless, and nothing but time ends it
+
+
+def test_a_slow_answer_is_killed_and_the_batch_goes_on_in_order():
+    grader = Grader(AnswerFormat(), seconds=1.5)
+    assert grade(grader, (r"1 \cdot 2", "2")) == [True]  # workers are up
+    first = grader._workers[0].pid
+    start = time.monotonic()
+    verdicts = grade(grader, (r"3 \cdot 2", "6"), (SLOW, "2"), (r"3 \cdot 4", "12"), (r"3 \cdot 5", "16"))
+    assert time.monotonic() - start < 6.0
+    assert verdicts == [True, False, True, False]
+    assert grader.timeouts == 1
+    assert grader._workers[0].pid != first
+    assert grade(grader, (SLOW, "2")) == [False]
+    assert grader.timeouts == 1  # the same pair is not compared again
+    grader.close()
+
+
+def test_a_worker_that_dies_by_itself_is_replaced():
+    grader = Grader(AnswerFormat(), seconds=5.0)
+    assert grade(grader, (r"1 \cdot 2", "2")) == [True]
+    for worker in grader._workers:
+        worker._process.kill()
+        worker._process.wait()
+    assert grade(grader, (r"3 \cdot 2", "6"), (r"3 \cdot 2", "7")) == [True, False]
+    grader.close()
+
+
+def test_a_worker_that_dies_over_an_answer_makes_it_wrong(monkeypatch):
+    grader = Grader(AnswerFormat(), seconds=5.0)
+    assert grade(grader, (r"1 \cdot 2", "2")) == [True]
+    worker = grader._workers[0]
+    monkeypatch.setattr(
+        worker, "_next", lambda deadline: (_ for _ in ()).throw(grading_process.WorkerDiedError)
+    )
+    assert grade(grader, (r"3 \cdot 2", "6"), (r"3 \cdot 3", "9")) == [False, True]
+    assert grader.errors == 1
+    grader.close()
+
+
+def test_close_ends_the_processes_and_work_can_go_on():
+    grader = Grader(AnswerFormat(), seconds=5.0)
+    assert grade(grader, (r"1 \cdot 2", "2")) == [True]
+    workers = list(grader._workers)
+    grader.close()
+    assert not any(worker.alive for worker in workers)
+    assert grade(grader, (r"1 \cdot 3", "3")) == [True]
+    workers = list(grader._workers)
+    del grader
+    assert not any(worker.alive for worker in workers)
+
+
+def test_a_copy_starts_its_own_workers():
+    grader = Grader(AnswerFormat(), seconds=5.0)
+    assert grade(grader, (r"1 \cdot 2", "2")) == [True]
+    for other in (copy.deepcopy(grader), pickle.loads(pickle.dumps(grader))):
+        assert other._workers == []
+        assert grade(other, (r"1 \cdot 3", "3")) == [True]
+        other.close()
+    assert grade(grader, (r"1 \cdot 4", "4")) == [True]
+    grader.close()
+
+
+PROGRAM = r"""
+import sys, time
+from rlif_lightning.grading import AnswerFormat, Gold, Grader
+grader = Grader(AnswerFormat())
+assert grader.grade([(r"\boxed{1 \cdot 2}", True, Gold("2"))]) == [True]
+heavy = {"torch", "lightning", "transformers", "sympy", "math_verify"} & set(sys.modules)
+assert not heavy, heavy
+print(*[worker.pid for worker in grader._workers], flush=True)
+if len(sys.argv) > 1:
+    time.sleep(60)
+"""
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended, a zombie that nobody collected included."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_worker_outlives_its_parent(killed):
+    command = [sys.executable, "-c", PROGRAM, *(["stay"] if killed else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        if killed:
+            os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(timeout=30)
+    assert len(pids) == 2
+    assert parent.returncode == (-signal.SIGKILL if killed else 0)
+    deadline = time.monotonic() + 30
+    while not all(map(_gone, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert all(map(_gone, pids))
+
+
+def test_a_missing_math_verify_is_the_users_to_mend(monkeypatch):
+    from rlif_lightning.errors import UserError
+    from rlif_lightning.grading import grader as grading_grader
+
+    says = "import json; print(json.dumps({'ready': False, 'reason': 'No module named math_verify'}))"
+    monkeypatch.setattr(
+        grading_grader, "WorkerProcess", lambda: grading_process.WorkerProcess((sys.executable, "-c", says))
+    )
+    with pytest.raises(UserError, match="No module named math_verify"):
+        grade(Grader(AnswerFormat()), (r"1 \cdot 2", "2"))
