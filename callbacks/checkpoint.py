@@ -91,9 +91,7 @@ class RolloutCheckpoint(Checkpoint):
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
         if stop:
-            rank_zero_info(
-                f"Stopped by SIGTERM after step {trainer.global_step}; continue with --ckpt_path last"
-            )
+            rank_zero_info(f"Stopped by SIGTERM after step {trainer.global_step}; continue with --ckpt_path last")
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -203,7 +203,6 @@ class RolloutCallback(Callback):
         start = time.perf_counter()
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
-        datamodule = _datamodule(trainer)
         assert module.policy is not None
         policy, tokenizer = module.policy, module.tokenizer
         set_training_mode(policy, training=False)
@@ -257,9 +256,7 @@ class RolloutCallback(Callback):
             sum(loss_denominator(mask[rows], module.loss, self.sampling.max_new_tokens) for rows in window)
             for window in windows
         ]
-        total = trainer.strategy.reduce(
-            torch.stack([torch.as_tensor(x) for x in own]).float(), reduce_op="sum"
-        )
+        total = trainer.strategy.reduce(torch.stack([torch.as_tensor(x) for x in own]).float(), reduce_op="sum")
         assert isinstance(total, Tensor)
         return total.clamp(min=1).tolist()
 

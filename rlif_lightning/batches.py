@@ -114,9 +114,7 @@ class BatchPlan:
         rows = torch.arange(len(lengths)).view(-1, self.group_size)  # [P, G]
         windows = []
         for _ in range(self.passes):
-            dealt = (
-                rows[torch.randperm(len(rows), generator=generator)] if self.steps_per_rollout > 1 else rows
-            )
+            dealt = rows[torch.randperm(len(rows), generator=generator)] if self.steps_per_rollout > 1 else rows
             for window in dealt.chunk(self.steps_per_rollout):
                 flat = window.flatten().sort().values
                 order = lengths[flat].sort(descending=True, stable=True).indices
@@ -129,11 +127,7 @@ class BatchPlan:
             f"{self.prompts_per_step} prompts x {self.group_size} completions = "
             f"{self.prompts_per_step * self.group_size} completions per step"
         )
-        text += (
-            f" ({self.world_size} processes x {self.slices} slices x {self.window_rows // self.slices} rows)"
-        )
+        text += f" ({self.world_size} processes x {self.slices} slices x {self.window_rows // self.slices} rows)"
         if self.rollout_steps > 1:
-            text += (
-                f"; {self.rollout_steps} steps per rollout ({self.passes} passes x {self.steps_per_rollout})"
-            )
+            text += f"; {self.rollout_steps} steps per rollout ({self.passes} passes x {self.steps_per_rollout})"
         return text

@@ -62,16 +62,12 @@ def sample_rollout(
     golds = [p.problem.gold for p in prompts for _ in range(group_size)]
     correct = None
     if all(g is not None for g in golds):
-        grades = grader.grade(
-            [(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None]
-        )
+        grades = grader.grade([(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None])
         correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
     return replace(rollout, answers=answers, correct=correct)
 
 
-def completion_texts(
-    ids: Tensor, lengths: Tensor, decode: Callable[[list[list[int]]], list[str]]
-) -> list[str]:
+def completion_texts(ids: Tensor, lengths: Tensor, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
     """Completions as text, padding left out."""
     return decode([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
 

@@ -164,7 +164,7 @@ class PromptDataModule(pl.LightningDataModule):
                 f"No problems are given for this command: data.{name} is empty", do=f"set data.{name}.path"
             )
         assert self.trainer is not None
-        tokenizer = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self.trainer.lightning_module.tokenizer
         problems = read_problems(source, held_out=name != "train")
         prompts = [self.template.encode(p, tokenizer) for p in problems]
         if name != "train":

@@ -97,9 +97,7 @@ class MetricsCSV:
         columns, rows = _read(path)
         kept = [row for row in rows if int(row[STEP]) < step]
         at_step = [row for row in rows if int(row[STEP]) == step]
-        evaluated = [
-            {n: c for n, c in row.items() if n == STEP or n.startswith(EVALUATION)} for row in at_step
-        ]
+        evaluated = [{n: c for n, c in row.items() if n == STEP or n.startswith(EVALUATION)} for row in at_step]
         kept += [row for row in evaluated if len(row) > 1]
         used = {name for row in kept for name in row}
         _write(path, [name for name in columns if name in used or name == STEP], kept)

@@ -89,9 +89,7 @@ class RLIFModule(pl.LightningModule):
             if value < 0:
                 raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
         if not 0 <= warmup_ratio < 1:
-            raise UserError(
-                "model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1"
-            )
+            raise UserError("model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1")
         if lora is not None:
             check_lora(lora)
         self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
@@ -102,9 +100,7 @@ class RLIFModule(pl.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.needs_reference = kl_coefficient > 0
         self.policy: nn.Module | None = None
-        self.reference: nn.Module | None = (
-            None  # a frozen copy; None under LoRA, whose adapter is switched off
-        )
+        self.reference: nn.Module | None = None  # a frozen copy; None under LoRA, whose adapter is switched off
         self.fingerprint = ""
         self.strict_loading = False  # checkpoints hold trainable weights only
         self._sums: dict[str, Tensor] = {}
@@ -158,7 +154,7 @@ class RLIFModule(pl.LightningModule):
         if self.reference is not None:
             yield self.reference
         else:
-            assert self.lora is not None, "no reference was loaded"
+            assert self.policy is not None and self.lora is not None, "no reference was loaded"
             with adapter_off(self.policy) as model:
                 yield model
 

@@ -47,9 +47,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def end_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]
-) -> list[int]:
+def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]) -> list[int]:
     """Every id that ends a completion: generation config, tokenizer, and tokens named in the recipe.
 
     A base model with a chat template ends on a token that its generation config does not list.
@@ -63,9 +61,7 @@ def end_token_ids(
     for token in extra:
         number = tokenizer.convert_tokens_to_ids(token)
         if number is None or number == tokenizer.unk_token_id:
-            raise UserError(
-                "model.end_tokens names a token that the tokenizer does not have", got=repr(token)
-            )
+            raise UserError("model.end_tokens names a token that the tokenizer does not have", got=repr(token))
         ids.add(number)
     return sorted(ids)
 
@@ -181,7 +177,7 @@ def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
         yield policy
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: Any) -> str:
     """A short mark of a model's shape and starting weights.
 
     Shapes of all weights, and a sample of the input embedding rounded to bfloat16, so that the same model
@@ -192,7 +188,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in base.named_parameters():
         if "lora_" not in name:
             mark.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
-    weight = base.get_input_embeddings().weight.detach().flatten()  # type: ignore[operator]
+    weight = base.get_input_embeddings().weight.detach().flatten()
     sample = weight[:: max(1, len(weight) // 4096)].to("cpu", torch.bfloat16).float()
     mark.update(bytes(sample.numpy().tobytes()))
     return mark.hexdigest()[:16]

@@ -70,8 +70,10 @@ class Template:
             return (self.template or "{prompt}").replace("{prompt}", text)
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         messages.append({"role": "user", "content": text})
-        return tokenizer.apply_chat_template(
-            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+            )
         )
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
@@ -81,11 +83,6 @@ class Template:
         written = self.uses_chat(tokenizer) or bool(bos and text.startswith(bos))
         ids = tokenizer(text, add_special_tokens=not written)["input_ids"]
         # A tokenizer may close its texts with an end token: the policy is to go on from here.
-        if (
-            not written
-            and ids
-            and ids[-1] == tokenizer.eos_token_id
-            and not text.endswith(tokenizer.eos_token)
-        ):
+        if not written and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
             ids = ids[:-1]
         return Prompt(text, tuple(ids), problem)

@@ -67,9 +67,7 @@ class Parser(LightningArgumentParser):
         """As in the base class; ``--config`` learns the shipped names."""
         if kwargs.get("action") is ActionConfigFile:
             kwargs["action"] = RecipeFile
-            kwargs["help"] = (
-                f"A YAML file or a shipped recipe: {', '.join(shipped_recipes())}. Later ones win."
-            )
+            kwargs["help"] = f"A YAML file or a shipped recipe: {', '.join(shipped_recipes())}. Later ones win."
         return super().add_argument(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -107,8 +105,6 @@ def _first_sentence(message: str) -> str:
 
 def _nearest(message: str, keys: list[str]) -> str | None:
     """The known setting or class nearest to the one that the message complains of."""
-    for word in re.findall(r"--[\w.]+|[\"'`]([\w.]+)[\"'`]", message):
-        pass
     words = [w.strip("\"'`") for w in re.findall(r"--[\w.]+|[\"'`][\w.\-]+[\"'`]", message)]
     for word in words:
         option = word if word.startswith("--") else f"--{word}"

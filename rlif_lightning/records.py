@@ -86,9 +86,7 @@ def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
 
     text = field(source.prompt, "prompt")
     if not isinstance(text, str) or not text.strip():
-        raise UserError(
-            f"Row {number} of {source.path} has no text in '{source.prompt}'", got=repr(text)[:80]
-        )
+        raise UserError(f"Row {number} of {source.path} has no text in '{source.prompt}'", got=repr(text)[:80])
     if source.answer is None:
         return Problem(text, None)
     raw = gold_text(field(source.answer, "answer"))

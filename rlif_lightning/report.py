@@ -190,14 +190,10 @@ def load_run(folder: Path) -> Curves:
         return read_metrics(folder / METRICS)
     inside = sorted(p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{METRICS}"))
     raise UserError(
-        f"This is not a run folder: it has no {METRICS}."
-        if folder.is_dir()
-        else "The run folder does not exist.",
+        f"This is not a run folder: it has no {METRICS}." if folder.is_dir() else "The run folder does not exist.",
         got=folder,
         expected="a run folder such as runs/quickstart/1",
-        do=f"name one of {', '.join(map(str, inside[:8]))}"
-        if inside
-        else "correct the path; `rlif fit` makes runs",
+        do=f"name one of {', '.join(map(str, inside[:8]))}" if inside else "correct the path; `rlif fit` makes runs",
     )
 
 

@@ -108,9 +108,7 @@ class RLIFCLI(LightningCLI):
                 return RunLogger(folder, resume_step=step)
         if RUN_FOLDER in os.environ:
             return RunLogger(os.environ[RUN_FOLDER])
-        if (
-            rank_zero_only.rank > 0
-        ):  # started by torchrun or SLURM: the first process tells us the folder later
+        if getattr(rank_zero_only, "rank", 0) > 0:  # started by torchrun or SLURM: the first process tells us the folder later
             return RunLogger(self.root / self.recipe / "unused")
         folder = next_run_folder(self.root, self.recipe)
         os.environ[RUN_FOLDER] = str(folder)

@@ -37,8 +37,7 @@ def events(folder):
 def scalars(folder):
     accumulator = events(folder)
     return {
-        tag: {event.step: event.value for event in accumulator.Scalars(tag)}
-        for tag in accumulator.Tags()["scalars"]
+        tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in accumulator.Tags()["scalars"]
     }
 
 
@@ -104,9 +103,7 @@ def test_the_custom_scalars_page_finds_the_projects_metrics(tmp_path):
 
     assert charts("rollout/reward") == charts("rollout/reward/verifiable") == "reward"
     assert charts("rollout/reward_std") == ""
-    assert (
-        charts("val/accuracy") == charts("val/accuracy_sampled") == charts("rollout/accuracy") == "accuracy"
-    )
+    assert charts("val/accuracy") == charts("val/accuracy_sampled") == charts("rollout/accuracy") == "accuracy"
     assert {charts(f"rollout/{n}") for n in ("entropy", "self_certainty", "logprob")} == {
         "entropy, self-certainty, log-probability"
     }

@@ -402,9 +402,7 @@ class TestCache:
     def test_two_processes_at_once_share_one_build(self, tmp_path):
         context = multiprocessing.get_context("spawn")
         barrier, queue = context.Barrier(2), context.Queue()
-        workers = [
-            context.Process(target=build_in_a_process, args=(tmp_path, barrier, queue)) for _ in range(2)
-        ]
+        workers = [context.Process(target=build_in_a_process, args=(tmp_path, barrier, queue)) for _ in range(2)]
         for worker in workers:
             worker.start()
         results = [queue.get(timeout=120) for _ in workers]

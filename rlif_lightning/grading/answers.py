@@ -65,9 +65,7 @@ class AnswerFormat:
             ("several", self.several, ("one", "ordered", "set")),
         ):
             if value not in allowed:
-                raise UserError(
-                    f"unknown setting of answers.{name}", got=repr(value), expected=" | ".join(allowed)
-                )
+                raise UserError(f"unknown setting of answers.{name}", got=repr(value), expected=" | ".join(allowed))
         if not 0 <= self.relative_tolerance < 1:
             raise UserError(
                 "answers.relative_tolerance is out of range",

@@ -65,9 +65,7 @@ _ASSIGNED = re.compile(
     r"(?P<name>[A-Za-z\\(][A-Za-z0-9\\_{}', ()]{0,40}?)\s*(?:=|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>].*)",
     re.DOTALL,
 )
-_JOINTS = re.compile(
-    r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
-)
+_JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _OPEN, _CLOSE = "([{", ")]}"
 
 

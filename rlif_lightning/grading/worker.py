@@ -85,9 +85,7 @@ def _parsed(formula: str) -> tuple[Any, ...]:
 
     config = LatexExtractionConfig(boxed_match_priority=-1)
     text = f"${formula.replace('$', '')}$".replace("\n", " ")
-    return tuple(
-        parse(text, [config], fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
-    )
+    return tuple(parse(text, [config], fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True))
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

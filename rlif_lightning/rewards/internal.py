@@ -37,9 +37,7 @@ class SelfCertainty(InternalReward):
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards [N]."""
-        return self_certainty(
-            self.stats(rollout).self_certainty, rollout.samples.completion_mask, self.aggregation
-        )
+        return self_certainty(self.stats(rollout).self_certainty, rollout.samples.completion_mask, self.aggregation)
 
 
 class TokenEntropy(InternalReward):
@@ -58,6 +56,4 @@ class TrajectoryEntropy(InternalReward):
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards [N]."""
-        return trajectory_entropy(
-            self.stats(rollout).logprob, rollout.samples.completion_mask, self.aggregation
-        )
+        return trajectory_entropy(self.stats(rollout).logprob, rollout.samples.completion_mask, self.aggregation)

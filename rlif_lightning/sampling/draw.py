@@ -29,9 +29,7 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         logits = logits.masked_fill(torch.zeros_like(out).scatter(1, order, out), -torch.inf)
     if sampling.min_p > 0:
         probability = logits.softmax(-1)
-        logits = logits.masked_fill(
-            probability < sampling.min_p * probability.amax(-1, keepdim=True), -torch.inf
-        )
+        logits = logits.masked_fill(probability < sampling.min_p * probability.amax(-1, keepdim=True), -torch.inf)
     return logits
 
 

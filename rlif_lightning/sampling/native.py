@@ -58,9 +58,7 @@ class NativeSampler:
         waves = []
         for start in range(0, len(prompts), per_wave):
             part = slice(start * group_size, (start + per_wave) * group_size)
-            waves.append(
-                self._wave(prompts[start : start + per_wave], group_size, seeds[part], sampling, progress)
-            )
+            waves.append(self._wave(prompts[start : start + per_wave], group_size, seeds[part], sampling, progress))
         return waves[0] if len(waves) == 1 else _join(waves, self.pad_id)
 
     def _wave(
@@ -96,9 +94,7 @@ class NativeSampler:
         done = torch.zeros(len(seeds), dtype=torch.bool, device=device)  # of those in the batch
         seen, position = mask, mask.sum(1, keepdim=True)
         for t in range(sampling.max_new_tokens):
-            token = record.step(
-                t, open_rows, logits, None if numbers is None else numbers[open_rows, t], done
-            )
+            token = record.step(t, open_rows, logits, None if numbers is None else numbers[open_rows, t], done)
             done = done | torch.isin(token, end_ids)
             left = int((~done).sum())
             if progress is not None:
@@ -198,8 +194,6 @@ def _join(waves: list[Samples], pad_id: int) -> Samples:
         completion_mask=stack([w.completion_mask for w in waves], False, left=False),
         ended=torch.cat([w.ended for w in waves]),
         logprob=column("logprob"),
-        stats=TokenStats(*(stack(list(x), 0, left=False) for x in zip(*stats, strict=True)))
-        if stats
-        else None,
+        stats=TokenStats(*(stack(list(x), 0, left=False) for x in zip(*stats, strict=True))) if stats else None,
         kept_mass=column("kept_mass"),
     )

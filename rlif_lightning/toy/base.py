@@ -41,9 +41,7 @@ from rlif_lightning.toy.recipe import (
 )
 
 
-def build(
-    folder: Path, variant: Variant, seed: int, *, base: Path | None = None, progress: bool = True
-) -> None:
+def build(folder: Path, variant: Variant, seed: int, *, base: Path | None = None, progress: bool = True) -> None:
     """Train a variant and save it as a Hugging Face model folder.
 
     The result depends on the recipe and the seed alone; the caller's random state, threads, default device
@@ -163,9 +161,7 @@ def _save(model: LlamaForCausalLM, folder: Path) -> None:
 
 def _train(model: LlamaForCausalLM, phase: Phase, seed: int, progress: bool) -> None:
     rng = random.Random(f"{phase.name} corpus {seed}")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=phase.lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     running: float | None = None
     with tqdm(
         # A cap is not an estimate: without a total the bar counts up.
@@ -184,9 +180,7 @@ def _train(model: LlamaForCausalLM, phase: Phase, seed: int, progress: bool) -> 
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
-            running = (
-                loss.item() if running is None else LOSS_DECAY * running + (1 - LOSS_DECAY) * loss.item()
-            )
+            running = loss.item() if running is None else LOSS_DECAY * running + (1 - LOSS_DECAY) * loss.item()
             bar.update()
             goal = "" if phase.until_loss is None else f" (until {phase.until_loss})"
             bar.set_postfix_str(f"loss {running:.3f}{goal}", refresh=False)

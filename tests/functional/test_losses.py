@@ -189,26 +189,20 @@ class TestSlices:
     def test_two_ranks(self, normalization, accumulate):
         """Loss times accumulate and world size; the trainer divides by accumulate and averages over ranks."""
         w, world = self.near(), 2
-        whole = self.backward(
-            w, self.CUTS[0], loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization
-        )
+        whole = self.backward(w, self.CUTS[0], loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization)
         ranks = [[0, 1, 2, 3], [4, 5, 6, 7]]  # 9 tokens against 20
         denominator = sum(loss_denominator(w["mask"][r], normalization, MAX_TOKENS) for r in ranks)
         grads = []
         for rows in ranks:
             cut = [rows] if accumulate == 1 else [rows[:1], rows[1:]]
-            grads.append(
-                self.backward(w, cut, denominator, normalization, factor=accumulate * world / accumulate)
-            )
+            grads.append(self.backward(w, cut, denominator, normalization, factor=accumulate * world / accumulate))
         torch.testing.assert_close(torch.stack(grads).mean(0), whole, rtol=1e-12, atol=1e-14)
 
     @pytest.mark.parametrize("normalization", ["grpo", "dapo", "bnpo"])
     def test_a_denominator_per_slice_would_depend_on_the_cut(self, normalization):
         """The control of this class: the usual mistake gives another gradient, so those tests can fail."""
         w, cut = self.near(), self.CUTS[3]
-        whole = self.backward(
-            w, self.CUTS[0], loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization
-        )
+        whole = self.backward(w, self.CUTS[0], loss_denominator(w["mask"], normalization, MAX_TOKENS), normalization)
         per_slice = self.backward(w, cut, None, normalization, factor=1 / len(cut), own_denominator=True)
         assert (per_slice - whole).abs().max() > 1e-2
 
@@ -269,9 +263,7 @@ def test_kl_pulls_to_the_reference():
     logprob = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
     reference = torch.tensor([[-2.0, -1.0, -3.0]])
     mask = torch.ones(1, 3, dtype=torch.bool)
-    policy_loss(
-        logprob, torch.zeros(1), mask, 1.0, reference_logprob=reference, kl_coefficient=0.1
-    ).loss.backward()
+    policy_loss(logprob, torch.zeros(1), mask, 1.0, reference_logprob=reference, kl_coefficient=0.1).loss.backward()
     high, low, equal = logprob.grad[0].tolist()
     assert high > 0 > low  # descent lowers what stands above the reference, and raises what stands below
     assert equal == 0

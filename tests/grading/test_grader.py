@@ -53,6 +53,7 @@ def several():
         (r"[-2, 7]", r"x \in [-2,7]"),
         (r"2x+3", "y = 2x + 3"),
         (r"\frac{50}{100}", "50%"),
+        ("52", "52_8"),
     ],
 )
 def test_equal_answers_are_right(one, answer, gold):
@@ -73,6 +74,8 @@ def test_equal_answers_are_right(one, answer, gold):
         ("seat", r"\text{east}"),
         ("x=2, y=3", "2"),
         ("y", "x"),
+        ("52_9", "52_8"),
+        (r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
         ("2^{100}", "2^{100}+1"),
         ("", "2"),
         (r"\text{or } 2 \text{ or } 3", "2"),
@@ -221,9 +224,7 @@ def test_a_worker_that_dies_over_an_answer_makes_it_wrong(monkeypatch):
     grader = Grader(AnswerFormat(), seconds=5.0)
     assert grade(grader, (r"1 \cdot 2", "2")) == [True]
     worker = grader._workers[0]
-    monkeypatch.setattr(
-        worker, "_next", lambda deadline: (_ for _ in ()).throw(grading_process.WorkerDiedError)
-    )
+    monkeypatch.setattr(worker, "_next", lambda deadline: (_ for _ in ()).throw(grading_process.WorkerDiedError))
     assert grade(grader, (r"3 \cdot 2", "6"), (r"3 \cdot 3", "9")) == [False, True]
     assert grader.errors == 1
     grader.close()
