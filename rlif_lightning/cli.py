@@ -27,13 +27,23 @@ def main(args: Sequence[str] | None = None) -> None:
             own(arguments[1:])
         else:
             run_trainer(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except BrokenPipeError:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except Exception as error:
+        mistake = users_mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def users_mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception: libraries between us and the command line wrap it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def run_trainer(arguments: list[str]) -> None:

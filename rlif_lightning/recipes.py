@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
+from rlif_lightning.cli import users_mistake
 from rlif_lightning.errors import UserError
 
 
@@ -72,9 +73,9 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, the nearest right name, and where to look; exit with 2."""
-        cause = _user_error(ex)
-        if cause is not None:
-            raise cause
+        mistake = users_mistake(ex)
+        if mistake is not None:
+            raise mistake
         parser = getattr(ex, "subcommand_parser", None) or self
         print(f"error: {_first_sentence(message)}", file=sys.stderr)
         near = _nearest(message, _known_keys(parser))
@@ -82,14 +83,6 @@ class Parser(LightningArgumentParser):
             print(f"  did you mean: {near}", file=sys.stderr)
         print(f"  all settings: {parser.prog.replace(' [options]', '')} --help", file=sys.stderr)
         raise SystemExit(2)
-
-
-def _user_error(ex: BaseException | None) -> UserError | None:
-    while ex is not None:
-        if isinstance(ex, UserError):
-            return ex
-        ex = ex.__cause__ or ex.__context__
-    return None
 
 
 def _known_keys(parser: Any) -> list[str]:

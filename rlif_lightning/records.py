@@ -42,6 +42,12 @@ class Source:
 
     def __post_init__(self) -> None:
         """Check the answer's place before any file is read."""
+        if not isinstance(self.gold, str):
+            raise UserError(
+                "data.*.gold is no text",
+                got=repr(self.gold),
+                do="on the command line write [#] for a leading #, which YAML takes for a comment; or use a file",
+            )
         check_where(self.gold)
 
 

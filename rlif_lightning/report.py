@@ -242,8 +242,8 @@ def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves]) -> None:
     if single and panel.marks_best:
         legend |= _mark_best(ax, panel, next(iter(runs.values())))
     if len(legend) > 1:
-        look = {"fontsize": 8, "framealpha": 0.85, "edgecolor": "0.85", "handlelength": 3}
-        ax.legend(list(legend.values()), list(legend), **look)
+        box = ax.legend(list(legend.values()), list(legend), fontsize=8, framealpha=0.85, handlelength=3)
+        box.get_frame().set_edgecolor("0.85")
 
 
 def _plot(ax: Axes, curve: dict[int, float], line: Line, colour: str) -> Line2D:

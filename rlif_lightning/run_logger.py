@@ -112,7 +112,7 @@ class RunLogger(TensorBoardLogger):
         if self._resume_step is not None:
             MetricsCSV.truncate(path, self._resume_step)
             truncate_jsonl(self.folder / COMPLETIONS, self._resume_step)
-            _forget_from(writer, self._resume_step)
+        _mark_start(writer, self._resume_step or 0)
         writer.add_custom_scalars(LAYOUT)
         if self._resume_step is not None and path.exists():
             for name, curve in read_metrics(path).items():
@@ -122,12 +122,13 @@ class RunLogger(TensorBoardLogger):
         return self._metrics
 
 
-def _forget_from(writer: Any, step: int) -> None:
-    """Tell TensorBoard to forget earlier events from this step on.
+def _mark_start(writer: Any, step: int) -> None:
+    """Tell TensorBoard that a process starts at this step: it forgets earlier events from there on.
 
-    This is what SummaryWriter(purge_step=...) writes; Lightning opens the writer too early for that.
+    SummaryWriter(purge_step=...) writes such a mark as well, but Lightning opens the writer before the
+    checkpoint is loaded. A new run is marked too: TensorBoard takes the first mark of a run for its
+    beginning and forgets nothing then.
     """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-    start = SessionLog(status=SessionLog.START)
-    writer.file_writer.add_event(Event(step=step, session_log=start))
+    writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))

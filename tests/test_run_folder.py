@@ -83,7 +83,7 @@ def test_last_without_any_checkpoint_never_starts_from_scratch(tmp_path):
 def test_a_run_that_has_only_other_checkpoints_names_them(tmp_path):
     checkpoint(tmp_path, "a/1")
     checkpoint(tmp_path, "a/2", "step=5.ckpt")
-    with pytest.raises(UserError, match="step=5.ckpt"):
+    with pytest.raises(UserError, match=r"step=5\.ckpt"):
         find_checkpoint("last", tmp_path, "a")
 
 
@@ -142,10 +142,15 @@ def test_no_completions_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def half_written(path):
+    with replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+
+
 def test_a_failed_replacement_leaves_the_old_file(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as file:
-        file.write(b"half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        half_written(path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]

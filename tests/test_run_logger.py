@@ -1,16 +1,21 @@
 import json
-import sys
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
 from rlif_lightning.metrics_csv import MetricsCSV, read_metrics
 from rlif_lightning.run_logger import RunLogger
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{text}")
+    for text in ("exists and is not empty", "dataloader is not resumable", "treespec, LeafSpec")
+]
 
 
 @pytest.fixture
@@ -125,6 +130,7 @@ def interrupted(folder, clock, until=5):
 
 
 def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path, clock):
+    """TensorBoard ignores a run's first purge mark: a run resumed for the first time showed its old points."""
     interrupted(tmp_path, clock)
     logger = RunLogger(tmp_path, resume_step=2)
     logger.log_metrics({"rollout/reward": -1.0}, 2)
@@ -134,10 +140,12 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path, clock):
     assert (tmp_path / "completions.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
     logger.log_metrics({"rollout/reward": -2.0}, 3)
     logger.finalize("success")
-    accumulator = events(tmp_path)
     assert scalars(tmp_path)["rollout/reward"] == {0: 0.0, 1: 0.25, 2: -1.0, 3: -2.0}
-    assert [t.step for t in accumulator.Tensors("samples/text_summary")] == [0, 1]
-    assert "custom_scalars__config__" in accumulator.Tags()["tensors"]
+    pages = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()  # what TensorBoard serves
+    assert [t.step for t in pages.Tensors("samples/text_summary")] == [0, 1]
+    assert [t.step for t in pages.Tensors("advantage")] == [0, 1]
+    assert [t.step for t in pages.Tensors("val/accuracy")] == [0, 2]
+    assert pages.Tensors("custom_scalars__config__")
 
 
 def test_resuming_is_done_once(tmp_path, clock):
@@ -241,10 +249,3 @@ def test_the_folder_is_the_log_dir(tmp_path, monkeypatch, folder):
     assert (tmp_path / folder / "metrics.csv").exists()
     assert (tmp_path / folder).samefile(logger.log_dir)
     assert list((tmp_path / folder).glob("events*"))
-
-
-def test_matplotlib_is_not_needed_to_log():
-    import subprocess
-
-    code = "import sys, rlif_lightning.run_logger; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

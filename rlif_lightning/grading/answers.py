@@ -57,7 +57,7 @@ class AnswerFormat:
 
     def __post_init__(self) -> None:
         if not self.places:
-            raise UserError("no place to find the answer in", got=self.completion, do="name at least one")
+            raise UserError("No place to find the answer in", got=self.completion, do="name at least one")
         for where in self.places:
             check_where(where)
         for name, value, allowed in (
@@ -65,10 +65,10 @@ class AnswerFormat:
             ("several", self.several, ("one", "ordered", "set")),
         ):
             if value not in allowed:
-                raise UserError(f"unknown setting of answers.{name}", got=repr(value), expected=" | ".join(allowed))
+                raise UserError(f"Unknown setting of answers.{name}", got=repr(value), expected=" | ".join(allowed))
         if not 0 <= self.relative_tolerance < 1:
             raise UserError(
-                "answers.relative_tolerance is out of range",
+                "The setting answers.relative_tolerance is out of range",
                 got=self.relative_tolerance,
                 expected="a number from 0 to below 1, such as 0.01 for one per cent",
             )
@@ -128,7 +128,7 @@ def gold_text(value: Any) -> str:
     if isinstance(value, Sequence) and value:
         return ", ".join(gold_text(part) for part in value)
     raise UserError(
-        "the answer field holds no answer",
+        "The answer field holds no answer",
         got=f"{value!r} ({type(value).__name__})",
         expected="text, a finite number, true or false, or a list of these",
         do="name another answer field, or leave such rows out",
@@ -153,7 +153,7 @@ def read_tolerance(value: Any) -> float | tuple[float, ...] | None:
         numbers = (-1.0,)
     if not all(0 <= number < math.inf for number in numbers):
         raise UserError(
-            "the tolerance field holds no tolerance",
+            "The tolerance field holds no tolerance",
             got=repr(value),
             expected="null, a number not below 0, or text such as 1e-1 or 1e-1,1e-2",
         )

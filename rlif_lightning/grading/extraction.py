@@ -59,21 +59,21 @@ def check_where(where: str) -> None:
         pattern = _compiled(where)
     except re.error as error:
         raise UserError(
-            f"where to find the answer is no valid regular expression: {error}",
+            f"Where to find the answer is no valid regular expression: {error}",
             got=repr(where),
             expected=expected,
             do=hint or "correct the expression",
         ) from None
     if pattern.groups != 1:
         raise UserError(
-            "where to find the answer must capture one group",
+            "Where to find the answer must capture one group",
             got=f"{where!r} with {pattern.groups} groups",
             expected=expected,
             do=hint or "put ( ) around the answer and (?: ) around everything else",
         )
     if can_explode(where):
         raise UserError(
-            "where to find the answer can take exponential time on a hostile text",
+            "Where to find the answer can take exponential time on a hostile text",
             got=repr(where),
             expected="no repeat directly inside another repeat, as in (?:a+)+",
             do="bound one of the repeats, e.g. {1,20}, or put a fixed character between them",

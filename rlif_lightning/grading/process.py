@@ -77,7 +77,7 @@ class WorkerProcess:
         if not message.get("ready"):
             self.kill()
             raise UserError(
-                "answers cannot be compared: math-verify cannot be imported",
+                "Answers cannot be compared: math-verify cannot be imported",
                 got=message.get("reason"),
                 do='pip install "math-verify>=0.9", or set answers.compare to text',
             )
