@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import Gold, check_where, extract, gold_text
+from rlif_lightning.grading import Gold, check_where, read_gold
 from rlif_lightning.hub import from_hub, is_local
 
 TOY_TRAIN, TOY_HELD_OUT = 8192, 1000
@@ -95,24 +95,17 @@ def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
         raise UserError(f"Row {number} of {source.path} has no text in '{source.prompt}'", got=repr(text)[:80])
     if source.answer is None:
         return Problem(text, None)
-    raw = gold_text(field(source.answer, "answer"))
-    answer = extract(raw, source.gold)
-    if answer is None:
-        raise UserError(
-            f"Row {number} of {source.path} has no answer in '{source.answer}' at '{source.gold}'",
-            got=repr(raw[-80:]),
-            do="set data.*.gold to where the answer stands",
-        )
+    value = field(source.answer, "answer")
     unit = field(source.unit, "unit") if source.unit else None
     tolerance = field(source.tolerance, "tolerance") if source.tolerance else None
-    return Problem(text, Gold(answer, unit=unit or None, tolerance=_number(tolerance)))
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return None if value in (None, "") else float(value)
-    except (TypeError, ValueError):
-        return None  # several tolerances for several answers: compared exactly
+    gold = read_gold(value, source.gold, unit, tolerance)
+    if gold is None:
+        raise UserError(
+            f"Row {number} of {source.path} has no answer in '{source.answer}' at '{source.gold}'",
+            got=repr(value)[-80:],
+            do="set data.*.gold to where the answer stands",
+        )
+    return Problem(text, gold)
 
 
 def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:

@@ -180,7 +180,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "parsed"),
         [
-            ("toy", ("toy", 0)),
+            ("toy", ("toy", 2)),
             ("toy:3", ("toy", 3)),
             ("toy-tuned", ("toy-tuned", 0)),
             ("toy-tuned:12", ("toy-tuned", 12)),
@@ -385,7 +385,7 @@ class TestCache:
         assert (toy_model(progress=False) / "model.safetensors").is_file()
 
     def test_leftovers_of_a_killed_build_are_no_obstacle(self, short_recipe):
-        name = f"toy-seed0-{recipe.recipe_hash('toy')}"
+        name = f"toy-seed2-{recipe.recipe_hash('toy')}"
         leftover = short_recipe / f".{name}.unfinished"
         leftover.mkdir(parents=True)
         (leftover / "model.safetensors").write_text("half")
