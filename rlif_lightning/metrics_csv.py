@@ -16,7 +16,6 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.run_folder import replacing
 
 STEP = "step"
-EVALUATION = "val/"
 
 Row = dict[str, str]
 Curves = dict[str, dict[int, float]]
@@ -25,8 +24,8 @@ Curves = dict[str, dict[int, float]]
 class MetricsCSV:
     """Appends to one metrics.csv; an existing file is continued.
 
-    Only the last row is ever rewritten, in one write, unless a new column appears: then the whole
-    file is replaced at once.
+    Only the last row is ever rewritten, in one write. A new column, or a value for an earlier row, replaces
+    the whole file at once.
 
     Args:
         path: The file; it appears with the first logged value.
@@ -47,27 +46,25 @@ class MetricsCSV:
         return int(self._last[STEP]) if self._last else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add values to the row of a step; within the last step the later value of a metric wins.
+        """Add values to the row of a step; the later value of a metric wins.
 
-        Raises:
-            ValueError: The step lies before the last row.
+        Values may come late: Lightning logs a user's own metrics of a step after the next step's evaluation.
         """
         if not values:
             return
-        if self.last_step is not None and step < self.last_step:
-            raise ValueError(f"step {step} was logged after step {self.last_step}: steps must not decrease")
         cells = {name: repr(float(value)) for name, value in values.items()}
         if STEP in cells:
             raise ValueError(f"{STEP!r} is the table's first column and cannot be a metric")
+        new = [name for name in cells if name not in self._columns]
+        if new or (self.last_step is not None and step < self.last_step):
+            rows = {int(row[STEP]): row for row in _read(self.path)[1]}
+            rows.setdefault(int(step), {STEP: str(int(step))}).update(cells)
+            self._columns += new
+            self._last = rows[max(rows)]
+            self._replace([rows[n] for n in sorted(rows)])
+            return
         same = step == self.last_step
         row = {**(self._last if same else {STEP: str(int(step))}), **cells}
-        new = [name for name in cells if name not in self._columns]
-        if new:
-            _, rows = _read(self.path)
-            self._columns += new
-            self._last = row
-            self._replace([*(rows[:-1] if same else rows), row])
-            return
         line = _line([row.get(name, "") for name in self._columns])
         with self.path.open("r+b") as file:
             start = self._offset if same else file.seek(0, os.SEEK_END)
@@ -86,19 +83,14 @@ class MetricsCSV:
     def truncate(path: Path, step: int) -> None:
         """Cut a table back to a checkpoint that was taken after ``step`` optimiser steps.
 
-        Rows before ``step`` stay whole. Of the row of ``step`` only the evaluation (``val/*``) stays: it
-        belongs to the checkpoint's weights and is not repeated, while the rollout and the update of
-        that step are. Later rows and columns that become empty go, so that the continued file ends up
-        byte for byte as an uninterrupted one. A missing file stays missing.
+        Rows before ``step`` stay; what a continued run logs again goes, and so do columns that become
+        empty. The continued file then ends up as that of an uninterrupted run. A missing file stays missing.
         """
         path = Path(path)
         if not path.exists():
             return
         columns, rows = _read(path)
         kept = [row for row in rows if int(row[STEP]) < step]
-        at_step = [row for row in rows if int(row[STEP]) == step]
-        evaluated = [{n: c for n, c in row.items() if n == STEP or n.startswith(EVALUATION)} for row in at_step]
-        kept += [row for row in evaluated if len(row) > 1]
         used = {name for row in kept for name in row}
         _write(path, [name for name in columns if name in used or name == STEP], kept)
 

@@ -64,7 +64,7 @@ class RLIFModule(pl.LightningModule):
 
     def __init__(
         self,
-        name: str = "toy",
+        name: str,
         loss: Normalization = "grpo",
         clip_low: float = 0.2,
         clip_high: float = 0.2,

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from rlif_lightning.metrics_csv import EVALUATION, MetricsCSV, read_metrics
+from rlif_lightning.metrics_csv import MetricsCSV
 from rlif_lightning.run_folder import COMPLETIONS, METRICS, truncate_jsonl
 
 # TensorBoard's custom-scalars page; tags are regular expressions, matched from a tag's beginning.
@@ -34,9 +34,8 @@ class RunLogger(TensorBoardLogger):
     """Writes TensorBoard events and metrics.csv into one run folder, which is the trainer's ``log_dir``.
 
     A resumed run goes back to its checkpoint's step before the first thing is written: metrics.csv and
-    completions.jsonl are cut, and TensorBoard is told to forget events from that step on (the
-    evaluation kept in metrics.csv is logged again). This waits until Lightning has loaded the
-    checkpoint's weights: one that does not fit the model costs the folder nothing.
+    completions.jsonl are cut, and TensorBoard is told to forget events from that step on. This waits until
+    Lightning has loaded the checkpoint's weights: one that does not fit the model costs the folder nothing.
 
     Args:
         folder: The run folder.
@@ -62,9 +61,6 @@ class RunLogger(TensorBoardLogger):
         """Write scalars to TensorBoard and metrics.csv.
 
         ``epoch``, which Lightning adds to every call, is left out: the step is the only x axis.
-
-        Raises:
-            ValueError: The step lies before the last one.
         """
         table = self._begin()
         scalars = {name: float(value) for name, value in metrics.items() if name != "epoch"}
@@ -114,10 +110,6 @@ class RunLogger(TensorBoardLogger):
             truncate_jsonl(self.folder / COMPLETIONS, self._resume_step)
         _mark_start(writer, self._resume_step or 0)
         writer.add_custom_scalars(LAYOUT)
-        if self._resume_step is not None and path.exists():
-            for name, curve in read_metrics(path).items():
-                if name.startswith(EVALUATION) and self._resume_step in curve:
-                    writer.add_scalar(name, curve[self._resume_step], self._resume_step)
         self._metrics = MetricsCSV(path)
         return self._metrics
 

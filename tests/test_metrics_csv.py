@@ -9,10 +9,10 @@ from rlif_lightning.metrics_csv import MetricsCSV, read_metrics
 STEPS, EVERY = 7, 2
 
 
-def calls(first, last, evaluate_first):
+def calls(first, last):
     """What a run logs: (step, values), the evaluation of a step's weights before its rollout and update."""
     for step in range(first, last + 1):
-        if step % EVERY == 0 and (step > first or evaluate_first):
+        if step % EVERY == 0:
             draw = random.Random(f"evaluation {step}")
             yield step, {"val/accuracy": draw.random(), "val/accuracy_sampled": draw.random()}
         if step == last:
@@ -70,16 +70,26 @@ def test_numbers_read_back_exactly(tmp_path):
     }
 
 
-def test_steps_must_not_decrease(tmp_path):
-    table = MetricsCSV(tmp_path / "m.csv")
-    table.log(2, {"a": 1.0})
-    with pytest.raises(ValueError, match="step 1 was logged after step 2"):
-        table.log(1, {"a": 1.0})
-    with pytest.raises(ValueError, match="after step 2"):
-        MetricsCSV(tmp_path / "m.csv").log(1, {"a": 1.0})
+def test_a_late_value_goes_to_the_row_of_its_step(tmp_path):
+    """A user's own metric of a step, logged by Lightning after the next step's evaluation, ended the run."""
+    path = tmp_path / "m.csv"
+    table = MetricsCSV(path)
+    table.log(0, {"a": 1.0})
+    table.log(2, {"a": 2.0})
+    table.log(0, {"lr": 0.5})  # a new column as well
+    table.log(1, {"lr": 0.25})  # a row that was not there
+    table.log(0, {"a": 3.0})
+    assert table.last_step == 2
+    table.log(2, {"lr": 0.125})
+    table.log(3, {"a": 4.0})
+    assert path.read_text() == "step,a,lr\n0,3.0,0.5\n1,,0.25\n2,2.0,0.125\n3,4.0,\n"
+    MetricsCSV(path).log(1, {"a": 5.0})
+    assert read_metrics(path)["a"] == {0: 3.0, 1: 5.0, 2: 2.0, 3: 4.0}
+
+
+def test_the_step_is_no_metric(tmp_path):
     with pytest.raises(ValueError, match="first column"):
-        table.log(2, {"step": 1.0})
-    assert (tmp_path / "m.csv").read_text() == "step,a\n2,1.0\n"
+        MetricsCSV(tmp_path / "m.csv").log(2, {"step": 1.0})
 
 
 def test_nothing_logged_makes_no_row_and_no_file(tmp_path):
@@ -101,7 +111,7 @@ def test_only_the_last_row_is_touched_without_a_new_column(tmp_path, monkeypatch
 
 
 def test_the_file_is_the_same_when_it_is_opened_again_for_every_row(tmp_path):
-    rows = list(calls(0, STEPS, True))
+    rows = list(calls(0, STEPS))
     log_all(tmp_path / "once.csv", rows)
     for step, values in rows:
         MetricsCSV(tmp_path / "often.csv").log(step, values)
@@ -112,7 +122,7 @@ def test_a_run_killed_anywhere_and_continued_ends_up_byte_identical(tmp_path):
     """Killed after any call or in the middle of a line, continued from any checkpoint before that."""
     whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
     table, states = MetricsCSV(whole), []
-    for step, values in calls(0, STEPS, True):
+    for step, values in calls(0, STEPS):
         table.log(step, values)
         states.append((step, whole.read_bytes()))
     for reached, text in states:
@@ -121,25 +131,25 @@ def test_a_run_killed_anywhere_and_continued_ends_up_byte_identical(tmp_path):
             for saved in range(1, reached + (not torn)):
                 part.write_bytes(text[: len(text) - torn])
                 MetricsCSV.truncate(part, saved)
-                log_all(part, calls(saved, STEPS, False))
+                log_all(part, calls(saved, STEPS))
                 assert part.read_bytes() == states[-1][1], (reached, torn, saved)
 
 
-def test_cutting_keeps_the_evaluation_of_the_checkpoint_only(tmp_path):
+def test_cutting_keeps_the_rows_before_the_checkpoint_only(tmp_path):
     path = tmp_path / "m.csv"
     table = MetricsCSV(path)
     table.log(1, {"val/accuracy": 0.5, "rollout/reward": 1.0})
     table.log(2, {"val/accuracy": 0.6, "rollout/reward": 2.0, "train/late": 1.0})
     table.log(3, {"val/accuracy": 0.7, "rollout/reward": 3.0})
     MetricsCSV.truncate(path, 2)
-    assert path.read_text() == "step,val/accuracy,rollout/reward\n1,0.5,1.0\n2,0.6,\n"
+    assert path.read_text() == "step,val/accuracy,rollout/reward\n1,0.5,1.0\n"
     MetricsCSV.truncate(tmp_path / "missing.csv", 2)
     assert not (tmp_path / "missing.csv").exists()
 
 
 def test_every_cut_of_a_growing_file_can_be_read_and_continued(tmp_path):
     path = tmp_path / "m.csv"
-    log_all(path, calls(0, STEPS, True))
+    log_all(path, calls(0, STEPS))
     text = path.read_bytes()
     last_line = text.rindex(b"\n", 0, -1) + 1
     for end in range(last_line, len(text)):

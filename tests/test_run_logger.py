@@ -82,13 +82,13 @@ def test_a_histogram_without_finite_values_is_left_out(tmp_path):
     assert events(tmp_path / "1").Tags()["histograms"] == []
 
 
-def test_steps_must_not_decrease(tmp_path):
+def test_values_may_come_late_or_without_a_step(tmp_path):
     logger = RunLogger(tmp_path / "1")
     logger.log_metrics({"a": 1.0}, 5)
     logger.log_metrics({"b": 2.0})  # without a step: the present one
-    with pytest.raises(ValueError, match="after step 5"):
-        logger.log_metrics({"a": 1.0}, 4)
-    assert scalars(tmp_path / "1") == {"a": {5: 1.0}, "b": {5: 2.0}}
+    logger.log_metrics({"a": 3.0}, 4)
+    expected = {"a": {4: 3.0, 5: 1.0}, "b": {5: 2.0}}
+    assert scalars(tmp_path / "1") == read_metrics(tmp_path / "1" / "metrics.csv") == expected
 
 
 def test_the_custom_scalars_page_finds_the_projects_metrics(tmp_path):
@@ -133,10 +133,11 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path, clock):
     """TensorBoard ignores a run's first purge mark: a run resumed for the first time showed its old points."""
     interrupted(tmp_path, clock)
     logger = RunLogger(tmp_path, resume_step=2)
+    logger.log_metrics({"val/accuracy": 2.5}, 2)
     logger.log_metrics({"rollout/reward": -1.0}, 2)
     expected = {"val/accuracy": {0: 0.5, 2: 2.5}, "rollout/reward": {0: 0.0, 1: 0.25, 2: -1.0}}
     assert read_metrics(tmp_path / "metrics.csv") == expected
-    assert scalars(tmp_path) == expected  # the evaluation of step 2 is there again, step 3 and 4 are gone
+    assert scalars(tmp_path) == expected  # steps 3 and 4 are gone
     assert (tmp_path / "completions.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
     logger.log_metrics({"rollout/reward": -2.0}, 3)
     logger.finalize("success")

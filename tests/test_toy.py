@@ -182,7 +182,7 @@ class TestNames:
         [
             ("toy", ("toy", 2)),
             ("toy:3", ("toy", 3)),
-            ("toy-tuned", ("toy-tuned", 0)),
+            ("toy-tuned", ("toy-tuned", 2)),
             ("toy-tuned:12", ("toy-tuned", 12)),
             ("./toy", None),
             ("toys", None),

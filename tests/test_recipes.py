@@ -1,0 +1,113 @@
+"""Every shipped recipe is parsed, instantiated and run for a moment with a tiny model and tiny data."""
+
+import json
+
+import pytest
+import yaml
+
+from rlif_lightning.recipes import shipped_recipes
+
+OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable")
+TRAINING = ("gsm8k", "intuitor")
+ROWS = {  # two rows in each data set's own format
+    "gsm8k": [
+        {"question": "What is 2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"},
+        {"question": "What is 900 + 900?", "answer": "It is\n#### 1,800"},
+    ],
+    "math": [
+        {"problem": "What is $1/2$?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "answer": r"\frac{1}{2}"},
+        {"problem": "Name a point.", "solution": r"So \boxed{(3, 4)}.", "answer": "(3, 4)"},
+    ],
+    "aime24": [{"id": 1, "problem": "Count.", "answer": "025"}, {"id": 2, "problem": "Count on.", "answer": "204"}],
+    "amc23": [{"problem": "How far?", "answer": 27.0}, {"problem": "How long?", "answer": 1.5}],
+    "minerva_math": [
+        {"problem": "Find it.", "solution": r"\boxed{1.6} \mathrm{~cm}"},
+        {"problem": "Find them.", "solution": r"so \boxed{4.49e33}"},
+    ],
+    "olympiadbench": [
+        {"question": "Both?", "final_answer": ["$1$, $2$"], "unit": None, "error": None},
+        {"question": "Speed?", "final_answer": ["31"], "unit": "km/h", "error": "1e-1"},
+    ],
+}
+TINY = [
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    "--evaluation.max_new_tokens=4", "--evaluation.n=2",
+]  # fmt: skip
+TINY_FIT = [
+    "--trainer.max_steps=2", "--rollout.prompts_per_step=2", "--rollout.group_size=4",
+    "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.every=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, rows in ROWS.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows * 2))
+    return tmp_path
+
+
+def rows_of(recipe):
+    return {"gsm8k": "gsm8k", "intuitor": "math", "math500": "math"}.get(recipe, recipe)
+
+
+def test_no_recipe_is_forgotten_here():
+    """A new recipe must be added to one of the lists below, or nothing runs it."""
+    evaluations = {"math500", "aime24", "amc23", "minerva_math", "olympiadbench"}
+    assert set(shipped_recipes()) == {"quickstart", *OVERLAYS, *TRAINING, *evaluations}
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_training_recipe(recipe, rlif, model_folder, data):
+    file = data / f"{rows_of(recipe)}.jsonl"
+    paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
+    folder = rlif(
+        "fit", "--config", recipe, "--model.name", model_folder("qwen2", chat=True), *paths, *TINY, *TINY_FIT
+    )  # fmt: skip
+    run = folder / "runs" / recipe / "1"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    shipped = yaml.safe_load(open(shipped_recipes()[recipe]))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == shipped["model"]["optimizer"]["init_args"]["lr"]
+    assert len((run / "metrics.csv").read_text().splitlines()) == 4  # header, two steps, the last evaluation
+    rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    assert all(shipped["data"]["system_prompt"] in r["prompt"] and r["prompt"].endswith("assistant\n") for r in rows)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
+    file = data / "gsm8k.jsonl"
+    paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
+    paths += [f"--data.{part}.gold=[#]{{4}}\\s*(.+)" for part in ("train", "val")]
+    folder = rlif(
+        "fit", "--config", "quickstart", "--config", overlay, "--model.name", model_folder(), *paths, *TINY, *TINY_FIT
+    )  # fmt: skip
+    lines = (folder / f"runs/quickstart+{overlay}/1/completions.jsonl").read_text().splitlines()
+    assert {tuple(json.loads(line)["rewards"]) for line in lines} == {(overlay,)}
+
+
+@pytest.mark.parametrize(
+    "recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench", "intuitor", "gsm8k"]
+)
+def test_evaluation_recipe(recipe, rlif, model_folder, data):
+    folder = rlif(
+        "test", "--config", recipe, "--model.name", model_folder("qwen2", chat=True),
+        f"--data.test.path={data / rows_of(recipe)}.jsonl", *TINY, "--evaluation.samples=2",
+    )  # fmt: skip
+    results = json.loads((folder / f"runs/{recipe}/1/results.json").read_text())
+    assert results["n"] == 2
+    assert {"accuracy", "accuracy_sampled", "pass@2", "maj@2"} <= set(results)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench", "intuitor", "gsm8k"]
+)
+def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
+    """The mapping of fields finds the reference answers, and an answer written like them is right."""
+    from rlif_lightning.grading import AnswerFormat, Grader
+    from rlif_lightning.records import Source, read_problems
+
+    settings = yaml.safe_load(open(shipped_recipes()[recipe]))["data"]
+    source = Source(**{**settings["test"], "path": str(data / f"{rows_of(recipe)}.jsonl")})
+    grader = Grader(AnswerFormat(**settings["answers"]))
+    golds = [p.gold for p in read_problems(source)]
+    assert grader.grade([(rf"So \boxed{{{g.text}}}.", True, g) for g in golds]) == [True] * len(golds)
+    assert grader.grade([(r"So \boxed{777}.", True, g) for g in golds]) == [False] * len(golds)
