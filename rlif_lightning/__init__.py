@@ -16,6 +16,29 @@ M     slices (micro-batches) of one optimiser step
 Logarithms are natural: log-probabilities, entropies and divergences are in nats.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from rlif_lightning.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from rlif_lightning.data import PromptDataModule
+    from rlif_lightning.grading import AnswerFormat
+    from rlif_lightning.module import RLIFModule
+    from rlif_lightning.records import Source
+
+__all__ = ["AnswerFormat", "PromptDataModule", "RLIFModule", "Source", "__version__"]
+
+_HOMES = {
+    "AnswerFormat": "rlif_lightning.grading",
+    "PromptDataModule": "rlif_lightning.data",
+    "RLIFModule": "rlif_lightning.module",
+    "Source": "rlif_lightning.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the grading worker and ``rlif report`` start without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
