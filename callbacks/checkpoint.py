@@ -1,8 +1,9 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
 import os
+import pickle
+import shutil
 import signal
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rlif_lightning.callbacks.rollout import RolloutCallback
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.errors import UserError
-
-LAST = "last.ckpt"
+from rlif_lightning.run_folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,25 +33,43 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read tensors and plain values only."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_checkpoint(path, map_location or "cpu")
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Raises:
+        UserError: It holds more than tensors and plain values, or it is no checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
+            raise TypeError("no checkpoint of a Trainer")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+        foreign = "Weights only load failed" in str(error)
+        raise UserError(
+            "The checkpoint can't be read",
+            got=path,
+            expected="tensors and plain values, as this package writes them; this file holds other Python objects, "
+            "which are not loaded because that could run any code"
+            if foreign
+            else f"a whole file ({str(error).splitlines()[0] or type(error).__name__})",
+            do="give another checkpoint in --ckpt_path",
+        ) from error
+    return checkpoint
 
 
 class RolloutCheckpoint(Checkpoint):
     """Saves at the boundary of a rollout, where a run can be continued exactly.
 
+    A continued run takes the optimiser's state and the place in the schedule from the checkpoint, and settings
+    that have been changed since (learning rate, weight decay, betas ...) from the recipe and the command line.
     ``last.ckpt`` is always the newest. A save that falls due within a rollout waits for its end; SIGTERM asks
     for a save at the next boundary and then stops the run (a second SIGTERM ends it at once).
 
@@ -64,15 +85,47 @@ class RolloutCheckpoint(Checkpoint):
         self._saved_step = -1
         self._asked_to_stop = False
         self._rollout: RolloutCallback | None = None
+        self._optimizers: list[dict[str, Any]] = []  # as configured for this run
+        self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
+
+    def state_dict(self) -> dict[str, Any]:
+        """How the optimisers were configured, so that a continued run knows what has been changed since."""
+        return {"optimizers": self._optimizers}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from the checkpoint."""
+        self._stored = state_dict["optimizers"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write and read checkpoints safely; find out who knows the boundaries."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self._rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note how the optimisers are configured, before the checkpoint's settings take their place."""
+        self._optimizers = [configuration(optimizer) for optimizer in trainer.optimizers]
+        for now, was in zip(self._optimizers, self._stored, strict=False):
+            if now["class"] != was["class"]:
+                raise UserError(
+                    "The checkpoint holds the state of another optimiser",
+                    got=was["class"],
+                    expected=now["class"],
+                    do="continue with the optimiser that the run began with, or begin a new run",
+                )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM over from Lightning, which would end the run in the middle of a rollout."""
+        """Bring changed settings back; take SIGTERM over from Lightning, which would stop within a rollout."""
+        for optimizer, now, was in zip(trainer.optimizers, self._optimizers, self._stored, strict=False):
+            changes = bring_back(optimizer, now["groups"], was["groups"])
+            if changes:
+                rank_zero_info(f"Changed since the checkpoint: {', '.join(changes)}")
+        if self._stored:
+            for config in trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, LambdaLR):
+                    recompute(config.scheduler)
+        self._stored = []
         self._saved_step = trainer.global_step
+        self._asked_to_stop = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
@@ -106,14 +159,65 @@ class RolloutCheckpoint(Checkpoint):
             )
 
     def _save(self, trainer: Trainer) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS
         step = self._saved_step = trainer.global_step
-        trainer.save_checkpoint(folder / LAST)
-        if self.keep == 0 or not trainer.is_global_zero:
+        trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
+        if not trainer.is_global_zero:
             return
-        numbered = folder / f"step={step}.ckpt"
-        numbered.unlink(missing_ok=True)
-        os.link(folder / LAST, numbered)  # last.ckpt is replaced, never rewritten, so the link stays whole
-        kept = sorted(folder.glob("step=*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))
-        for old in kept[: -self.keep] if self.keep else []:
-            old.unlink()
+        steps = {int(p.stem.split("=")[1]): p for p in folder.glob("step=*.ckpt")}
+        for given_up in [n for n in steps if n >= step]:  # the run went back behind them
+            steps.pop(given_up).unlink()
+        if self.keep == 0:
+            return
+        numbered = steps[step] = folder / f"step={step}.ckpt"
+        try:  # last.ckpt is replaced, never rewritten, so the link stays whole
+            os.link(folder / LAST_CHECKPOINT, numbered)
+        except OSError:  # a file system without links
+            shutil.copyfile(folder / LAST_CHECKPOINT, numbered)
+        for old in sorted(steps)[: -self.keep] if self.keep else []:
+            steps[old].unlink()
+
+
+def configuration(optimizer: Optimizer) -> dict[str, Any]:
+    """The class of an optimiser and the settings of its groups; of the learning rate its start, not its course."""
+    kind = type(optimizer)
+    groups = [
+        {**{k: v for k, v in group.items() if k not in ("params", "initial_lr")}}
+        | {"lr": group.get("initial_lr", group["lr"])}
+        for group in optimizer.param_groups
+    ]
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "groups": groups}
+
+
+def bring_back(optimizer: Optimizer, now: list[dict[str, Any]], was: list[dict[str, Any]]) -> list[str]:
+    """Set what is configured otherwise now than in the checkpoint, and say what that is.
+
+    Everything else stays as restored: an optimiser may keep state of its own beside its settings.
+    """
+    said = []
+    for group, new, old in zip(optimizer.param_groups, now, was, strict=True):
+        for key, value in new.items():
+            if _differ(value, old.get(key)):
+                group["initial_lr" if key == "lr" and "initial_lr" in group else key] = value
+                said.append(f"{key} {old.get(key)} -> {value}")
+    return said
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return bool(one.ne(other).any()) if isinstance(one, Tensor) else bool(one != other)
+
+
+def recompute(scheduler: LambdaLR) -> None:
+    """The learning rate of the present step under the schedule as it is configured now.
+
+    Where nothing was changed this is the restored one to the last bit.
+    """
+    groups = scheduler.optimizer.param_groups
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    for group, base, share in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        lr = base * share(scheduler.last_epoch)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    scheduler._last_lr = [group["lr"] for group in groups]

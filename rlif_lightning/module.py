@@ -21,6 +21,7 @@ from rlif_lightning.policy import (
     frozen_copy,
     load_policy,
     load_tokenizer,
+    same_lora,
     set_training_mode,
 )
 from rlif_lightning.rollout import Rollout
@@ -281,8 +282,9 @@ class RLIFModule(pl.LightningModule):
                 expected=f"one of '{self.name}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
-        missing = self._trainable() ^ set(checkpoint["state_dict"])
-        if missing:
+        own = {n: p.shape for n, p in self.named_parameters() if p.requires_grad}
+        stored = {n: x.shape for n, x in checkpoint["state_dict"].items()}
+        if own != stored or not same_lora(mark["lora"], self.lora):
             raise UserError(
                 "The checkpoint holds other trainable weights than this recipe",
                 got=f"LoRA settings {mark['lora']}",

@@ -84,6 +84,14 @@ def check_lora(lora: dict[str, Any]) -> None:
             )
 
 
+def same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
+    from peft import LoraConfig
+
+    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
+    return full[0] == full[1]
+
+
 def load_policy(
     name: str,
     *,

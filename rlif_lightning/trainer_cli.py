@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,6 +17,7 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
+from rlif_lightning.callbacks.checkpoint import read_checkpoint
 from rlif_lightning.cli import RUN_FOLDER, run_root
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.module import RLIFModule
@@ -103,12 +103,12 @@ class RLIFCLI(LightningCLI):
         if self.subcommand == "fit" and ckpt_path is not None:
             folder = run_folder_of(Path(ckpt_path))
             if folder is not None:
-                step = torch.load(ckpt_path, weights_only=True, mmap=True, map_location="cpu")["global_step"]
+                step = read_checkpoint(ckpt_path, mmap=True)["global_step"]
                 rank_zero_info(f"Continuing the run in {folder} from step {step}")
                 return RunLogger(folder, resume_step=step)
         if RUN_FOLDER in os.environ:
             return RunLogger(os.environ[RUN_FOLDER])
-        if getattr(rank_zero_only, "rank", 0) > 0:  # started by torchrun or SLURM: the first process tells us the folder later
+        if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
         folder = next_run_folder(self.root, self.recipe)
         os.environ[RUN_FOLDER] = str(folder)

@@ -1,6 +1,7 @@
 """Every shipped recipe is parsed, instantiated and run for a moment with a tiny model and tiny data."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -65,7 +66,7 @@ def test_training_recipe(recipe, rlif, model_folder, data):
     )  # fmt: skip
     run = folder / "runs" / recipe / "1"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    shipped = yaml.safe_load(open(shipped_recipes()[recipe]))
+    shipped = yaml.safe_load(Path(shipped_recipes()[recipe]).read_text())
     assert config["model"]["optimizer"]["init_args"]["lr"] == shipped["model"]["optimizer"]["init_args"]["lr"]
     assert len((run / "metrics.csv").read_text().splitlines()) == 4  # header, two steps, the last evaluation
     rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
@@ -105,7 +106,7 @@ def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
     from rlif_lightning.grading import AnswerFormat, Grader
     from rlif_lightning.records import Source, read_problems
 
-    settings = yaml.safe_load(open(shipped_recipes()[recipe]))["data"]
+    settings = yaml.safe_load(Path(shipped_recipes()[recipe]).read_text())["data"]
     source = Source(**{**settings["test"], "path": str(data / f"{rows_of(recipe)}.jsonl")})
     grader = Grader(AnswerFormat(**settings["answers"]))
     golds = [p.gold for p in read_problems(source)]

@@ -180,9 +180,9 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "parsed"),
         [
-            ("toy", ("toy", 2)),
+            ("toy", ("toy", 1)),
             ("toy:3", ("toy", 3)),
-            ("toy-tuned", ("toy-tuned", 2)),
+            ("toy-tuned", ("toy-tuned", 1)),
             ("toy-tuned:12", ("toy-tuned", 12)),
             ("./toy", None),
             ("toys", None),
@@ -270,7 +270,7 @@ class TestModelFolder:
         torch.manual_seed(12345)
         random.seed(12345)
         assert weights("toy", "b") == first
-        assert weights("toy:1", "b") != first
+        assert weights("toy:3", "b") != first
         assert weights("toy-tuned", "b") != first
 
     def test_seed_argument_replaces_the_seed_of_the_name(self, short_recipe):
@@ -385,7 +385,7 @@ class TestCache:
         assert (toy_model(progress=False) / "model.safetensors").is_file()
 
     def test_leftovers_of_a_killed_build_are_no_obstacle(self, short_recipe):
-        name = f"toy-seed2-{recipe.recipe_hash('toy')}"
+        name = f"toy-seed1-{recipe.recipe_hash('toy')}"
         leftover = short_recipe / f".{name}.unfinished"
         leftover.mkdir(parents=True)
         (leftover / "model.safetensors").write_text("half")

@@ -33,6 +33,14 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
+def _cumulative(weights: Tensor) -> Tensor:
+    """Cumulative sums along the last dimension that rise only where a weight is positive.
+
+    A parallel scan rounds each entry on a path of its own, so a plain one may rise at a weight of 0.
+    """
+    return weights.cumsum(-1).masked_fill(weights == 0, 0).cummax(-1).values
+
+
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     """Index [N, 1] of the first entry above target; kept below the total, so it never lands on a zero weight."""
     below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
@@ -59,10 +67,10 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
         weights = torch.nn.functional.pad(weights, (0, blocks * width - v))
     tiles = weights.view(n, blocks, width)
     sums = tiles.sum(-1)  # [N, B]
-    cumulative = sums.cumsum(-1)
+    cumulative = _cumulative(sums)
     target = uniforms[:, None] * cumulative[:, -1:]
     block = _first_above(cumulative, target)  # [N, 1]
-    inside = tiles.gather(1, block[..., None].expand(-1, -1, width)).squeeze(1).cumsum(-1)  # [N, W]
+    inside = _cumulative(tiles.gather(1, block[..., None].expand(-1, -1, width)).squeeze(1))  # [N, W]
     # Rounding may leave the rest a hair below 0: it must not fall on a leading weight of 0.
     rest = (target - (cumulative - sums).gather(1, block)).clamp(min=0)
     return (block * width + _first_above(inside, rest)).squeeze(1)

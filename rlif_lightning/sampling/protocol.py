@@ -37,13 +37,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
+        wanted = self.statistics_temperature
         for name, right, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "from 0 (off) to below 1"),
-            ("statistics_temperature", (self.statistics_temperature or 1) > 0, "above 0"),
+            ("statistics_temperature", wanted is None or wanted > 0, "above 0"),
         ):
             if not right:
                 raise UserError(f"{name} is out of range", got=getattr(self, name), expected=expected)
