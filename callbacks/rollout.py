@@ -20,7 +20,7 @@ from rlif_lightning.collect import (
 )
 from rlif_lightning.data import PromptDataModule, run_seed
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.functional.losses import k3_divergence, loss_denominator
 from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
@@ -164,6 +164,8 @@ class RolloutCallback(Callback):
         """Collect at the first slice of a rollout; put this batch's slice into the batch."""
         assert isinstance(pl_module, RLIFModule)
         if batch["slice"] == 0 or self.rollout is None:
+            if batch["slice"]:
+                rank_zero_warn("Resumed from the middle of a rollout: it is sampled anew with the present weights.")
             self._collect(trainer, pl_module, batch)
         assert self.rollout is not None
         rows = self._slices[batch["slice"]]
@@ -279,9 +281,9 @@ class RolloutCallback(Callback):
         ):
             means.add(f"rollout/{name}", values[mask].sum(), tokens)
         if rollout.reference_logprob is not None:
-            difference = (rollout.reference_logprob - samples.logprob)[mask]
-            means.add("rollout/reference_logprob", rollout.reference_logprob[mask].sum(), tokens)
-            means.add("rollout/kl", (difference.exp() - difference - 1).sum(), tokens)
+            reference = rollout.reference_logprob[mask]
+            means.add("rollout/reference_logprob", reference.sum(), tokens)
+            means.add("rollout/kl", k3_divergence(samples.logprob[mask], reference).sum(), tokens)
         means.rows("rollout/completion_tokens", samples.lengths.float())
         means.rows("rollout/truncated_fraction", (~samples.ended).float())
         means.rows("rollout/gated_fraction", gated.float())

@@ -112,7 +112,7 @@ def policy_loss(
     token_loss = -torch.minimum(ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a)  # [N, T]
     kl = torch.zeros_like(ratio)
     if reference_logprob is not None:
-        kl = _k3(logprob, unpad(reference_logprob.detach()))  # [N, T]
+        kl = k3_divergence(logprob, unpad(reference_logprob.detach()))  # [N, T]
     if kl_coefficient:
         token_loss = token_loss + kl_coefficient * kl
     clipped = ((ratio < 1 - clip_low) & (a < 0)) | ((ratio > 1 + clip_high) & (a > 0))  # [N, T]
@@ -125,8 +125,15 @@ def policy_loss(
     )
 
 
-def _k3(logprob: Tensor, reference: Tensor) -> Tensor:
-    """exp(d) - d - 1 with d = reference - logprob: 0 where they are equal, above 0 elsewhere."""
+def k3_divergence(logprob: Tensor, reference: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference) from tokens of the policy, per token, in nats.
+
+    exp(d) - d - 1 with d = reference - logprob: 0 where they are equal, above 0 elsewhere.
+
+    Args:
+        logprob: [...] of the policy.
+        reference: [...] of the reference.
+    """
     d = reference - logprob
     return torch.expm1(d) - d  # exp(d) - 1 would lose a small d, and the estimate its sign
 

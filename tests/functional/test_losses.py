@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rlif_lightning.functional.losses import _k3, loss_denominator, policy_loss
+from rlif_lightning.functional.losses import k3_divergence, loss_denominator, policy_loss
 
 NORMALIZATIONS = ["grpo", "dapo", "bnpo", "dr_grpo"]
 LENGTHS = [5, 1, 3, 0, 7, 2, 7, 4]  # of the window's rows; one is masked out altogether
@@ -328,7 +328,7 @@ class TestK3:
         logprob = -torch.linspace(0.01, 20, 4001, dtype=dtype)
         for size in (0.0, 1e-6, 1e-4, 1e-2, 1.0, 5.0):
             for reference in (logprob + size, logprob - size):
-                k3 = _k3(logprob, reference)
+                k3 = k3_divergence(logprob, reference)
                 assert (k3 >= 0).all()
                 if size == 0:
                     assert (k3 == 0).all()
@@ -337,13 +337,13 @@ class TestK3:
 
     def test_a_small_difference_keeps_its_digits(self):
         # d = 1e-3: d^2/2 + d^3/6 = 5.0016671e-07
-        k3 = _k3(torch.zeros(1), torch.tensor([1e-3]))
+        k3 = k3_divergence(torch.zeros(1), torch.tensor([1e-3]))
         assert k3.item() == pytest.approx(5.0016671e-07, rel=1e-3)
 
     def test_expectation_is_the_divergence(self):
         """Under pi, E[k3] = KL(pi || reference): the direction of the penalty."""
         p, q = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.2, 0.3, 0.5]).double()
-        assert (p * _k3(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item())
+        assert (p * k3_divergence(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item())
 
     def test_without_a_coefficient_it_is_only_reported(self):
         w = window()

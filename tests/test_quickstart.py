@@ -1,0 +1,66 @@
+"""The finding: self-certainty lifts held-out accuracy, then training on pulls it below its start."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rlif_lightning.metrics_csv import read_metrics
+from rlif_lightning.toy import toy_model
+
+pytestmark = pytest.mark.slow
+
+
+def quickstart(folder, *arguments, threads=1):
+    """Run the shipped quickstart in a process of its own; returns output and the sampled held-out accuracy."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rlif_lightning", "fit", "--config", "quickstart", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done, read_metrics(folder / "runs/quickstart/1/metrics.csv")["val/accuracy_sampled"]
+
+
+def check_rise_and_fall(curve):
+    assert len(curve) == 25 and min(curve) == 0 and max(curve) == 120
+    assert max(curve.values()) - curve[0] >= 0.30
+    assert curve[120] < curve[0]
+
+
+def test_rise_and_fall_and_what_a_run_leaves(tmp_path):
+    done, curve = quickstart(tmp_path)
+    check_rise_and_fall(curve)
+    run = tmp_path / "runs/quickstart/1"
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "checkpoints", "metrics.csv", "completions.jsonl", "curves.png", "summary.txt"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    output = done.stdout + done.stderr
+    for told in ("curves.png", "summary.txt", "runs/quickstart/1", "16 prompts x 8 completions = 128", "near 0"):
+        assert told in output
+    metrics = read_metrics(run / "metrics.csv")
+    assert metrics["train/kl"][0] == 0.0 and metrics["train/ratio_mean"][0] == 1.0
+    assert 0 <= metrics["rollout/kl"][0] < 1e-8  # the sampler rounds differently from the update
+    assert metrics["rollout/reward"][119] > metrics["rollout/reward"][0]
+
+
+def test_with_two_threads(tmp_path):
+    check_rise_and_fall(quickstart(tmp_path, threads=2)[1])
+
+
+def test_with_slightly_other_base_weights(tmp_path):
+    """The finding must not hang on the last bits of the base model."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = toy_model("toy", progress=False)
+    model, noise = AutoModelForCausalLM.from_pretrained(folder), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-6 * torch.randn(parameter.shape, generator=noise)
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "base")
+    check_rise_and_fall(quickstart(tmp_path, "--model.name", str(tmp_path / "base"))[1])
