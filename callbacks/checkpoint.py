@@ -5,6 +5,7 @@ import pickle
 import shutil
 import signal
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
         if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
             raise TypeError("no checkpoint of a Trainer")
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-        foreign = "Weights only load failed" in str(error)
+        foreign = "Weights only load failed" in str(error) and zipfile.is_zipfile(path)
         raise UserError(
             "The checkpoint can't be read",
             got=path,
             expected="tensors and plain values, as this package writes them; this file holds other Python objects, "
             "which are not loaded because that could run any code"
             if foreign
-            else f"a whole file ({str(error).splitlines()[0] or type(error).__name__})",
+            else f"a whole file ({(str(error).splitlines() or [type(error).__name__])[0]})",
             do="give another checkpoint in --ckpt_path",
         ) from error
     return checkpoint
@@ -100,6 +101,17 @@ class RolloutCheckpoint(Checkpoint):
         """Write and read checkpoints safely; find out who knows the boundaries."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self._rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
+        if self._rollout is not None and trainer.training:
+            loop = checkpoint["loops"]["fit_loop"]
+            (place,) = loop["state_dict"]["combined_loader"]
+            trainer.datamodule.train_dataloader().load_state_dict(place)  # type: ignore[attr-defined] # refuses other data
+            was, now = place["rollout_batches"], self._rollout.plan.rollout_batches
+            for counts in (loop["epoch_loop.batch_progress"][k] for k in ("total", "current")):
+                rollouts = counts["ready"] // was
+                counts.update({k: n + rollouts * (now - was) for k, n in counts.items()})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how the optimisers are configured, before the checkpoint's settings take their place."""

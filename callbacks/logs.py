@@ -41,9 +41,9 @@ class Means:
         """The means over all processes; names in the order added, those with nothing counted left out."""
         if not self.names:
             return {}
-        pairs = torch.stack(self.pairs).to(trainer.strategy.root_device)
-        pairs = trainer.strategy.reduce(pairs, reduce_op="sum")
-        assert isinstance(pairs, Tensor)
+        pairs = torch.stack(self.pairs)
+        if trainer.world_size > 1:  # not on one process: not every device has float64
+            pairs = torch.as_tensor(trainer.strategy.reduce(pairs.to(trainer.strategy.root_device), reduce_op="sum"))
         return {n: t / c for n, (t, c) in zip(self.names, pairs.tolist(), strict=True) if c}
 
 

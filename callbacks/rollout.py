@@ -126,6 +126,7 @@ class RolloutCallback(Callback):
             )
         trainer.accumulate_grad_batches = self.plan.slices
         datamodule.plan = self.plan
+        datamodule.train_dataloader()  # refuses too few prompts before the weights are loaded
         needs = frozenset().union(*(r.requires for r in self.rewards))
         if "labels" in needs and not datamodule.has_labels("train"):
             names = ", ".join(r.name for r in self.rewards if "labels" in r.requires)

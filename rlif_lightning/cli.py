@@ -1,14 +1,25 @@
 """The command line: ``rlif fit | validate | test | predict`` and the commands that need no Trainer."""
 
+import difflib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.version import __version__
 
 RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
+
+
+TRAINER_COMMANDS = {
+    "fit": "train a model; a run folder holds checkpoints, curves and completions",
+    "validate": "evaluate on the validation problems",
+    "test": "evaluate on the test problems",
+    "predict": "complete problems and write what the model says",
+}
 
 
 def commands() -> dict[str, Callable[[list[str]], None]]:
@@ -22,11 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake prints its message and exits with 2."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        own = commands().get(arguments[0]) if arguments else None
-        if own is not None:
-            own(arguments[1:])
-        else:
-            run_trainer(arguments)
+        dispatch(arguments)
     except BrokenPipeError:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,6 +44,60 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run the command that the first word names.
+
+    Raises:
+        UserError: There is no such command.
+    """
+    first = arguments[0] if arguments else None
+    if first in (None, "-h", "--help"):
+        print(overview())
+        if first is None:
+            raise SystemExit(2)
+    elif first == "--version":
+        print(f"rlif-lightning {__version__}")
+    elif first in TRAINER_COMMANDS:
+        run_trainer(arguments)
+    elif first in commands():
+        commands()[str(first)](arguments[1:])
+    else:
+        raise _unknown_command(str(first))
+
+
+def overview() -> str:
+    """The commands, each in a line."""
+    lines = ["RL from internal feedback: train a language model on its own confidence, without labels.", ""]
+    lines += ["usage: rlif COMMAND [--config RECIPE ...] [--setting VALUE ...]", ""]
+    own = {name: _first_line(sys.modules[run.__module__].__doc__) for name, run in commands().items()}
+    everything = {**TRAINER_COMMANDS, **own}
+    width = max(map(len, everything))
+    lines += [f"  {name:<{width}}  {what}" for name, what in everything.items()]
+    lines += ["", "Settings of a command: rlif COMMAND --help", "First try: rlif fit --config quickstart"]
+    return "\n".join(lines)
+
+
+def _first_line(doc: str | None) -> str:
+    """What a command's module says of itself after its name."""
+    return (doc or "").strip().splitlines()[0].partition(": ")[2].rstrip(".") if doc else ""
+
+
+def _unknown_command(word: str) -> UserError:
+    known = [*TRAINER_COMMANDS, *commands()]
+    if word.startswith("-"):
+        return UserError("The command comes first", got=word, do=f"rlif fit {word} ...; commands: {', '.join(known)}")
+    near = difflib.get_close_matches(word, known, 1)
+    if not near:
+        from rlif_lightning.recipes import shipped_recipes
+
+        near = [f"fit --config {name}" for name in difflib.get_close_matches(word, shipped_recipes(), 1, 0.8)]
+    return UserError(
+        f"No command is called '{word}'",
+        expected=f"one of {', '.join(known)}",
+        do=f"did you mean rlif {near[0]}?" if near else None,
+    )
 
 
 def users_mistake(error: BaseException | None) -> UserError | None:
@@ -61,6 +122,7 @@ def quiet() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about calls that Lightning makes
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*in `eval` mode.*")
@@ -69,7 +131,7 @@ def quiet() -> None:
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage() and "Tip:" not in record.getMessage()
+        lambda record: not any(x in record.getMessage() for x in ("litlogger", "Tip:", "TPU available", "💡"))
     )
 
 
@@ -84,3 +146,21 @@ def run_root(path: str) -> Path:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError("The output folder can't be written to", got=root, do="give another one with --runs")
     return root
+
+
+def discard_run_folder(folder: Path) -> None:
+    """Remove the folder of a run that failed before it wrote anything, so that it takes no number.
+
+    Folders above that are left empty go as well. Anything but settings and empty event files keeps it.
+    """
+    if not folder.is_dir():
+        return
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    if any(f.name not in ("config.yaml", "hparams.yaml") and "tfevents" not in f.name for f in files):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for above in list(folder.parents)[:2]:  # of the recipe, of all runs
+        try:
+            above.rmdir()
+        except OSError:
+            return

@@ -72,12 +72,35 @@ class PromptLoader:
             }
 
     def state_dict(self) -> dict[str, int]:
-        """Batches yielded so far."""
-        return {"yielded": self.yielded}
+        """Batches yielded so far, and what the place in the data depends on."""
+        return {
+            "yielded": self.yielded,
+            "rollout_batches": self.plan.rollout_batches,
+            "rollout_prompts": self.plan.rollout_prompts,
+            "prompts": len(self.prompts),
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after as many batches."""
-        self.yielded = state["yielded"]
+        """Go on after as many batches.
+
+        Raises:
+            UserError: The state is that of other data, or of rollouts with another number of prompts.
+        """
+        for key, setting in (("prompts", "data.train"), ("rollout_prompts", "rollout.prompts_per_step")):
+            now = self.state_dict()[key]
+            if state[key] != now:
+                what = "training prompts" if key == "prompts" else "prompts per rollout"
+                raise UserError(
+                    "The checkpoint's place in the training data is lost",
+                    got=f"{now} {what}",
+                    expected=f"{state[key]}, as when the checkpoint was written",
+                    do=f"leave {setting}.* as it was, or begin a new run from the exported weights"
+                    if key == "prompts"
+                    else f"leave {setting} x rollout.steps_per_rollout as it was",
+                )
+        was, now = state["rollout_batches"], self.plan.rollout_batches
+        rollouts, rest = divmod(state["yielded"], was)
+        self.yielded = rollouts * now + (rest if was == now else 0)
 
 
 class EvaluationLoader:
@@ -193,6 +216,14 @@ class PromptDataModule(pl.LightningDataModule):
                 do="give the Trainer a rlif_lightning.callbacks.RolloutCallback",
             )
         assert self.trainer is not None
+        limit = self.trainer.limit_train_batches
+        if limit % self.plan.rollout_batches if isinstance(limit, int) else limit != 1:
+            raise UserError(
+                "An epoch would end in the middle of a rollout",
+                got=f"{limit} batches (trainer.limit_train_batches, overfit_batches or fast_dev_run)",
+                expected=f"a multiple of {self.plan.rollout_batches}, the batches of a rollout",
+                do="set trainer.max_steps or data.train.limit instead",
+            )
         return PromptLoader(self.prompts["train"], self.plan, self.trainer.global_rank, run_seed())
 
     def evaluation_loader(self, name: str) -> EvaluationLoader:

@@ -1,10 +1,13 @@
 """Names of models: a local folder, the embedded toy, or a name on the Hugging Face hub."""
 
-import json
+import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def is_local(name: str) -> bool:
@@ -46,6 +49,13 @@ def resolve_model(name: str) -> str:
             if pickled
             else "copy the weights into the folder",
         )
+    if not any(f for pattern in TOKENIZER_FILES for f in folder.glob(pattern)):
+        raise UserError(
+            "The model folder holds no tokenizer",  # transformers would make up an empty one
+            got=f"{folder} with {_listing(folder)}",
+            expected="tokenizer.json, or what else the model's tokenizer is kept in",
+            do="copy the tokenizer's files into the folder",
+        )
     return str(folder)
 
 
@@ -62,19 +72,43 @@ def from_hub(what: str, name: str, load: Any) -> Any:
         name: As the user wrote it.
         load: Called without arguments.
     """
+    reachable = is_local(name) or hub_answers()
     try:
         return load()
-    except (OSError, ConnectionError, ValueError) as error:
-        if is_local(name) and Path(name).exists():
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"The {what} could not be loaded", got=name, expected=first) from error
+    except UserError:
+        raise
+    except Exception as error:
+        # What a loader raises has no common base: safetensors, huggingface_hub, datasets and torch have their own.
+        if is_local(name):
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[0] if lines else type(error).__name__
+            raise UserError(f"The {what} could not be loaded", got=f"{name}: {reason}") from error
+        if not isinstance(error, (OSError, ValueError)):
+            raise
+        why = "is not on the Hugging Face hub, or can't be loaded from there"
+        if not reachable:
+            why = "is not on this machine, and the Hugging Face hub does not answer or is off (HF_HUB_OFFLINE)"
         raise UserError(
-            f"The {what} '{name}' is neither a local path nor reachable on the Hugging Face hub; "
-            "check the name and the connection, or download it elsewhere and give the path of the folder or file"
+            f"The {'model' if what == 'tokenizer' else what} '{name}' {why}; check the name and the connection, "
+            "or download it elsewhere and give the path"
         ) from error
 
 
-def read_model_config(path: str) -> dict[str, Any]:
-    """The config.json of a local model folder; empty where it is not local."""
-    file = Path(path) / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+@cache
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached; asked once, and not to be asked again if it can't.
+
+    Its libraries try every file for half a minute before they give up. Switched off, they look into their cache
+    at once.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # proxies and http libraries have errors of their own
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries and processes yet to come
+        constants.HF_HUB_OFFLINE = True
+        return False
+    return True

@@ -15,6 +15,7 @@ from rlif_lightning.functional.losses import Normalization, PolicyLoss, policy_l
 from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.policy import (
     adapter_off,
+    check_ids,
     check_lora,
     end_token_ids,
     fingerprint,
@@ -91,6 +92,10 @@ class RLIFModule(pl.LightningModule):
                 raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
         if not 0 <= warmup_ratio < 1:
             raise UserError("model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1")
+        try:
+            optimizer([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
         if lora is not None:
             check_lora(lora)
         self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
@@ -106,6 +111,7 @@ class RLIFModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold trainable weights only
         self._sums: dict[str, Tensor] = {}
         self._grad_norm: Tensor | None = None
+        self._learning_rate = 0.0
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -145,6 +151,7 @@ class RLIFModule(pl.LightningModule):
         )
         self.fingerprint = fingerprint(policy)
         self.policy = policy
+        check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
         if training and self.needs_reference and self.lora is None:
             self.reference = frozen_copy(policy, half)
@@ -205,7 +212,7 @@ class RLIFModule(pl.LightningModule):
             "train/loss": loss,
             "train/ratio_mean": ratio / tokens,
             "train/clip_fraction": clipped / tokens,
-            "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "train/learning_rate": self._learning_rate,
         }
         if self.needs_reference:
             metrics["train/kl"] = kl / tokens
@@ -214,7 +221,8 @@ class RLIFModule(pl.LightningModule):
         return metrics
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep the gradient's norm as it is before clipping."""
+        """Keep what the step is taken with: the gradient's norm before clipping, the learning rate."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._grad_norm = nn.utils.get_total_norm(grads)
 
@@ -230,16 +238,17 @@ class RLIFModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _total_steps(self) -> int:
-        """Optimiser steps of the run.
+        """Optimiser steps of the run: ``max_steps`` or ``max_epochs``, whichever ends it.
 
         Not ``estimated_stepping_batches``: that makes the loader before its resumed state is there.
         """
         trainer = self.trainer
-        if trainer.max_steps > 0:
-            return trainer.max_steps
+        steps, epochs = trainer.max_steps, trainer.max_epochs or -1
+        if epochs < 0:
+            return max(1, steps)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
-        return max(1, epochs * len(datamodule.train_dataloader()) // trainer.accumulate_grad_batches)
+        all_epochs = max(1, epochs * len(datamodule.train_dataloader()) // trainer.accumulate_grad_batches)
+        return all_epochs if steps < 0 else min(steps, all_epochs)
 
     # -- the other commands: the Evaluation callback does their work ------------------------------------------
 

@@ -26,7 +26,7 @@ def load_tokenizer(
     A missing padding token is replaced by the end token: padding is always masked, so any token will do.
 
     Raises:
-        UserError: No tokenizer there, or it has no end token.
+        UserError: No tokenizer there, or it is empty or has no end token.
     """
     from transformers import AutoTokenizer
 
@@ -36,6 +36,12 @@ def load_tokenizer(
         name,
         lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code),
     )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(  # transformers makes one up where files are missing
+            "The tokenizer has no vocabulary, so every text would be empty",
+            got=name,
+            do="copy the tokenizer's files, such as tokenizer.json, into the model's folder",
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             "The tokenizer has no end-of-sequence token, so no completion could ever end",
@@ -58,12 +64,29 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, 
     ids = {tokenizer.eos_token_id}
     listed = getattr(generation_config, "eos_token_id", None)
     ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    vocabulary = tokenizer.get_vocab() if extra else {}
     for token in extra:
-        number = tokenizer.convert_tokens_to_ids(token)
-        if number is None or number == tokenizer.unk_token_id:
+        if token not in vocabulary:
             raise UserError("model.end_tokens names a token that the tokenizer does not have", got=repr(token))
-        ids.add(number)
+        ids.add(vocabulary[token])
     return sorted(ids)
+
+
+def check_ids(policy: Any, ids: Sequence[int]) -> None:
+    """Refuse a tokenizer whose end or padding tokens the model does not have.
+
+    Not the whole vocabulary: Gemma 3's tokenizer knows an image token that its text models lack.
+
+    Raises:
+        UserError: An id beyond the input embedding.
+    """
+    rows = policy.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise UserError(
+            "The tokenizer does not belong to the model",
+            got=f"end and padding tokens with the ids {', '.join(map(str, ids))}",
+            expected=f"ids below {rows}, the tokens that the model knows",
+        )
 
 
 def check_lora(lora: dict[str, Any]) -> None:
@@ -148,13 +171,13 @@ def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
 
     check_lora(lora)
     try:
-        policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        policy = get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
     except ValueError as error:
         raise UserError("The LoRA adapter does not fit the model", got=lora, expected=str(error)) from error
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return policy
+    return policy.eval()  # as from_pretrained leaves a model; peft's own modules start with dropout on
 
 
 def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -70,11 +70,18 @@ class Template:
             return (self.template or "{prompt}").replace("{prompt}", text)
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         messages.append({"role": "user", "content": text})
-        return str(
-            tokenizer.apply_chat_template(
-                messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+                )
             )
-        )
+        except TemplateError as error:
+            raise UserError(
+                "The chat template fails", got=error, do="correct data.chat_template or data.system_prompt"
+            ) from error
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""
@@ -85,4 +92,8 @@ class Template:
         # A tokenizer may close its texts with an end token: the policy is to go on from here.
         if not written and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
             ids = ids[:-1]
+        if not ids:
+            raise UserError(
+                "A prompt has no tokens", got=f"the problem {problem.text[:80]!r}", do="see data.template"
+            )
         return Prompt(text, tuple(ids), problem)

@@ -1,16 +1,15 @@
 """Shipped recipes by name, and a parser that answers a typo in three lines."""
 
 import difflib
-import re
-import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.cli import users_mistake
+from rlif_lightning.complaints import Recipe, explain
 from rlif_lightning.errors import UserError
 
 
@@ -52,9 +51,17 @@ def recipe_path(value: str) -> str:
 class RecipeFile(ActionConfigFile):
     """``--config`` that takes paths and shipped names."""
 
+    opened: ClassVar[list[Recipe]] = []
+    """The files of this command line in their order, to say where a mistake stands."""
+
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a recipe."""
-        self.apply_config(parser, cfg, self.dest, recipe_path(values))
+        path = recipe_path(values)
+        self.opened.append(Recipe(str(values), Path(path).absolute()))
+        try:
+            self.apply_config(parser, cfg, self.dest, path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"The recipe {path} is no UTF-8 text", got=error.reason, do="save it as UTF-8") from error
 
 
 class Parser(LightningArgumentParser):
@@ -63,6 +70,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
+        self._given: list[str] = []
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; ``--config`` learns the shipped names."""
@@ -71,50 +79,34 @@ class Parser(LightningArgumentParser):
             kwargs["help"] = f"A YAML file or a shipped recipe: {', '.join(shipped_recipes())}. Later ones win."
         return super().add_argument(*args, **kwargs)
 
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """As in the base class; the recipes of an earlier call are forgotten."""
+        if self.exit_on_error:
+            RecipeFile.opened.clear()
+            self._given = list(args or [])
+        return super().parse_args(args, *rest, **kwargs)
+
+    def format_help(self, *args: Any) -> str:
+        """Without the pages of usage that repeat every setting."""
+        self.usage = f"{self.prog.replace(' [options]', '')} [--config RECIPE ...] [--setting VALUE ...]"
+        return super().format_help(*args)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong, the nearest right name, and where to look; exit with 2."""
+        """Say what is wrong, where, and the nearest right name, in three lines at most.
+
+        Raises:
+            UserError: Always, but for the parsers of single values: the caller may know another reading.
+        """
         mistake = users_mistake(ex)
         if mistake is not None:
             raise mistake
-        parser = getattr(ex, "subcommand_parser", None) or self
-        print(f"error: {_first_sentence(message)}", file=sys.stderr)
-        near = _nearest(message, _known_keys(parser))
-        if near:
-            print(f"  did you mean: {near}", file=sys.stderr)
-        print(f"  all settings: {parser.prog.replace(' [options]', '')} --help", file=sys.stderr)
-        raise SystemExit(2)
+        if not self.exit_on_error:
+            raise ArgumentError(None, message) from ex
+        raise explain(message, self._command_parser(ex), RecipeFile.opened) from None
 
-
-def _known_keys(parser: Any) -> list[str]:
-    return sorted({o for action in parser._actions for o in action.option_strings if o.startswith("--")})
-
-
-def _first_sentence(message: str) -> str:
-    """The message in one line of bearable length."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    text = " ".join(lines[:2])
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _nearest(message: str, keys: list[str]) -> str | None:
-    """The known setting or class nearest to the one that the message complains of."""
-    words = [w.strip("\"'`") for w in re.findall(r"--[\w.]+|[\"'`][\w.\-]+[\"'`]", message)]
-    for word in words:
-        option = word if word.startswith("--") else f"--{word}"
-        if option in keys:
-            continue
-        near = difflib.get_close_matches(option, keys, 1, cutoff=0.6)
-        if near:
-            return near[0]
-        classes = _class_paths()
-        near = difflib.get_close_matches(word.split(".")[-1], classes, 1, cutoff=0.6)
-        if near:
-            return classes[near[0]]
-    return None
-
-
-def _class_paths() -> dict[str, str]:
-    """Short name to class path of what recipes choose by class path."""
-    from rlif_lightning import rewards, sampling
-
-    return {name: f"{room.__name__}.{name}" for room in (rewards, sampling) for name in room.__all__}
+    def _command_parser(self, ex: Exception | None) -> Any:
+        """The parser whose settings the message is about: the command's, where it is known."""
+        action = getattr(self, "_subcommands_action", None)
+        given = next(iter(self._given), "")
+        choices = getattr(action, "choices", None) or {}
+        return getattr(ex, "subcommand_parser", None) or choices.get(given) or self

@@ -1,5 +1,6 @@
 """Rows of a data set: files, hub names and the embedded toy, with a declarative mapping of their fields."""
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Source:
                 do="on the command line write [#] for a leading #, which YAML takes for a comment; or use a file",
             )
         check_where(self.gold)
+        if self.limit is not None and self.limit < 1:
+            raise UserError("data.*.limit is too small", got=self.limit, expected="1 or more, or null for all rows")
 
 
 @dataclass(frozen=True)
@@ -115,27 +118,24 @@ def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
         yield from toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
         return
     path = Path(source.path).expanduser()
-    if path.suffix == ".jsonl":
-        yield from _jsonl(_existing(path))
-        return
-    import datasets
-
-    kinds = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix in kinds:
-        file = str(_existing(path))
-        yield from from_hub(
-            "data set",
-            source.path,
-            lambda: datasets.load_dataset(kinds[path.suffix], data_files=file, split="train"),
-        )
+    # Read here, not with `datasets`, which would copy local files into its cache in the user's home, and would
+    # not name the line that is broken.
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix in readers:
+        try:
+            yield from readers[path.suffix](_existing(path))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no UTF-8 text", got=error, do="save it as UTF-8") from error
         return
     if is_local(source.path):
-        raise UserError(
-            "The data file has no known ending", got=source.path, expected=".jsonl, .json, .csv or .parquet"
-        )
-    yield from from_hub(
-        "data set", source.path, lambda: datasets.load_dataset(source.path, source.subset, split=source.split)
-    )
+        raise UserError("The data file has no known ending", got=source.path, expected=", ".join(readers))
+
+    def load() -> Any:
+        import datasets
+
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+
+    yield from from_hub("data set", source.path, load)
 
 
 def _existing(path: Path) -> Path:
@@ -145,8 +145,7 @@ def _existing(path: Path) -> Path:
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    # Read here, not with `datasets`: a broken line is then named by its number.
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -154,12 +153,56 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"Line {number} of {path} is not JSON", got=line.strip()[:80], expected=error.msg
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"Line {number} of {path} is no JSON object",
+                    f"Line {number} of {path} is not JSON",
                     got=line.strip()[:80],
-                    expected='{"field": ...}',
-                )
-            yield row
+                    expected=f"one JSON object per line ({error.msg} at column {error.colno})",
+                ) from error
+            yield _object(row, f"Line {number} of {path}")
+
+
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    """A list of objects, or objects one per line under this ending."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(path)
+            return
+        raise UserError(
+            f"Line {error.lineno} of {path} is not JSON", got=f"{error.msg} at column {error.colno}"
+        ) from error
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        yield _object(row, f"Row {number} of {path}")
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is no JSON object", got=json.dumps(row)[:80], expected='{"field": ...}')
+    return row
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows below a line of field names; every value is text."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            for row in rows:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"Line {rows.line_num} of {path} has another number of fields than the first line",
+                        expected=", ".join(rows.fieldnames or []),
+                    )
+                yield row
+        except csv.Error as error:
+            raise UserError(f"Line {rows.line_num} of {path} is not CSV", got=error) from error
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a Parquet file", got=error) from error

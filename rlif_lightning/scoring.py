@@ -19,7 +19,10 @@ def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
     """Logits [N, T, V] that predict each completion token."""
     ids = torch.cat([samples.prompt_ids, samples.completion_ids], 1)  # [N, L+T]
     mask = torch.cat([samples.prompt_mask, samples.completion_mask], 1)
-    keep = samples.completion_ids.shape[1] + 1  # the last prompt token predicts the first completion token
+    start = samples.prompt_ids.shape[1] - 1  # the last prompt token predicts the first completion token
+    # Indices, not a number: with a number the head gets a view, which torch multiplies by another kernel where
+    # the head is frozen, and the divergence from a frozen copy would not start at exactly 0.
+    keep = torch.arange(start, ids.shape[1] - 1, device=ids.device)
     out = model(
         input_ids=ids,
         attention_mask=mask.long(),
@@ -27,7 +30,7 @@ def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
         use_cache=False,
         logits_to_keep=keep,
     )
-    return out.logits[:, :-1]
+    return out.logits
 
 
 def score(model: nn.Module, samples: Samples, temperature: float) -> TokenStats:

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlif_lightning.callbacks import (
@@ -18,8 +19,9 @@ from rlif_lightning.callbacks import (
     StepProgressBar,
 )
 from rlif_lightning.callbacks.checkpoint import read_checkpoint
-from rlif_lightning.cli import RUN_FOLDER, run_root
+from rlif_lightning.cli import RUN_FOLDER, discard_run_folder, run_root
 from rlif_lightning.data import PromptDataModule
+from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.recipes import Parser
 from rlif_lightning.run_folder import find_checkpoint, next_run_folder, run_folder_of
@@ -35,6 +37,9 @@ TRAINER_DEFAULTS = {
 
 class RLIFCLI(LightningCLI):
     """``rlif fit | validate | test | predict``."""
+
+    created: ClassVar[Path | None] = None
+    """The run folder that this process has made; an early failure takes it away again."""
 
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
@@ -52,7 +57,12 @@ class RLIFCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
+        except BaseException:
+            if cls.created is not None:
+                discard_run_folder(cls.created)
+            raise
         finally:
+            cls.created = None
             os.environ.pop(RUN_FOLDER, None)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -96,7 +106,10 @@ class RLIFCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(Report())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
 
     def _run_logger(self, ckpt_path: str | None) -> RunLogger:
         """A new run folder, or the checkpoint's when a fit goes on."""
@@ -110,7 +123,7 @@ class RLIFCLI(LightningCLI):
             return RunLogger(os.environ[RUN_FOLDER])
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
-        folder = next_run_folder(self.root, self.recipe)
+        folder = RLIFCLI.created = next_run_folder(self.root, self.recipe)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)

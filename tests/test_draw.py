@@ -79,6 +79,9 @@ def test_equal_logits():
     ours = filter_logits(logits, law(top_p=0.5))
     assert ours.isfinite().sum(1).tolist() == oracle(logits, law(top_p=0.5)).isfinite().sum(1).tolist() == [2, 3]
     assert not ours[0, [0, 4]].isfinite().any()
+    exactly = torch.tensor([[4.0, 4.0, -torch.inf]])  # one of two halves reaches 0.5: the other is left out
+    kept = filter_logits(exactly, law(top_p=0.5)).isfinite()
+    assert int(kept.sum()) == int(oracle(exactly, law(top_p=0.5)).isfinite().sum()) == 1
 
 
 @pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 0.999999}])

@@ -1,0 +1,288 @@
+"""A user's mistake: what is wrong, what was given, what to do; exit code 2, no traceback, before a model loads."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from rlif_lightning.cli import discard_run_folder, main
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch, small_fit):
+    """Run ``rlif fit`` with one setting wrong; returns the complaint. No weights may be loaded for it."""
+    from transformers import AutoModelForCausalLM
+
+    def load(*args, **kwargs):
+        raise AssertionError("weights were loaded before the mistake was found")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args, command="fit"):
+        with pytest.raises(SystemExit) as exit_:
+            main([command, *small_fit, *map(str, args)])
+        err = capsys.readouterr().err
+        assert exit_.value.code == 2, err
+        message = err[err.rindex("error: ") :]
+        assert len(message.splitlines()) <= 4, message
+        assert not (tmp_path / "runs").exists(), "a failed start took a run's number"
+        return message
+
+    return run
+
+
+# -- data -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.jsonl", '{"question": "a", "answer": "#### 1"}\n{"question": \n', ["Line 2 of", "a.jsonl", "not JSON"]),
+        ("a.jsonl", '{"question": "a", "answer": "#### 1"}\n\n[1]\n', ["Line 3 of", "no JSON object"]),
+        ("a.jsonl", b'{"question": "caf\xe9", "answer": "1"}', ["no UTF-8 text", "save it as UTF-8"]),
+        ("a.jsonl", "\n", ["data set is empty", "a.jsonl"]),
+        ("a.jsonl", "", ["data set is empty"]),
+        ("a.json", '[{"question": "a",\n "answer": }]', ["Line 2 of", "a.json", "not JSON"]),
+        ("a.json", '[{"question": "a", "answer": "#### 1"}, 3]', ["Row 2 of", "no JSON object"]),
+        ("a.json", "[]", ["data set is empty"]),
+        ("a.csv", "question,answer\nWhat?,#### 1\nWhy?\n", ["Line 3 of", "number of fields"]),
+        ("a.csv", "", ["data set is empty"]),
+        ("a.parquet", "x", ["not a Parquet file"]),
+        ("a.txt", "x", ["no known ending", ".jsonl, .json, .csv, .parquet"]),
+        ("a.jsonl", '{"question": "  ", "answer": "#### 1"}', ["Row 1", "no text in 'question'"]),
+        ("a.jsonl", '{"question": "a", "answer": "none"}', ["Row 1", "no answer", "data.*.gold"]),
+        ("a.jsonl", '{"question": "a", "answer": null}', ["answer field holds no answer"]),
+    ],
+)  # fmt: skip
+def test_broken_data(name, content, parts, refused, tmp_path):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = refused("--data.train.path", tmp_path / name)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--data.train.path=nosuch.jsonl"], ["does not exist", "nosuch.jsonl"]),
+        (["--data.train.prompt=problem"], ["Row 1", "no field 'problem'", "question, answer", "data.*.prompt"]),
+        (["--data.train.answer=solution"], ["no field 'solution'", "set it to null"]),
+        (["--data.train.unit=unit"], ["no field 'unit'", "data.*.unit"]),
+        (["--data.train.limit=0"], ["limit is too small"]),
+        (["--data.train.gold=(x"], ["no valid regular expression"]),
+        (["--data.train.gold=####"], ["no text", "[#]"]),
+        (["--data.answers.completion=(x"], ["no valid regular expression"]),
+        (["--data.answers.completion=x"], ["must capture one group"]),
+        (["--data.answers.completion=boxd"], ["boxed"]),
+        (["--data.max_prompt_tokens=1"], ["longer than data.max_prompt_tokens", "14 tokens", "--data.max_prompt"]),
+        (["--data.template=hello"], ["no place for the problem", "{prompt}"]),
+        (["--data.template=chat"], ["no chat template", "data.chat_template"]),
+        (["--data.template=null", "--data.system_prompt=Hi"], ["no chat template"]),
+        (["--data.system_prompt=Hi"], ["format string takes no system prompt"]),
+        (["--data.template=null", "--data.chat_template={% for"], ["chat template fails"]),
+        (["--rollout.prompts_per_step=100"], ["smaller than one rollout", "40 prompts", "at least 100"]),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_data(args, parts, refused):
+    message = refused(*args)
+    assert all(part in message for part in parts), message
+
+
+def test_a_system_prompt_that_the_chat_template_refuses(refused):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    message = refused("--data.template=null", "--data.system_prompt=Hi", f"--data.chat_template={template}")
+    assert "no system role" in message
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_without_data(command, small_fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = [a for a in small_fit if not a.startswith("--rollout")]
+    with pytest.raises(SystemExit):
+        main([command, *args])
+    assert f"data.{'val' if command == 'validate' else command} is empty" in capsys.readouterr().err
+
+
+# -- models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(model_folder, tmp_path):
+    """A copy of the tiny model to spoil."""
+    shutil.copytree(model_folder(), tmp_path / "spoilt")
+    return tmp_path / "spoilt"
+
+
+def test_a_missing_model_folder(refused):
+    for name in ("./nosuch", "/nosuch/model", "models/of/mine"):
+        assert "model folder does not exist" in refused("--model.name", name)
+
+
+def test_a_model_folder_without_weights(refused, spoilt):
+    (spoilt / "model.safetensors").unlink()
+    message = refused("--model.name", spoilt)
+    assert "no weights in safetensors format" in message
+    assert "tokenizer.json" in message
+
+
+def test_pickled_weights_are_never_loaded(refused, spoilt):
+    (spoilt / "model.safetensors").rename(spoilt / "pytorch_model.bin")
+    message = refused("--model.name", spoilt)
+    assert "pickled weights can run code" in message
+    assert "save_pretrained()" in message
+
+
+def test_a_model_folder_without_tokenizer(refused, spoilt):
+    """transformers made up an empty tokenizer: every prompt had no tokens, and the embedding raised."""
+    for file in spoilt.glob("tokenizer*"):
+        file.unlink()
+    assert "holds no tokenizer" in refused("--model.name", spoilt)
+
+
+def test_a_folder_that_is_no_model(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = refused("--model.name", tmp_path / "empty")
+    assert "no config.json" in message
+    assert "no files" in message
+
+
+def test_broken_json_in_the_model_folder(refused, spoilt):
+    (spoilt / "config.json").write_text("{")
+    assert "not a valid JSON file" in refused("--model.name", spoilt)
+
+
+def test_a_tokenizer_without_end_token(refused, spoilt):
+    file = spoilt / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None, "pad_token": None}))
+    assert "no end-of-sequence token" in refused("--model.name", spoilt)
+
+
+def test_a_tokenizer_without_padding_token_pads_with_its_end_token(spoilt):
+    from rlif_lightning.policy import load_tokenizer
+
+    file = spoilt / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None}))
+    tokenizer = load_tokenizer(str(spoilt))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+def test_broken_weights(rlif, small_fit, spoilt, capsys):
+    (spoilt / "model.safetensors").write_bytes(b"abc")
+    with pytest.raises(SystemExit) as exit_:
+        rlif("fit", *small_fit, "--model.name", spoilt)
+    assert exit_.value.code == 2
+    assert "error: The model could not be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args", [["--model.name=some/model"], ["--model.name=gpt99"], ["--data.train.path=some/data"]]
+)
+@pytest.mark.parametrize("switched_off", [True, False])
+def test_a_hub_name_without_hub_is_one_line_at_once(args, switched_off, refused, monkeypatch):
+    """Not switched off, the libraries tried again and again for 24 (data) and 47 (model) seconds."""
+    import socket
+
+    from huggingface_hub import constants
+
+    from rlif_lightning import hub
+
+    def no_address(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if switched_off else "0")
+    hub.hub_answers.cache_clear()
+    start = time.perf_counter()
+    try:
+        message = refused(*args)
+    finally:
+        hub.hub_answers.cache_clear()
+    assert time.perf_counter() - start < 10
+    assert len(message.splitlines()) == 1
+    assert args[0].partition("=")[2] in message
+    assert "give the path" in message
+    assert "hub does not answer" in message
+
+
+# -- sizes and settings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--rollout.group_size=1"], ["group_size is too small", "2 or more"]),
+        (["--rollout.micro_batch_size=3"], ["does not divide", "8 completions", "one of 1, 2, 4, 8"]),
+        (["--rollout.prompts_per_step=0"], ["prompts_per_step must be at least 1"]),
+        (["--rollout.temperature=0"], ["temperature must be above 0"]),
+        (["--rollout.temperature=-1"], ["temperature must be above 0"]),
+        (["--rollout.top_p=0"], ["top_p is out of range"]),
+        (["--rollout.max_new_tokens=0"], ["max_new_tokens is out of range"]),
+        (["--rollout.steps_per_rollout=2", "--trainer.max_steps=3"], ["middle of a rollout", "a multiple of 2"]),
+        (["--trainer.accumulate_grad_batches=2"], ["derived from", "--rollout.micro_batch_size"]),
+        (["--rollout.rewards=[Random,Random]"], ["named twice"]),
+        (["--rollout.rewards=[Random]", "--rollout.rewards.weight=0"], ["weight 0"]),
+        (["--rollout.rewards=[Verifiable]", "--data.train.answer=null"], ["compares answers", "--data.train.answer"]),
+        (["--model.clip_low=-0.1"], ["model.clip_low is negative"]),
+        (["--model.kl_coefficient=-1"], ["model.kl_coefficient is negative"]),
+        (["--model.warmup_ratio=1"], ["warmup_ratio is out of range"]),
+        (["--model.lora.rr=4"], ["no setting 'rr'", "'r'"]),
+        (["--model.optimizer.lr=-1"], ["optimizer refuses", "Invalid learning rate"]),
+        (["--evaluation.samples=0", "--evaluation.greedy=false"], ["nothing to evaluate"]),
+        (["--evaluation.temperature=0"], ["temperature above 0", "--evaluation.samples 0"]),
+        (["--evaluation.n=0"], ["evaluation.n is too small"]),
+        (["--checkpoint.every=0"], ["checkpoint.every is too small"]),
+        (["--completions.keep=-1"], ["completions.keep is negative"]),
+        (["--ckpt_path=last"], ["no checkpoint to continue"]),
+        (["--ckpt_path=nosuch.ckpt"], ["checkpoint does not exist", "nosuch.ckpt"]),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work(args, parts, refused):
+    message = refused(*args)
+    assert all(part in message for part in parts), message
+
+
+# -- output ---------------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_that_cannot_be_written_to(refused, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
+        assert "can't be written to" in refused("--runs", folder)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    message = refused("--runs", tmp_path / "other" / "runs")
+    assert "can't be written to" in message
+    assert "--runs" in message
+
+
+def test_a_file_where_the_recipes_folder_should_be(small_fit, rlif, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run").write_text("")
+    with pytest.raises(SystemExit):
+        rlif("fit", *small_fit, "--runs", "out")
+    assert "run folder cannot be created" in capsys.readouterr().err
+
+
+def test_a_failed_start_leaves_earlier_runs_alone_and_takes_no_number(rlif, small_fit, tmp_path):
+    rlif("fit", *small_fit, "--trainer.max_steps=1")
+    before = sorted(p.name for p in (tmp_path / "runs/run/1").iterdir())
+    with pytest.raises(SystemExit):
+        rlif("fit", *small_fit, "--data.train.path=nosuch.jsonl")
+    with pytest.raises(SystemExit):
+        rlif("fit", *small_fit, "--data.train.path=nosuch.jsonl", "--ckpt_path=last")
+    assert [p.name for p in (tmp_path / "runs/run").iterdir()] == ["1"]
+    assert sorted(p.name for p in (tmp_path / "runs/run/1").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "results.json", "checkpoints/last.ckpt", "notes.txt"])
+def test_a_folder_that_holds_anything_of_worth_is_kept(name, tmp_path):
+    folder = tmp_path / "runs/run/1"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("")
+    (folder / "config.yaml").write_text("")
+    discard_run_folder(folder)
+    assert (folder / name).exists()
+    (folder / name).unlink()
+    discard_run_folder(folder)
+    assert not (tmp_path / "runs").exists()
