@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rlif_lightning.callbacks.rollout import RolloutCallback
 from torch import Tensor
 
+from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.run_logger import RunLogger

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from rlif_lightning.callbacks.logs import log_now
 
+from rlif_lightning.callbacks.logs import log_now
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation import Answered, answer_problems, summarise

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rlif_lightning.callbacks.logs import Means, log_now, peak_memory_mb
 from torch import Tensor
 
 from rlif_lightning.batches import BatchPlan
+from rlif_lightning.callbacks.logs import Means, log_now, peak_memory_mb
 from rlif_lightning.collect import (
     AdvantageSettings,
     sample_rollout,

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
-from rlif_lightning.callbacks.checkpoint import AtomicCheckpointIO, bring_back, configuration, read_checkpoint
 
+from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
+from rlif_lightning.callbacks.checkpoint import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.errors import UserError
+from rlif_lightning.optimizer_settings import bring_back, configuration
 
 
 def last(folder):

@@ -209,7 +209,8 @@ def test_divergence_is_exactly_0_and_the_ratio_exactly_1_at_the_start(train, lor
     assert run.column("train/kl")[0] == 0.0 and run.column("train/kl")[1] > 1e-6
     assert run.column("train/ratio_mean") == [1.0, 1.0]
     assert run.column("train/clip_fraction") == [0.0, 0.0]
-    assert abs(run.column("rollout/kl")[0]) < 1e-6 and run.column("rollout/kl")[1] > 1e-6
+    assert abs(run.column("rollout/kl")[0]) < 1e-9  # the sampler's cached forward rounds in its own way
+    assert run.column("rollout/kl")[1] > 1e-6
 
 
 def test_the_logged_loss_is_that_of_the_whole_step(train):
@@ -279,14 +280,17 @@ def test_truncated_completions_are_left_out_of_statistics_and_loss(train, micro)
 
 
 def test_a_step_without_any_ended_completion_changes_nothing(model_folder, problems_file):
+    """Neither through the advantage nor through the KL: the adapter is not the base, and still not drawn to it."""
     run = fit(
         model_folder(),
         problems_file,
+        {"lora": LORA, "kl_coefficient": 1.0},
         rollout={"mask_truncated": True, "max_new_tokens": 2},
         optimizer=adamw(1e-2, weight_decay=0.0),
     )
     assert not any(r.samples.ended.any() for r in run.rollouts)
-    assert run.column("train/loss") == [0.0, 0.0] and moved(run) == 0.0
+    assert run.column("rollout/kl")[0] > 1e-3
+    assert run.column("train/loss") == run.column("train/kl") == [0.0, 0.0] and moved(run) == 0.0
 
 
 # -- number of steps, learning rate, precision -----------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
-from rlif_lightning.callbacks import RolloutCallback
 
+from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import Source
