@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.logs import log_now
+from rlif_lightning.callbacks.progress import StepProgressBar
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation import Answered, answer_problems, summarise
@@ -21,6 +23,7 @@ from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
 from rlif_lightning.prompts import Prompt
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
+from rlif_lightning.sampling.protocol import Progress
 
 
 class Evaluation(Callback):
@@ -116,7 +119,10 @@ class Evaluation(Callback):
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loader = datamodule.evaluation_loader("val")
-        results = [r for batch in loader for r in self._answer(trainer, module, batch)]
+        results: list[Answered] = []
+        total = sum(len(batch) for batch in loader.batches)
+        for batch in loader:
+            results += self._answer(trainer, module, batch, (len(results), total))
         summary = summarise(_gather(trainer, results))
         names = ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
                  "truncated_fraction", "truncated_fraction_sampled")  # fmt: skip
@@ -125,7 +131,11 @@ class Evaluation(Callback):
         log_now(trainer, metrics)
 
     def _answer(
-        self, trainer: Trainer, module: LightningModule, batch: Sequence[tuple[int, Prompt]]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        batch: Sequence[tuple[int, Prompt]],
+        place: tuple[int, int] | None = None,
     ) -> list[Answered]:
         assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
         set_training_mode(module.policy, training=False)
@@ -140,6 +150,7 @@ class Evaluation(Callback):
                 lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
                 self._grader,
                 self.greedy,
+                _progress(trainer, place),
             )
 
     # -- validate, test, predict -----------------------------------------------------------------------------
@@ -228,6 +239,14 @@ class Evaluation(Callback):
         for key, value in summary.items():
             rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
         rank_zero_info(f"Results: {file}\nProblems: {rows}")
+
+
+def _progress(trainer: Trainer, place: tuple[int, int] | None) -> Progress | None:
+    """Tells the progress bar how far the sampler is; with a place, also how far the evaluation is."""
+    bar = trainer.progress_bar_callback
+    if not isinstance(bar, StepProgressBar):
+        return None
+    return bar.sampling if place is None else partial(bar.evaluating, *place)
 
 
 def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:

@@ -1,9 +1,12 @@
-"""A progress bar that counts optimiser steps and says what it waits for."""
+"""Progress in optimiser steps or problems: a bar on a terminal, a line now and then in a log file."""
 
+import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
 
 SHOWN = {
     "reward": "rollout/reward",
@@ -11,44 +14,172 @@ SHOWN = {
     "accuracy": "rollout/accuracy",
     "val": "val/accuracy_sampled",
 }
+REDRAW = 0.1  # seconds between two pictures of the bar at least
 
 
-class StepProgressBar(TQDMProgressBar):
-    """One bar over the optimiser steps of the run, with reward, entropy and, where known, accuracy."""
+class StepProgressBar(ProgressBar):
+    """Counts the optimiser steps of a fit with reward, entropy and, where known, accuracy; else problems.
+
+    A long rollout or evaluation shows how far it is. Where the error stream is no terminal, a bar would fill the
+    log with its pictures: there it writes one line every so often, and one at the end.
+
+    Args:
+        seconds: Between two such lines at least.
+    """
+
+    def __init__(self, seconds: float = 15.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._enabled = True
+        self._bar: Any = None  # a tqdm, made when there is something to show: messages come before it
+        self._what, self._unit, self._total, self._first, self._done = "", "", 0, 0, 0
+        self._values: dict[str, str] = {}
+        self._opened = self._shown = 0.0
+        self._open = False
+
+    def disable(self) -> None:
+        """Show nothing: Lightning asks for it on all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    # -- fit -------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step that the run starts from."""
-        total = pl_module._total_steps()  # type: ignore[operator]
-        self.train_progress_bar = self.init_train_tqdm()
-        self.train_progress_bar.unit = "step"
-        self.train_progress_bar.total = total
-        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
-        self.train_progress_bar.set_description("Training")
+        """Begin at the step that the run starts from."""
+        self._begin("Training", "step", pl_module._total_steps(), trainer.global_step)  # type: ignore[operator]
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Epochs do not restart the bar."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
         """A rollout has been collected, if one was due: show its numbers."""
-        self._show(trainer)
+        self._show(values=_values(trainer))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Move on when an optimiser step was taken."""
-        self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)
-        self._show(trainer)
+        self._show(done=trainer.global_step, values=_values(trainer))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Epochs do not close the bar."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last evaluation and end."""
+        self._show(values=_values(trainer))
+        self._end()
 
     def sampling(self, token: int, most: int) -> None:
-        """How far a rollout is; shown every few tokens."""
-        if not self.is_disabled and token % 16 == 0:
-            self.train_progress_bar.set_description(f"Sampling {token}/{most}")
-            if token + 16 > most:
-                self.train_progress_bar.set_description("Training")
+        """How far a rollout is."""
+        self._show(note=f"sampling token {token}/{most}")
 
-    def _show(self, trainer: Trainer) -> None:
-        values = trainer.callback_metrics
-        shown = {k: f"{float(values[v]):.3f}" for k, v in SHOWN.items() if v in values}
-        self.train_progress_bar.set_description("Training", refresh=False)
-        self.train_progress_bar.set_postfix(shown)
+    def evaluating(self, problem: int, problems: int, token: int, most: int) -> None:
+        """How far an evaluation is."""
+        self._show(note=f"evaluating from problem {problem}/{problems}, token {token}/{most}")
+
+    # -- validate, test, predict -----------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, unless fitting: its validation loop is empty."""
+        if trainer.state.fn == "validate":
+            self._begin("Validating", "problem", _problems(trainer.val_dataloaders))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("Testing", "problem", _problems(trainer.test_dataloaders))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("Predicting", "problem", _problems(trainer.predict_dataloaders))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count."""
+        self._show(done=self._done + len(batch))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count."""
+        self._show(done=self._done + len(batch))
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count."""
+        self._show(done=self._done + len(batch))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End before the results are printed."""
+        if trainer.state.fn == "validate":
+            self._end()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End before the results are printed."""
+        self._end()
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End before the results are printed."""
+        self._end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the line to the message."""
+        self._end()
+
+    # -- showing ---------------------------------------------------------------------------------------------
+
+    def _begin(self, what: str, unit: str, total: int, done: int = 0) -> None:
+        self._what, self._unit, self._total, self._first, self._done = what, unit, total, done, done
+        self._values, self._open = {}, self._enabled
+        self._opened = self._shown = time.monotonic()
+
+    def _show(self, done: int | None = None, values: dict[str, str] | None = None, note: str | None = None) -> None:
+        if not self._open:
+            return
+        moved = done is not None and done != self._done
+        if done is not None:
+            self._done = done
+        if values is not None:
+            self._values = values
+        now = time.monotonic()
+        if not sys.stderr.isatty():
+            if now - self._shown >= self.seconds:
+                self._shown = now
+                self._write(note)
+        elif moved or now - self._shown >= REDRAW:
+            self._shown = now
+            self._draw(note)
+
+    def _draw(self, note: str | None) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=self._total, initial=self._first, unit=self._unit, dynamic_ncols=True)
+            self._bar.start_t -= time.monotonic() - self._opened  # the first rollout counts as well
+        self._bar.n = self._done
+        self._bar.set_description_str(f"{self._what}{f', {note}' if note else ''}", refresh=False)
+        self._bar.set_postfix(self._values, refresh=False)
+        self._bar.refresh()
+
+    def _write(self, note: str | None) -> None:
+        parts = [f"{self._what}: {self._done}/{self._total} {self._unit}s", *([note] if note else [])]
+        parts += [f"{name} {value}" for name, value in self._values.items()]
+        if self._done > self._first:
+            parts.append(f"{(time.monotonic() - self._opened) / (self._done - self._first):.2g} s/{self._unit}")
+        print(", ".join(parts), file=sys.stderr, flush=True)
+
+    def _end(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if sys.stderr.isatty():
+            self._draw(None)
+        else:
+            self._write(None)
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _values(trainer: Trainer) -> dict[str, str]:
+    known = trainer.callback_metrics
+    return {name: f"{float(known[key]):.3f}" for name, key in SHOWN.items() if key in known}
+
+
+def _problems(loader: Any) -> int:
+    """How many problems this process answers."""
+    return sum(len(batch) for batch in getattr(loader, "batches", ()))

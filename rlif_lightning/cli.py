@@ -122,6 +122,8 @@ def quiet() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs few pictures of a bar
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about calls that Lightning makes
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
@@ -131,7 +133,12 @@ def quiet() -> None:
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(x in record.getMessage() for x in ("litlogger", "Tip:", "TPU available", "💡"))
+        lambda record: (
+            not any(
+                x in record.getMessage()
+                for x in ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
+            )
+        )
     )
 
 

@@ -89,9 +89,11 @@ class Template:
         bos = tokenizer.bos_token
         written = self.uses_chat(tokenizer) or bool(bos and text.startswith(bos))
         ids = tokenizer(text, add_special_tokens=not written)["input_ids"]
-        # A tokenizer may close its texts with an end token: the policy is to go on from here.
-        if not written and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-            ids = ids[:-1]
+        # A tokenizer may close its texts with an end token of its own: the policy is to go on from here.
+        if not written and ids and ids[-1] == tokenizer.eos_token_id:
+            bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids[:-1][-len(bare) :] == bare:
+                ids = ids[:-1]
         if not ids:
             raise UserError(
                 "A prompt has no tokens", got=f"the problem {problem.text[:80]!r}", do="see data.template"

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,8 @@ def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
     Raises:
         UserError: A missing or empty file, wrong JSON (with its line), a missing field.
     """
-    problems = []
-    for number, row in enumerate(_rows(source, held_out), 1):
-        if source.limit is not None and number > source.limit:
-            break
-        problems.append(_problem(source, number, row))
+    rows = islice(_rows(source, held_out), source.limit)
+    problems = [_problem(source, number, row) for number, row in enumerate(rows, 1)]
     if not problems:
         raise UserError("The data set is empty", got=source.path, expected="at least one row")
     return problems

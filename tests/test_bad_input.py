@@ -175,11 +175,9 @@ def test_broken_weights(rlif, small_fit, spoilt, capsys):
     assert "error: The model could not be loaded" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "args", [["--model.name=some/model"], ["--model.name=gpt99"], ["--data.train.path=some/data"]]
-)
+@pytest.mark.parametrize("arg", ["--model.name=some/model", "--model.name=gpt99", "--data.train.path=some/data"])
 @pytest.mark.parametrize("switched_off", [True, False])
-def test_a_hub_name_without_hub_is_one_line_at_once(args, switched_off, refused, monkeypatch):
+def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, monkeypatch):
     """Not switched off, the libraries tried again and again for 24 (data) and 47 (model) seconds."""
     import socket
 

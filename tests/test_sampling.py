@@ -400,3 +400,16 @@ def test_the_check_refuses_a_model_without_such_a_cache():
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="'mamba'"):
         check_decoding(model, [0], 0)
+
+
+def test_diverged_weights_are_named(tmp_path):
+    """NaN logits used to end in an index error of the token search."""
+    from rlif_lightning.errors import UserError
+
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    sampler = NativeSampler()
+    sampler.update(model, [0], 0)
+    with pytest.raises(UserError, match="diverged"):
+        sampler.sample([[3, 4]], 2, torch.arange(2), Sampling(4))

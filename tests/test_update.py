@@ -44,7 +44,7 @@ def assert_same_weights(a, b, atol):
 def moved(run):
     """Largest change of a weight."""
     start = dict(run.start.named_parameters())
-    return max(float((w - start[n]).abs().max()) for n, w in run.weights().items())
+    return max(float((w - start[n].detach()).abs().max()) for n, w in run.weights().items())
 
 
 # -- the step against one written by hand ----------------------------------------------------------------------

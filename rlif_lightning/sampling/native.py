@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import TokenStats, token_stats
 from rlif_lightning.rollout import Samples
 from rlif_lightning.sampling.draw import filter_logits, inverse_cdf, uniforms
@@ -85,6 +86,11 @@ class NativeSampler:
             use_cache=True,
             logits_to_keep=1,
         )
+        if not torch.isfinite(out.logits[:, -1]).any(-1).all() or out.logits[:, -1].isnan().any():
+            raise UserError(
+                "The policy's logits are not numbers any more: training has diverged",
+                do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
+            )
         logits = out.logits[:, -1].repeat_interleave(group_size, 0)  # [N, V]
         cache.batch_repeat_interleave(group_size)
         ids, mask = (x.repeat_interleave(group_size, 0) for x in (ids, mask))  # [N, L]
