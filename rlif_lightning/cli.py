@@ -110,6 +110,7 @@ def users_mistake(error: BaseException | None) -> UserError | None:
 def run_trainer(arguments: list[str]) -> None:
     """Parse and run a command of the Trainer's."""
     quiet()
+    sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
     from rlif_lightning.trainer_cli import RLIFCLI
 
     RLIFCLI.run(arguments)
@@ -132,13 +133,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning against torch's newer name
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    noise = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: (
-            not any(
-                x in record.getMessage()
-                for x in ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
-            )
-        )
+        lambda record: not any(x in record.getMessage() for x in noise)
     )
 
 

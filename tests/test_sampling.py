@@ -404,8 +404,6 @@ def test_the_check_refuses_a_model_without_such_a_cache():
 
 def test_diverged_weights_are_named(tmp_path):
     """NaN logits used to end in an index error of the token search."""
-    from rlif_lightning.errors import UserError
-
     model = make_model()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
