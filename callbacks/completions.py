@@ -51,7 +51,9 @@ class Completions(Callback):
         if self.keep is not None:
             groups = min(groups, -(-self.keep // rollout.group_size))
         rows = [_row(rollout, batch, step, i) for i in range(groups * rollout.group_size)]
-        with (Path(logger.log_dir) / "completions.jsonl").open("a", encoding="utf-8") as file:
+        with (Path(logger.log_dir) / "completions.jsonl").open(
+            "a", encoding="utf-8", errors="backslashreplace"
+        ) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for number, row in enumerate(rows[: self.show]):
             logger.log_text(f"completions/{number}", _markdown(row), step)

@@ -261,7 +261,7 @@ def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:
 def write_rows(path: Path, results: Sequence[Answered]) -> Path:
     """One JSON object per problem."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(r.row(), ensure_ascii=False) + "\n" for r in results)
     return path
 

@@ -66,11 +66,11 @@ class StepProgressBar(ProgressBar):
 
     def sampling(self, token: int, most: int) -> None:
         """How far a rollout is."""
-        self._show(note=f"sampling token {token}/{most}")
+        self._show(note=f"Sampling token {token}/{most}")
 
     def evaluating(self, problem: int, problems: int, token: int, most: int) -> None:
         """How far an evaluation is."""
-        self._show(note=f"evaluating from problem {problem}/{problems}, token {token}/{most}")
+        self._show(note=f"Evaluating {problem}/{problems}, token {token}/{most}")
 
     # -- validate, test, predict -----------------------------------------------------------------------------
 
@@ -148,15 +148,17 @@ class StepProgressBar(ProgressBar):
 
     def _draw(self, note: str | None) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=self._total, initial=self._first, unit=self._unit, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=self._total, initial=self._first, unit=self._unit, desc=self._what, dynamic_ncols=True
+            )
             self._bar.start_t -= time.monotonic() - self._opened  # the first rollout counts as well
         self._bar.n = self._done
-        self._bar.set_description_str(f"{self._what}{f', {note}' if note else ''}", refresh=False)
+        self._bar.set_description(note or self._what, refresh=False)
         self._bar.set_postfix(self._values, refresh=False)
         self._bar.refresh()
 
     def _write(self, note: str | None) -> None:
-        parts = [f"{self._what}: {self._done}/{self._total} {self._unit}s", *([note] if note else [])]
+        parts = [f"{self._what}: {self._done}/{self._total} {self._unit}s", *([note.lower()] if note else [])]
         parts += [f"{name} {value}" for name, value in self._values.items()]
         if self._done > self._first:
             parts.append(f"{(time.monotonic() - self._opened) / (self._done - self._first):.2g} s/{self._unit}")

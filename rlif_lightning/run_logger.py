@@ -16,10 +16,8 @@ from rlif_lightning.run_folder import COMPLETIONS, METRICS, truncate_jsonl
 LAYOUT = {
     "RLIF": {
         "reward": ["Multiline", [r"rollout/reward(/.*)?$"]],
-        "entropy, self-certainty, log-probability (nats)": [
-            "Multiline",
-            [r"rollout/(entropy|self_certainty|logprob)$"],
-        ],
+        "self-certainty (nats)": ["Multiline", [r"rollout/self_certainty$"]],
+        "entropy and log-probability (nats)": ["Multiline", [r"rollout/(entropy|logprob|reference_logprob)$"]],
         "accuracy": ["Multiline", [r"val/accuracy(_sampled)?$", r"rollout/accuracy$"]],
         "agreement": ["Multiline", [r"rollout/agreement$"]],
         "completion length (tokens)": ["Multiline", [r"rollout/completion_tokens$"]],

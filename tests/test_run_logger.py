@@ -109,9 +109,8 @@ def test_the_custom_scalars_page_finds_the_projects_metrics(tmp_path):
     assert charts("rollout/reward") == charts("rollout/reward/verifiable") == "reward"
     assert charts("rollout/reward_std") == ""
     assert charts("val/accuracy") == charts("val/accuracy_sampled") == charts("rollout/accuracy") == "accuracy"
-    assert {charts(f"rollout/{n}") for n in ("entropy", "self_certainty", "logprob")} == {
-        "entropy, self-certainty, log-probability"
-    }
+    assert charts("rollout/self_certainty") == "self-certainty"
+    assert charts("rollout/entropy") == charts("rollout/logprob") == "entropy and log-probability"
     assert charts("rollout/completion_tokens") == "completion length"
     assert charts("rollout/truncated_fraction") == "truncated share"
     assert charts("rollout/kl") == "KL to the reference"
