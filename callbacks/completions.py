@@ -41,7 +41,7 @@ class Completions(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Keep a rollout that was just collected."""
-        if not self.every or batch["slice"] or trainer.global_step % self.every or not trainer.is_global_zero:
+        if batch["slice"] or not trainer.is_global_zero or not self._due(trainer.global_step):
             return
         logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
         if logger is None or self._rollouts is None or self._rollouts.rollout is None:
@@ -59,6 +59,13 @@ class Completions(Callback):
             logger.log_text(f"completions/{number}", _markdown(row), step)
         for name, values in _distributions(rollout):
             logger.log_histogram(name, values, step)
+
+    def _due(self, step: int) -> bool:
+        """Whether a multiple of ``every`` lies in the steps from the rollout before this one to this one."""
+        if not self.every:
+            return False
+        before = step - (self._rollouts.plan.rollout_steps if self._rollouts else 1)
+        return step // self.every > before // self.every
 
 
 def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:
@@ -88,15 +95,19 @@ def _finite(value: Tensor) -> float | None:
 
 def _markdown(row: dict[str, Any]) -> str:
     """TensorBoard shows Markdown: indented code keeps a hostile or odd text as it is."""
-
-    def code(text: str) -> str:
-        return "\n".join("    " + line for line in text.splitlines() or [""])
-
     rewards = ", ".join(f"{k} {v if v is None else round(v, 4)}" for k, v in row["rewards"].items())
     facts = f"reward: {rewards} | advantage {row['advantage']:.3f} | {row['tokens']} tokens"
+    texts = {"prompt": row["prompt"], "completion": row["completion"]}
     if "correct" in row:
-        facts += f" | {'right' if row['correct'] else 'wrong'}, reference {row['gold']}"
-    return f"{facts}\n\nprompt\n\n{code(row['prompt'])}\n\ncompletion\n\n{code(row['completion'])}\n"
+        facts += f" | {'right' if row['correct'] else 'wrong'}"
+        texts["reference"] = row["gold"]
+    return "\n\n".join([facts, *(f"{name}\n\n{_code(text)}" for name, text in texts.items())]) + "\n"
+
+
+def _code(text: str) -> str:
+    """An indented block; what can't be encoded is shown by its number."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "\n".join("    " + line for line in text.splitlines()) if text.strip() else "(empty)"
 
 
 def _distributions(rollout: Rollout) -> list[tuple[str, Tensor]]:

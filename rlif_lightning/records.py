@@ -94,6 +94,8 @@ def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
     text = field(source.prompt, "prompt")
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"Row {number} of {source.path} has no text in '{source.prompt}'", got=repr(text)[:80])
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        raise UserError(f"Row {number} of {source.path} holds half a character", got=ascii(text)[:80])
     if source.answer is None:
         return Problem(text, None)
     value = field(source.answer, "answer")

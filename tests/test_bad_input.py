@@ -52,6 +52,7 @@ def refused(capsys, tmp_path, monkeypatch, small_fit):
         ("a.parquet", "x", ["not a Parquet file"]),
         ("a.txt", "x", ["no known ending", ".jsonl, .json, .csv, .parquet"]),
         ("a.jsonl", '{"question": "  ", "answer": "#### 1"}', ["Row 1", "no text in 'question'"]),
+        ("a.jsonl", '{"question": "a \\ud800", "answer": "#### 1"}', ["Row 1", "half a character"]),
         ("a.jsonl", '{"question": "a", "answer": "none"}', ["Row 1", "no answer", "data.*.gold"]),
         ("a.jsonl", '{"question": "a", "answer": null}', ["answer field holds no answer"]),
     ],

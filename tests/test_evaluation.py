@@ -135,8 +135,8 @@ def test_a_summary_of_data_where_some_lack_an_answer_names_no_accuracy():
 
 def test_the_seed_and_the_batches_change_nothing(rlif, args, tmp_path):
     rlif("test", *args, "--evaluation.batch_size=64", "--seed_everything=0")
-    rlif("test", *args, "--evaluation.batch_size=9", "--seed_everything=7", "--evaluation.sampler=NativeSampler",
-         "--evaluation.sampler.rows=5")  # fmt: skip
+    sampler = ["--evaluation.sampler=rlif_lightning.sampling.NativeSampler", "--evaluation.sampler.rows=5"]
+    rlif("test", *args, "--evaluation.batch_size=9", "--seed_everything=7", *sampler)
     one, two = (rows(tmp_path / f"runs/run/{n}/problems.jsonl") for n in (1, 2))
     assert one == two
 
