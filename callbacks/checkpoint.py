@@ -83,7 +83,7 @@ class RolloutCheckpoint(Checkpoint):
             raise UserError("checkpoint.every is too small", got=every, expected="1 or more")
         self.every, self.keep = every, keep
         self._saved_step = -1
-        self._asked_to_stop = False
+        self.asked_to_stop = False
         self._rollout: RolloutCallback | None = None
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
@@ -136,14 +136,34 @@ class RolloutCheckpoint(Checkpoint):
                     recompute(config.scheduler)
         self._stored = []
         self._saved_step = trainer.global_step
-        self._asked_to_stop = False
+        self.asked_to_stop = False
+        self._make_last(trainer)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
+    def _make_last(self, trainer: Trainer) -> None:
+        """A run that goes back to an older checkpoint gives up what came after it, before its logs are cut."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS
+        start = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        if not trainer.is_global_zero or start is None or start.name == LAST_CHECKPOINT:
+            return
+        if folder.is_dir() and start.parent.samefile(folder):
+            with start.open("rb") as source, replacing(folder / LAST_CHECKPOINT) as target:
+                shutil.copyfileobj(source, target)
+            self._give_up(folder, trainer.global_step + 1)
+
+    @staticmethod
+    def _give_up(folder: Path, step: int) -> dict[int, Path]:
+        """Remove numbered checkpoints from a step on; returns the others."""
+        steps = {int(p.stem.split("=")[1]): p for p in folder.glob("step=*.ckpt")}
+        for n in [n for n in steps if n >= step]:
+            steps.pop(n).unlink()
+        return steps
+
     def _on_sigterm(self, number: int, frame: Any) -> None:
-        if self._asked_to_stop:
+        if self.asked_to_stop:
             raise SystemExit(128 + number)
-        self._asked_to_stop = True
+        self.asked_to_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -151,7 +171,7 @@ class RolloutCheckpoint(Checkpoint):
         """Save where due; stop where asked to."""
         if self._rollout is None or not self._rollout.at_boundary:
             return
-        stop = trainer.strategy.reduce_boolean_decision(self._asked_to_stop, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self.asked_to_stop, all=False)
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
         if stop:
@@ -175,9 +195,7 @@ class RolloutCheckpoint(Checkpoint):
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         if not trainer.is_global_zero:
             return
-        steps = {int(p.stem.split("=")[1]): p for p in folder.glob("step=*.ckpt")}
-        for given_up in [n for n in steps if n >= step]:  # the run went back behind them
-            steps.pop(given_up).unlink()
+        steps = self._give_up(folder, step)
         if self.keep == 0:
             return
         numbered = steps[step] = folder / f"step={step}.ckpt"

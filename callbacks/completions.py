@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.callbacks.rollout import RolloutCallback
@@ -33,9 +34,19 @@ class Completions(Callback):
         self._rollouts: RolloutCallback | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the rollouts."""
-        found = [c for c in trainer.callbacks if isinstance(c, RolloutCallback)]  # type: ignore[attr-defined]
-        self._rollouts = found[0] if found else None
+        """Find the rollouts and the place to write to."""
+        if stage != "fit" or not self.every:
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        earlier = [c for c in callbacks[: callbacks.index(self)] if isinstance(c, RolloutCallback)]
+        if not earlier:
+            raise UserError(
+                "No RolloutCallback stands before the Completions callback, so it would see nothing",
+                do="list RolloutCallback first",
+            )
+        self._rollouts = earlier[0]
+        if not any(isinstance(x, RunLogger) for x in trainer.loggers):
+            rank_zero_warn("Completions are not kept: that takes a rlif_lightning.run_logger.RunLogger as logger.")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int

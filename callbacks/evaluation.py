@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.logs import log_now
-from rlif_lightning.callbacks.progress import StepProgressBar
+from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation import Answered, answer_problems, summarise
 from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
-from rlif_lightning.prompts import Prompt
+from rlif_lightning.run_folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
-from rlif_lightning.sampling.protocol import Progress
 
 
 class Evaluation(Callback):
@@ -35,7 +33,8 @@ class Evaluation(Callback):
 
     Args:
         every: Optimiser steps between evaluations while fitting; 0: only before and after.
-        n: Problems, the first of the data; null: all.
+        n: Problems of an evaluation while fitting, the first of the data; null: all. The commands take all
+            problems, or as many as ``data.*.limit`` says.
         samples: Completions per problem at the temperature; 0: greedy only.
         greedy: Also take the greedy completion.
         temperature: Of the samples.
@@ -81,7 +80,7 @@ class Evaluation(Callback):
         """Tell the data how many problems go at a time; make a grader."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, PromptDataModule):
-            datamodule.eval_batch_size, datamodule.eval_limit = self.batch_size, self.n
+            datamodule.eval_batch_size = self.batch_size
             self._grader = Grader(datamodule.answers)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,8 +105,9 @@ class Evaluation(Callback):
         return bool(self.every) and trainer.global_step % self.every == 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the end."""
-        self._evaluate_held_out(trainer, pl_module)
+        """Evaluate the end; not where a signal asked to stop, which may be followed by a kill."""
+        if not any(getattr(c, "asked_to_stop", False) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            self._evaluate_held_out(trainer, pl_module)
 
     def _evaluate_held_out(self, trainer: Trainer, module: LightningModule) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -118,11 +118,11 @@ class Evaluation(Callback):
         start = time.perf_counter()
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loader = datamodule.evaluation_loader("val")
+        loader = datamodule.evaluation_loader("val", self.n)
         results: list[Answered] = []
         total = sum(len(batch) for batch in loader.batches)
         for batch in loader:
-            results += self._answer(trainer, module, batch, (len(results), total))
+            results += self._answer(trainer, module, "val", batch, (len(results), total))
         summary = summarise(_gather(trainer, results))
         names = ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
                  "truncated_fraction", "truncated_fraction_sampled")  # fmt: skip
@@ -134,29 +134,31 @@ class Evaluation(Callback):
         self,
         trainer: Trainer,
         module: LightningModule,
-        batch: Sequence[tuple[int, Prompt]],
+        name: str,
+        rows: Sequence[int],
         place: tuple[int, int] | None = None,
     ) -> list[Answered]:
         assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
         set_training_mode(module.policy, training=False)
         tokenizer = module.tokenizer
+        prompts = trainer.datamodule.prompts[name]  # type: ignore[attr-defined]
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             self.sampler.update(module.policy, module.end_ids, tokenizer.pad_token_id)
             return answer_problems(
                 self.sampler,
-                batch,
+                [(row, prompts[row]) for row in rows],
                 self.sampling,
                 self.samples,
                 lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
                 self._grader,
                 self.greedy,
-                _progress(trainer, place),
+                sampling_progress(trainer, place),
             )
 
     # -- validate, test, predict -----------------------------------------------------------------------------
 
-    def _on_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        self._results += self._answer(trainer, pl_module, batch)
+    def _on_batch(self, trainer: Trainer, pl_module: LightningModule, name: str, batch: list[int]) -> None:
+        self._results += self._answer(trainer, pl_module, name, batch)
 
     def on_validation_batch_start(
         self,
@@ -167,7 +169,7 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Answer a batch of ``rlif validate``."""
-        self._on_batch(trainer, pl_module, batch)
+        self._on_batch(trainer, pl_module, "val", batch)
 
     def on_test_batch_start(
         self,
@@ -178,7 +180,7 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Answer a batch of ``rlif test``."""
-        self._on_batch(trainer, pl_module, batch)
+        self._on_batch(trainer, pl_module, "test", batch)
 
     def on_predict_batch_start(
         self,
@@ -189,7 +191,7 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Answer a batch of ``rlif predict``."""
-        self._on_batch(trainer, pl_module, batch)
+        self._on_batch(trainer, pl_module, "predict", batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results of ``rlif validate``; while fitting Lightning's own validation has no batches."""
@@ -214,7 +216,7 @@ class Evaluation(Callback):
     def _finish(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         assert isinstance(module, RLIFModule) and self._grader is not None
         results = self._take(trainer)
-        summary = summarise(results)
+        summary = summarise(results, intervals=True)
         log_now(trainer, {f"{name}/{key}": value for key, value in summary.items()})
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
@@ -228,7 +230,11 @@ class Evaluation(Callback):
             "data": asdict(datamodule.sources[name]),
             "answers": asdict(datamodule.answers),
             "template": asdict(datamodule.template),
-            "evaluation": {"samples": self.samples, **asdict(self.sampling)},
+            "evaluation": {"samples": self.samples, "greedy": self.greedy, **asdict(self.sampling)},
+            "lora": module.lora,
+            "precision": str(trainer.precision),
+            "end_token_ids": module.end_ids,
+            "config": str(folder / CONFIG),
             "grading_timeouts": self._grader.timeouts,
             "versions": versions(),
         }
@@ -239,14 +245,6 @@ class Evaluation(Callback):
         for key, value in summary.items():
             rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
         rank_zero_info(f"Results: {file}\nProblems: {rows}")
-
-
-def _progress(trainer: Trainer, place: tuple[int, int] | None) -> Progress | None:
-    """Tells the progress bar how far the sampler is; with a place, also how far the evaluation is."""
-    bar = trainer.progress_bar_callback
-    if not isinstance(bar, StepProgressBar):
-        return None
-    return bar.sampling if place is None else partial(bar.evaluating, *place)
 
 
 def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import time
 from collections.abc import Mapping
 
 import torch
@@ -45,6 +46,13 @@ class Means:
         if trainer.world_size > 1:  # not on one process: not every device has float64
             pairs = torch.as_tensor(trainer.strategy.reduce(pairs.to(trainer.strategy.root_device), reduce_op="sum"))
         return {n: t / c for n, (t, c) in zip(self.names, pairs.tolist(), strict=True) if c}
+
+
+def clock(module: LightningModule) -> float:
+    """Seconds, when all work given to the GPU so far is done."""
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    return time.perf_counter()
 
 
 def peak_memory_mb(module: LightningModule) -> float:

@@ -2,17 +2,21 @@
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from rlif_lightning.sampling.protocol import Progress
+
 SHOWN = {
     "reward": "rollout/reward",
     "entropy": "rollout/entropy",
     "accuracy": "rollout/accuracy",
     "val": "val/accuracy_sampled",
+    "val greedy": "val/accuracy",
 }
 REDRAW = 0.1  # seconds between two pictures of the bar at least
 
@@ -185,3 +189,11 @@ def _values(trainer: Trainer) -> dict[str, str]:
 def _problems(loader: Any) -> int:
     """How many problems this process answers."""
     return sum(len(batch) for batch in getattr(loader, "batches", ()))
+
+
+def sampling_progress(trainer: Trainer, place: tuple[int, int] | None = None) -> Progress | None:
+    """What tells the bar how far the sampler is; with a place in an evaluation, also how far that is."""
+    bar = trainer.progress_bar_callback
+    if not isinstance(bar, StepProgressBar):
+        return None
+    return bar.sampling if place is None else partial(bar.evaluating, *place)

@@ -1,6 +1,5 @@
 """The callback that feeds training: a rollout from the present policy before each group of updates."""
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.callbacks.logs import Means, log_now, peak_memory_mb
+from rlif_lightning.callbacks.logs import Means, clock, log_now, peak_memory_mb
+from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.collect import (
     AdvantageSettings,
     sample_rollout,
@@ -157,13 +157,14 @@ class RolloutCallback(Callback):
                 "log-probabilities, entropy and self-certainty describe the unfiltered softmax(logits / "
                 "temperature). rollout/kept_mass logs how much of it the filter keeps."
             )
-        self._update_start = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Collect at the first slice of a rollout; put this batch's slice into the batch."""
         assert isinstance(pl_module, RLIFModule)
+        prompts = _datamodule(trainer).prompts["train"]
+        batch["prompts"] = [prompts[row] for row in batch["rows"]]
         if batch["slice"] == 0 or self.rollout is None:
             if batch["slice"]:
                 rank_zero_warn("Resumed from the middle of a rollout: it is sampled anew with the present weights.")
@@ -174,6 +175,8 @@ class RolloutCallback(Callback):
         batch["rollout"] = part
         batch["old_logprob"] = None if self.plan.on_policy else part.samples.logprob
         batch["denominator"] = self._denominators[batch["slice"] // self.plan.slices]
+        if batch["slice"] % self.plan.slices == 0:
+            self._update_start = clock(pl_module)
 
     def on_train_batch_end(
         self,
@@ -187,9 +190,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, RLIFModule)
         if (batch["slice"] + 1) % self.plan.slices == 0:
             metrics = pl_module.window_metrics()
-            now = time.perf_counter()
-            metrics["time/update"] = now - self._update_start
-            self._update_start = now
+            metrics["time/update"] = clock(pl_module) - self._update_start
             # These numbers belong to the step that was just taken: global_step has already moved on.
             log_now(trainer, metrics, step=trainer.global_step - 1)
         if batch["slice"] + 1 == self.plan.rollout_batches:
@@ -203,7 +204,7 @@ class RolloutCallback(Callback):
     # -- collecting ------------------------------------------------------------------------------------------
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> None:
-        start = time.perf_counter()
+        start = clock(module)
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
         assert module.policy is not None
@@ -220,15 +221,15 @@ class RolloutCallback(Callback):
                 self.sampling,
                 lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
                 self._grader,
-                self._progress(trainer),
+                sampling_progress(trainer),
             )
             rollout = with_scores(rollout, policy, self.sampling.statistics_temperature)
-            sampled = time.perf_counter()
+            sampled = clock(module)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             if module.needs_reference:
                 first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
                 rollout = with_reference(rollout, first_pass, module.frozen_reference)
-            referred = time.perf_counter()
+            referred = clock(module)
             rollout, gated = with_advantages(rollout, self.rewards, self.advantage)
         self.rollout = rollout
         self._slices = [rows for window in windows for rows in window]
@@ -239,15 +240,10 @@ class RolloutCallback(Callback):
             metrics["time/reference"] = referred - sampled
         metrics["memory/peak"] = peak_memory_mb(module)
         log_now(trainer, metrics)
-        self._update_start = time.perf_counter()
 
     def _dealer(self, first: tuple[int, ...]) -> torch.Generator:
         """Deals this rollout's groups into windows: the same again after a resume."""
-        return torch.Generator().manual_seed(completion_seed(run_seed(), *first, 2))
-
-    def _progress(self, trainer: Trainer) -> Any:
-        bar = trainer.progress_bar_callback
-        return getattr(bar, "sampling", None)
+        return torch.Generator().manual_seed(completion_seed(run_seed(), *first, -1))
 
     def _window_denominators(
         self, trainer: Trainer, module: RLIFModule, rollout: Rollout, windows: list[list[Tensor]]

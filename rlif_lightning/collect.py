@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.functional.advantages import combine_advantages, group_advantages
+from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.grading import Grader
 from rlif_lightning.prompts import Prompt
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout, completion_seeds
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress
-from rlif_lightning.scoring import score
+from rlif_lightning.scoring import completion_logits, score
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def with_reference(
         for rows in slices:
             part = rollout.samples.rows(rows)
             width = part.completion_ids.shape[1]
-            out[rows.to(out.device), :width] = score(model, part, rollout.temperature).logprob
+            out[rows.to(out.device), :width] = token_logprobs(
+                completion_logits(model, part), part.completion_ids, rollout.temperature
+            )
     return replace(rollout, reference_logprob=out)
 
 

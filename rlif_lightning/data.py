@@ -1,7 +1,7 @@
 """Prompts for training and evaluation: a LightningDataModule and its resumable loader."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,13 +23,15 @@ def run_seed() -> int:
 
 
 class PromptLoader:
-    """Yields each prompt batch once per slice of its rollout, and resumes exactly.
+    """Yields the rows of each prompt batch once per slice of their rollout, and resumes exactly.
+
+    Row numbers, not prompts: batches pass through Lightning, which looks into them for tensors.
 
     The order of prompts is a function of (seed, epoch), the same on one process and on many; each process
     takes its own part of every batch; the last incomplete batch of an epoch is dropped.
 
     Args:
-        prompts: All prompts, the same list on every process.
+        count: Prompts there are, the same on every process.
         plan: How many prompts a rollout takes and into how many batches it is cut.
         rank: This process.
         seed: Orders the prompts.
@@ -38,14 +40,14 @@ class PromptLoader:
         UserError: Fewer prompts than one rollout needs.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], plan: BatchPlan, rank: int = 0, seed: int = 0) -> None:
-        self.prompts, self.plan, self.rank, self.seed = prompts, plan, rank, seed
-        self.rollouts = len(prompts) // plan.rollout_prompts  # in an epoch
+    def __init__(self, count: int, plan: BatchPlan, rank: int = 0, seed: int = 0) -> None:
+        self.count, self.plan, self.rank, self.seed = count, plan, rank, seed
+        self.rollouts = count // plan.rollout_prompts  # in an epoch
         self.yielded = 0  # batches since the start of training; an epoch edge is no special case
         if self.rollouts == 0:
             raise UserError(
                 "The data set is smaller than one rollout",
-                got=f"{len(prompts)} prompts",
+                got=f"{count} prompts",
                 expected=f"at least {plan.rollout_prompts}",
                 do="lower --rollout.prompts_per_step or --rollout.steps_per_rollout",
             )
@@ -58,7 +60,7 @@ class PromptLoader:
         """Go on from where the loader stands to the end of the epoch."""
         epoch, start = divmod(self.yielded, len(self))
         order = torch.randperm(
-            len(self.prompts), generator=torch.Generator().manual_seed(completion_seed(self.seed, epoch))
+            self.count, generator=torch.Generator().manual_seed(completion_seed(self.seed, epoch))
         ).tolist()
         for batch in range(start, len(self)):
             rollout, part = divmod(batch, self.plan.rollout_batches)
@@ -66,7 +68,7 @@ class PromptLoader:
             places = range(first, first + self.plan.rank_prompts)
             self.yielded += 1
             yield {
-                "prompts": [self.prompts[order[p]] for p in places],
+                "rows": [order[p] for p in places],
                 "positions": [(epoch, p) for p in places],
                 "slice": part,
             }
@@ -77,7 +79,8 @@ class PromptLoader:
             "yielded": self.yielded,
             "rollout_batches": self.plan.rollout_batches,
             "rollout_prompts": self.plan.rollout_prompts,
-            "prompts": len(self.prompts),
+            "prompts": self.count,
+            "seed": self.seed,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -98,30 +101,35 @@ class PromptLoader:
                     if key == "prompts"
                     else f"leave {setting} x rollout.steps_per_rollout as it was",
                 )
+        if state["seed"] != self.seed:
+            rank_zero_warn(
+                f"The run goes on with seed {self.seed}, it began with {state['seed']}: within this epoch some "
+                "prompts come twice and others not at all."
+            )
         was, now = state["rollout_batches"], self.plan.rollout_batches
         rollouts, rest = divmod(state["yielded"], was)
         self.yielded = rollouts * now + (rest if was == now else 0)
 
 
 class EvaluationLoader:
-    """Yields lists of (index, prompt); process r takes every world-th prompt, none twice.
+    """Yields lists of row numbers; process r takes every world-th, none twice.
 
     Args:
-        prompts: All prompts.
+        count: Prompts there are.
         batch_size: Prompts per batch.
         rank: This process.
         world_size: Processes.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], batch_size: int, rank: int, world_size: int) -> None:
-        own = list(enumerate(prompts))[rank::world_size]
+    def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
+        own = list(range(count))[rank::world_size]
         self.batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
 
     def __len__(self) -> int:
         """Batches of this process."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, Prompt]]]:
+    def __iter__(self) -> Iterator[list[int]]:
         """All batches in order."""
         return iter(self.batches)
 
@@ -160,7 +168,7 @@ class PromptDataModule(pl.LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.plan: BatchPlan | None = None
         self.eval_batch_size = 64
-        self.eval_limit: int | None = None
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer problems than processes
         self.prompts: dict[str, list[Prompt]] = {}
 
     def setup(self, stage: str) -> None:
@@ -224,13 +232,13 @@ class PromptDataModule(pl.LightningDataModule):
                 expected=f"a multiple of {self.plan.rollout_batches}, the batches of a rollout",
                 do="set trainer.max_steps or data.train.limit instead",
             )
-        return PromptLoader(self.prompts["train"], self.plan, self.trainer.global_rank, run_seed())
+        return PromptLoader(len(self.prompts["train"]), self.plan, self.trainer.global_rank, run_seed())
 
-    def evaluation_loader(self, name: str) -> EvaluationLoader:
-        """This process's part of a source's problems."""
+    def evaluation_loader(self, name: str, limit: int | None = None) -> EvaluationLoader:
+        """This process's part of a source's problems, or of the first of them."""
         assert self.trainer is not None
         return EvaluationLoader(
-            self.prompts[name][: self.eval_limit],
+            len(self.prompts[name][:limit]),
             self.eval_batch_size,
             self.trainer.global_rank,
             self.trainer.world_size,

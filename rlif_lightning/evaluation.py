@@ -93,8 +93,8 @@ def _grade(attempts: list[Attempt], prompt: Prompt, grader: Grader) -> None:
         attempt.answer, attempt.correct = answer, grade
 
 
-def summarise(results: Sequence[Answered]) -> dict[str, float]:
-    """Accuracy with its 95 % bootstrap interval over problems, pass@k, maj@k, length and truncated share.
+def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str, float]:
+    """Accuracy, where asked with its 95 % bootstrap interval over problems, pass@k, maj@k, length, truncated share.
 
     Label-based numbers are left out where a problem has no reference answer. ``accuracy`` is greedy,
     ``accuracy_sampled`` the mean over all samples; pass@k and maj@k are given for powers of two up to the
@@ -110,8 +110,9 @@ def summarise(results: Sequence[Answered]) -> dict[str, float]:
         if labelled:
             accuracy = [fmean(float(bool(a.correct)) for a in own) for own in attempts]
             summary[f"accuracy{suffix}"] = fmean(accuracy)
-            low, high = bootstrap_interval(accuracy)
-            summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = low, high
+            if intervals:
+                low, high = bootstrap_interval(accuracy)
+                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = low, high
         summary[f"mean_tokens{suffix}"] = fmean(a.tokens for a in flat)
         summary[f"truncated_fraction{suffix}"] = fmean(float(not a.ended) for a in flat)
     count = len(results[0].samples) if results else 0

@@ -181,8 +181,16 @@ def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
 
 
 def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the policy as it stands, without gradients."""
-    reference = copy.deepcopy(model).to(dtype)
+    """A copy of the policy as it stands, without gradients, its linear layers in a given dtype.
+
+    Only those: autocast rounds them alike in the policy, while embeddings and norms keep the residual stream in
+    float32. So the copy computes exactly what the policy did.
+    """
+    reference = copy.deepcopy(model)
+    embedding = reference.get_input_embeddings().weight  # type: ignore[operator]
+    for layer in reference.modules():
+        if isinstance(layer, nn.Linear) and layer.weight is not embedding:
+            layer.to(dtype)
     return reference.requires_grad_(False).eval()
 
 
@@ -211,15 +219,15 @@ def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
 def fingerprint(model: Any) -> str:
     """A short mark of a model's shape and starting weights.
 
-    Shapes of all weights, and a sample of the input embedding rounded to bfloat16, so that the same model
-    loaded in another precision has the same mark.
+    Shapes and a sample of all weights, rounded to bfloat16, so that the same model loaded in another precision
+    has the same mark.
     """
     mark = hashlib.sha256()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for name, parameter in base.named_parameters():
         if "lora_" not in name:
             mark.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
-    weight = base.get_input_embeddings().weight.detach().flatten()
-    sample = weight[:: max(1, len(weight) // 4096)].to("cpu", torch.bfloat16).float()
-    mark.update(bytes(sample.numpy().tobytes()))
+            weight = parameter.detach().flatten()
+            sample = weight[:: max(1, len(weight) // 256)].to("cpu", torch.bfloat16).float()
+            mark.update(sample.numpy().tobytes())
     return mark.hexdigest()[:16]

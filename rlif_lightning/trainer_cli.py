@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -24,7 +24,7 @@ from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.recipes import Parser
-from rlif_lightning.run_folder import find_checkpoint, next_run_folder, run_folder_of
+from rlif_lightning.run_folder import find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 from rlif_lightning.run_logger import RunLogger
 
 TRAINER_DEFAULTS = {
@@ -92,7 +92,17 @@ class RLIFCLI(LightningCLI):
         self.root = run_root(config.runs)
         self.recipe = recipe_name(config.config)
         if config.ckpt_path is not None:
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path, self.root, self.recipe))
+            config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
+            read_checkpoint(config.ckpt_path, mmap=True)  # refuses a file that is none, before anything is loaded
+
+    def _find_checkpoint(self, ckpt_path: str) -> Path:
+        """``last`` of a test is the training recipe's, whatever evaluation recipes follow it."""
+        names = self.recipe.split("+")
+        tries = ["+".join(names[:n]) for n in range(len(names), 0, -1)] if self.subcommand != "fit" else [self.recipe]
+        for recipe in tries[:-1]:
+            if ckpt_path == "last" and latest_run_folder(self.root, recipe) is not None:
+                return find_checkpoint(ckpt_path, self.root, recipe)
+        return find_checkpoint(ckpt_path, self.root, tries[-1])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs into the run's folder."""
@@ -102,7 +112,7 @@ class RLIFCLI(LightningCLI):
         if asked is not False and not trainer.fast_dev_run:
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
-        callbacks = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
+        callbacks: list[Callback] = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit":
             callbacks.append(Report())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]

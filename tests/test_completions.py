@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlif_lightning.callbacks import Completions
+from rlif_lightning.callbacks import Completions, RolloutCallback
 from rlif_lightning.callbacks.completions import _markdown, _row
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import TokenStats
@@ -233,3 +233,14 @@ def test_text_that_is_no_unicode_can_be_written(tmp_path):
     trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger])
     callback.on_train_batch_start(trainer, None, batch("odd \ud800 text"), 0)
     assert rows(logger.folder / "completions.jsonl")[0]["prompt"] == "odd \ud800 text"
+
+
+def test_completions_must_come_after_the_rollouts():
+    """In the other order the callback saw no rollout and wrote nothing, without a word."""
+    completions, trainer = Completions(), SimpleNamespace(loggers=[])
+    trainer.callbacks = [completions, RolloutCallback()]
+    with pytest.raises(UserError, match="list RolloutCallback first"):
+        completions.setup(trainer, None, "fit")
+    trainer.callbacks.reverse()
+    with pytest.warns(UserWarning, match="RunLogger"):
+        completions.setup(trainer, None, "fit")

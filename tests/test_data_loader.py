@@ -6,12 +6,12 @@ from rlif_lightning.batches import BatchPlan
 from rlif_lightning.data import PromptLoader
 from rlif_lightning.errors import UserError
 
-PROMPTS = [f"prompt {n}" for n in range(23)]
+COUNT = 23
 
 
-def loader(seed=0, rank=0, prompts=PROMPTS, **changes):
+def loader(seed=0, rank=0, count=COUNT, **changes):
     sizes = {"prompts_per_step": 4, "group_size": 2, "micro_batch_size": 2, "steps_per_rollout": 2, "passes": 3}
-    return PromptLoader(prompts, BatchPlan(**{**sizes, **changes}), rank, seed)
+    return PromptLoader(count, BatchPlan(**{**sizes, **changes}), rank, seed)
 
 
 def epochs(source, count):
@@ -20,7 +20,7 @@ def epochs(source, count):
 
 def places(batches):
     """Prompts of each rollout in order."""
-    return [tuple(zip(b["prompts"], b["positions"], strict=True)) for b in batches if b["slice"] == 0]
+    return [tuple(zip(b["rows"], b["positions"], strict=True)) for b in batches if b["slice"] == 0]
 
 
 def test_every_rollout_is_yielded_once_per_slice_window_and_pass():
@@ -28,8 +28,8 @@ def test_every_rollout_is_yielded_once_per_slice_window_and_pass():
     batches = list(source)
     assert len(source) == len(batches) == 2 * 4 * 2 * 3  # rollouts x slices x windows x passes
     assert [b["slice"] for b in batches] == [*range(24), *range(24)]
-    assert all(b["prompts"] == batches[0]["prompts"] for b in batches[:24])
-    assert len(batches[0]["prompts"]) == 8
+    assert all(b["rows"] == batches[0]["rows"] for b in batches[:24])
+    assert len(batches[0]["rows"]) == 8
 
 
 def test_an_epoch_holds_no_prompt_twice_and_drops_what_does_not_fill_a_rollout():
@@ -87,7 +87,7 @@ def test_a_place_is_found_again_with_other_slices_and_processes():
     assert rollout == places(epochs(loader(), 1)[0])[1][:4]
 
 
-@pytest.mark.parametrize("changed", [{"prompts": PROMPTS[:-1]}, {"prompts_per_step": 2}, {"steps_per_rollout": 1}])
+@pytest.mark.parametrize("changed", [{"count": COUNT - 1}, {"prompts_per_step": 2}, {"steps_per_rollout": 1}])
 def test_the_place_in_other_data_is_refused(changed):
     with pytest.raises(UserError, match="place in the training data"):
         loader(**changed).load_state_dict(loader().state_dict())
@@ -95,6 +95,6 @@ def test_the_place_in_other_data_is_refused(changed):
 
 def test_too_few_prompts():
     with pytest.raises(UserError, match="smaller than one rollout") as error:
-        loader(prompts=PROMPTS[:7])
+        loader(count=7)
     assert "7 prompts" in str(error.value) and "at least 8" in str(error.value)
-    assert len(loader(prompts=PROMPTS[:8])) == 24
+    assert len(loader(count=8)) == 24

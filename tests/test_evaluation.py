@@ -112,7 +112,7 @@ def test_a_summary_worked_out_by_hand():
     one.samples = [attempt("7", True), attempt("7", True), attempt("8", False), attempt(None, False, False, 9)]
     two = Answered(1, "q", "q", "2", [attempt(None, False, False, 9)])
     two.samples = [attempt("1", False) for _ in range(4)]
-    s = summarise([one, two])
+    s = summarise([one, two], intervals=True)
     assert s["n"] == 2
     assert (s["accuracy"], s["accuracy_sampled"]) == (0.5, 0.25)
     assert (s["accuracy_low"], s["accuracy_high"]) == (0.0, 1.0)
@@ -141,9 +141,9 @@ def test_the_seed_and_the_batches_change_nothing(rlif, args, tmp_path):
     assert one == two
 
 
-def test_n_takes_the_first_problems(rlif, args, tmp_path):
-    rlif("test", *args, "--evaluation.n=5")
-    rlif("validate", *args, "--evaluation.n=5", "--evaluation.greedy=false", "--evaluation.samples=1")
+def test_a_limit_takes_the_first_problems(rlif, args, tmp_path):
+    rlif("test", *args, "--data.test.limit=5")
+    rlif("validate", *args, "--data.val.limit=5", "--evaluation.greedy=false", "--evaluation.samples=1")
     tested, validated = (rows(tmp_path / f"runs/run/{n}/problems.jsonl") for n in (1, 2))
     assert [r["index"] for r in tested] == [r["index"] for r in validated] == list(range(5))
     # fewer samples are the first of more, and greedy may be left out
@@ -226,7 +226,7 @@ def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
 def test_a_data_module_alone_evaluates_too(rlif, args, problems_file):
     """`answers` and `gold` of several sources do not mix: val and test may have other formats."""
     own = [a.replace("--data.val.gold=" + GOLD, "--data.val.gold=last_number") for a in args]
-    folder = rlif("validate", *own, "--evaluation.n=3", "--evaluation.samples=0") / "runs/run/1"
+    folder = rlif("validate", *own, "--data.val.limit=3", "--evaluation.samples=0") / "runs/run/1"
     golds = [p.gold.text for p in read_problems(Source(str(problems_file), gold="last_number", limit=3))]
     assert [r["gold"] for r in rows(folder / "problems.jsonl")] == golds
 
@@ -341,3 +341,16 @@ def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(args, small_fit,
     pictures = lines[bars[0]].split("\r")
     assert all(a != b for a, b in pairwise(pictures[:-2]))
     assert any(line.startswith("val/accuracy") for line in lines[bars[0] + 1 :])
+
+
+def test_n_is_for_fit_and_the_commands_take_all(rlif, args, tmp_path):
+    """A recipe's few problems while fitting used to be all that `rlif test` graded."""
+    rlif("test", *args, "--evaluation.n=2")
+    assert len(rows(tmp_path / "runs/run/1/problems.jsonl")) > 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision(rlif, args, tmp_path, precision):
+    """Under bf16-true the statistics' stores and the uniform numbers took the default dtype."""
+    rlif("test", *args, f"--trainer.precision={precision}")
+    assert json.loads((tmp_path / "runs/run/1/results.json").read_text())["precision"] == precision

@@ -243,7 +243,8 @@ def test_a_frozen_copy_is_its_own(folder):
     policy = load_policy(str(folder), dtype=torch.float32)
     copy_ = frozen_copy(policy, torch.bfloat16)
     assert not any(p.requires_grad for p in copy_.parameters()) and not copy_.training
-    assert {p.dtype for p in copy_.parameters()} == {torch.bfloat16}
+    for name, weight in copy_.named_parameters():
+        assert weight.dtype == (torch.bfloat16 if "proj" in name or "lm_head" in name else torch.float32), name
     before = logits(copy_)
     with torch.no_grad():
         for p in policy.parameters():
@@ -394,3 +395,11 @@ def test_dropout_changes_the_update_when_asked_for(dropout_folder, problems_file
         optimizer=adamw(0.0),
     )
     assert all(abs(r - 1) > 1e-3 for r in reused.column("train/ratio_mean"))
+
+
+def test_a_fingerprint_sees_every_weight():
+    """Tuned variants of a model often share its embedding."""
+    one, other = make_model(), make_model()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.q_proj.weight.neg_()
+    assert fingerprint(one) != fingerprint(other)

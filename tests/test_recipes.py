@@ -94,7 +94,7 @@ def test_evaluation_recipe(recipe, rlif, model_folder, data):
         f"--data.test.path={data / rows_of(recipe)}.jsonl", *TINY, "--evaluation.samples=2",
     )  # fmt: skip
     results = json.loads((folder / f"runs/{recipe}/1/results.json").read_text())
-    assert results["n"] == 2
+    assert results["n"] == 4  # all of them: evaluation.n is for fit
     assert {"accuracy", "accuracy_sampled", "pass@2", "maj@2"} <= set(results)
 
 
@@ -112,3 +112,30 @@ def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
     golds = [p.gold for p in read_problems(source)]
     assert grader.grade([(rf"So \boxed{{{g.text}}}.", True, g) for g in golds]) == [True] * len(golds)
     assert grader.grade([(r"So \boxed{777}.", True, g) for g in golds]) == [False] * len(golds)
+
+
+@pytest.mark.parametrize("training", [*TRAINING, "quickstart"])
+@pytest.mark.parametrize("recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench"])
+def test_evaluation_recipe_over_a_training_recipe(training, recipe, capsys):
+    """What a training recipe says of its own test set used to leak into the next one's: gold, subset, answers."""
+    from rlif_lightning.cli import main
+
+    def settings(*configs):
+        with pytest.raises(SystemExit):
+            main(["test", *[a for c in configs for a in ("--config", c)], "--model.name", "x", "--print_config"])
+        config = yaml.safe_load(capsys.readouterr().out)
+        evaluation = {k: v for k, v in config["evaluation"].items() if k not in ("every", "n", "batch_size")}
+        return config["data"]["test"], config["data"]["answers"], evaluation
+
+    assert settings(training, recipe) == settings(recipe)
+
+
+def test_last_checkpoint_of_the_training_recipe(rlif, model_folder, data):
+    file = data / "gsm8k.jsonl"
+    paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
+    model = ["--model.name", model_folder("qwen2", chat=True)]
+    rlif("fit", "--config", "gsm8k", *model, *paths, *TINY, *TINY_FIT)
+    evaluation = ["--config", "math500", f"--data.test.path={data / 'math.jsonl'}"]
+    folder = rlif("test", "--config", "gsm8k", *evaluation, *model, *TINY, "--ckpt_path", "last")
+    results = json.loads((folder / "runs/gsm8k+math500/1/results.json").read_text())
+    assert results["checkpoint"].endswith("runs/gsm8k/1/checkpoints/last.ckpt")

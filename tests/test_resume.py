@@ -277,3 +277,20 @@ def test_a_users_own_metrics_land_in_the_row_of_their_step(fit, monkeypatch):
     part = fit("part", *settings, kill_at=6)
     fit("part", *settings, "--ckpt_path=last")
     assert_same_run(whole, part)
+
+
+def test_killed_right_after_going_back(fit):
+    """The logs were cut to the older checkpoint, last.ckpt was still the newer one: rows went missing."""
+    whole = fit("whole", "--checkpoint.keep=null")
+    part = fit("part", "--checkpoint.keep=null", "--checkpoint.every=2")
+    older = part / "checkpoints" / "step=2.ckpt"
+    fit("part", "--checkpoint.every=8", "--ckpt_path", older, kill_at=4)  # dies in step 3, before any save
+    assert sorted(p.name for p in older.parent.iterdir()) == ["last.ckpt", "step=2.ckpt"]
+    fit("part", "--ckpt_path=last")
+    assert_same_run(whole, part)
+
+
+def test_another_seed_on_resume_is_said(fit):
+    fit("runs", "--trainer.max_steps=2")
+    with pytest.warns(UserWarning, match="goes on with seed 7, it began with 0"):
+        fit("runs", "--seed_everything=7", "--ckpt_path=last")

@@ -411,3 +411,29 @@ def test_diverged_weights_are_named(tmp_path):
     sampler.update(model, [0], 0)
     with pytest.raises(UserError, match="diverged"):
         sampler.sample([[3, 4]], 2, torch.arange(2), Sampling(4))
+
+
+def test_the_check_runs_under_another_default_device():
+    """Lightning loads models under `with device:`, where a CPU generator met a factory call of the GPU."""
+    from rlif_lightning.sampling.draw import uniforms
+
+    model = make_model()
+    expected = uniforms(torch.arange(3), 5)
+    with torch.device("meta"):
+        assert uniforms(torch.arange(3, device="cpu"), 5).equal(expected)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert uniforms(torch.arange(3), 5).equal(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    drawn = []
+    original = torch.randint
+
+    def on_the_cpu(*args, **kwargs):
+        drawn.append(kwargs.get("device"))
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randint", on_the_cpu)
+        check_decoding(model, [0], 0)
+    assert drawn and set(drawn) == {"cpu"}

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.grading.answers import AnswerFormat, Gold
 from rlif_lightning.grading.compare import Rule, equal, too_costly
 from rlif_lightning.grading.normalise import clean, normalise, split_answers, without_name
@@ -138,10 +139,14 @@ class Grader:
             try:
                 self._workers[0].wait_ready()
                 break
-            except WorkerDiedError:
+            except WorkerDiedError as error:
                 self._drop(self._workers[0])
                 if attempt == 2:
-                    raise
+                    raise UserError(
+                        "Answers cannot be compared: the grading worker does not start",
+                        got=error,
+                        do="try `python -m rlif_lightning.grading.worker`, or set answers.compare to text",
+                    ) from error
         if len(self._workers) < 2:
             self._workers.append(WorkerProcess())
         return self._workers[0]

@@ -14,7 +14,7 @@ from rlif_lightning.errors import UserError
 
 STARTUP_SECONDS = 120.0
 
-COMMAND = (sys.executable, "-m", "rlif_lightning.grading.worker")
+COMMAND = (sys.executable, "-P", "-m", "rlif_lightning.grading.worker")  # -P: nothing from the user's folder
 
 
 class WorkerTimeoutError(Exception):

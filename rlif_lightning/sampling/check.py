@@ -25,10 +25,10 @@ def decoding_error(policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> fl
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(int(config.vocab_size), 1000)
     lengths = [3, 9 + base]  # ragged, so that padding matters
-    prompts = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    prompts = [torch.randint(vocabulary, (n,), generator=generator, device="cpu").tolist() for n in lengths]
     sampler = NativeSampler()
     sampler.update(policy, end_ids, pad_id)
-    drawn = sampler.sample(prompts, 2, torch.arange(4), Sampling(max_new_tokens=5))
+    drawn = sampler.sample(prompts, 2, torch.arange(4, device="cpu"), Sampling(max_new_tokens=5))
     assert drawn.logprob is not None
     worst = 0.0
     for i in range(4):

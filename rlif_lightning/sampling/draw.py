@@ -78,5 +78,13 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 def uniforms(seeds: Tensor, count: int) -> Tensor:
     """[N, count] uniform numbers in [0, 1); a row depends on its own seed only."""
-    rows = [torch.rand(count, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    rows = [
+        torch.rand(
+            count,
+            generator=torch.Generator().manual_seed(int(s)),
+            dtype=torch.float32,
+            device="cpu",  # whatever the default device or dtype around us: the same numbers everywhere
+        )
+        for s in seeds
+    ]
     return torch.stack(rows)

@@ -133,8 +133,8 @@ class _Record:
         self.sampling = sampling
         self.ids = torch.full(shape, pad_id, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.logprob, self.kept_mass = (torch.zeros(shape, device=device) for _ in range(2))
-        self.stats = TokenStats(*(torch.zeros(shape, device=device) for _ in range(3)))
+        self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
+        self.stats = TokenStats(*(torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(3)))
         self.width = 0
 
     def step(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:

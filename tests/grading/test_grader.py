@@ -302,3 +302,13 @@ def test_a_missing_math_verify_is_the_users_to_mend(monkeypatch):
     )
     with pytest.raises(UserError, match="No module named math_verify"):
         grade(Grader(AnswerFormat()), (r"1 \cdot 2", "2"))
+
+
+def test_files_in_the_users_folder_do_not_shadow_the_workers_modules(tmp_path, monkeypatch):
+    """`python -m` looks into the current folder first: a fractions.py there ended every worker."""
+    (tmp_path / "fractions.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "sympy.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    grader = Grader(AnswerFormat())
+    assert grader.grade([(r"\boxed{x^2 + 2x + 1}", True, Gold("(x+1)^2"))]) == [True]
+    grader.close()
