@@ -184,7 +184,8 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the policy as it stands, without gradients, its linear layers in a given dtype.
 
     Only those: autocast rounds them alike in the policy, while embeddings and norms keep the residual stream in
-    float32. So the copy computes exactly what the policy did.
+    float32. So under autocast, where alone
+    it may run if the dtype is a half one, the copy computes exactly what the policy did.
     """
     reference = copy.deepcopy(model)
     embedding = reference.get_input_embeddings().weight  # type: ignore[operator]
