@@ -9,8 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.callbacks.logs import Means, clock, log_now, peak_memory_mb
+from rlif_lightning.callbacks.logs import clock, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
+from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
 from rlif_lightning.collect import (
     AdvantageSettings,
     sample_rollout,
@@ -20,8 +21,8 @@ from rlif_lightning.collect import (
 )
 from rlif_lightning.data import PromptDataModule, run_seed
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import k3_divergence, loss_denominator
-from rlif_lightning.grading import Grader, agreement
+from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
 from rlif_lightning.rewards import Reward, SelfCertainty
@@ -234,7 +235,7 @@ class RolloutCallback(Callback):
         self.rollout = rollout
         self._slices = [rows for window in windows for rows in window]
         self._denominators = self._window_denominators(trainer, module, rollout, windows)
-        metrics = self._metrics(trainer, rollout, gated, sampled - start)
+        metrics = rollout_metrics(trainer, rollout, gated, self.rewards, sampled - start)
         metrics["time/rollout"] = sampled - start
         if module.needs_reference:
             metrics["time/reference"] = referred - sampled
@@ -258,43 +259,6 @@ class RolloutCallback(Callback):
         total = trainer.strategy.reduce(torch.stack([torch.as_tensor(x) for x in own]).float(), reduce_op="sum")
         assert isinstance(total, Tensor)
         return total.clamp(min=1).tolist()
-
-    def _metrics(self, trainer: Trainer, rollout: Rollout, gated: Tensor, seconds: float) -> dict[str, float]:
-        samples, g = rollout.samples, rollout.group_size
-        mask = samples.completion_mask
-        tokens = mask.sum()
-        means = Means()
-        total = torch.stack([r.weight * rollout.rewards[r.name] for r in self.rewards]).sum(0)  # [N]
-        means.rows("rollout/reward", total)
-        means.rows("rollout/reward_std", total.view(-1, g).std(1))
-        if len(self.rewards) > 1:
-            for name, values in rollout.rewards.items():
-                means.rows(f"rollout/reward/{name}", values)
-        assert samples.stats is not None and samples.logprob is not None
-        for name, values in (
-            ("self_certainty", samples.stats.self_certainty),
-            ("entropy", samples.stats.entropy),
-            ("logprob", samples.logprob),
-        ):
-            means.add(f"rollout/{name}", values[mask].sum(), tokens)
-        if rollout.reference_logprob is not None:
-            reference = rollout.reference_logprob[mask]
-            means.add("rollout/reference_logprob", reference.sum(), tokens)
-            means.add("rollout/kl", k3_divergence(samples.logprob[mask], reference).sum(), tokens)
-        means.rows("rollout/completion_tokens", samples.lengths.float())
-        means.rows("rollout/truncated_fraction", (~samples.ended).float())
-        means.rows("rollout/gated_fraction", gated.float())
-        if samples.kept_mass is not None:
-            means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), tokens)
-        groups = [rollout.answers[i : i + g] for i in range(0, len(rollout.answers), g)]
-        means.rows("rollout/agreement", torch.tensor([agreement(x) for x in groups]))
-        if rollout.correct is not None:
-            means.rows("rollout/accuracy", rollout.correct)
-        means.add("rollout/tokens_per_second", tokens * trainer.world_size, seconds)
-        metrics = means.reduce(trainer)
-        if rollout.correct is None and not metrics["rollout/agreement"]:
-            del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
-        return metrics
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import difflib
-import inspect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+from rlif_lightning.class_paths import classes_in, example_of, parameters_of, similar_class
 from rlif_lightning.errors import UserError
 
 TYPES = {
@@ -63,7 +62,7 @@ def known_keys(parser: Any) -> list[str]:
     """Every setting of a command, nested ones included."""
     keys = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
     for action in parser._actions:
-        for cls in _classes(getattr(action, "_typehint", None)):
+        for cls in classes_in(getattr(action, "_typehint", None)):
             if dataclasses.is_dataclass(cls):
                 keys |= {f"--{action.dest}.{f.name}" for f in dataclasses.fields(cls)}
     return sorted(keys)
@@ -205,7 +204,7 @@ def _unknown_option(text: str, key: str, parser: Any, recipes: Sequence[Recipe])
         )
     own = [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.") and not k.endswith(".help")]
     path = None if own else re.search(r"class_path[ =]'([\w.]+)'", text)
-    own += _parameters(path[1]) if path else []
+    own += parameters_of(path[1]) if path else []
     return _complaint(
         f"{key} has no setting '{name}'" + (f" for {path[1].split('.')[-1]}" if path else ""),
         parser,
@@ -221,7 +220,7 @@ def _no_settings(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) ->
     if action is None or given is None:
         return None
     value, place = given[1].strip(), locate(recipes, key, given[1].strip())
-    for cls in _classes(action._typehint):
+    for cls in classes_in(action._typehint):
         if dataclasses.is_dataclass(cls):
             first = dataclasses.fields(cls)[0].name
             return _complaint(f"{key} takes settings, not the text '{value}'", parser, place=place,
@@ -240,11 +239,11 @@ def _unknown_class(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) 
     wrong = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text)
     if wrong:
         return _complaint(f"{key}: {wrong[1]} is no {wrong[2]}", parser, place=locate(recipes, key, wrong[1]),
-                          do=_example(wrong[2]))  # fmt: skip
+                          do=example_of(wrong[2]))  # fmt: skip
     abstract = re.search(r"instantiatable class, but (\S+) is", text)
     if abstract:
         return _complaint(f"{key}: the class comes before its settings", parser, place=locate(recipes, key),
-                          do=f"give {key} a class_path first; {_example(abstract[1].split('.')[-1])}")  # fmt: skip
+                          do=f"give {key} a class_path first; {example_of(abstract[1].split('.')[-1])}")  # fmt: skip
     named = (
         re.search(r"Problem with given class_path '([^']+)':\s*(?:No module|module|cannot import)", text)
         or re.search(r"Expected a dot import path string: (\S+)", text)
@@ -254,7 +253,7 @@ def _unknown_class(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) 
     if not named:
         return None
     path = named[1]
-    near = _similar_class(path, key, parser)
+    near = similar_class(path, key, parser)
     return _complaint(f"{key}: there is no class '{path}'", parser, place=locate(recipes, key, path),
                       do=near or "give the whole path: package.module.Class")  # fmt: skip
 
@@ -301,76 +300,3 @@ def _choices(kind: str) -> list[str]:
     """The values of a Literal."""
     literal = re.match(r"typing\.Literal\[(.+)\]", kind)
     return [c.strip(" '") for c in literal[1].split(",")] if literal else []
-
-
-# -- classes --------------------------------------------------------------------------------------------------------
-
-
-def _classes(hint: Any) -> Iterator[type]:
-    """Every class in a type hint."""
-    if inspect.isclass(hint):
-        yield hint
-    for part in get_args(hint):
-        yield from _classes(part)
-
-
-def _parameters(path: str) -> list[str]:
-    module, _, name = path.rpartition(".")
-    try:
-        parameters = inspect.signature(getattr(import_module(module), name)).parameters
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return []
-    return [p for p in parameters if p not in ("self", "params", "args", "kwargs")]
-
-
-def _example(base: str) -> str | None:
-    room = {"Reward": "rewards", "Sampler": "sampling"}.get(base)
-    if room is None:
-        return None
-    names = {"Reward": "SelfCertainty", "Sampler": "NativeSampler"}
-    return f"for example rlif_lightning.{room}.{names[base]}"
-
-
-def _similar_class(path: str, key: str, parser: Any) -> str | None:
-    """The class nearest to one that does not exist: beside it, or among those that the setting takes."""
-    module, _, name = path.rpartition(".")
-    action = next((a for a in parser._actions if a.dest == key), None)
-    known: dict[str, str] = {}
-    for base in _classes(getattr(action, "_typehint", None)):
-        for cls in _subclasses(base):
-            known[cls.__name__] = f"{_public(cls)}.{cls.__name__}"
-    try:
-        beside = import_module(module) if module else None
-    except ImportError:
-        beside = None
-    if beside is not None:
-        known |= {n: f"{module}.{n}" for n, v in vars(beside).items() if inspect.isclass(v) and not n.startswith("_")}
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {known[near[0]]}?" if near else None
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    if base.__module__ == "builtins" or base.__module__.startswith("torch.nn"):
-        return
-    if base.__name__ == "Sampler":  # a protocol has no subclasses to ask for
-        from rlif_lightning.sampling import NativeSampler
-
-        yield NativeSampler
-    cls: type
-    for cls in base.__subclasses__():
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            yield cls
-        yield from _subclasses(cls)
-
-
-def _public(cls: type) -> str:
-    """The shortest module that offers the class."""
-    parts = cls.__module__.split(".")
-    for end in range(1, len(parts)):
-        module = ".".join(parts[:end])
-        try:
-            if getattr(import_module(module), cls.__name__, None) is cls:
-                return module
-        except ImportError:
-            break
-    return cls.__module__

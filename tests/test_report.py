@@ -5,9 +5,11 @@ import pytest
 from matplotlib.colors import to_hex
 
 from rlif_lightning.commands.report import main
+from rlif_lightning.curves import curves_figure, draw_curves
 from rlif_lightning.errors import UserError
 from rlif_lightning.metrics_csv import MetricsCSV
-from rlif_lightning.report import curves_figure, draw_curves, summary_table, write_report
+from rlif_lightning.report import write_report
+from rlif_lightning.summary import summary_table
 
 ACCURACY = {0: 0.3, 2: 0.7, 4: 0.5, 6: 0.1}
 
