@@ -76,4 +76,5 @@ def best_step(curve: dict[int, float]) -> int | None:
 
 
 def short_number(value: float) -> str:
+    """A metric in a few digits."""
     return f"{value:.3f}" if abs(value) < 100 or not math.isfinite(value) else f"{value:.1f}"
