@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -70,8 +71,8 @@ class RolloutCheckpoint(Checkpoint):
 
     A continued run takes the optimiser's state and the place in the schedule from the checkpoint, and settings
     that have been changed since (learning rate, weight decay, betas ...) from the recipe and the command line.
-    ``last.ckpt`` is always the newest. A save that falls due within a rollout waits for its end; SIGTERM asks
-    for a save at the next boundary and then stops the run (a second SIGTERM ends it at once).
+    ``last.ckpt`` is always the newest. A save that falls due within a rollout waits for its end; SIGTERM and Ctrl-C
+    ask for a save at the next boundary and then stop the run (a second one ends it at once).
 
     Args:
         every: Optimiser steps between two saves; the end of training is always saved.
@@ -83,7 +84,7 @@ class RolloutCheckpoint(Checkpoint):
             raise UserError("checkpoint.every is too small", got=every, expected="1 or more")
         self.every, self.keep = every, keep
         self._saved_step = -1
-        self.asked_to_stop = False
+        self.asked_to_stop: str | None = None
         self._rollout: RolloutCallback | None = None
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
@@ -136,10 +137,11 @@ class RolloutCheckpoint(Checkpoint):
                     recompute(config.scheduler)
         self._stored = []
         self._saved_step = trainer.global_step
-        self.asked_to_stop = False
+        self.asked_to_stop = None
         self._make_last(trainer)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            for number in (signal.SIGTERM, signal.SIGINT):  # Lightning restores the handlers at its end
+                signal.signal(number, self._on_signal)
 
     def _make_last(self, trainer: Trainer) -> None:
         """A run that goes back to an older checkpoint gives up what came after it, before its logs are cut."""
@@ -160,10 +162,11 @@ class RolloutCheckpoint(Checkpoint):
             steps.pop(n).unlink()
         return steps
 
-    def _on_sigterm(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         if self.asked_to_stop:
             raise SystemExit(128 + number)
-        self.asked_to_stop = True
+        self.asked_to_stop = signal.Signals(number).name
+        print("\nStopping when this rollout has been used; once more ends the run at once.", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -171,11 +174,12 @@ class RolloutCheckpoint(Checkpoint):
         """Save where due; stop where asked to."""
         if self._rollout is None or not self._rollout.at_boundary:
             return
-        stop = trainer.strategy.reduce_boolean_decision(self.asked_to_stop, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False)
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
         if stop:
-            rank_zero_info(f"Stopped by SIGTERM after step {trainer.global_step}; continue with --ckpt_path last")
+            who = self.asked_to_stop or "a signal to another process"
+            rank_zero_info(f"Stopped by {who} after step {trainer.global_step}; continue with --ckpt_path last")
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

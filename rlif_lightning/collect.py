@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import combine_advantages, group_advantages
 from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.grading import Grader
@@ -102,6 +103,23 @@ def with_reference(
     return replace(rollout, reference_logprob=out)
 
 
+def _checked(reward: Reward, value: object, rows: int) -> Tensor:
+    """A reward's numbers as float32 [N].
+
+    Raises:
+        UserError: Something else, or nothing finite at all.
+    """
+    name = f"{type(reward).__module__}.{type(reward).__qualname__}"
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(
+            f"The reward {name} must return one number per completion", got=got, expected=f"a tensor [{rows}]"
+        )
+    if not value.isfinite().any():
+        raise UserError(f"The reward {name} gave no finite number for any completion, so nothing can be learned")
+    return value.float()
+
+
 def with_advantages(
     rollout: Rollout, rewards: Sequence[Reward], settings: AdvantageSettings
 ) -> tuple[Rollout, Tensor]:
@@ -117,7 +135,7 @@ def with_advantages(
         mask = mask & samples.ended[:, None]
     values, parts, gates = {}, [], []
     for reward in rewards:
-        value = reward(rollout).float()
+        value = _checked(reward, reward(rollout), len(samples.completion_ids))
         values[reward.name] = value
         if settings.mask_truncated:
             # Out of the group's statistics, not a reward of 0.

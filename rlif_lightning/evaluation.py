@@ -121,5 +121,6 @@ def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str,
             right = [[bool(a.correct) for a in r.samples] for r in results]
             summary[f"pass@{k}"] = fmean(pass_at_k(count, sum(x), k) for x in right)
             answers = [[a.answer for a in r.samples] for r in results]
-            summary[f"maj@{k}"] = fmean(float(maj_at_k(a, x, k)) for a, x in zip(answers, right, strict=True))
+            if k > 1:  # the majority of one is the sample
+                summary[f"maj@{k}"] = fmean(float(maj_at_k(a, x, k)) for a, x in zip(answers, right, strict=True))
     return summary

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.losses import Normalization, PolicyLoss, policy_loss
 from rlif_lightning.functional.token_stats import token_logprobs
+from rlif_lightning.noise import quiet_lightning
 from rlif_lightning.policy import (
     adapter_off,
     check_ids,
@@ -254,6 +255,7 @@ class RLIFModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a Trainer that would run through these commands without doing anything."""
+        quiet_lightning()
         from rlif_lightning.callbacks import Evaluation
 
         if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
@@ -288,7 +290,7 @@ class RLIFModule(pl.LightningModule):
             raise UserError(
                 "The checkpoint belongs to another model",
                 got=f"a checkpoint of '{mark['model']}'",
-                expected=f"one of '{self.name}'",
+                expected=f"a checkpoint of '{self.name}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
         own = {n: p.shape for n, p in self.named_parameters() if p.requires_grad}

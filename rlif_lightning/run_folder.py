@@ -77,6 +77,13 @@ def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
     path = Path(ckpt_path).expanduser()
     if (path / CHECKPOINTS).is_dir():
         return _last_of(path)
+    if (path / CONFIG).exists():
+        raise UserError(
+            "The run folder holds no checkpoint.",
+            got=f"--ckpt_path {ckpt_path}",
+            expected=_what_exists(Path(root)),
+            do="give a run of `rlif fit`: those of test, validate and predict hold results only",
+        )
     if not path.exists():
         raise UserError(
             "The checkpoint does not exist.",

@@ -1,6 +1,7 @@
 """LightningCLI for RLIF: settings to objects, a run folder for every run."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.recipes import Parser
-from rlif_lightning.run_folder import find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
+from rlif_lightning.run_folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 from rlif_lightning.run_logger import RunLogger
 
 TRAINER_DEFAULTS = {
@@ -127,6 +128,14 @@ class RLIFCLI(LightningCLI):
             folder = run_folder_of(Path(ckpt_path))
             if folder is not None:
                 step = read_checkpoint(ckpt_path, mmap=True)["global_step"]
+                most = self.config_init[self.subcommand].trainer.max_steps
+                if 0 < most <= step:
+                    raise UserError(
+                        "The run has nothing left to do",
+                        got=f"a checkpoint of step {step}, trainer.max_steps {most}",
+                        do="raise --trainer.max_steps to train on",
+                    )
+                keep_config(folder, step)
                 rank_zero_info(f"Continuing the run in {folder} from step {step}")
                 return RunLogger(folder, resume_step=step)
         if RUN_FOLDER in os.environ:
@@ -137,6 +146,13 @@ class RLIFCLI(LightningCLI):
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)
+
+
+def keep_config(folder: Path, step: int) -> None:
+    """Keep the settings of the steps so far: the run goes on with those of now, which may differ."""
+    config = folder / CONFIG
+    if config.is_file():
+        shutil.copyfile(config, folder / f"config.until-step-{step}.yaml")
 
 
 def recipe_name(configs: list[Any] | None) -> str:

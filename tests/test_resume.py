@@ -294,3 +294,20 @@ def test_another_seed_on_resume_is_said(fit):
     fit("runs", "--trainer.max_steps=2")
     with pytest.warns(UserWarning, match="goes on with seed 7, it began with 0"):
         fit("runs", "--seed_everything=7", "--ckpt_path=last")
+
+
+def test_a_finished_run_is_left_alone(fit, capsys):
+    """Repeating the command with --ckpt_path last used to cut the last evaluation out of metrics.csv."""
+    run = fit("runs", "--trainer.max_steps=4")
+    before = (run / "metrics.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        fit("runs", "--trainer.max_steps=4", "--ckpt_path=last")
+    assert "nothing left to do" in capsys.readouterr().err
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+def test_the_settings_of_the_steps_so_far_are_kept(fit):
+    run = fit("runs", "--trainer.max_steps=2")
+    before = (run / "config.yaml").read_bytes()
+    fit("runs", "--trainer.max_steps=4", "--model.kl_coefficient=0.5", "--ckpt_path=last")
+    assert (run / "config.until-step-2.yaml").read_bytes() == before != (run / "config.yaml").read_bytes()

@@ -154,3 +154,12 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         half_written(path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
+
+
+def test_an_evaluations_folder_holds_no_checkpoint(tmp_path):
+    """It was taken for a sharded checkpoint and ended in a traceback."""
+    folder = tmp_path / "a" / "2"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("x: 1")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoint(str(folder), tmp_path, "a")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -392,3 +393,23 @@ def test_divergence_is_exactly_0_at_the_start_under_mixed_precision(rlif, small_
     metrics = read_metrics(folder / "runs/run/1/metrics.csv")
     assert metrics["train/kl"][0] == 0.0 and metrics["train/kl"][1] > 0.0
     assert metrics["train/ratio_mean"][0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[0.0] * len(rollout.texts)", "got: list"),
+        ("rollout.samples.lengths[:3].float()", r"got: a tensor of shape \[3\]"),
+        ("rollout.samples.lengths * float('nan')", "no finite number"),
+    ],
+)
+def test_a_wrong_reward_is_named(rlif, small_fit, tmp_path, capsys, body, message):
+    name = f"own_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from rlif_lightning.rewards import Reward\n\n\nclass Own(Reward):\n"
+        f"    def __call__(self, rollout):\n        return {body}\n"
+    )
+    with pytest.raises(SystemExit):
+        rlif("fit", *small_fit, f"--rollout.rewards=[{{class_path: {name}.Own}}]")
+    error = capsys.readouterr().err
+    assert f"{name}.Own" in error and re.search(message, error) and "Traceback" not in error
