@@ -46,7 +46,7 @@ class RunLogger(TensorBoardLogger):
         if self.folder.name in ("", ".."):
             self.folder = self.folder.resolve()
         super().__init__(str(self.folder.parent), name="", version=self.folder.name, default_hp_metric=False)
-        self._resume_step = resume_step
+        self.resume_step = resume_step
         self._metrics: MetricsCSV | None = None
 
     @property
@@ -103,10 +103,10 @@ class RunLogger(TensorBoardLogger):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = self.experiment
         path = self.folder / METRICS
-        if self._resume_step is not None:
-            MetricsCSV.truncate(path, self._resume_step)
-            truncate_jsonl(self.folder / COMPLETIONS, self._resume_step)
-        _mark_start(writer, self._resume_step or 0)
+        if self.resume_step is not None:
+            MetricsCSV.truncate(path, self.resume_step)
+            truncate_jsonl(self.folder / COMPLETIONS, self.resume_step)
+        _mark_start(writer, self.resume_step or 0)
         writer.add_custom_scalars(LAYOUT)
         self._metrics = MetricsCSV(path)
         return self._metrics

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -52,6 +52,7 @@ class RLIFCLI(LightningCLI):
                 args=arguments,
                 parser_class=Parser,
                 parser_kwargs={"prog": "rlif"},
+                save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=0,
                 trainer_defaults=TRAINER_DEFAULTS,
@@ -135,7 +136,6 @@ class RLIFCLI(LightningCLI):
                         got=f"a checkpoint of step {step}, trainer.max_steps {most}",
                         do="raise --trainer.max_steps to train on",
                     )
-                keep_config(folder, step)
                 rank_zero_info(f"Continuing the run in {folder} from step {step}")
                 return RunLogger(folder, resume_step=step)
         if RUN_FOLDER in os.environ:
@@ -148,11 +148,22 @@ class RLIFCLI(LightningCLI):
         return RunLogger(folder)
 
 
-def keep_config(folder: Path, step: int) -> None:
-    """Keep the settings of the steps so far: the run goes on with those of now, which may differ."""
-    config = folder / CONFIG
-    if config.is_file():
-        shutil.copyfile(config, folder / f"config.until-step-{step}.yaml")
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml; a continued run keeps the settings of its steps so far, which may differ."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the old file, then write the new one."""
+        logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
+        if (
+            trainer.is_global_zero
+            and not self.already_saved
+            and logger is not None
+            and logger.resume_step is not None
+        ):
+            config = Path(logger.log_dir) / CONFIG
+            if config.is_file():
+                shutil.copyfile(config, config.with_name(f"config.until-step-{logger.resume_step}.yaml"))
+        super().setup(trainer, pl_module, stage)
 
 
 def recipe_name(configs: list[Any] | None) -> str:
