@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.logs import log_now
 from rlif_lightning.callbacks.progress import sampling_progress
+from rlif_lightning.callbacks.sampling import ready
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation import Answered, answer_problems, summarise
 from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.policy import set_training_mode
 from rlif_lightning.run_folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 
@@ -116,8 +116,6 @@ class Evaluation(Callback):
             return
         self._last_step = step
         start = time.perf_counter()
-        for optimizer in trainer.optimizers:
-            optimizer.zero_grad(set_to_none=True)
         loader = datamodule.evaluation_loader("val", self.n)
         results: list[Answered] = []
         total = sum(len(batch) for batch in loader.batches)
@@ -138,18 +136,15 @@ class Evaluation(Callback):
         rows: Sequence[int],
         place: tuple[int, int] | None = None,
     ) -> list[Answered]:
-        assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
-        set_training_mode(module.policy, training=False)
-        tokenizer = module.tokenizer
+        assert isinstance(module, RLIFModule) and self._grader is not None
         prompts = trainer.datamodule.prompts[name]  # type: ignore[attr-defined]
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self.sampler.update(module.policy, module.end_ids, tokenizer.pad_token_id)
+        with ready(self.sampler, trainer, module):
             return answer_problems(
                 self.sampler,
                 [(row, prompts[row]) for row in rows],
                 self.sampling,
                 self.samples,
-                lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
+                module.decode,
                 self._grader,
                 self.greedy,
                 sampling_progress(trainer, place),

@@ -53,7 +53,7 @@ class StepProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step that the run starts from."""
-        self._begin("Training", "step", pl_module._total_steps(), trainer.global_step)  # type: ignore[operator]
+        self._begin("Training", "step", pl_module.total_steps(), trainer.global_step)  # type: ignore[operator]
 
     def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
         """A rollout has been collected, if one was due: show its numbers."""

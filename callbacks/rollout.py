@@ -12,6 +12,7 @@ from rlif_lightning.batches import BatchPlan
 from rlif_lightning.callbacks.logs import clock, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
+from rlif_lightning.callbacks.sampling import ready
 from rlif_lightning.collect import (
     AdvantageSettings,
     sample_rollout,
@@ -24,7 +25,6 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.policy import set_training_mode
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout, completion_seed
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
@@ -145,7 +145,7 @@ class RolloutCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is about to happen."""
-        steps = pl_module._total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
+        steps = pl_module.total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
         tokens = steps // self.plan.rollout_steps * self.plan.rollout_prompts * self.plan.group_size
         tokens *= self.sampling.max_new_tokens
         rank_zero_info(
@@ -206,13 +206,8 @@ class RolloutCallback(Callback):
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> None:
         start = clock(module)
-        for optimizer in trainer.optimizers:
-            optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
         assert module.policy is not None
-        policy, tokenizer = module.policy, module.tokenizer
-        set_training_mode(policy, training=False)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self.sampler.update(policy, module.end_ids, tokenizer.pad_token_id)
+        with ready(self.sampler, trainer, module):
             rollout = sample_rollout(
                 self.sampler,
                 batch["prompts"],
@@ -220,11 +215,11 @@ class RolloutCallback(Callback):
                 run_seed(),
                 self.plan.group_size,
                 self.sampling,
-                lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
+                module.decode,
                 self._grader,
                 sampling_progress(trainer),
             )
-            rollout = with_scores(rollout, policy, self.sampling.statistics_temperature)
+            rollout = with_scores(rollout, module.policy, self.sampling.statistics_temperature)
             sampled = clock(module)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             if module.needs_reference:

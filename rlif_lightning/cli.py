@@ -120,14 +120,11 @@ def quiet() -> None:
     """Silence what users of this package can do nothing about."""
     import logging
 
-    from rlif_lightning.noise import quiet_lightning
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs few pictures of a bar
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about calls that Lightning makes
-    quiet_lightning()
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     noise = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")

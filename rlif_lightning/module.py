@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
+COUNTED = ("loss", "ratio", "clipped", "kl", "tokens")  # of PolicyLoss, summed over a window
+
+
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """AdamW with the settings of arXiv 2505.19590."""
     return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
@@ -110,7 +113,7 @@ class RLIFModule(pl.LightningModule):
         self.reference: nn.Module | None = None  # a frozen copy; None under LoRA, whose adapter is switched off
         self.fingerprint = ""
         self.strict_loading = False  # checkpoints hold trainable weights only
-        self._sums: dict[str, Tensor] = {}
+        self._sums: Tensor | None = None  # [5] of the window so far, in the order of COUNTED
         self._grad_norm: Tensor | None = None
         self._learning_rate = 0.0
 
@@ -126,6 +129,10 @@ class RLIFModule(pl.LightningModule):
         """Every token id that ends a completion."""
         assert self.policy is not None
         return end_token_ids(self.tokenizer, getattr(self.policy, "generation_config", None), self.end_tokens)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Completions as text, without special tokens."""
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def configure_model(self) -> None:
         """Load policy and reference; Lightning calls this once per command, after all settings were checked."""
@@ -197,18 +204,15 @@ class RLIFModule(pl.LightningModule):
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def _count(self, result: PolicyLoss) -> None:
-        for key in ("loss", "ratio", "clipped", "kl", "tokens"):
-            value = getattr(result, key).detach().float()
-            self._sums[key] = self._sums.get(key, torch.zeros_like(value)) + value
+        values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
+        self._sums = values if self._sums is None else self._sums + values
 
     def window_metrics(self) -> dict[str, float]:
         """Means over the optimiser step just taken, over all processes; starts the next one's sums."""
-        keys = ("loss", "ratio", "clipped", "kl", "tokens")
-        sums = torch.stack([self._sums[k] for k in keys])
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         loss, ratio, clipped, kl, tokens = sums.tolist()
         tokens = max(tokens, 1.0)
-        self._sums = {}
+        self._sums = None
         metrics = {
             "train/loss": loss,
             "train/ratio_mean": ratio / tokens,
@@ -232,13 +236,13 @@ class RLIFModule(pl.LightningModule):
         from transformers import get_scheduler
 
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        total = self._total_steps()
+        total = self.total_steps()
         warmup = round(self.warmup_ratio * total)
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _total_steps(self) -> int:
+    def total_steps(self) -> int:
         """Optimiser steps of the run: ``max_steps`` or ``max_epochs``, whichever ends it.
 
         Not ``estimated_stepping_batches``: that makes the loader before its resumed state is there.
@@ -272,8 +276,9 @@ class RLIFModule(pl.LightningModule):
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
-    def _trainable(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+    def _trainable(self) -> dict[str, torch.Size]:
+        """Names and shapes of what a checkpoint holds."""
+        return {name: weight.shape for name, weight in self.named_parameters() if weight.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are."""
@@ -293,9 +298,8 @@ class RLIFModule(pl.LightningModule):
                 expected=f"a checkpoint of '{self.name}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
-        own = {n: p.shape for n, p in self.named_parameters() if p.requires_grad}
-        stored = {n: x.shape for n, x in checkpoint["state_dict"].items()}
-        if own != stored or not same_lora(mark["lora"], self.lora):
+        stored = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
+        if self._trainable() != stored or not same_lora(mark["lora"], self.lora):
             raise UserError(
                 "The checkpoint holds other trainable weights than this recipe",
                 got=f"LoRA settings {mark['lora']}",

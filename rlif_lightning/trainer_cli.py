@@ -95,7 +95,8 @@ class RLIFCLI(LightningCLI):
         self.recipe = recipe_name(config.config)
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
-            read_checkpoint(config.ckpt_path, mmap=True)  # refuses a file that is none, before anything is loaded
+            # Read here: a file that is no checkpoint is refused before anything is loaded.
+            self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
 
     def _find_checkpoint(self, ckpt_path: str) -> Path:
         """``last`` of a test is the training recipe's, whatever evaluation recipes follow it."""
@@ -128,7 +129,7 @@ class RLIFCLI(LightningCLI):
         if self.subcommand == "fit" and ckpt_path is not None:
             folder = run_folder_of(Path(ckpt_path))
             if folder is not None:
-                step = read_checkpoint(ckpt_path, mmap=True)["global_step"]
+                step = self.checkpoint_step
                 most = self.config_init[self.subcommand].trainer.max_steps
                 if 0 < most <= step:
                     raise UserError(

@@ -268,7 +268,7 @@ def test_lines_come_at_intervals_and_say_what_is_waited_for(monkeypatch, capsys)
     monkeypatch.setattr("rlif_lightning.callbacks.progress.time.monotonic", lambda: now[0])
     bar = StepProgressBar(seconds=10)
     trainer = SimpleNamespace(global_step=5, callback_metrics={"rollout/reward": torch.tensor(0.5)})
-    bar.on_train_start(trainer, SimpleNamespace(_total_steps=lambda: 20))
+    bar.on_train_start(trainer, SimpleNamespace(total_steps=lambda: 20))
     for token in range(1, 31):
         now[0] += 1
         bar.sampling(token, 30)

@@ -1,0 +1,26 @@
+"""The one state in which the policy is sampled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch import Trainer
+
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.policy import set_training_mode
+from rlif_lightning.sampling import Sampler
+
+
+@contextmanager
+def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[None]:
+    """Dropout and gradients off, the Trainer's precision on, the sampler up to date with the policy.
+
+    Lightning enters its precision context around its own steps only, not around callbacks.
+    """
+    assert module.policy is not None
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
+    set_training_mode(module.policy, training=False)
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        sampler.update(module.policy, module.end_ids, module.tokenizer.pad_token_id)
+        yield
