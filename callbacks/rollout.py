@@ -1,6 +1,7 @@
 """The callback that feeds training: a rollout from the present policy before each group of updates."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -46,6 +47,8 @@ class RolloutCallback(Callback):
         min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
         statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
         rewards: What is rewarded; several are standardised in the group, weighted and summed.
+        votes: Completions per prompt whose answers count for agreement and majority; more than ``group_size``
+            are sampled for that alone. null: the group.
         scale: Divide advantages by the group's standard deviation (``group``) or not (``none``).
         min_spread: Groups whose rewards have no larger standard deviation than this teach nothing.
         mask_truncated: Leave completions without an end out of statistics and loss.
@@ -66,6 +69,7 @@ class RolloutCallback(Callback):
         min_p: float = 0.0,
         statistics_temperature: float | Literal["sampling"] = "sampling",
         rewards: list[Reward] | None = None,
+        votes: int | None = None,
         scale: Literal["group", "none"] = "group",
         min_spread: float = 1e-4,
         mask_truncated: bool = False,
@@ -92,8 +96,14 @@ class RolloutCallback(Callback):
         names = [r.name for r in self.rewards]
         if len(set(names)) < len(names):
             raise UserError("A reward is named twice", got=", ".join(names))
-        if not any(r.weight for r in self.rewards):
+        if all(r.is_silent for r in self.rewards):
             raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
+        if votes is not None and votes < group_size:
+            raise UserError(
+                "rollout.votes is smaller than the group", got=votes, expected=f"{group_size} (group_size) or more"
+            )
+        self.votes = votes
+        self.sampling = replace(self.sampling, statistics=frozenset().union(*(r.statistics for r in self.rewards)))
         self.advantage = AdvantageSettings(scale, min_spread, mask_truncated)
         self.sampler: Sampler = sampler or NativeSampler()
         self.plan = BatchPlan(*self.sizes)
@@ -218,6 +228,7 @@ class RolloutCallback(Callback):
                 module.decode,
                 self._grader,
                 sampling_progress(trainer),
+                self.votes,
             )
             rollout = with_scores(rollout, module.policy, self.sampling.statistics_temperature)
             sampled = clock(module)
@@ -226,11 +237,12 @@ class RolloutCallback(Callback):
                 first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
                 rollout = with_reference(rollout, first_pass, module.frozen_reference)
             referred = clock(module)
-            rollout, gated = with_advantages(rollout, self.rewards, self.advantage)
+            weights = [r.weight_at(trainer.global_step) for r in self.rewards]
+            rollout, gated = with_advantages(rollout, self.rewards, weights, self.advantage)
         self.rollout = rollout
         self._slices = [rows for window in windows for rows in window]
         self._denominators = self._window_denominators(trainer, module, rollout, windows)
-        metrics = rollout_metrics(trainer, rollout, gated, self.rewards, sampled - start)
+        metrics = rollout_metrics(trainer, rollout, gated, weights, sampled - start)
         metrics["time/rollout"] = sampled - start
         if module.needs_reference:
             metrics["time/reference"] = referred - sampled

@@ -9,12 +9,11 @@ from torch import Tensor
 from rlif_lightning.callbacks.logs import Means
 from rlif_lightning.functional.losses import k3_divergence
 from rlif_lightning.grading import agreement
-from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 
 
 def rollout_metrics(
-    trainer: Trainer, rollout: Rollout, gated: Tensor, rewards: Sequence[Reward], seconds: float
+    trainer: Trainer, rollout: Rollout, gated: Tensor, weights: Sequence[float], seconds: float
 ) -> dict[str, float]:
     """Means of a rollout over all processes, reduced once.
 
@@ -22,7 +21,8 @@ def rollout_metrics(
         trainer: Reduces over processes.
         rollout: With rewards.
         gated: [P] groups that teach nothing.
-        rewards: Whose weighted sum is ``rollout/reward``; several are logged one by one as well.
+        weights: Of the rollout's rewards, whose weighted sum is ``rollout/reward``; several rewards are logged
+            one by one as well.
         seconds: That sampling took.
 
     Returns:
@@ -32,10 +32,10 @@ def rollout_metrics(
     mask = samples.completion_mask
     tokens = mask.sum()
     means = Means()
-    total = torch.stack([r.weight * rollout.rewards[r.name] for r in rewards]).sum(0)  # [N]
+    total = torch.stack([w * r for w, r in zip(weights, rollout.rewards.values(), strict=True) if w]).sum(0)  # [N]
     means.rows("rollout/reward", total)
     means.rows("rollout/reward_std", total.view(-1, g).std(1))
-    if len(rewards) > 1:
+    if len(weights) > 1:
         for name, values in rollout.rewards.items():
             means.rows(f"rollout/reward/{name}", values)
     assert samples.stats is not None and samples.logprob is not None
@@ -54,8 +54,7 @@ def rollout_metrics(
     means.rows("rollout/gated_fraction", gated.float())
     if samples.kept_mass is not None:
         means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), tokens)
-    groups = [rollout.answers[i : i + g] for i in range(0, len(rollout.answers), g)]
-    means.rows("rollout/agreement", torch.tensor([agreement(x) for x in groups]))
+    means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
     if rollout.correct is not None:
         means.rows("rollout/accuracy", rollout.correct)
     means.add("rollout/tokens_per_second", tokens * trainer.world_size, seconds)

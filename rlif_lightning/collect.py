@@ -39,6 +39,7 @@ def sample_rollout(
     decode: Callable[[list[list[int]]], list[str]],
     grader: Grader | None,
     progress: Progress | None = None,
+    votes: int | None = None,
 ) -> Rollout:
     """Draw a group per prompt and read the answers out of the texts.
 
@@ -52,21 +53,31 @@ def sample_rollout(
         decode: Token ids to texts.
         grader: Reads answers, and compares them where a problem has a reference; null: neither.
         progress: Told how far the sampler is.
+        votes: Completions per prompt whose answers count as votes, G or more; those beyond G are let go after
+            that. null: G.
     """
-    seeds = completion_seeds(seed, positions, group_size)
-    samples = sampler.sample([p.ids for p in prompts], group_size, seeds, sampling, progress)
+    drawn = votes or group_size
+    seeds = completion_seeds(seed, positions, drawn)
+    samples = sampler.sample([p.ids for p in prompts], drawn, seeds, sampling, progress)
     texts = completion_texts(samples.completion_ids, samples.lengths, decode)
+    ended = samples.ended.tolist()
+    everyone = list(zip(texts, ended, strict=True))
+    all_answers = grader.extract_answers(everyone) if grader is not None else []
+    if drawn > group_size:
+        keep = [i for i in range(len(texts)) if i % drawn < group_size]
+        samples, seeds = samples.rows(torch.tensor(keep)), seeds[keep]
+        texts, ended = [texts[i] for i in keep], [ended[i] for i in keep]
     rollout = Rollout(samples, group_size, sampling.temperature, seeds, texts)
     if grader is None:
         return rollout
-    ended = samples.ended.tolist()
-    answers = grader.extract_answers(list(zip(texts, ended, strict=True)))
+    ballots = [grader.classes(all_answers[i : i + drawn]) for i in range(0, len(all_answers), drawn)]
+    answers = [a for i, a in enumerate(all_answers) if i % drawn < group_size]
     golds = [p.problem.gold for p in prompts for _ in range(group_size)]
     correct = None
     if all(g is not None for g in golds):
         grades = grader.grade([(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None])
         correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
-    return replace(rollout, answers=answers, correct=correct)
+    return replace(rollout, answers=answers, votes=ballots, correct=correct)
 
 
 def completion_texts(ids: Tensor, lengths: Tensor, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
@@ -121,7 +132,7 @@ def _checked(reward: Reward, value: object, rows: int) -> Tensor:
 
 
 def with_advantages(
-    rollout: Rollout, rewards: Sequence[Reward], settings: AdvantageSettings
+    rollout: Rollout, rewards: Sequence[Reward], weights: Sequence[float], settings: AdvantageSettings
 ) -> tuple[Rollout, Tensor]:
     """Reward the rollout and weigh its completions.
 
@@ -145,6 +156,6 @@ def with_advantages(
         )
         parts.append(part)
         gates.append(gated)
-    advantages = combine_advantages(parts, [r.weight for r in rewards])
+    advantages = combine_advantages(parts, weights)
     done = replace(rollout, rewards=values, advantages=advantages, loss_mask=mask)
     return done, torch.stack(gates).all(0)

@@ -47,7 +47,7 @@ class Samples:
             completion_mask=mask[:, :width],
             ended=self.ended[index],
             logprob=cut(self.logprob),
-            stats=None if self.stats is None else TokenStats(*(x[index, :width] for x in self.stats)),
+            stats=None if self.stats is None else self.stats.map(lambda x: x[index, :width]),
             kept_mass=cut(self.kept_mass),
         )
 
@@ -63,10 +63,20 @@ class Rollout:
     texts: list[str] = field(default_factory=list)  # [N] completions as text
     answers: list[str | None] = field(default_factory=list)  # [N] normalised answers, None: none found
     correct: Tensor | None = None  # [N] float 0/1, None without labels
-    reference_logprob: Tensor | None = None  # [N, T]
+    votes: list[list[int | None]] = field(default_factory=list)  # [P][>= G] number of each answer's class of
+    # equivalent answers within its prompt, None: no answer; the first G are the group, more may vote
+    annotations: dict[str, TokenStats] = field(default_factory=dict)  # by whom else: "reference", "ema" -> [N, T]
+    frozen_logprob: Tensor | None = None  # [N, T] under the policy as it was at the start
+    reference_logprob: Tensor | None = None  # [N, T] under what the KL term refers to
     rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> [N]
     advantages: Tensor | None = None  # [N]
     loss_mask: Tensor | None = None  # [N, T] tokens that enter the loss
+
+    def statistics(self, annotator: str = "policy") -> TokenStats:
+        """Per-token statistics [N, T] of the completions under the sampling policy, or another annotator."""
+        stats = self.samples.stats if annotator == "policy" else self.annotations[annotator]
+        assert stats is not None
+        return stats
 
     def slice(self, index: Tensor) -> "Rollout":
         """The rows of one micro-batch, trimmed; texts and rewards stay with the whole rollout."""
@@ -83,8 +93,11 @@ class Rollout:
             seeds=self.seeds[index.to(self.seeds.device)],
             texts=[],
             answers=[],
+            votes=[],
             correct=None,
             rewards={},
+            annotations={},
+            frozen_logprob=None,
             reference_logprob=cut(self.reference_logprob),
             advantages=None if self.advantages is None else self.advantages[index],
             loss_mask=cut(self.loss_mask),

@@ -3,6 +3,8 @@
 This is the reference that every faster path is tested against.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,6 @@ def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
     return out.logits
 
 
-def score(model: nn.Module, samples: Samples, temperature: float) -> TokenStats:
+def score(model: nn.Module, samples: Samples, temperature: float, extra: Collection[str] = ()) -> TokenStats:
     """Statistics [N, T] of given completions under a model, in nats, of softmax(z / temperature)."""
-    return token_stats(completion_logits(model, samples), samples.completion_ids, temperature)
+    return token_stats(completion_logits(model, samples), samples.completion_ids, temperature, extra)

@@ -259,9 +259,9 @@ def test_an_overlay_replaces_the_list_of_rewards_whole(settings, tmp_path):
     configs = ["--config", "quickstart", "--config", first]
     assert [name for name, _ in rewards_of(settings("fit", *configs))] == ["TokenEntropy", "Random"]
     one = settings("fit", *configs, "--config", second)
-    assert rewards_of(one) == [("TrajectoryEntropy", {"aggregation": "mean", "weight": 1.0})]
+    assert rewards_of(one) == [("TrajectoryEntropy", {"aggregation": "mean", "annotator": "policy", "weight": 1.0})]
     again = settings("fit", *configs, "--config", same)
-    assert rewards_of(again) == [("TokenEntropy", {"aggregation": "mean", "weight": 1.0})]
+    assert rewards_of(again) == [("TokenEntropy", {"aggregation": "mean", "annotator": "policy", "weight": 1.0})]
     back = settings("fit", *configs, "--config", second, "--config", first)
     assert [(n, a["weight"]) for n, a in rewards_of(back)] == [("TokenEntropy", 0.5), ("Random", 0.25)]
 

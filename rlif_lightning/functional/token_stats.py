@@ -1,6 +1,7 @@
 """Per-token statistics of the distribution that a token was drawn from."""
 
 import math
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,19 @@ class TokenStats(NamedTuple):
     logprob: Tensor  # [...] log p(token), at most 0
     entropy: Tensor  # [...] H(p), from 0 to log V
     self_certainty: Tensor  # [...] KL(U || p), at least 0, unbounded above
+    expected_agreement: Tensor | None = None  # [...] sum_j p_j^2, from 1/V to 1; only where asked for
+    margin: Tensor | None = None  # [...] largest probability minus the second largest; only where asked for
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TokenStats":
+        """The same statistics after a change of each tensor."""
+        return TokenStats(*(None if x is None else change(x) for x in self))
 
 
-def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenStats:
+EXTRA = frozenset({"expected_agreement", "margin"})
+"""Statistics that cost more work over the vocabulary, and are taken only where a reward asks for them."""
+
+
+def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Collection[str] = ()) -> TokenStats:
     """Log-probability, entropy and self-certainty of each token, differentiable in the logits.
 
     With z the tempered logits, p = softmax(z) and U the uniform distribution over the vocabulary::
@@ -23,6 +34,8 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenS
         logprob        = z[id] - logsumexp(z)
         entropy        = logsumexp(z) - sum_j p_j z_j
         self_certainty = KL(U || p) = logsumexp(z) - mean_j z_j - log V
+        expected_agreement = sum_j p_j^2       (RLSC, arXiv 2506.06395: the chance that two draws agree)
+        margin         = p_(1) - p_(2)         (the two largest probabilities)
 
     Self-certainty is that of arXiv 2505.19590 with the log V left in, so a uniform p scores 0.
 
@@ -33,9 +46,10 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenS
         logits: [..., V], the rows that predict the tokens; bf16 and fp16 are raised to fp32.
         ids: [...] token ids in 0 .. V-1, at padding too.
         temperature: Divides the logits first.
+        extra: Of :data:`EXTRA`, what to take beside the first three.
 
     Returns:
-        Three tensors [...], fp32 (float64 for float64 logits).
+        Tensors [...], fp32 (float64 for float64 logits).
 
     Raises:
         ValueError: The ids do not match the logits' rows, or the temperature is not positive.
@@ -44,10 +58,17 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenS
     # Written with log p = z - logsumexp(z): the same quantities without the cancellation that large logits
     # would bring. The clamp turns 0 * -inf, which is nan, into 0 * (lowest number) = 0, in the gradient too.
     finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # [..., V]
+    p = log_p.exp()  # [..., V]
+    margin = None
+    if "margin" in extra:
+        first, second = p.topk(2, -1).values.unbind(-1)
+        margin = first - second
     return TokenStats(
         logprob=_pick(log_p, ids),
-        entropy=-(log_p.exp() * finite).sum(-1),
+        entropy=-(p * finite).sum(-1),
         self_certainty=-log_p.mean(-1) - math.log(log_p.shape[-1]),
+        expected_agreement=p.square().sum(-1) if "expected_agreement" in extra else None,
+        margin=margin,
     )
 
 

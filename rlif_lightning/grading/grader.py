@@ -65,6 +65,28 @@ class Grader:
         """
         return [self._key(self.format.find(text, ended)) for text, ended in items]
 
+    def classes(self, answers: Sequence[str | None]) -> list[int | None]:
+        """Number the classes of equivalent answers, in the order of their first answers.
+
+        Equivalence is asked against the first answer of each class, so a class can't grow by steps.
+
+        Args:
+            answers: Normalised, as :meth:`extract_answers` gives them.
+
+        Returns:
+            The number of each answer's class, from 0; None where there is no answer.
+        """
+        known: dict[str, int] = {}
+        first: list[str] = []
+        for answer in answers:
+            if answer is None or answer in known:
+                continue
+            same = (n for n, other in enumerate(first) if self._grade(answer, Gold(other)))
+            known[answer] = next(same, len(first))
+            if known[answer] == len(first):
+                first.append(answer)
+        return [None if answer is None else known[answer] for answer in answers]
+
     def close(self) -> None:
         """End the worker processes; the next answer that needs one starts them again."""
         _end(self._workers)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -53,7 +53,7 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> 
     return float(correct[list(answers).index(winner)])
 
 
-def agreement(answers: Sequence[str | None]) -> float:
+def agreement(answers: Sequence[Hashable | None]) -> float:
     """Largest share of a group that gives one and the same answer.
 
     The denominator is the size of the group, so missing answers count against it and never as an answer.

@@ -1,29 +1,55 @@
 """What every reward is."""
 
+import itertools
 import re
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Rollout
+
+Weight = float | list[tuple[int, float]]
 
 
 class Reward(ABC):
     """One number per completion, larger is better.
 
     Several rewards combine by their advantages: each is standardised in its group, then weighted, then
-    summed; so a weight of 0.1 acts as 0.1, and a weight below 0 turns the reward around.
+    summed; so a weight of 0.1 acts as 0.1, a weight below 0 turns the reward around, and one of 0 only logs it.
 
     Args:
-        weight: Of this reward among several.
+        weight: Of this reward among several: a number, or a schedule ``[[step, weight], ...]``, linear between
+            the given steps and constant before the first and after the last.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    """What the rollout must hold beside the policy's own statistics: of ``labels``, ``reference``."""
+    requires: frozenset[str] = frozenset()
+    """What the rollout must hold: of ``labels``, ``answers`` (that can be read out of the completions),
+    ``reference``, ``ema`` (statistics under these annotators)."""
+    statistics: frozenset[str] = frozenset()
+    """Per-token statistics beside the usual three; see :data:`rlif_lightning.functional.token_stats.EXTRA`."""
 
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+    def __init__(self, weight: Weight = 1.0) -> None:
+        points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
+        if not points or any(a[0] >= b[0] for a, b in itertools.pairwise(points)):
+            raise UserError(
+                "The weight of a reward is no schedule",
+                got=weight,
+                expected="a number, or [[step, weight], ...] with rising steps",
+            )
+        self._points = points
+
+    def weight_at(self, step: int) -> float:
+        """The weight at an optimiser step."""
+        for (s0, w0), (s1, w1) in itertools.pairwise(self._points):
+            if s0 <= step < s1:
+                return w0 + (w1 - w0) * (step - s0) / (s1 - s0)
+        return self._points[0][1] if step < self._points[0][0] else self._points[-1][1]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the weight is 0 throughout."""
+        return not any(w for _, w in self._points)
 
     @property
     def name(self) -> str:

@@ -1,7 +1,5 @@
 """What internal rewards are held against: the label itself, and chance."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from rlif_lightning.rollout import Rollout, completion_seed
 class Verifiable(Reward):
     """1 for a right answer, 0 for a wrong one (RLVR): the supervised baseline."""
 
-    requires: ClassVar[frozenset[str]] = frozenset({"labels"})
+    requires = frozenset({"labels"})
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards [N]."""

@@ -134,7 +134,11 @@ class _Record:
         self.ids = torch.full(shape, pad_id, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
-        self.stats = TokenStats(*(torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(3)))
+        stores = {
+            name: torch.zeros(shape, dtype=torch.float32, device=device)
+            for name in ("logprob", "entropy", "self_certainty", *sampling.statistics)
+        }
+        self.stats = TokenStats(**stores)
         self.width = 0
 
     def step(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:
@@ -148,7 +152,7 @@ class _Record:
         else:
             token = inverse_cdf((filtered - filtered.amax(-1, keepdim=True)).exp(), u)
         wanted = s.statistics_temperature or s.temperature or 1.0
-        stats = token_stats(z, token, wanted)
+        stats = token_stats(z, token, wanted, s.statistics)
         own = stats.logprob if wanted == (s.temperature or 1.0) else token_stats(tempered, token).logprob
         live = ~done
         at = rows[live]
@@ -156,7 +160,8 @@ class _Record:
         self.mask[at, t] = True
         self.logprob[at, t] = own[live]
         for store, values in zip(self.stats, stats, strict=True):
-            store[at, t] = values[live]
+            if store is not None and values is not None:
+                store[at, t] = values[live]
         if s.filtered:
             kept = (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp()
             self.kept_mass[at, t] = kept[live]
@@ -175,7 +180,7 @@ class _Record:
             completion_mask=mask,
             ended=torch.isin(last, end_ids),
             logprob=self.logprob[:, :w],
-            stats=TokenStats(*(x[:, :w] for x in self.stats)),
+            stats=self.stats.map(lambda x: x[:, :w]),
             kept_mass=self.kept_mass[:, :w] if self.sampling.filtered else None,
         )
 
@@ -192,7 +197,8 @@ def _join(waves: list[Samples], pad_id: int) -> Samples:
         parts = [getattr(w, name) for w in waves]
         return None if parts[0] is None else stack(parts, 0, left=False)
 
-    stats = [w.stats for w in waves if w.stats is not None]
+    stats = [w.stats._asdict() for w in waves if w.stats is not None]
+    wanted = [name for name, x in stats[0].items() if x is not None] if stats else []
     return Samples(
         prompt_ids=stack([w.prompt_ids for w in waves], pad_id, left=True),
         prompt_mask=stack([w.prompt_mask for w in waves], False, left=True),
@@ -200,6 +206,6 @@ def _join(waves: list[Samples], pad_id: int) -> Samples:
         completion_mask=stack([w.completion_mask for w in waves], False, left=False),
         ended=torch.cat([w.ended for w in waves]),
         logprob=column("logprob"),
-        stats=TokenStats(*(stack(list(x), 0, left=False) for x in zip(*stats, strict=True))) if stats else None,
+        stats=TokenStats(**{k: stack([x[k] for x in stats], 0, left=False) for k in wanted}) if stats else None,
         kept_mass=column("kept_mass"),
     )

@@ -24,6 +24,8 @@ class Sampling:
         min_p: Drop tokens less likely than this share of the most likely one.
         statistics_temperature: Temperature of the distribution that entropy, self-certainty and the reward's
             log-probability describe; null: the sampler's (1 where that is 0).
+        statistics: What to take beside log-probability, entropy and self-certainty; see
+            :data:`rlif_lightning.functional.token_stats.EXTRA`.
 
     The log-probability of the ratio and the KL is always that of softmax(z / temperature) before any filter.
     """
@@ -34,6 +36,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     statistics_temperature: float | None = None
+    statistics: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""

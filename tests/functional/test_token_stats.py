@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rlif_lightning.functional.token_stats import TokenStats, token_logprobs, token_stats
+from rlif_lightning.functional.token_stats import EXTRA, TokenStats, token_logprobs, token_stats
 
 
 def naive(logits, ids, temperature):
     """The formulas of the docstring as loops over Python floats; [R, V], [R] -> three lists."""
-    out = TokenStats([], [], [])
+    out = TokenStats([], [], [], [], [])
     for row, token in zip(logits.double().tolist(), ids.tolist(), strict=True):
         z = [x / temperature for x in row]
         lse = max(z) + math.log(sum(math.exp(x - max(z)) for x in z))
@@ -18,11 +18,14 @@ def naive(logits, ids, temperature):
         out.logprob.append(z[token] - lse)
         out.entropy.append(-sum(q * math.log(q) for q in p if q > 0))
         out.self_certainty.append(sum((math.log(1 / len(z)) - (x - lse)) / len(z) for x in z))
+        out.expected_agreement.append(sum(q * q for q in p))
+        out.margin.append(sorted(p)[-1] - sorted(p)[-2])
     return out
 
 
 def close(got, want, **tolerance):
-    for g, w, name in zip(got, want, TokenStats._fields, strict=True):
+    got = [x for x in got if x is not None]
+    for g, w, name in zip(got, want[: len(got)], TokenStats._fields, strict=False):
         w = torch.as_tensor(w, dtype=g.dtype)
         torch.testing.assert_close(g, w.view_as(g), msg=lambda m, name=name: f"{name}: {m}", **tolerance)
 
@@ -38,8 +41,21 @@ def test_against_naive_loops(temperature):
     logits, ids = sample()
     close(token_stats(logits, ids, temperature), naive(logits, ids, temperature), rtol=1e-11, atol=1e-11)
     got = token_stats(logits.float(), ids, temperature)
-    assert all(x.dtype == torch.float32 for x in got)
+    assert all(x.dtype == torch.float32 for x in got if x is not None)
     close(got, naive(logits.float(), ids, temperature), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("extra", [{"margin"}, {"expected_agreement"}, EXTRA])
+def test_extra_statistics_only_where_asked_for(extra, temperature):
+    logits, ids = sample()
+    got, want = token_stats(logits, ids, temperature, extra), naive(logits, ids, temperature)
+    for name in EXTRA:
+        value = getattr(got, name)
+        assert (value is not None) == (name in extra)
+        if value is not None:
+            wanted = torch.tensor(getattr(want, name), dtype=value.dtype)
+            torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-11)
 
 
 def test_by_hand():
