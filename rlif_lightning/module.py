@@ -26,6 +26,7 @@ from rlif_lightning.policy import (
     same_lora,
     set_training_mode,
 )
+from rlif_lightning.references import Snapshot, Version, check_memory, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
 from rlif_lightning.scoring import completion_logits
@@ -55,7 +56,12 @@ class RLIFModule(pl.LightningModule):
         loss: Normalisation of the token losses.
         clip_low: Lower bound of the ratio is 1 - clip_low.
         clip_high: Upper bound of the ratio is 1 + clip_high.
-        kl_coefficient: Weight of the k3 divergence from the reference; 0 loads no reference.
+        kl_coefficient: Weight of the k3 divergence from the reference; 0 needs no reference.
+        reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
+            weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
+            are versions of the adapter.
+        reference_every: Optimiser steps between two renewals of a ``synced`` reference.
+        ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
         lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
         optimizer: Class path and settings of the optimiser.
         schedule: Learning rate after the warm-up.
@@ -75,6 +81,9 @@ class RLIFModule(pl.LightningModule):
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         kl_coefficient: float = 0.0,
+        reference: Version = "frozen",
+        reference_every: int = 100,
+        ema_decay: float = 0.99,
         lora: dict[str, Any] | None = None,
         optimizer: OptimizerFactory = default_optimizer,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
@@ -94,6 +103,10 @@ class RLIFModule(pl.LightningModule):
         ):
             if value < 0:
                 raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
+        if not 0 <= ema_decay < 1:
+            raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
+        if reference_every < 1:
+            raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
         if not 0 <= warmup_ratio < 1:
             raise UserError("model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1")
         try:
@@ -108,9 +121,12 @@ class RLIFModule(pl.LightningModule):
         self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
-        self.needs_reference = kl_coefficient > 0
+        self.reference, self.reference_every, self.ema_decay = reference, reference_every, ema_decay
+        self.needs: set[Version] = {reference} if kl_coefficient > 0 else set()
+        """Versions of the policy that somebody asks for: set them before the weights are loaded."""
         self.policy: nn.Module | None = None
-        self.reference: nn.Module | None = None  # a frozen copy; None under LoRA, whose adapter is switched off
+        self.frozen: nn.Module | None = None  # a copy; None under LoRA, whose adapter is switched off
+        self.snapshots = nn.ModuleDict()  # "ema", "synced"
         self.fingerprint = ""
         self.strict_loading = False  # checkpoints hold trainable weights only
         self._sums: Tensor | None = None  # [5] of the window so far, in the order of COUNTED
@@ -161,18 +177,52 @@ class RLIFModule(pl.LightningModule):
         self.policy = policy
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
-        if training and self.needs_reference and self.lora is None:
-            self.reference = frozen_copy(policy, half)
+        if training:
+            self._copy_versions(policy, half)
+
+    def _copy_versions(self, policy: nn.Module, half: torch.dtype) -> None:
+        """Make what :attr:`needs` asks for."""
+        copies = [which for which in sorted(self.needs) if which != "frozen" or self.lora is None]
+        size = sum(p.numel() * p.element_size() for p in trainable(policy).values())
+        device = self.trainer.strategy.root_device
+        moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
+        check_memory(
+            size * len(copies) + moves * sum(p.numel() * p.element_size() for p in policy.parameters()),
+            device,
+            f"other versions of the policy's weights ({', '.join(copies)})",
+            "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
+        )
+        if "frozen" in copies:
+            self.frozen = frozen_copy(policy, half)
+        for which in copies:
+            if which != "frozen":
+                self.snapshots[which] = Snapshot(policy)
 
     @contextmanager
-    def frozen_reference(self) -> Iterator[nn.Module]:
-        """The policy as it was at the start: adapter off under LoRA, a frozen copy otherwise."""
-        if self.reference is not None:
-            yield self.reference
+    def version(self, which: Version) -> Iterator[nn.Module]:
+        """The policy as it was at the start (``frozen``: adapter off under LoRA), as ``ema`` or ``synced``."""
+        assert self.policy is not None and which in self.needs
+        if which != "frozen":
+            snapshot = self.snapshots[which]
+            assert isinstance(snapshot, Snapshot)
+            with snapshot.in_place(self.policy) as model:
+                yield model
+        elif self.frozen is not None:
+            yield self.frozen
         else:
-            assert self.policy is not None and self.lora is not None, "no reference was loaded"
             with adapter_off(self.policy) as model:
                 yield model
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class; then the versions of the policy follow it."""
+        super().optimizer_step(*args, **kwargs)
+        steps = self.trainer.global_step + 1  # counted after this hook
+        for which, snapshot in self.snapshots.items():
+            assert self.policy is not None and isinstance(snapshot, Snapshot)
+            if which == "ema":
+                snapshot.follow(self.policy, self.ema_decay)
+            elif steps % self.reference_every == 0:
+                snapshot.follow(self.policy, 0)
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -219,7 +269,7 @@ class RLIFModule(pl.LightningModule):
             "train/clip_fraction": clipped / tokens,
             "train/learning_rate": self._learning_rate,
         }
-        if self.needs_reference:
+        if self.reference in self.needs:
             metrics["train/kl"] = kl / tokens
         if self._grad_norm is not None:
             metrics["train/grad_norm"] = float(self._grad_norm)
@@ -278,13 +328,18 @@ class RLIFModule(pl.LightningModule):
 
     def _trainable(self) -> dict[str, torch.Size]:
         """Names and shapes of what a checkpoint holds."""
-        return {name: weight.shape for name, weight in self.named_parameters() if weight.requires_grad}
+        return {name: weight.shape for name, weight in trainable(self).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are."""
         trainable = self._trainable()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint["rlif"] = {"model": self.name, "fingerprint": self.fingerprint, "lora": self.lora}
+        checkpoint["rlif"] = {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "lora": self.lora,
+            "versions": {which: snapshot.state_dict() for which, snapshot in self.snapshots.items()},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
@@ -306,3 +361,11 @@ class RLIFModule(pl.LightningModule):
                 expected=f"{self.lora}",
                 do="use the model.lora settings that it was trained with",
             )
+        for which, snapshot in self.snapshots.items():
+            if which not in mark["versions"]:
+                raise UserError(
+                    f"The checkpoint holds no {which} version of the policy",
+                    expected="the model.reference and the rewards' annotators that the run began with",
+                    do="continue with those, or begin a new run",
+                )
+            snapshot.load_state_dict(mark["versions"][which])
