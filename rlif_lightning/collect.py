@@ -144,7 +144,7 @@ def _checked(reward: Reward, value: object, rows: int) -> Tensor:
     """A reward's numbers as float32 [N].
 
     Raises:
-        UserError: Something else, or nothing finite at all.
+        UserError: Something else, or nothing finite at all from a reward that does not abstain.
     """
     name = f"{type(reward).__module__}.{type(reward).__qualname__}"
     if not isinstance(value, Tensor) or value.shape != (rows,):
@@ -152,7 +152,7 @@ def _checked(reward: Reward, value: object, rows: int) -> Tensor:
         raise UserError(
             f"The reward {name} must return one number per completion", got=got, expected=f"a tensor [{rows}]"
         )
-    if not value.isfinite().any():
+    if not reward.abstains and not value.isfinite().any():
         raise UserError(f"The reward {name} gave no finite number for any completion, so nothing can be learned")
     return value.float()
 

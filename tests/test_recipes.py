@@ -8,7 +8,7 @@ import yaml
 
 from rlif_lightning.recipes import shipped_recipes
 
-OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable")
+OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable", "majority_vote")
 TRAINING = ("gsm8k", "intuitor")
 ROWS = {  # two rows in each data set's own format
     "gsm8k": [
