@@ -111,7 +111,9 @@ class RolloutCallback(Callback):
                 "rollout.votes is smaller than the group", got=votes, expected=f"{group_size} (group_size) or more"
             )
         self.votes = votes
-        self.sampling = replace(self.sampling, statistics=frozenset().union(*(r.statistics for r in self.rewards)))
+        self.sampling = replace(
+            self.sampling, statistics=tuple(sorted(frozenset().union(*(r.statistics for r in self.rewards))))
+        )
         if agreement_band is not None and not 0 <= agreement_band[0] <= agreement_band[1] <= 1:
             raise UserError("rollout.agreement_band is no band", got=agreement_band, expected="0 <= low <= high <= 1")
         self.advantage = AdvantageSettings(scale, baseline, min_spread, mask_truncated, agreement_band)
