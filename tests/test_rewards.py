@@ -223,7 +223,7 @@ def test_a_threshold_is_a_share(threshold):
 
 
 def advantages(rollout, *chosen, step=0, **settings):
-    return with_advantages(rollout, chosen, [r.weight_at(step) for r in chosen], AdvantageSettings(**settings))
+    return with_advantages(rollout, chosen, [r.weight_at(step) for r in chosen], AdvantageSettings(**settings))[:2]
 
 
 def test_prompts_that_abstain_teach_nothing():
