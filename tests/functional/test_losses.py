@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rlif_lightning.functional.losses import k3_divergence, loss_denominator, policy_loss
+from rlif_lightning.functional.losses import k3_divergence, kl_estimate, loss_denominator, policy_loss
 
 LOSSES = ["grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo"]
 BY_SEQUENCE = ("grpo", "gspo")
@@ -46,11 +46,11 @@ def naive(w, loss, clip_low, clip_high, kl_coefficient, kl_estimator="k3", entro
         rows += length > 0
         tokens += length
         a = float(w["advantages"][i])
-        logs = [w["logprob"][i, t] - float(w["old_logprob"][i, t]) for t in range(length)]
+        logs = [float(w["logprob"][i, t].detach() - w["old_logprob"][i, t]) for t in range(length)]
         for t in range(length):
             lp, learns = w["logprob"][i, t], bool(w["surrogate_mask"][i, t])
-            r = math.exp(sum(map(float, logs)) / length) if loss == "gspo" else math.exp(float(logs[t]))
-            moving = r * (1 + lp - float(lp))  # r, and its gradient r d log pi
+            r = math.exp(sum(logs) / length) if loss == "gspo" else math.exp(logs[t])
+            moving = r * (1 + lp - lp.detach())  # r, and its gradient r d log pi
             if loss == "cispo":
                 surrogate, cut = min(r, high) * a * lp, r > high
             else:
@@ -60,7 +60,7 @@ def naive(w, loss, clip_low, clip_high, kl_coefficient, kl_estimator="k3", entro
             kl = KL[kl_estimator](float(w["reference_logprob"][i, t]) - lp)
             term = kl_coefficient * kl - entropy_coefficient * w["entropy"][i, t] - (surrogate if learns else 0)
             total = total + (term / length if loss in BY_SEQUENCE else term)
-            ratios, kls, entropies = ratios + r, kls + float(kl), entropies + float(w["entropy"][i, t])
+            ratios, kls, entropies = ratios + r, kls + kl.detach(), entropies + w["entropy"][i, t].detach()
             clipped += cut and learns
     denominator = rows if loss in BY_SEQUENCE else N * MAX_TOKENS if loss == "dr_grpo" else tokens
     return total / denominator, ratios, clipped, kls, entropies, tokens
@@ -90,12 +90,13 @@ def gradient(w, denominator, loss, **settings):
 def test_against_naive_loops(loss, seed, kl_estimator):
     """Values and gradients, in the log-probabilities and in the entropies."""
     w = window(seed)
-    settings = {**SETTINGS, "kl_estimator": kl_estimator}
+    settings = {**SETTINGS, "kl_estimator": kl_estimator, "clip_low": 0.05, "clip_high": 0.1}
     for key in ("logprob", "entropy"):
         w[key].requires_grad_()
     got = policy_loss(**w, denominator=loss_denominator(w["mask"], loss, MAX_TOKENS), loss=loss, **settings)
     want = naive(w, loss, **settings)
-    assert [float(x.detach()) for x in got] == pytest.approx([float(x) for x in want], rel=1e-12)
+    wanted = [x.item() if torch.is_tensor(x) else x for x in want]
+    assert values(got).tolist() == pytest.approx(wanted, rel=1e-12)
     assert 0 < want[2] < want[5]  # some tokens are clipped, not all
     mine, theirs = (torch.autograd.grad(x, (w["logprob"], w["entropy"])) for x in (got.loss, want[0]))
     for x, y in zip(mine, theirs, strict=True):
@@ -373,16 +374,21 @@ def test_clip_on_both_sides(ratio, advantage, cut):
     assert grad.item() == pytest.approx(0.0 if cut else -ratio * advantage)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "bnpo", "dr_grpo", "gspo"])
+def test_gradcheck(loss):
+    """Not for cispo, nor for gspo where tokens are left out: their gradient is by design not that of their value."""
     w = window()
-    for key in ("old_logprob", "reference_logprob"):
-        w[key] = w[key].detach()
-    w["logprob"].requires_grad_()
-    for loss in LOSSES:
-        assert gradcheck(
-            lambda lp, k=loss: policy_loss(**{**w, "logprob": lp}, denominator=7.0, loss=k, **SETTINGS).loss,
-            w["logprob"],
-        )
+    if loss == "gspo":
+        del w["surrogate_mask"]
+    for key in ("logprob", "entropy"):
+        w[key].requires_grad_()
+
+    def value(logprob, entropy):
+        return policy_loss(
+            **{**w, "logprob": logprob, "entropy": entropy}, denominator=7.0, loss=loss, **SETTINGS
+        ).loss
+
+    assert gradcheck(value, (w["logprob"], w["entropy"]))
 
 
 def test_gradient_in_logprob_alone():
@@ -434,11 +440,29 @@ class TestK3:
         assert reported.loss == out.loss
         assert reported.kl == torch.inf
 
+    @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+    def test_mean_gradient_under_the_policy(self, estimator):
+        """What a penalty does is its mean gradient: nothing, that of KL(pi || ref), that of KL(ref || pi)."""
+        z = torch.tensor([0.5, -0.3, 1.0]).double().requires_grad_()
+        q = torch.tensor([0.2, 0.3, 0.5]).double()
+        logp = z.log_softmax(-1)
+        p = logp.exp()
+        got = torch.autograd.grad((p.detach() * kl_estimate(logp, q.log(), estimator)).sum(), z, retain_graph=True)[0]
+        meant = {"k1": 0 * p.sum(), "k2": (p * (p / q).log()).sum(), "k3": (q * (q / p).log()).sum()}[estimator]
+        torch.testing.assert_close(got, torch.autograd.grad(meant, z)[0], rtol=1e-12, atol=1e-15)
+
+    def test_unknown_estimator(self):
+        with pytest.raises(ValueError, match="'k4'"):
+            kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+
     def test_a_coefficient_needs_a_reference(self):
         w = window()
         del w["reference_logprob"]
         with pytest.raises(ValueError, match=r"kl_coefficient 0\.1"):
             policy_loss(**w, denominator=1.0, kl_coefficient=0.1)
+        del w["entropy"]
+        with pytest.raises(ValueError, match=r"entropy_coefficient 0\.2, no entropy"):
+            policy_loss(**w, denominator=1.0, entropy_coefficient=0.2)
 
 
 def test_dtypes():
@@ -472,6 +496,8 @@ def test_a_window_without_a_token_is_zero(loss):
         ("mask", (1, T)),
         ("old_logprob", (N, 1)),
         ("reference_logprob", (N, T + 1)),
+        ("entropy", (1, T)),
+        ("surrogate_mask", (N, 1)),
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(key, shape):
