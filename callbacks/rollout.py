@@ -19,6 +19,7 @@ from rlif_lightning.collect import AdvantageSettings, sample_rollout, score_slic
 from rlif_lightning.data import PromptDataModule, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import Baseline, Scale
+from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
@@ -197,6 +198,8 @@ class RolloutCallback(Callback):
                 rank_zero_warn("Resumed from the middle of a rollout: it is sampled anew with the present weights.")
             self._collect(trainer, pl_module, batch)
         assert self.rollout is not None
+        if batch["slice"] % self.plan.slices == 0 and pl_module.top_entropy_fraction < 1:
+            self.rollout = self._with_surrogate_mask(batch["slice"], pl_module.top_entropy_fraction)
         rows = self._slices[batch["slice"]]
         part = self.rollout.slice(rows)
         batch["rollout"] = part
@@ -302,6 +305,16 @@ class RolloutCallback(Callback):
                 got=", ".join(f"{r.name}" for r in self.rewards),
                 do="change --rollout.rewards or their weights",
             )
+
+    def _with_surrogate_mask(self, first_slice: int, fraction: float) -> Rollout:
+        """Choose the tokens that learn among those of the window that begins; another pass deals other windows."""
+        rollout = self.rollout
+        assert rollout is not None and rollout.loss_mask is not None
+        rows = torch.cat(self._slices[first_slice : first_slice + self.plan.slices]).to(rollout.loss_mask.device)
+        window = torch.zeros_like(rollout.loss_mask)
+        window[rows] = rollout.loss_mask[rows]
+        entropy = rollout.statistics().entropy
+        return replace(rollout, surrogate_mask=top_entropy_mask(entropy, window, fraction))
 
     def _dealer(self, first: tuple[int, ...]) -> torch.Generator:
         """Deals this rollout's groups into windows: the same again after a resume."""

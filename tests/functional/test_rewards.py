@@ -192,7 +192,7 @@ def test_trajectory_reward_has_the_gradient_of_minus_the_entropy():
 
     def reinforce(reward):
         # an expectation over completions: each weighted with its probability, divided by 1
-        loss = policy_loss(stats.logprob, log_py.exp() * reward, mask, 1.0, normalization="dapo").loss
+        loss = policy_loss(stats.logprob, log_py.exp() * reward, mask, 1.0, loss="dapo").loss
         return torch.autograd.grad(loss, table, retain_graph=True)[0]
 
     got = reinforce(trajectory_entropy(stats.logprob, mask, "sum"))
