@@ -1,0 +1,298 @@
+"""Mixed models: the weights against naive loops and merged models, what is refused, and ``rlif mix``."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.mixing import Pair, check_ratios, interpolate, mix, save_mix
+from tests.conftest import make_model, make_tokenizer
+
+
+def weights(model):
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def same(one, other, **tolerance):
+    torch.testing.assert_close(weights(one), weights(other), **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def folder_of(path, tokenizer=None, **settings):
+    """A model folder with settings of its own."""
+    tokenizer = tokenizer or make_tokenizer()
+    make_model(**{"vocab_size": len(tokenizer), **settings}).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def pair(model_folder):
+    return Pair(str(model_folder()), str(model_folder(seed=1)))
+
+
+# -- weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.9])
+def test_interpolates_as_a_naive_loop(ratio):
+    base, tuned = make_model(seed=0), make_model(seed=1)
+    start, end = ({k: v.double().clone() for k, v in weights(m).items()} for m in (base, tuned))
+    mixed = weights(interpolate(base, tuned, ratio))
+    assert mixed.keys() == start.keys()
+    for name, weight in mixed.items():
+        flat = zip(start[name].flatten().tolist(), end[name].flatten().tolist(), strict=True)
+        expected = torch.tensor([b + ratio * (t - b) for b, t in flat], dtype=torch.float64)
+        torch.testing.assert_close(weight.flatten().double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ends_are_exact_bit_by_bit(dtype):
+    base, tuned = (make_model(seed=s).to(dtype) for s in (0, 1))
+    for model, value in ((base, -0.0), (tuned, 0.0)):  # a sum with 0 * x would turn the first into the second
+        model.model.norm.weight.data[:4] = value
+    tuned.model.norm.weight.data[4] = math.inf  # ... and 0 * inf is nan
+    for ratio, end in ((0, base), (1, tuned)):
+        mixed = make_model(seed=0).to(dtype)
+        mixed.load_state_dict(base.state_dict())
+        interpolate(mixed, tuned, ratio)
+        for name, weight in weights(mixed).items():
+            bits = torch.int32 if dtype == torch.float32 else torch.int16
+            assert torch.equal(weight.view(bits), weights(end)[name].view(bits))
+
+
+def test_the_tuned_model_shares_no_memory_with_the_mixture():
+    base, tuned = make_model(seed=0), make_model(seed=1)
+    before = {k: v.clone() for k, v in weights(tuned).items()}
+    mixed = interpolate(base, tuned, 1)
+    with torch.no_grad():
+        for parameter in mixed.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[k], v) for k, v in weights(tuned).items())
+
+
+def test_half_precision_is_rounded_once_and_a_float32_end_keeps_the_mixture_in_float32():
+    start, end = (weights(make_model(seed=s).bfloat16()) for s in (0, 1))
+    mixed = weights(interpolate(make_model(seed=0).bfloat16(), make_model(seed=1).bfloat16(), 0.3))
+    for name, weight in mixed.items():
+        exact = 0.7 * start[name].double() + 0.3 * end[name].double()
+        assert weight.dtype == torch.bfloat16
+        float32 = (start[name].abs() + end[name].abs()).double() * 2**-23  # where the two cancel
+        assert ((weight.double() - exact).abs() <= exact.abs() * 2**-8 + float32).all()
+    wide = interpolate(make_model(seed=0).bfloat16(), make_model(seed=1), 0.5)
+    assert {p.dtype for p in wide.parameters()} == {torch.float32} == {wide.config.dtype}
+
+
+def test_tied_weights_stay_tied():
+    base, tuned = (make_model(seed=s, tie_word_embeddings=True) for s in (0, 1))
+    expected = 0.5 * (base.lm_head.weight + tuned.lm_head.weight)
+    mixed = interpolate(base, tuned, 0.5)
+    assert mixed.lm_head.weight is mixed.model.embed_tokens.weight
+    torch.testing.assert_close(mixed.lm_head.weight, expected)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.01, math.nan])
+def test_no_extrapolation(ratio, pair):
+    with pytest.raises(UserError, match=r"from|0 \(base\) to 1"):
+        mix(pair, ratio)
+
+
+@pytest.mark.parametrize(("ratios", "message"), [([], "No ratio"), ([0, 0.5, 0.5], "twice"), ([0, 2], "share")])
+def test_bad_lists_of_ratios(ratios, message):
+    with pytest.raises(UserError, match=message):
+        check_ratios(ratios)
+
+
+def test_ratios_are_sorted():
+    assert check_ratios([1, 0, 0.5]) == [0, 0.5, 1]
+
+
+# -- what does not fit --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Refused from configurations and tokenizers alone."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": 64}, "hidden_size 64"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers 3"),
+        ({"vocab_size": 330}, "vocab_size 330"),
+        ({"architecture": "llama"}, "model_type llama"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True"),
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps 0.001"),  # the same shapes, another function
+    ],
+)
+def test_another_architecture_size_or_function_is_refused(model_folder, tmp_path, unloaded, settings, message):
+    other = folder_of(tmp_path / "other", **settings)
+    with pytest.raises(UserError, match=message):
+        mix(Pair(str(model_folder()), other), 0.5)
+
+
+def test_harmless_settings_may_differ(model_folder, tmp_path):
+    other = folder_of(tmp_path / "other", seed=1, max_position_embeddings=1024, use_cache=False)
+    same(mix(Pair(str(model_folder()), other), 1), make_model(seed=1, vocab_size=len(make_tokenizer())))
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(model_folder, tmp_path, unloaded):
+    other = Path(folder_of(tmp_path / "other"))
+    text = (other / "tokenizer.json").read_text()
+    file = json.loads(text)
+    vocabulary = file["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(UserError, match=r"different vocabularies(.|\n)*is '[ab]'"):
+        mix(Pair(str(model_folder()), str(other)), 0.5)
+
+
+def test_a_token_that_only_one_has_is_no_obstacle(model_folder, tmp_path):
+    tokenizer = make_tokenizer()
+    other = folder_of(tmp_path / "other")
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(other)
+    mix(Pair(str(model_folder()), other), 0.5)
+
+
+def test_other_shapes_and_names_of_weights_are_refused():
+    base, tuned = make_model(), make_model(hidden_size=64)
+    with pytest.raises(UserError, match=r"not those of the base(.|\n)*\[320, 64\](.|\n)*\[320, 32\]"):
+        interpolate(base, tuned, 0.5)
+    with pytest.raises(UserError, match=r"layers.2.*missing(.|\n)*layers.2"):
+        interpolate(make_model(num_hidden_layers=3), make_model(), 0.5)
+
+
+@pytest.mark.parametrize("which", ["base", "tuned"])
+def test_a_missing_model(model_folder, which):
+    names = {"base": str(model_folder()), "tuned": str(model_folder())} | {which: "/nowhere/at/all"}
+    with pytest.raises(UserError, match="does not exist"):
+        mix(Pair(**names), 0.5)
+
+
+# -- adapters and checkpoints -------------------------------------------------------------------------------
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+def with_lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(model, LoraConfig(**LORA))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1, generator=generator)
+    return policy
+
+
+def delta(policy, name):
+    """scale x B A of a weight by plain matrix products, 0 for weights without an adapter."""
+    prefix = "base_model.model." + name.removesuffix(".weight")
+    matrices = dict(policy.named_parameters())
+    if f"{prefix}.lora_A.default.weight" not in matrices:
+        return 0.0
+    a, b = (matrices[f"{prefix}.lora_{x}.default.weight"].detach().double() for x in "AB")
+    return 2.0 * b @ a  # lora_alpha / r = 2
+
+
+def test_an_adapter_counts_as_the_base_with_it_merged(model_folder, tmp_path):
+    base = model_folder()
+    policy = with_lora(AutoModelForCausalLM.from_pretrained(base))
+    policy.save_pretrained(tmp_path / "adapter")
+    start = weights(AutoModelForCausalLM.from_pretrained(base))
+    changed = 0
+    for ratio in (0, 0.25, 1):
+        for name, weight in weights(mix(Pair(str(base), str(tmp_path / "adapter")), ratio)).items():
+            expected = start[name].double() + ratio * delta(policy, name)
+            changed += not torch.equal(expected, start[name].double())
+            torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert changed == 2 * 2 * 3
+
+
+def test_adapters_that_do_not_fit_are_refused(model_folder, tmp_path):
+    with_lora(make_model(num_hidden_layers=1)).save_pretrained(tmp_path / "shallow")
+    with_lora(make_model(hidden_size=64)).save_pretrained(tmp_path / "wide")
+    with_lora(make_model()).save_pretrained(tmp_path / "pickled")
+    adapter = tmp_path / "pickled" / "adapter_model.safetensors"
+    torch.save(load_file(adapter), adapter.with_suffix(".bin"))
+    adapter.unlink()
+    for name, message in (
+        ("shallow", "missing adapter keys"),
+        ("wide", "size mismatch|does not fit"),
+        ("pickled", "not loaded"),
+    ):
+        with pytest.raises(UserError, match=message):
+            mix(Pair(str(model_folder()), str(tmp_path / name)), 0.5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_counts_as_the_base_with_its_weights(rlif, small_fit, model_folder, lora):
+    settings = [f"--model.lora={json.dumps(LORA | {'lora_dropout': 0.1})}"] if lora else []
+    runs = rlif("fit", *small_fit, *settings, "--trainer.max_steps=3", "--model.optimizer.lr=0.01")
+    run = runs / "runs" / "run" / "1"
+    base = str(model_folder())
+    start = weights(AutoModelForCausalLM.from_pretrained(base))
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    if lora:
+        policy = with_lora(AutoModelForCausalLM.from_pretrained(base))
+        missed = policy.load_state_dict({k.removeprefix("policy."): v for k, v in stored.items()}, strict=False)
+        assert not missed.unexpected_keys
+        end = {name: (weight.double() + delta(policy, name)).float() for name, weight in start.items()}
+    else:
+        end = {name: stored[f"policy.{name}"] for name in start}
+    for tuned in (run, run / "checkpoints" / "last.ckpt"):
+        for ratio in (0.5, 1):
+            for name, weight in weights(mix(Pair(base, str(tuned)), ratio)).items():
+                expected = (1 - ratio) * start[name].double() + ratio * end[name].double()
+                torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(end[name], start[name]) for name in start)
+    with pytest.raises(UserError, match="not trained from the base"):
+        mix(Pair(str(model_folder(seed=1)), str(run)), 0.5)
+
+
+# -- folders ------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_mixture_is_an_ordinary_folder(pair, tmp_path):
+    folder = save_mix(pair, 0.25, tmp_path / "mixed" / "0.25")
+    same(AutoModelForCausalLM.from_pretrained(folder), mix(pair, 0.25))
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == make_tokenizer().get_vocab()
+    assert (folder / "model.safetensors").is_file()
+    assert json.loads((folder / "mix.json").read_text())["ratio"] == 0.25
+    assert [p.name for p in folder.parent.iterdir()] == ["0.25"]
+
+
+def test_a_mixture_ends_where_either_of_its_ends_does(pair, model_folder, tmp_path):
+    tuned = tmp_path / "tuned"
+    make_model(seed=1).save_pretrained(tuned)
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.save_pretrained(tuned)
+    settings = json.loads((tuned / "generation_config.json").read_text())
+    (tuned / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [5], "top_p": 0.5}))
+    for name, ends in (("one", (pair.base, str(tuned))), ("other", (str(tuned), pair.base))):
+        model = AutoModelForCausalLM.from_pretrained(save_mix(Pair(*ends), 0.5, tmp_path / name))
+        assert model.generation_config.eos_token_id == [0, 2, 5]
+
+
+def test_a_folder_is_made_once_and_never_taken_from_others(pair, tmp_path):
+    folder = save_mix(pair, 0.5, tmp_path / "0.5")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    save_mix(pair, 0.5, folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(UserError, match="something else"):
+        save_mix(pair, 0.6, folder)
+    with pytest.raises(UserError, match="something else"):
+        save_mix(Pair(pair.tuned, pair.base), 0.5, folder)
