@@ -163,15 +163,18 @@ def _gain_by_ratio(ax: Axes, rows: Sequence[Row]) -> None:
     _title_of_gains(ax, rows, "")
     gains = _gains(rows)
     x = [row["ratio"] for row, *_ in gains]
-    ax.plot(x, [after for _, after, _ in gains], "o-", color=COLOURS[1], label="at the end")
-    ax.plot(x, [best for *_, best in gains], "o", color=COLOURS[0], linestyle=DASHED, label="at its best")
+    best = [best for *_, best in gains]
+    ax.plot(
+        x, best, "o", color=COLOURS[0], linestyle=DASHED, markersize=9, markerfacecolor="none", label="at its best"
+    )
+    ax.plot(x, [after for _, after, _ in gains], "o-", color=COLOURS[1], markersize=4, label="at the end")
 
 
 def _gain_by_entropy(ax: Axes, rows: Sequence[Row]) -> None:
     _title_of_gains(ax, rows, ", by entropy")
     for row, after, best in _gains(rows):
         ax.plot([row["entropy"]] * 2, [after, best], color="0.8", zorder=1)
-        ax.plot(row["entropy"], after, "o", color=COLOURS[1])
-        ax.plot(row["entropy"], best, "o", color=COLOURS[0])
-        ax.annotate(f"{row['ratio']:g}", (row["entropy"], best), (4, 4), textcoords="offset points", fontsize=8)
+        ax.plot(row["entropy"], best, "o", color=COLOURS[0], markersize=9, markerfacecolor="none")
+        ax.plot(row["entropy"], after, "o", color=COLOURS[1], markersize=4)
+        ax.annotate(f"{row['ratio']:g}", (row["entropy"], best), (6, 5), textcoords="offset points", fontsize=8)
     ax.set_xlabel("entropy before training (nats per token)")

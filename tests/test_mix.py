@@ -1,7 +1,10 @@
 """Mixed models: the weights against naive loops and merged models, what is refused, and ``rlif mix``."""
 
+import csv
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlif_lightning.callbacks import Evaluation
+from rlif_lightning.commands.mix import Mixing
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing import Pair, check_ratios, interpolate, mix, save_mix
 from tests.conftest import make_model, make_tokenizer
@@ -296,3 +301,194 @@ def test_a_folder_is_made_once_and_never_taken_from_others(pair, tmp_path):
         save_mix(pair, 0.6, folder)
     with pytest.raises(UserError, match="something else"):
         save_mix(Pair(pair.tuned, pair.base), 0.5, folder)
+
+
+# -- the command --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(small_fit, model_folder, problems_file):
+    """Arguments of a small ``rlif mix`` from one random model to another."""
+    return [
+        *small_fit,
+        "--data.val.path", str(problems_file), "--data.val.gold", r"[#]{4}\s*(.+)", "--data.val.limit=7",
+        "--evaluation.batch_size=4", "--evaluation.samples=2",
+        "--tuned", str(model_folder(seed=1)), "--prompts=4", "--output=out",
+    ]  # fmt: skip
+
+
+def table(path):
+    with (path / "mix.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def column(path, name):
+    with path.open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_fit, model_folder, capsys):
+    val = [*words[len(small_fit) : words.index("--tuned")], "--data.val.limit=40", "--evaluation.samples=4"]
+    out = rlif("mix", *words, *val, "--ratios", 1, 0, "--prompts=2") / "out"
+    printed = capsys.readouterr().out
+    rows = table(out)
+    assert [row["ratio"] for row in rows] == [0, 1]
+    for row, seed in zip(rows, (0, 1), strict=True):
+        settings = [*small_fit, *val, "--model.name", model_folder(seed=seed), "--runs", f"runs{seed}"]
+        metrics = rlif("fit", *settings) / f"runs{seed}/run/1/metrics.csv"
+        for name in ("entropy", "self_certainty", "agreement"):
+            assert row[name] == pytest.approx(column(metrics, f"rollout/{name}")[0], rel=1e-5)
+        for name in ("accuracy", "accuracy_sampled", "mean_tokens_sampled", "truncated_fraction_sampled"):
+            assert row[name] == column(metrics, f"val/{name}")[0]
+        assert 0 <= row["accuracy_sampled_low"] < row["accuracy_sampled"] < row["accuracy_sampled_high"] < 0.3
+        assert (row["completions"], row["n"]) == (8, 40)
+        assert "before" not in row
+        assert f"{row['entropy']:.3f}" in printed
+    assert rows[0]["entropy"] != rows[1]["entropy"]
+    assert (out / "mix.png").stat().st_size > 5_000
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "mix.csv", "mix.png"]
+
+
+def test_steps_fit_each_mixture_in_a_folder_of_its_own(rlif, words, pair):
+    out = rlif("mix", *words, "--ratios", 0.25, 1, "--steps=1", "--evaluation.every=1", "--save=kept") / "out"
+    for row in table(out):
+        name = f"{row['ratio']:g}"
+        run = out / name / "fit" / "1"
+        accuracy = column(run / "metrics.csv", "val/accuracy_sampled")
+        assert len(accuracy) == 2
+        assert (row["steps"], row["before"], row["after"]) == (1, *accuracy)
+        assert row["before"] == row["accuracy_sampled"]
+        assert row["best"] == max(accuracy) == accuracy[int(row["best_step"])]
+        kept = out.parent / "kept" / name
+        same(AutoModelForCausalLM.from_pretrained(kept), mix(pair, row["ratio"]))
+        assert not (out / name / "model").exists()
+        assert f"name: {kept}" in (run / "config.yaml").read_text()
+
+
+def test_without_labels_entropy_is_left(rlif, words):
+    out = rlif("mix", *words, "--ratios", 0.5, "--steps=1", "--data.train.answer=null", "--data.val.answer=null")
+    (row,) = table(out / "out")
+    assert row["entropy"] > 0
+    assert not {"accuracy", "before", "best"} & row.keys()
+
+
+def stopped(rlif, *args):
+    with pytest.raises(SystemExit) as ended:
+        rlif("mix", *args)
+    assert ended.value.code == 130
+
+
+def test_an_interrupted_mixing_goes_on_where_it_stopped(rlif, words, monkeypatch, tmp_path, capsys):
+    ratios = ["--ratios", 0, 0.5, 1]
+    whole = table(rlif("mix", *words, *ratios, "--output=whole") / "whole")
+    measure, seen = Mixing._measure, []
+
+    def interrupted(self, model, label):
+        seen.append(label)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return measure(self, model, label)
+
+    monkeypatch.setattr(Mixing, "_measure", interrupted)
+    stopped(rlif, *words, *ratios)
+    assert "--output out" in capsys.readouterr().err
+    assert table(tmp_path / "out") == whole[:1]
+    rlif("mix", *words, *ratios)
+    assert seen == ["ratio 0", "ratio 0.5", "ratio 0.5", "ratio 1"]
+    assert table(tmp_path / "out") == whole
+    rlif("mix", *words, *ratios, "--ratios", 0.75)
+    assert [row["ratio"] for row in table(tmp_path / "out")] == [0, 0.5, 0.75, 1]
+
+
+def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, tmp_path):
+    more = ["--ratios", 0.5, "--steps=4", "--evaluation.every=1"]
+    whole = table(rlif("mix", *words, *more, "--output=whole") / "whole")
+    evaluate = Evaluation._evaluate_held_out
+
+    def interrupted(self, trainer, module):
+        evaluate(self, trainer, module)
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "_evaluate_held_out", interrupted)
+        stopped(rlif, *words, *more)
+    assert not (tmp_path / "out" / "mix.csv").exists()
+    rlif("mix", *words, *more)
+    assert table(tmp_path / "out") == whole
+    assert [p.name for p in (tmp_path / "out/0.5/fit").iterdir()] == ["1"]
+    one, other = ((tmp_path / x / "0.5/fit/1/metrics.csv") for x in ("out", "whole"))
+    assert column(one, "rollout/reward") == column(other, "rollout/reward")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ratios", "half"], "ratios"),
+        (["--ratios", "0", "1.5"], "share of the tuned weights"),
+        (["--ratios", "0.5", "0.5"], "twice"),
+        (["--steps=3", "--rollout.steps_per_rollout=2"], "middle of a rollout"),
+        (["--steps=-1"], "too small"),
+        (["--tuned=nowhere/at/all"], "does not exist"),
+        (["--tuned=toy-tuned:x"], "toy:3"),
+        (["--base=toy:0"], "not of one architecture"),
+        (["--stepps=3"], "steps"),
+    ],
+)
+def test_mistakes_are_named_before_weights_are_loaded(rlif, words, capsys, unloaded, more, message, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        rlif("mix", *words, *more)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert message in error.partition("error: ")[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tuned_model_must_be_named(rlif, small_fit, capsys):
+    with pytest.raises(SystemExit):
+        rlif("mix", *small_fit)
+    assert "--tuned is missing" in capsys.readouterr().err
+
+
+def test_results_of_other_settings_are_not_mixed_in(rlif, words, capsys):
+    rlif("mix", *words, "--ratios", 0)
+    for change in ("--rollout.temperature=0.5", "--steps=1", "--prompts=3"):
+        with pytest.raises(SystemExit):
+            rlif("mix", *words, "--ratios", 0, change)
+        error = capsys.readouterr().err
+        assert "other settings" in error
+        assert change.strip("-").partition("=")[0] in error
+
+
+def test_help(rlif, capsys):
+    with pytest.raises(SystemExit):
+        rlif("mix", "--help")
+    assert "--ratios" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_on_the_toy_the_tuned_share_lowers_entropy_and_leaves_less_to_gain(rlif):
+    """With toy-narrow the entropy falls as well, and accuracy stays where it is."""
+    arguments = [
+        "mix",
+        "--config",
+        "quickstart",
+        "--ratios",
+        0,
+        0.5,
+        1,
+        "--base=toy:0",
+        "--trainer.gradient_clip_val=1",
+    ]
+    tuned = table(rlif(*arguments, "--tuned=toy-tuned:0", "--steps=5", "--output=tuned") / "tuned")
+    narrow = table(rlif(*arguments, "--tuned=toy-narrow:0", "--output=narrow") / "narrow")
+    for rows in (tuned, narrow):
+        entropy = [row["entropy"] for row in rows]
+        assert entropy == sorted(entropy, reverse=True)
+        assert entropy[0] > 0.3
+        assert entropy[-1] < 0.05
+    assert [row["before"] for row in tuned] == [row["accuracy_sampled"] for row in tuned]
+    assert tuned[0]["accuracy_sampled"] < 0.4 < 0.8 < tuned[1]["accuracy_sampled"] < tuned[2]["accuracy_sampled"]
+    assert max(row["accuracy_sampled"] for row in narrow) < 0.5
+    assert tuned[0]["best"] - tuned[0]["before"] > 0.1 > tuned[2]["best"] - tuned[2]["before"]

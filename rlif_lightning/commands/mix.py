@@ -302,7 +302,7 @@ class Mixing:
         config = yaml.safe_load((self.output / CONFIG).read_text(encoding="utf-8"))
         config = {key: value for key, value in config.items() if key not in OWN | {"config", "ckpt_path"}}
         config["runs"] = str(folder)
-        config["model"]["name"] = str(model)
+        config["model"]["name"] = str(model.absolute())
         devices = config["trainer"]["devices"]
         config["trainer"] |= {
             "max_steps": self.steps,
