@@ -76,13 +76,11 @@ class Pair:
         if (Path(self.tuned).expanduser() / "adapter_config.json").is_file() or _checkpoint(self.tuned) is not None:
             return  # both know their base themselves
         _check_configs(own.to_dict(), self._config(self.tuned, None).to_dict(), self)
-        _check_vocabularies(
-            *(
-                load_tokenizer(name, revision=revision, trust_remote_code=self.trust_remote_code).get_vocab()
-                for name, revision in ((self.base, self.revision), (self.tuned, None))
-            ),
-            self,
+        base, tuned = (
+            load_tokenizer(name, revision=revision, trust_remote_code=self.trust_remote_code).get_vocab()
+            for name, revision in ((self.base, self.revision), (self.tuned, None))
         )
+        _check_vocabularies(base, tuned, self)
 
     def _config(self, name: str, revision: str | None) -> Any:
         from transformers import AutoConfig
@@ -278,7 +276,7 @@ def _with_adapter(model: nn.Module, folder: Path, name: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[arg-type, operator]
+            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (ValueError, RuntimeError, AttributeError, KeyError, TypeError, UserWarning) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -129,7 +129,7 @@ def _line(ax: Axes, rows: Sequence[Row], name: str, colour: str, label: str, das
     spread = None
     if have and f"{name}_low" in have[0]:
         spread = [[r[name] - r[f"{name}_low"] for r in have], [r[f"{name}_high"] - r[name] for r in have]]
-    ax.errorbar(x, y, spread, color=colour, label=label, linestyle=dashes, marker="o", markersize=4, capsize=2)  # type: ignore[arg-type]
+    ax.errorbar(x, y, spread, color=colour, label=label, linestyle=dashes, marker="o", markersize=4, capsize=2)
 
 
 def _entropy(ax: Axes, rows: Sequence[Row]) -> None:

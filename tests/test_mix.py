@@ -340,11 +340,12 @@ def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_f
             assert row[name] == pytest.approx(column(metrics, f"rollout/{name}")[0], rel=1e-5)
         for name in ("accuracy", "accuracy_sampled", "mean_tokens_sampled", "truncated_fraction_sampled"):
             assert row[name] == column(metrics, f"val/{name}")[0]
-        assert 0 <= row["accuracy_sampled_low"] < row["accuracy_sampled"] < row["accuracy_sampled_high"] < 0.3
+        assert row["accuracy_sampled_low"] <= row["accuracy_sampled"] <= row["accuracy_sampled_high"]
         assert (row["completions"], row["n"]) == (8, 40)
         assert "before" not in row
         assert f"{row['entropy']:.3f}" in printed
     assert rows[0]["entropy"] != rows[1]["entropy"]
+    assert any(row["accuracy_sampled_low"] < row["accuracy_sampled"] < row["accuracy_sampled_high"] for row in rows)
     assert (out / "mix.png").stat().st_size > 5_000
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "mix.csv", "mix.png"]
 
