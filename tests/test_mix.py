@@ -327,8 +327,10 @@ def column(path, name):
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_fit, model_folder, capsys):
-    val = [*words[len(small_fit) : words.index("--tuned")], "--data.val.limit=40", "--evaluation.samples=4"]
+def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_fit, model_folder, tmp_path, capsys):
+    rows = [json.dumps({"question": f"{n} + 0", "answer": str(n % 10)}) for n in range(40)]  # met by chance
+    (tmp_path / "digits.jsonl").write_text("\n".join(rows))
+    val = ["--data.val.path=digits.jsonl", "--data.val.gold=whole", "--data.val.limit=40", "--evaluation.samples=4"]
     out = rlif("mix", *words, *val, "--ratios", 1, 0, "--prompts=2") / "out"
     printed = capsys.readouterr().out
     rows = table(out)
@@ -345,7 +347,7 @@ def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_f
         assert "before" not in row
         assert f"{row['entropy']:.3f}" in printed
     assert rows[0]["entropy"] != rows[1]["entropy"]
-    assert any(row["accuracy_sampled_low"] < row["accuracy_sampled"] < row["accuracy_sampled_high"] for row in rows)
+    assert any(0 < row["accuracy_sampled"] < row["accuracy_sampled_high"] for row in rows)
     assert (out / "mix.png").stat().st_size > 5_000
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "mix.csv", "mix.png"]
 
