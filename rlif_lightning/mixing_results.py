@@ -84,7 +84,8 @@ def results_table(rows: dict[float, Row]) -> str:
         ("before", number("before")),
         ("best @ step", lambda row: f"{row['best']:.3f} @ {row['best_step']:.0f}" if "best" in row else ""),
         ("after", number("after")),
-        ("gain", lambda row: f"{row['after'] - row['before']:+.3f}" if "before" in row else ""),
+        ("gain at best", lambda row: f"{row['best'] - row['before']:+.3f}" if "before" in row else ""),
+        ("at end", lambda row: f"{row['after'] - row['before']:+.3f}" if "before" in row else ""),
     )
     columns = [(title, [cell(rows[ratio]) for ratio in sorted(rows)]) for title, cell in shown]
     columns = [(title, cells) for title, cells in columns if any(cells)]

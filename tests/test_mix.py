@@ -336,8 +336,8 @@ def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_f
     rows = table(out)
     assert [row["ratio"] for row in rows] == [0, 1]
     for row, seed in zip(rows, (0, 1), strict=True):
-        settings = [*small_fit, *val, "--model.name", model_folder(seed=seed), "--runs", f"runs{seed}"]
-        metrics = rlif("fit", *settings) / f"runs{seed}/run/1/metrics.csv"
+        settings = [*small_fit, *val, "--model.name", model_folder(seed=seed), "--trainer.max_steps=1"]
+        metrics = rlif("fit", *settings, "--runs", f"runs{seed}") / f"runs{seed}/run/1/metrics.csv"
         for name in ("entropy", "self_certainty", "agreement"):
             assert row[name] == pytest.approx(column(metrics, f"rollout/{name}")[0], rel=1e-5)
         for name in ("accuracy", "accuracy_sampled", "mean_tokens_sampled", "truncated_fraction_sampled"):
@@ -404,7 +404,7 @@ def test_an_interrupted_mixing_goes_on_where_it_stopped(rlif, words, monkeypatch
 
 
 def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, tmp_path):
-    more = ["--ratios", 0.5, "--steps=4", "--evaluation.every=1"]
+    more = ["--ratios", 0.5, "--steps=3", "--evaluation.every=1"]
     whole = table(rlif("mix", *words, *more, "--output=whole") / "whole")
     evaluate = Evaluation._evaluate_held_out
 
@@ -495,3 +495,25 @@ def test_on_the_toy_the_tuned_share_lowers_entropy_and_leaves_less_to_gain(rlif)
     assert tuned[0]["accuracy_sampled"] < 0.4 < 0.8 < tuned[1]["accuracy_sampled"] < tuned[2]["accuracy_sampled"]
     assert max(row["accuracy_sampled"] for row in narrow) < 0.5
     assert tuned[0]["best"] - tuned[0]["before"] > 0.1 > tuned[2]["best"] - tuned[2]["before"]
+
+
+def test_table_and_file_of_results(tmp_path):
+    from rlif_lightning.mixing_results import read_rows, results_table, write_rows
+
+    rows = {
+        1.0: {"ratio": 1.0, "entropy": 0.0125, "n": 200.0, "steps": 40.0,
+              "before": 0.9, "best": 0.9, "best_step": 0.0, "after": 0.5},
+        0.1: {"ratio": 0.1, "entropy": 1 / 3},
+    }  # fmt: skip
+    assert results_table(rows).splitlines() == [
+        "ratio  entropy    n  steps  before  best @ step  after  gain at best  at end",
+        "  0.1    0.333",
+        "    1    0.013  200     40   0.900    0.900 @ 0  0.500        +0.000  -0.400",
+    ]
+    write_rows(tmp_path / "mix.csv", rows)
+    assert read_rows(tmp_path / "mix.csv") == rows  # to the last digit
+    assert (tmp_path / "mix.csv").read_text().splitlines()[1].startswith("0.1,0.3333333333333333,")
+    assert read_rows(tmp_path / "none.csv") == {}
+    (tmp_path / "mix.csv").write_text("ratio,entropy\n0.1,much\n")
+    with pytest.raises(UserError, match="damaged"):
+        read_rows(tmp_path / "mix.csv")
