@@ -10,6 +10,7 @@ from rlif_lightning.callbacks.logs import Means
 from rlif_lightning.functional.losses import k3_divergence
 from rlif_lightning.grading import agreement
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.similarity import group_similarity
 
 
 def rollout_metrics(
@@ -54,6 +55,7 @@ def rollout_metrics(
     means.rows("rollout/gated_fraction", gated.float())
     if samples.kept_mass is not None:
         means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), tokens)
+    means.rows("rollout/similarity", group_similarity(samples.completion_ids, mask, g))
     means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
     if rollout.correct is not None:
         means.rows("rollout/accuracy", rollout.correct)
@@ -61,4 +63,5 @@ def rollout_metrics(
     metrics = means.reduce(trainer)
     if rollout.correct is None and not metrics["rollout/agreement"]:
         del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
+        trainer.callback_metrics.pop("rollout/agreement", None)  # an earlier rollout's is not this one's
     return metrics
