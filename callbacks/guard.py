@@ -189,6 +189,8 @@ class CollapseGuard(Callback):
         assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         step, known = trainer.global_step, trainer.callback_metrics
         values = {w.signal: float(known[w.signal]) for w in self.rule.watches if w.signal in known}
+        if not values.get(AGREEMENT):
+            values.pop(AGREEMENT, None)  # no completion holds an answer: with labels that is logged as 0
         self._check_signals(values)
         decision = self.rule.update(step, values)
         if trainer.is_global_zero:

@@ -220,8 +220,8 @@ def _mark_best(ax: Axes, panel: Panel, curves: Curves) -> dict[str, Line2D]:
 def _mark_guard(ax: Axes, guard: dict[str, Any], panel: Panel) -> dict[str, Line2D]:
     """Mark where the guard fired and the step whose weights it hands back, with their accuracy where known."""
     fired, handed = guard["fired"]["step"], guard["handed_back_step"]
-    line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1)
-    back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1)
+    line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
+    back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1.9)
     accuracy = guard["accuracy"].get("handed_back", {})
     known = [accuracy[m] for m in ("val/accuracy_sampled", "val/accuracy") if m in accuracy]
     label = f"guard: back to step {handed}"

@@ -214,7 +214,7 @@ def default_rule(
                 patience,
                 smoothing,
                 warmup,
-                # Where a rollout holds no answer at all, agreement is not logged if there are no labels.
+                # A rollout without any answer has no agreement; where there was some before, it has fallen to 0.
                 absent=0.0 if signal == AGREEMENT else None,
                 unless=AGREEMENT if signal == SIMILARITY and AGREEMENT in signals else None,
             )
