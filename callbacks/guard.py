@@ -16,6 +16,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.guard import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.kept_weights import KeptWeights
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.references import trainable
 from rlif_lightning.run_folder import GUARD, GUARD_WEIGHTS, replacing
 from rlif_lightning.run_logger import RunLogger
 from rlif_lightning.trainable import Weights, put_weights, trainable_weights
@@ -122,8 +123,8 @@ class CollapseGuard(Callback):
         if "reference_logprob" in self.signals and not frozen:
             raise UserError(
                 "The guard is to watch reference_logprob, and nothing loads the frozen reference",
-                got=f"model.kl_coefficient {module.kl_coefficient}",
-                do="set model.kl_coefficient above 0, or leave reference_logprob out of guard.signals",
+                got=f"model.kl_coefficient {module.kl_coefficient}, model.reference {module.reference}",
+                do="set model.kl_coefficient above 0 with model.reference frozen, or drop the signal from guard.signals",
             )
         return [SIGNALS[signal] for signal in self.signals]
 
@@ -301,9 +302,8 @@ class CollapseGuard(Callback):
         if weights is not None:
             put_weights(module.policy, weights)
         if trainer.world_size > 1:
-            for weight in module.policy.parameters():
-                if weight.requires_grad:
-                    torch.distributed.broadcast(weight.data, src=0)
+            for weight in trainable(module.policy).values():
+                torch.distributed.broadcast(weight.data, src=0)
         return True
 
     # -- files -----------------------------------------------------------------------------------------------
@@ -342,4 +342,4 @@ class CollapseGuard(Callback):
 
 def has_frozen_reference(module: RLIFModule) -> bool:
     """Whether rollouts are scored by the policy as it was at the start: ``rollout/reference_logprob`` is logged."""
-    return module.needs_reference
+    return "frozen" in module.needs

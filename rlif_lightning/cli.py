@@ -24,9 +24,9 @@ TRAINER_COMMANDS = {
 
 def commands() -> dict[str, Callable[[list[str]], None]]:
     """The commands that need no Trainer."""
-    from rlif_lightning.commands import report
+    from rlif_lightning.commands import mix, report
 
-    return {"report": report.main}
+    return {"report": report.main, "mix": mix.main}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -109,11 +109,17 @@ def users_mistake(error: BaseException | None) -> UserError | None:
 
 def run_trainer(arguments: list[str]) -> None:
     """Parse and run a command of the Trainer's."""
-    quiet()
-    sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
+    prepare()
     from rlif_lightning.trainer_cli import RLIFCLI
 
     RLIFCLI.run(arguments)
+
+
+def prepare() -> None:
+    """Get ready for recipes."""
+    quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
 
 
 def quiet() -> None:

@@ -60,7 +60,7 @@ def _guard_lines(folder: Path) -> list[str]:
     if guard["weights"] is not None:
         lines.append(f"weights of step {guard['handed_back_step']}: {Path(folder) / guard['weights']}")
     columns = [guard["accuracy"].get(name, {}) for name in ("start", "handed_back", "end")]
-    cells = [("", "start", f"handed back (step {guard['handed_back_step']})", "end")]
+    cells: list[tuple[str, ...]] = [("", "start", f"handed back (step {guard['handed_back_step']})", "end")]
     for metric in ("val/accuracy_sampled", "val/accuracy"):
         if any(metric in column for column in columns):
             known = (short_number(column[metric]) if metric in column else "" for column in columns)

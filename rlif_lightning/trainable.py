@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.references import trainable
 from rlif_lightning.run_folder import replacing
 
 Weights = dict[str, Tensor]
@@ -14,11 +15,7 @@ Weights = dict[str, Tensor]
 
 def trainable_weights(policy: nn.Module) -> Weights:
     """Copies on the CPU, by the names of ``policy.named_parameters()``."""
-    return {
-        name: weight.detach().to("cpu", copy=True).contiguous()
-        for name, weight in policy.named_parameters()
-        if weight.requires_grad
-    }
+    return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in trainable(policy).items()}
 
 
 def put_weights(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -27,7 +24,7 @@ def put_weights(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: They are not the trainable weights of this policy.
     """
-    own = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+    own = trainable(policy)
     if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
         other = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
         raise UserError(

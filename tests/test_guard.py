@@ -412,6 +412,8 @@ def test_wrong_settings(settings, message):
 def test_a_signal_that_the_run_lacks(guarded, tmp_path):
     with pytest.raises(UserError, match=r"kl_coefficient 0[\s\S]*do: set model.kl_coefficient"):
         guarded(signals=["reference_logprob"])
+    with pytest.raises(UserError, match=r"model.reference ema[\s\S]*with model.reference frozen"):
+        guarded(signals=["reference_logprob"], model={"kl_coefficient": 0.01, "reference": "ema"})
     _, guard, _ = guarded(curve=[0.5], steps=1, signals=["reference_logprob"], model={"kl_coefficient": 0.01})
     assert [w.signal for w in guard.rule.watches] == [REFERENCE] and len(guard.rule.watches[0].raw) == 1
     _, guard, _ = guarded(curve=[0.5], steps=1, model={"kl_coefficient": 0.01})
