@@ -1,10 +1,19 @@
-"""Lightning callbacks: rollouts, evaluation, samples, checkpoints, progress, report."""
+"""Lightning callbacks: rollouts, guard, evaluation, samples, checkpoints, progress, report."""
 
 from rlif_lightning.callbacks.checkpoint import RolloutCheckpoint
 from rlif_lightning.callbacks.completions import Completions
 from rlif_lightning.callbacks.evaluation import Evaluation
+from rlif_lightning.callbacks.guard import CollapseGuard
 from rlif_lightning.callbacks.progress import StepProgressBar
 from rlif_lightning.callbacks.report import Report
 from rlif_lightning.callbacks.rollout import RolloutCallback
 
-__all__ = ["Completions", "Evaluation", "Report", "RolloutCallback", "RolloutCheckpoint", "StepProgressBar"]
+__all__ = [
+    "CollapseGuard",
+    "Completions",
+    "Evaluation",
+    "Report",
+    "RolloutCallback",
+    "RolloutCheckpoint",
+    "StepProgressBar",
+]

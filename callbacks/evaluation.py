@@ -70,7 +70,8 @@ class Evaluation(Callback):
         self.every, self.n, self.samples, self.greedy, self.batch_size = every, n, samples, greedy, batch_size
         self.sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
         self.sampler: Sampler = sampler or NativeSampler()
-        self._last_step = -1
+        self.latest: tuple[int, dict[str, float]] = (-1, {})
+        """Step and metrics of the newest evaluation of this fit."""
         self._results: list[Answered] = []
         self._grader: Grader | None = None
 
@@ -90,32 +91,43 @@ class Evaluation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the start; after a resume again what the interrupted run had evaluated, where it was due."""
-        self._last_step = -1
+        self.latest = (-1, {})
         if trainer.global_step == 0 or self._due(trainer):
-            self._evaluate_held_out(trainer, pl_module)
+            self.evaluate(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluate the weights after every so many optimiser steps."""
         if self._due(trainer):
-            self._evaluate_held_out(trainer, pl_module)
+            self.evaluate(trainer, pl_module)
 
     def _due(self, trainer: Trainer) -> bool:
         return bool(self.every) and trainer.global_step % self.every == 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the end; not where a signal asked to stop, which may be followed by a kill."""
-        if not any(getattr(c, "asked_to_stop", False) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            self._evaluate_held_out(trainer, pl_module)
+        if not interrupted(trainer):
+            self.evaluate(trainer, pl_module)
 
-    def _evaluate_held_out(self, trainer: Trainer, module: LightningModule) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        step = trainer.global_step
-        if step == self._last_step or not datamodule.prompts.get("val"):
+    def evaluate(self, trainer: Trainer, module: LightningModule) -> None:
+        """Evaluate the present step and log it, once."""
+        if self.latest[0] == trainer.global_step:
             return
-        self._last_step = step
         start = time.perf_counter()
+        metrics = self.held_out(trainer, module)
+        self.latest = (trainer.global_step, metrics)
+        if metrics:
+            log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
+
+    def held_out(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """Answer the held-out problems with the policy as it stands: ``val/*``; nothing without such problems.
+
+        To be called on all processes.
+        """
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not datamodule.prompts.get("val"):
+            return {}
         loader = datamodule.evaluation_loader("val", self.n)
         results: list[Answered] = []
         total = sum(len(batch) for batch in loader.batches)
@@ -124,9 +136,7 @@ class Evaluation(Callback):
         summary = summarise(_gather(trainer, results))
         names = ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
                  "truncated_fraction", "truncated_fraction_sampled")  # fmt: skip
-        metrics = {f"val/{name}": summary[name] for name in names if name in summary}
-        metrics["time/evaluation"] = time.perf_counter() - start
-        log_now(trainer, metrics)
+        return {f"val/{name}": summary[name] for name in names if name in summary}
 
     def _answer(
         self,
@@ -240,6 +250,12 @@ class Evaluation(Callback):
         for key, value in summary.items():
             rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
         rank_zero_info(f"Results: {file}\nProblems: {rows}")
+
+
+def interrupted(trainer: Trainer) -> bool:
+    """Whether a signal asked any process to stop, which may be followed by a kill: no time for evaluations."""
+    asked = any(getattr(c, "asked_to_stop", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer.strategy.reduce_boolean_decision(asked, all=False)
 
 
 def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:

@@ -9,6 +9,7 @@ from rlif_lightning.callbacks.logs import Means
 from rlif_lightning.collect import Weighed
 from rlif_lightning.functional.losses import k3_divergence
 from rlif_lightning.grading import agreement
+from rlif_lightning.similarity import group_similarity
 
 
 def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float], seconds: float) -> dict[str, float]:
@@ -57,6 +58,7 @@ def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float]
     means.rows("rollout/answered_fraction", torch.tensor([float(a is not None) for a in rollout.answers]))
     if samples.kept_mass is not None:
         means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), tokens)
+    means.rows("rollout/similarity", group_similarity(samples.completion_ids, mask, g))
     means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
     if rollout.correct is not None:
         means.rows("rollout/accuracy", rollout.correct)
@@ -64,4 +66,5 @@ def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float]
     metrics = means.reduce(trainer)
     if rollout.correct is None and not metrics["rollout/answered_fraction"]:
         del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
+        trainer.callback_metrics.pop("rollout/agreement", None)  # an earlier rollout's is not this one's
     return metrics

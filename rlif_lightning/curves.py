@@ -1,4 +1,4 @@
-"""Curves of one run or several as a picture, from metrics.csv alone."""
+"""Curves of one run or several as a picture, from metrics.csv and guard.json alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.metrics_csv import Curves
 from rlif_lightning.run_folder import METRICS
-from rlif_lightning.summary import best_step, labels, load_run, short_number
+from rlif_lightning.summary import best_step, labels, load_guard, load_run, short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
 RUNS_PER_LINE = 5
+FIRED, HANDED_BACK = "#d95f02", "#1b7837"
 Dashes = str | tuple[float, tuple[float, ...]]
 
 
@@ -112,6 +113,7 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
             expected="metrics of at least one optimiser step",
             do="wait for the first step, or name another run",
         )
+    guard = load_guard(folders[0]) if len(runs) == 1 else None
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     spare = rows * columns - len(panels)  # the first panel takes the cells that would stay empty
@@ -125,7 +127,7 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
             grid[row, column : column + (1 if index else 1 + spare)],
             sharex=figure.axes[0] if index else None,
         )
-        _draw_panel(ax, panel, runs)
+        _draw_panel(ax, panel, runs, guard, first=index == 0)
         if row == rows - 1:
             ax.set_xlabel("optimiser step")
     _head(figure, list(runs))
@@ -138,10 +140,11 @@ def _matches(curves: Curves, line: Line) -> list[tuple[str, str]]:
     return [(name, match.expand(line.label)) for match, name in found if match]
 
 
-def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves]) -> None:
+def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves], guard: dict[str, Any] | None, first: bool) -> None:
     """Draw one panel.
 
     For one run colours tell lines apart, for several they tell runs apart (dashes and widths the lines).
+    What the guard decided is drawn for one run only.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -169,6 +172,9 @@ def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves]) -> None:
         ax.patch.set_visible(False)
     if single and panel.marks_best:
         legend |= _mark_best(ax, panel, next(iter(runs.values())))
+    if guard is not None and guard["fired"] is not None:
+        marks = _mark_guard(ax, guard, panel)
+        legend |= marks if first else {}  # once is enough
     if len(legend) > 1:
         box = ax.legend(list(legend.values()), list(legend), fontsize=8, framealpha=0.85, handlelength=3)
         box.get_frame().set_edgecolor("0.85")
@@ -209,6 +215,22 @@ def _mark_best(ax: Axes, panel: Panel, curves: Curves) -> dict[str, Line2D]:
     level = ax.axhline(start, color="0.3", linewidth=1.3, linestyle=DOTTED, zorder=1)
     (star,) = ax.plot([step], [curve[step]], "*", color="black", markersize=13, zorder=5)
     return {f"start {short_number(start)}": level, f"best {short_number(curve[step])} at step {step}": star}
+
+
+def _mark_guard(ax: Axes, guard: dict[str, Any], panel: Panel) -> dict[str, Line2D]:
+    """Mark where the guard fired and the step whose weights it hands back, with their accuracy where known."""
+    fired, handed = guard["fired"]["step"], guard["handed_back_step"]
+    line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
+    back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1.9)
+    accuracy = guard["accuracy"].get("handed_back", {})
+    known = [accuracy[m] for m in ("val/accuracy_sampled", "val/accuracy") if m in accuracy]
+    label = f"guard: back to step {handed}"
+    if known and panel.marks_best:
+        (back,) = ax.plot(
+            [handed], known[:1], "D", color=HANDED_BACK, markeredgecolor="white", markersize=8, zorder=6
+        )
+        label += f" ({short_number(known[0])})"
+    return {f"guard fired at step {fired}": line, label: back}
 
 
 def _head(figure: Figure, labels: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Run folders: ``<root>/<recipe>/<n>`` is one run and holds everything that run has written.
 
-A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv and completions.jsonl.
+A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl
+and guard.json.
 A resumed run continues in the folder of its checkpoint.
 """
 
@@ -18,6 +19,8 @@ CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 COMPLETIONS = "completions.jsonl"
+GUARD = "guard.json"
+GUARD_WEIGHTS = f"{CHECKPOINTS}/guard/weights.safetensors"
 
 
 def next_run_folder(root: Path, recipe: str) -> Path:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlif_lightning.callbacks import (
+    CollapseGuard,
     Completions,
     Evaluation,
     Report,
@@ -74,6 +75,7 @@ class RLIFCLI(LightningCLI):
         """The callbacks have keys of their own: lists of callbacks would merge by position."""
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(CollapseGuard, "guard")
         parser.add_lightning_class_args(Completions, "completions")
         parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
         parser.add_argument("--runs", default="runs", help="Folder of all runs: <runs>/<recipe>/<n>.")

@@ -20,9 +20,11 @@ SCRIPT = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
+from rlif_lightning.callbacks.guard import CollapseGuard
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.cli import main
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.trainable import trainable_weights
 
 collect, step, calls = RolloutCallback._collect, RLIFModule.training_step, []
 kill_at, notes = int(os.environ["KILL_AT"]), os.environ["NOTES"]
@@ -42,6 +44,11 @@ def counted(self, batch, batch_idx):
         os._exit(9)
     return step(self, batch, batch_idx)
 
+def ended(self, trainer, module):
+    train_end(self, trainer, module)
+    torch.save(trainable_weights(module.policy), f"{notes}.end.{trainer.global_rank}")
+
+train_end, CollapseGuard.on_train_end = CollapseGuard.on_train_end, ended
 RolloutCallback._collect, RLIFModule.training_step = noted, counted
 main(sys.argv[1:])
 """
@@ -169,3 +176,25 @@ def test_killed_and_continued(fit, two):
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert differences(table(run), table(part)) == []
     assert (run / "completions.jsonl").read_bytes() == (part / "completions.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("action", ["warn", "restore"])
+def test_the_guard_decides_and_hands_back_for_both(fit, action):
+    """Only the first process keeps weights; both evaluate them, and both get them."""
+    rule = ["--guard.signals=[similarity]", "--guard.warmup=0", "--guard.patience=1", "--guard.smoothing=1"]
+    run, notes = fit(f"guard-{action}", *rule, "--guard.drop=0.05", "--guard.action", action)
+    told = json.loads((run / "guard.json").read_text())
+    step = told["fired"]["step"]
+    assert len(notes[0]) == len(notes[1]) == (5 if action == "warn" else step + 1)
+    kept = load_file(run / "checkpoints" / "guard" / "weights.safetensors")
+    ends = [torch.load(f"{run.parents[1]}.end.{rank}", weights_only=True) for rank in (0, 1)]
+    final = checkpoint(run)["state_dict"]
+    for name, weight in final.items():
+        one, other = (end[name.removeprefix("policy.")] for end in ends)
+        assert torch.equal(one, other) and torch.equal(one, weight)
+    restored = all(torch.equal(ends[0][name], kept[name]) for name in kept)
+    assert restored == (action == "restore")
+    accuracy = told["accuracy"]
+    assert accuracy["start"].keys() == accuracy["handed_back"].keys() == accuracy["end"].keys()
+    similarity = told["signals"]["rollout/similarity"]["raw"]
+    assert similarity == [pytest.approx(float(row["rollout/similarity"])) for row in table(run)[: len(similarity)]]

@@ -1,5 +1,6 @@
 """The finding: self-certainty lifts held-out accuracy, then training on pulls it below its start."""
 
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def test_rise_and_fall_and_what_a_run_leaves(tmp_path):
     output = done.stdout + done.stderr
     for told in ("curves.png", "summary.txt", "runs/quickstart/1", "16 prompts x 8 completions = 128", "near 0"):
         assert told in output
+    guard = json.loads((run / "guard.json").read_text())
+    start, handed, end = (guard["accuracy"][k]["val/accuracy_sampled"] for k in ("start", "handed_back", "end"))
+    assert (start, end) == (curve[0], curve[120]) and handed - start >= 0.25 and guard["taken"] == "recorded"
+    assert f"handed back (step {guard['handed_back_step']})" in output
+    assert (run / guard["weights"]).is_file()
     metrics = read_metrics(run / "metrics.csv")
     assert metrics["train/kl"][0] == 0.0 and metrics["train/ratio_mean"][0] == 1.0
     assert 0 <= metrics["rollout/kl"][0] < 1e-8  # the sampler rounds differently from the update

@@ -133,24 +133,28 @@ def test_twice_interrupted_and_from_an_older_checkpoint(fit):
     whole = fit("whole", "--checkpoint.keep=2")
     part = fit("part", "--checkpoint.keep=null", kill_at=10)
     part = fit("part", "--checkpoint.keep=null", "--ckpt_path=last", kill_at=4)  # from step 4: dies in step 5
-    assert sorted(p.name for p in (part / "checkpoints").iterdir()) == [
+    assert sorted(p.name for p in (part / "checkpoints").glob("*.ckpt")) == [
         "last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt", "step=4.ckpt", "step=5.ckpt",
     ]  # fmt: skip
     fit("part", "--checkpoint.keep=2", "--ckpt_path", part / "checkpoints" / "step=2.ckpt")
     assert_same_run(whole, part)
     for run in (whole, part):
-        assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt", "step=7.ckpt", "step=8.ckpt"]
+        assert sorted(p.name for p in (run / "checkpoints").glob("*.ckpt")) == [
+            "last.ckpt",
+            "step=7.ckpt",
+            "step=8.ckpt",
+        ]
 
 
 def test_the_newest_checkpoints_are_kept_after_going_back(fit):
     """Checkpoints of the steps given up looked newer than those written since, which were deleted."""
     run = fit("runs", "--checkpoint.keep=2", "--trainer.max_steps=6")
     fit("runs", "--checkpoint.keep=2", "--ckpt_path", run / "checkpoints" / "step=5.ckpt", kill_at=3)
-    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    names = sorted(p.name for p in (run / "checkpoints").glob("*.ckpt"))
     assert names == ["last.ckpt", "step=5.ckpt", "step=6.ckpt"]
     shutil.copy(run / "checkpoints" / "step=6.ckpt", run / "checkpoints" / "step=90.ckpt")
     fit("runs", "--checkpoint.keep=2", "--ckpt_path=last", kill_at=3)
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt", "step=6.ckpt", "step=7.ckpt"]
+    assert sorted(p.name for p in (run / "checkpoints").glob("*.ckpt")) == ["last.ckpt", "step=6.ckpt", "step=7.ckpt"]
 
 
 def rates(run):
@@ -285,7 +289,7 @@ def test_killed_right_after_going_back(fit):
     part = fit("part", "--checkpoint.keep=null", "--checkpoint.every=2")
     older = part / "checkpoints" / "step=2.ckpt"
     fit("part", "--checkpoint.every=8", "--ckpt_path", older, kill_at=4)  # dies in step 3, before any save
-    assert sorted(p.name for p in older.parent.iterdir()) == ["last.ckpt", "step=2.ckpt"]
+    assert sorted(p.name for p in older.parent.glob("*.ckpt")) == ["last.ckpt", "step=2.ckpt"]
     fit("part", "--ckpt_path=last")
     assert_same_run(whole, part)
 

@@ -1,0 +1,345 @@
+"""Notice a collapse without labels, and keep the weights from before it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from rlif_lightning.callbacks.evaluation import Evaluation, interrupted
+from rlif_lightning.callbacks.logs import log_now
+from rlif_lightning.callbacks.rollout import RolloutCallback
+from rlif_lightning.errors import UserError
+from rlif_lightning.guard import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
+from rlif_lightning.kept_weights import KeptWeights
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.references import trainable
+from rlif_lightning.run_folder import GUARD, GUARD_WEIGHTS, replacing
+from rlif_lightning.run_logger import RunLogger
+from rlif_lightning.trainable import Weights, put_weights, trainable_weights
+
+SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "reference_logprob": REFERENCE}
+Signal = Literal["agreement", "similarity", "reference_logprob"]
+
+
+class CollapseGuard(Callback):
+    """Watches agreement and the frozen reference's log-likelihood of the rollouts, and decides once.
+
+    A rollout is measured before its update, so its signals are those of the weights in place at that moment. The
+    weights of the signal's best step are kept in ``checkpoints/guard/weights.safetensors`` (trainable ones only);
+    ``guard.json`` says what was seen and what was done. At the end of a run in which it has fired, the kept weights
+    are evaluated as well.
+
+    A run that the guard has ended stays ended: it is continued after ``action`` was set to warn or off, or after
+    the rule was changed so that it would not have fired. With warn it decides once and then only watches on.
+
+    Args:
+        action: off; ``warn``: say it and train on; ``stop``: end the run after the present rollout; ``restore``: end
+            it with the kept weights in the policy and in the last checkpoint.
+        signals: What is watched, the first decides which step is handed back: agreement, similarity (of the
+            completions in a group) and reference_logprob; null: agreement, or similarity where no completion ever
+            has an answer; and reference_logprob where there is a reference.
+        drop: Relative drop of agreement or similarity below its best that counts.
+        reference_drop: The same of the reference's log-likelihood per token.
+        patience: Consecutive rollouts below that fire.
+        smoothing: Weight of a new value in the signal's moving average.
+        warmup: First rollouts, which are not judged.
+        lag: Hand back the weights so many rollouts before the best step.
+    """
+
+    def __init__(
+        self,
+        action: Literal["off", "warn", "stop", "restore"] = "warn",
+        signals: list[Signal] | None = None,
+        drop: float = 0.05,
+        reference_drop: float = 0.25,
+        patience: int = 3,
+        smoothing: float = 0.3,
+        warmup: int = 3,
+        lag: int = 0,
+    ) -> None:
+        for name, value, right, expected in (
+            ("action", action, action in ("off", "warn", "stop", "restore"), "off, warn, stop or restore"),
+            ("signals", signals, signals is None or 0 < len(signals) == len({*signals}), "null, or each signal once"),
+            ("drop", drop, 0 < drop < 1, "above 0 and below 1, such as 0.05 for 5 per cent"),
+            ("reference_drop", reference_drop, reference_drop > 0, "above 0, such as 0.25 for 25 per cent"),
+            ("patience", patience, patience >= 1, "1 or more"),
+            ("smoothing", smoothing, 0 < smoothing <= 1, "above 0 and up to 1"),
+            ("warmup", warmup, warmup >= 0, "0 or more"),
+            ("lag", lag, lag >= 0, "0 or more"),
+        ):  # fmt: skip
+            if not right:
+                raise UserError(f"guard.{name} is out of range", got=value, expected=expected)
+        for signal in signals or ():
+            if signal not in SIGNALS:
+                raise UserError("guard.signals names an unknown signal", got=signal, expected=", ".join(SIGNALS))
+        self.action, self.signals = action, signals
+        self.settings: dict[str, Any] = {
+            "drop": drop, "reference_drop": reference_drop, "patience": patience, "smoothing": smoothing,
+            "warmup": warmup, "lag": lag,
+        }  # fmt: skip
+        self.rule: CollapseRule | None = None
+        """What has been seen and decided in this fit; None where the guard is off."""
+        self.accuracy: dict[str, dict[str, float]] = {}
+        """``val/*`` at the start, of the weights handed back and at the end, as far as known."""
+        self.taken = "none"
+        self._kept = KeptWeights()
+        self._rollouts: RolloutCallback | None = None
+        self._evaluation: Evaluation | None = None
+        self._folder = Path()
+
+    # -- before training -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the callbacks that it needs, and the signals that this run has."""
+        self.rule = None
+        if stage != "fit" or self.action == "off":
+            return
+        assert isinstance(pl_module, RLIFModule)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        place = callbacks.index(self)
+        self._rollouts = next((c for c in callbacks[:place] if isinstance(c, RolloutCallback)), None)
+        self._evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
+        if self._rollouts is None or self._evaluation in callbacks[place:]:
+            raise UserError(
+                "The CollapseGuard stands before what it watches",
+                do="list RolloutCallback and Evaluation before CollapseGuard",
+            )
+        self.rule = default_rule(signals=self._available(pl_module), **self.settings)
+        self.accuracy, self.taken, self._kept = {}, "none", KeptWeights()
+
+    def _available(self, module: RLIFModule) -> list[str]:
+        """The metrics to watch.
+
+        Raises:
+            UserError: One was asked for that this run won't have.
+        """
+        frozen = has_frozen_reference(module)
+        if self.signals is None:
+            return [AGREEMENT, SIMILARITY, *([REFERENCE] if frozen else [])]
+        if "reference_logprob" in self.signals and not frozen:
+            raise UserError(
+                "The guard is to watch reference_logprob, and nothing loads the frozen reference",
+                got=f"model.kl_coefficient {module.kl_coefficient}, model.reference {module.reference}",
+                do="set model.kl_coefficient above 0 with model.reference frozen, or drop the signal from guard.signals",
+            )
+        return [SIGNALS[signal] for signal in self.signals]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The signals so far; weights are in a file of their own."""
+        return {} if self.rule is None else {**self.rule.state_dict(), "start": self.accuracy.get("start", {})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            UserError: The guard has ended this run.
+        """
+        if self.rule is None or not state_dict:
+            return
+        self.rule.load_state_dict(state_dict)
+        self.accuracy = {"start": state_dict["start"]} if state_dict["start"] else {}
+        if self.rule.fired is not None:
+            if self.action != "warn":
+                raise UserError(
+                    "The collapse guard has ended this run",
+                    got=f"guard.action {self.action}; {self.rule.fired.reason}",
+                    do="set --guard.action warn to train on all the same",
+                )
+            self.taken = "recorded"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the start's accuracy; take up the weights that were kept before."""
+        if self.rule is None:
+            return
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if self._evaluation is not None and trainer.global_step == self._evaluation.latest[0] == 0:
+            self.accuracy["start"] = self._evaluation.latest[1]
+        if not trainer.is_global_zero:
+            return
+        if trainer.ckpt_path:
+            self._read_kept(Path(trainer.ckpt_path).parent / Path(GUARD_WEIGHTS).parent.name)
+        if (self._folder / GUARD).exists():  # it may tell of steps that this run has gone back behind
+            self._write_decision()
+
+    def _read_kept(self, folder: Path) -> None:
+        """Read what the checkpoint's state asks for; files of later steps have no place in this run."""
+        assert self.rule is not None
+        others = self._kept.read(folder, self.rule.needed_steps)
+        if others:
+            steps = ", ".join(map(str, sorted(others)))
+            rank_zero_info(f"Collapse guard: kept weights of step {steps} don't belong to this checkpoint: ignored")
+        missing = self.rule.needed_steps - set(self._kept.steps)
+        if missing:
+            steps = ", ".join(map(str, sorted(missing)))
+            rank_zero_warn(
+                f"Collapse guard: the weights of step {steps} are not in {folder} and can't be handed back."
+            )
+
+    # -- while training --------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Judge a rollout that was just collected, with the weights that it came from still in place."""
+        if self.rule is None or batch["slice"]:
+            return
+        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
+        step, known = trainer.global_step, trainer.callback_metrics
+        values = {w.signal: float(known[w.signal]) for w in self.rule.watches if w.signal in known}
+        if not values.get(AGREEMENT):
+            values.pop(AGREEMENT, None)  # no completion holds an answer: with labels that is logged as 0
+        self._check_signals(values)
+        decision = self.rule.update(step, values)
+        if trainer.is_global_zero:
+            self._kept.keep(self.rule.needed_steps, step, pl_module.policy)
+        shown = {f"guard/{w.signal.split('/')[-1]}": w.smoothed[-1] for w in self.rule.watches if w.steps}
+        if self.rule.best_step is not None:
+            shown["guard/best_step"] = float(self.rule.best_step)
+        log_now(trainer, shown)
+        if decision.verdict == "fired":
+            self.taken = "recorded"
+            self._say(trainer, pl_module)
+
+    def _check_signals(self, values: dict[str, float]) -> None:
+        """The first rollout shows whether answers can be found at all."""
+        assert self.rule is not None
+        if (
+            self.signals is not None
+            and "agreement" in self.signals
+            and not self.rule.steps
+            and AGREEMENT not in values
+        ):
+            raise UserError(
+                "The guard is to watch agreement, and no completion of the first rollout holds an answer",
+                do="say in data.answers.completion where an answer stands, or let the guard watch similarity",
+            )
+
+    def _say(self, trainer: Trainer, module: RLIFModule) -> None:
+        """Tell what was decided wherever a reader may look."""
+        assert self.rule is not None and self.rule.fired is not None
+        then = {"warn": "Training goes on", "stop": "The run ends after this rollout"}
+        then["restore"] = f"{then['stop']}, with the weights of that step"
+        text = (
+            f"Collapse guard: {self.rule.fired.reason}. The weights of step {self.rule.handed_step} are kept in "
+            f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
+        )
+        rank_zero_warn(text)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.log_text("guard/decision", text, trainer.global_step)
+        if trainer.is_global_zero:
+            self._write_weights(module)
+            self._write_decision()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End the run where that was decided: between two rollouts, before the checkpoint is written."""
+        ends = self.rule is not None and self.rule.fired is not None and self.action != "warn"
+        if ends and self._rollouts is not None and self._rollouts.at_boundary:
+            self._end(trainer, pl_module)
+
+    def _end(self, trainer: Trainer, module: LightningModule) -> None:
+        restored = self.action == "restore" and self._hand_back(trainer, module, stay=True)
+        self.taken = "restored" if restored else "stopped"
+        trainer.should_stop = True
+        rank_zero_info(f"Stopped by the collapse guard after step {trainer.global_step}.")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Bring the weights to the disk first: after a kill in between, the continued run comes to them again."""
+        if self.rule is not None and trainer.is_global_zero:
+            self._write_weights(pl_module)
+
+    # -- after training --------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate what is handed back; write it all down."""
+        if self.rule is None:
+            return
+        if self.rule.fired is not None:
+            if self.action == "restore" and self.taken == "recorded":  # training ended within the rollout
+                self._end(trainer, pl_module)
+            elif self.action != "restore":
+                self._hand_back(trainer, pl_module, stay=False)
+        if trainer.is_global_zero:
+            self._write_weights(pl_module)
+            self._write_decision()
+
+    def _hand_back(self, trainer: Trainer, module: LightningModule, stay: bool) -> bool:
+        """Put the kept weights into the policy and evaluate them; unless they stay, the present ones return.
+
+        Nothing is evaluated where a signal asked to stop. Returns whether there were weights to put there.
+        """
+        assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
+        evaluation = None if interrupted(trainer) else self._evaluation
+        if evaluation is None and not stay:
+            return False
+        if evaluation is not None:
+            evaluation.evaluate(trainer, module)  # the end, if that has not been done yet
+            self.accuracy["end"] = evaluation.latest[1]
+        end = trainable_weights(module.policy) if trainer.is_global_zero and not stay else None
+        if not self._put(trainer, module, self._kept.steps.get(self.rule.handed_step)):
+            rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
+            return False
+        try:
+            if evaluation is not None:
+                self.accuracy["handed_back"] = evaluation.held_out(trainer, module)
+        finally:
+            if not stay:
+                self._put(trainer, module, end)
+        return True
+
+    @staticmethod
+    def _put(trainer: Trainer, module: RLIFModule, weights: Weights | None) -> bool:
+        """Give every process the weights of the first; False where that one has none."""
+        if not trainer.strategy.broadcast(weights is not None):
+            return False
+        assert module.policy is not None
+        if weights is not None:
+            put_weights(module.policy, weights)
+        if trainer.world_size > 1:
+            for weight in trainable(module.policy).values():
+                torch.distributed.broadcast(weight.data, src=0)
+        return True
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def _write_weights(self, module: LightningModule) -> None:
+        assert self.rule is not None and isinstance(module, RLIFModule)
+        handed = self.rule.handed_step
+        signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
+        folder = (self._folder / GUARD_WEIGHTS).parent
+        self._kept.write(folder, handed, model=module.name, fingerprint=module.fingerprint, **signals)
+
+    def _write_decision(self) -> None:
+        """What was seen, decided and done, as ``guard.json``."""
+        assert self.rule is not None
+        fired, handed = self.rule.fired, self.rule.handed_step
+        decision = {
+            "action": self.action,
+            "settings": self.settings,
+            "fired": None if fired is None else {**asdict(fired), "reason": fired.reason},
+            "best_step": self.rule.best_step,
+            "handed_back_step": handed,
+            "weights": GUARD_WEIGHTS if handed in self._kept.steps else None,
+            "taken": self.taken,
+            "accuracy": {name: values for name, values in self.accuracy.items() if values},
+            "signals": {
+                w.signal: {"steps": w.steps, "raw": w.raw, "smoothed": w.smoothed}
+                for w in self.rule.watches
+                if w.steps
+            },
+        }
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / GUARD) as file:
+            lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in decision.items()]
+            file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def has_frozen_reference(module: RLIFModule) -> bool:
+    """Whether rollouts are scored by the policy as it was at the start: ``rollout/reference_logprob`` is logged."""
+    return "frozen" in module.needs

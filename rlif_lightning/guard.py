@@ -1,0 +1,224 @@
+"""When has training begun to collapse? A rule over signals that need no labels.
+
+Agreement within a group peaks shortly after the true accuracy and falls; the frozen reference's log-likelihood of
+the rollouts falls later, but also where agreement does not. Neither turns before the accuracy does: so a guard keeps
+weights and hands back those of the signal's best step.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+AGREEMENT = "rollout/agreement"
+SIMILARITY = "rollout/similarity"
+REFERENCE = "rollout/reference_logprob"
+
+HandBack = Literal["primary", "earlier"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one rollout means.
+
+    Args:
+        verdict: ``nothing``, ``best`` (of the signal that decides what is handed back) or ``fired``.
+        step: Optimiser steps taken by the weights that the rollout came from.
+        signal: The metric that decided; empty where nothing did.
+        value: Its smoothed value.
+        best: Its best smoothed value so far.
+        best_step: Where that was.
+        threshold: The value counts as a drop below this.
+        patience: Consecutive rollouts below that fire.
+    """
+
+    verdict: Literal["nothing", "best", "fired"]
+    step: int
+    signal: str = ""
+    value: float = math.nan
+    best: float = math.nan
+    best_step: int = -1
+    threshold: float = math.nan
+    patience: int = 0
+
+    @property
+    def reason(self) -> str:
+        """The decision in words."""
+        if self.verdict == "nothing":
+            return f"nothing at step {self.step}"
+        if self.verdict == "best":
+            return f"{self.signal} is at its best, {self.value:.4g}, at step {self.step}"
+        return (
+            f"at step {self.step} {self.signal} was {self.value:.4g}, for {self.patience} rollouts in a row below "
+            f"{self.threshold:.4g}; its best was {self.best:.4g} at step {self.best_step}"
+        )
+
+
+@dataclass
+class Watch:
+    """Looks at one signal, of which larger is better, for a lasting drop from its running best.
+
+    The signal is smoothed, ``x = (1 - smoothing) x + smoothing new``; a drop is ``x < best - drop |best|``, so that a
+    drop of 0.25 takes a log-likelihood of -0.8 below -1.
+
+    Args:
+        signal: Name of the metric.
+        drop: Relative drop that counts.
+        patience: Consecutive rollouts below that fire.
+        smoothing: Weight of a new value, above 0 and up to 1.
+        warmup: First rollouts, which enter the average but are not judged.
+        absent: What a missing value means once the signal has been there; null: nothing, it is skipped.
+        unless: The watch only counts as long as this other signal has never been there.
+    """
+
+    signal: str
+    drop: float
+    patience: int = 3
+    smoothing: float = 0.3
+    warmup: int = 3
+    absent: float | None = None
+    unless: str | None = None
+    steps: list[int] = field(default_factory=list, init=False)
+    raw: list[float] = field(default_factory=list, init=False)
+    smoothed: list[float] = field(default_factory=list, init=False)
+    best: float | None = field(default=None, init=False)
+    best_step: int = field(default=-1, init=False)
+    below: int = field(default=0, init=False)
+
+    @property
+    def threshold(self) -> float:
+        """A value below this counts as a drop."""
+        return -math.inf if self.best is None else self.best - self.drop * abs(self.best)
+
+    def update(self, step: int, values: Mapping[str, float]) -> Decision:
+        """Take in the metrics of a rollout; what is missing or not finite leaves no trace."""
+        new = values.get(self.signal, self.absent if self.steps else None)
+        if new is None or not math.isfinite(new):
+            return Decision("nothing", step)
+        value = new if not self.steps else (1 - self.smoothing) * self.smoothed[-1] + self.smoothing * new
+        self.steps.append(step)
+        self.raw.append(new)
+        self.smoothed.append(value)
+        if len(self.steps) <= self.warmup:
+            return Decision("nothing", step)
+        self.below = self.below + 1 if value < self.threshold else 0
+        verdict: Literal["nothing", "best", "fired"] = "fired" if self.below == self.patience else "nothing"
+        if self.best is None or value > self.best:
+            self.best, self.best_step, verdict = value, step, "best"
+        return Decision(verdict, step, self.signal, value, self.best, self.best_step, self.threshold, self.patience)
+
+
+class CollapseRule:
+    """Several watches: the first that fires decides, once.
+
+    Args:
+        watches: In order of preference. The first one that is there is the primary.
+        hand_back: Whose best step is handed back: the primary's, or the ``earlier`` of its and that of the watch
+            that fired.
+        lag: Hand back the weights so many rollouts before that best.
+    """
+
+    def __init__(self, watches: Sequence[Watch], hand_back: HandBack = "primary", lag: int = 0) -> None:
+        self.watches, self.hand_back, self.lag = list(watches), hand_back, lag
+        self.steps: list[int] = []  # of all rollouts
+        self.fired: Decision | None = None
+        self._best_step: int | None = None  # when it fired
+
+    def update(self, step: int, values: Mapping[str, float]) -> Decision:
+        """Take in the metrics of a rollout; after it has fired only the history goes on."""
+        self.steps.append(step)
+        decisions = [watch.update(step, values) for watch in self.watches]
+        if self.fired is not None:
+            return Decision("nothing", step)
+        active = self.active
+        for watch, decision in zip(self.watches, decisions, strict=True):
+            if decision.verdict == "fired" and watch in active:
+                steps = [active[0].best_step, *([watch.best_step] if self.hand_back == "earlier" else [])]
+                self.fired, self._best_step = decision, min(steps)
+                return decision
+        if active and active[0].best_step == step:
+            return decisions[self.watches.index(active[0])]
+        return Decision("nothing", step)
+
+    @property
+    def active(self) -> list[Watch]:
+        """The watches that count and have a best; the first is the primary."""
+        there = {watch.signal for watch in self.watches if watch.steps}
+        return [watch for watch in self.watches if watch.best is not None and watch.unless not in there]
+
+    @property
+    def best_step(self) -> int | None:
+        """The best step: that of the firing, until then the primary's; None before there is one."""
+        if self.fired is not None:
+            return self._best_step
+        return self.active[0].best_step if self.active else None
+
+    @property
+    def handed_step(self) -> int | None:
+        """The step whose weights are handed back: ``lag`` rollouts before the best."""
+        return None if self.best_step is None else self._lagged(self.best_step)
+
+    @property
+    def needed_steps(self) -> set[int]:
+        """Steps whose weights may still be handed back."""
+        if self.fired is not None:
+            return {self._lagged(self.best_step)} if self.best_step is not None else set()
+        watches = self.active if self.hand_back == "earlier" else self.active[:1]
+        return {self._lagged(watch.best_step) for watch in watches} | set(self.steps[len(self.steps) - self.lag :])
+
+    def _lagged(self, step: int) -> int:
+        return self.steps[max(0, self.steps.index(step) - self.lag)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen, as plain numbers; all else follows from it."""
+        return {
+            "steps": list(self.steps),
+            "signals": {w.signal: {"steps": list(w.steps), "raw": list(w.raw)} for w in self.watches},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go through it all again, with the settings of now."""
+        signals = {
+            name: dict(zip(seen["steps"], seen["raw"], strict=True)) for name, seen in state["signals"].items()
+        }
+        for step in state["steps"]:
+            self.update(step, {name: seen[step] for name, seen in signals.items() if step in seen})
+
+
+def default_rule(
+    drop: float = 0.05,
+    reference_drop: float = 0.25,
+    patience: int = 3,
+    smoothing: float = 0.3,
+    warmup: int = 3,
+    lag: int = 0,
+    signals: Sequence[str] = (AGREEMENT, SIMILARITY, REFERENCE),
+) -> CollapseRule:
+    """Agreement or the reference's log-likelihood; similarity where there are no answers to agree on.
+
+    Args:
+        drop: Relative drop of agreement or similarity.
+        reference_drop: Relative drop of the reference's log-likelihood per token.
+        patience: Consecutive rollouts below.
+        smoothing: Weight of a new value in the moving average.
+        warmup: First rollouts, not judged.
+        lag: Hand back the weights so many rollouts before the best.
+        signals: Those to watch, the first is the primary.
+    """
+    drops = {AGREEMENT: drop, SIMILARITY: drop, REFERENCE: reference_drop}
+    return CollapseRule(
+        [
+            Watch(
+                signal,
+                drops[signal],
+                patience,
+                smoothing,
+                warmup,
+                # A rollout without any answer has no agreement; where there was some before, it has fallen to 0.
+                absent=0.0 if signal == AGREEMENT else None,
+                unless=AGREEMENT if signal == SIMILARITY and AGREEMENT in signals else None,
+            )
+            for signal in signals
+        ],
+        lag=lag,
+    )

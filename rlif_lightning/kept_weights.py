@@ -1,0 +1,49 @@
+"""Copies of the trainable weights of a few steps: in memory, and in a folder where they outlive the process."""
+
+from pathlib import Path
+
+from torch import nn
+
+from rlif_lightning.trainable import Weights, load_trainable, save_trainable, trainable_weights
+
+FILE = "weights.safetensors"
+
+
+class KeptWeights:
+    """Holds as many copies as it is told to, no more, and as many files.
+
+    ``weights.safetensors`` holds the weights to hand back, ``step=<n>.safetensors`` others that may be next.
+    """
+
+    def __init__(self) -> None:
+        self.steps: dict[int, Weights] = {}
+        self._written: dict[Path, int] = {}
+
+    def keep(self, needed: set[int], step: int, policy: nn.Module) -> None:
+        """Let go of what is no longer needed; copy the present weights if they are."""
+        self.steps = {n: weights for n, weights in self.steps.items() if n in needed}
+        if step in needed and step not in self.steps:
+            self.steps[step] = trainable_weights(policy)
+
+    def write(self, folder: Path, handed: int | None, **facts: object) -> None:
+        """Bring all copies to the disk, unless they are there already, and remove other files."""
+        names = {folder / (FILE if n == handed else f"step={n}.safetensors"): n for n in self.steps}
+        for path, step in names.items():
+            if self._written.get(path) != step:
+                save_trainable(self.steps[step], path, step=step, **(facts if step == handed else {}))
+        for path in set(folder.glob("*.safetensors")) - set(names):
+            path.unlink()
+        self._written = names
+
+    def read(self, folder: Path, needed: set[int]) -> list[int]:
+        """Read the needed steps from a folder; returns the steps of files that are not."""
+        others = []
+        for path in sorted(folder.glob("*.safetensors")):
+            weights, facts = load_trainable(path)
+            step = int(facts["step"])
+            if step in needed:
+                self.steps[step] = weights
+                self._written[path] = step
+            else:
+                others.append(step)
+        return others
