@@ -8,13 +8,12 @@ weights and hands back those of the signal's best step.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal
 
 AGREEMENT = "rollout/agreement"
 SIMILARITY = "rollout/similarity"
 REFERENCE = "rollout/reference_logprob"
-
-HandBack = Literal["primary", "earlier"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,13 @@ class Decision:
 class Watch:
     """Looks at one signal, of which larger is better, for a lasting drop from its running best.
 
-    The signal is smoothed, ``x = (1 - smoothing) x + smoothing new``; a drop is ``x < best - drop |best|``, so that a
-    drop of 0.25 takes a log-likelihood of -0.8 below -1.
+    The signal is smoothed, ``x = (1 - smoothing) x + smoothing new``; a drop is ``x < best - drop |unit|``.
 
     Args:
         signal: Name of the metric.
-        drop: Relative drop that counts.
+        drop: Drop that counts, in the unit.
+        unit: ``best``: the running best. ``start``: the mean of the first rollouts, for a log-likelihood, which
+            comes so close to 0 that any wiggle is a large part of its best.
         patience: Consecutive rollouts below that fire.
         smoothing: Weight of a new value, above 0 and up to 1.
         warmup: First rollouts, which enter the average but are not judged.
@@ -73,6 +73,7 @@ class Watch:
 
     signal: str
     drop: float
+    unit: Literal["best", "start"] = "best"
     patience: int = 3
     smoothing: float = 0.3
     warmup: int = 3
@@ -88,7 +89,10 @@ class Watch:
     @property
     def threshold(self) -> float:
         """A value below this counts as a drop."""
-        return -math.inf if self.best is None else self.best - self.drop * abs(self.best)
+        if self.best is None:
+            return -math.inf
+        unit = self.best if self.unit == "best" else fmean(self.raw[: max(1, self.warmup)])
+        return self.best - self.drop * abs(unit)
 
     def update(self, step: int, values: Mapping[str, float]) -> Decision:
         """Take in the metrics of a rollout; what is missing or not finite leaves no trace."""
@@ -109,20 +113,18 @@ class Watch:
 
 
 class CollapseRule:
-    """Several watches: the first that fires decides, once.
+    """Several watches: the first that fires decides, once, and its own best step is handed back.
 
     Args:
-        watches: In order of preference. The first one that is there is the primary.
-        hand_back: Whose best step is handed back: the primary's, or the ``earlier`` of its and that of the watch
-            that fired.
+        watches: In order of preference. The first one that is there is the primary, whose best step counts as long
+            as none has fired.
         lag: Hand back the weights so many rollouts before that best.
     """
 
-    def __init__(self, watches: Sequence[Watch], hand_back: HandBack = "primary", lag: int = 0) -> None:
-        self.watches, self.hand_back, self.lag = list(watches), hand_back, lag
+    def __init__(self, watches: Sequence[Watch], lag: int = 0) -> None:
+        self.watches, self.lag = list(watches), lag
         self.steps: list[int] = []  # of all rollouts
         self.fired: Decision | None = None
-        self._best_step: int | None = None  # when it fired
 
     def update(self, step: int, values: Mapping[str, float]) -> Decision:
         """Take in the metrics of a rollout; after it has fired only the history goes on."""
@@ -133,8 +135,7 @@ class CollapseRule:
         active = self.active
         for watch, decision in zip(self.watches, decisions, strict=True):
             if decision.verdict == "fired" and watch in active:
-                steps = [active[0].best_step, *([watch.best_step] if self.hand_back == "earlier" else [])]
-                self.fired, self._best_step = decision, min(steps)
+                self.fired = decision
                 return decision
         if active and active[0].best_step == step:
             return decisions[self.watches.index(active[0])]
@@ -150,7 +151,7 @@ class CollapseRule:
     def best_step(self) -> int | None:
         """The best step: that of the firing, until then the primary's; None before there is one."""
         if self.fired is not None:
-            return self._best_step
+            return self.fired.best_step
         return self.active[0].best_step if self.active else None
 
     @property
@@ -163,8 +164,7 @@ class CollapseRule:
         """Steps whose weights may still be handed back."""
         if self.fired is not None:
             return {self._lagged(self.best_step)} if self.best_step is not None else set()
-        watches = self.active if self.hand_back == "earlier" else self.active[:1]
-        return {self._lagged(watch.best_step) for watch in watches} | set(self.steps[len(self.steps) - self.lag :])
+        return {self._lagged(watch.best_step) for watch in self.active} | set(self.steps[len(self.steps) - self.lag :])
 
     def _lagged(self, step: int) -> int:
         return self.steps[max(0, self.steps.index(step) - self.lag)]
@@ -187,7 +187,7 @@ class CollapseRule:
 
 def default_rule(
     drop: float = 0.05,
-    reference_drop: float = 0.25,
+    reference_drop: float = 0.15,
     patience: int = 3,
     smoothing: float = 0.3,
     warmup: int = 3,
@@ -197,8 +197,8 @@ def default_rule(
     """Agreement or the reference's log-likelihood; similarity where there are no answers to agree on.
 
     Args:
-        drop: Relative drop of agreement or similarity.
-        reference_drop: Relative drop of the reference's log-likelihood per token.
+        drop: Drop of agreement or similarity, as a share of its best.
+        reference_drop: Drop of the reference's log-likelihood per token, as a share of that of the first rollouts.
         patience: Consecutive rollouts below.
         smoothing: Weight of a new value in the moving average.
         warmup: First rollouts, not judged.
@@ -211,6 +211,7 @@ def default_rule(
             Watch(
                 signal,
                 drops[signal],
+                "start" if signal == REFERENCE else "best",
                 patience,
                 smoothing,
                 warmup,
