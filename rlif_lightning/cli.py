@@ -109,11 +109,17 @@ def users_mistake(error: BaseException | None) -> UserError | None:
 
 def run_trainer(arguments: list[str]) -> None:
     """Parse and run a command of the Trainer's."""
-    quiet()
-    sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
+    prepare()
     from rlif_lightning.trainer_cli import RLIFCLI
 
     RLIFCLI.run(arguments)
+
+
+def prepare() -> None:
+    """Get ready for recipes."""
+    quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
 
 
 def quiet() -> None:

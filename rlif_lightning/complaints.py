@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlif_lightning.class_paths import classes_in, example_of, parameters_of, similar_class
+from rlif_lightning.cli import TRAINER_COMMANDS
 from rlif_lightning.errors import UserError
 
 TYPES = {
@@ -179,7 +180,9 @@ def _unknown_words(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) 
 def _missing(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
     found = re.search(r"following arguments are required: (\S+)", text)
     if found:
-        name = found[1].strip(",").split(".", 1)[-1]
+        name = found[1].strip(",")
+        if name.partition(".")[0] in TRAINER_COMMANDS:
+            name = name.partition(".")[2]
         return _complaint(f"The setting --{name} is missing", parser, do=f"give --{name}, or a recipe with --config")
     found = re.match(r"argument (?:-\w/)?(--\S+): expected (?:one|at least one) argument", text)
     return _complaint(f"The setting {found[1]} has no value", parser, do=f"write {found[1]} VALUE") if found else None

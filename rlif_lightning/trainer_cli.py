@@ -46,19 +46,7 @@ class RLIFCLI(LightningCLI):
     def run(cls, arguments: list[str]) -> "RLIFCLI":
         """Parse and run one command."""
         try:
-            return cls(
-                RLIFModule,
-                PromptDataModule,
-                args=arguments,
-                parser_class=Parser,
-                parser_kwargs={"prog": "rlif"},
-                save_config_callback=SaveConfig,
-                save_config_kwargs={"overwrite": True},
-                seed_everything_default=0,
-                trainer_defaults=TRAINER_DEFAULTS,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
+            return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
         except BaseException:
             if cls.created is not None:
                 discard_run_folder(cls.created)
@@ -66,6 +54,21 @@ class RLIFCLI(LightningCLI):
         finally:
             cls.created = None
             os.environ.pop(RUN_FOLDER, None)
+
+    @staticmethod
+    def settings(arguments: list[str]) -> dict[str, Any]:
+        """What Lightning's command line is told."""
+        return {
+            "args": arguments,
+            "parser_class": Parser,
+            "parser_kwargs": {"prog": "rlif"},
+            "save_config_callback": SaveConfig,
+            "save_config_kwargs": {"overwrite": True},
+            "seed_everything_default": 0,
+            "trainer_defaults": TRAINER_DEFAULTS,
+            "auto_configure_optimizers": False,
+            "load_from_checkpoint_support": False,
+        }
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The callbacks have keys of their own: lists of callbacks would merge by position."""
@@ -90,7 +93,7 @@ class RLIFCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint before anything is loaded."""
-        config = self.config[self.subcommand]
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
         self.root = run_root(config.runs)
         self.recipe = recipe_name(config.config)
         if config.ckpt_path is not None:
@@ -119,6 +122,14 @@ class RLIFCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(Report())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
+        return self.make_trainer(**kwargs)
+
+    def make_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer of the settings.
+
+        Raises:
+            UserError: It refuses them.
+        """
         try:
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
