@@ -24,9 +24,9 @@ TRAINER_COMMANDS = {
 
 def commands() -> dict[str, Callable[[list[str]], None]]:
     """The commands that need no Trainer."""
-    from rlif_lightning.commands import report
+    from rlif_lightning.commands import diagnose, report
 
-    return {"report": report.main}
+    return {"diagnose": diagnose.main, "report": report.main}
 
 
 def main(args: Sequence[str] | None = None) -> None:

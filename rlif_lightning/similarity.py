@@ -1,0 +1,36 @@
+"""How alike the completions of a group are: a signal where texts have no answers to agree on."""
+
+import torch
+from torch import Tensor
+
+
+def group_similarity(ids: Tensor, mask: Tensor, group_size: int) -> Tensor:
+    """Mean over the pairs of a group of the Jaccard similarity of their sets of token bigrams.
+
+    1: all alike; 0: no two completions share a bigram. Two completions without any bigram are alike.
+
+    Args:
+        ids: [N, T] completion tokens, rows of a group next to each other.
+        mask: [N, T] bool, one run of tokens per row, padding behind it.
+        group_size: Completions per prompt (G).
+
+    Returns:
+        [N / G] float32 on the CPU; nan for groups of one.
+    """
+    ids, mask = ids.cpu(), mask.cpu()
+    first, second = ids[:, :-1].long(), ids[:, 1:].long()
+    bigrams = first * (int(ids.max()) + 1 if ids.numel() else 1) + second  # [N, T - 1]
+    pairs = mask[:, 1:].view(-1, group_size, bigrams.shape[1])
+    return torch.stack([_jaccard(b, m) for b, m in zip(bigrams.view_as(pairs), pairs, strict=True)])
+
+
+def _jaccard(bigrams: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the pairs of the rows [G, T - 1] of one group."""
+    rows, columns = mask.nonzero(as_tuple=True)
+    kinds, number = bigrams[rows, columns].unique(return_inverse=True)
+    has = torch.zeros(len(mask), len(kinds))
+    has[rows, number] = 1.0
+    shared, sizes = has @ has.T, has.sum(1)
+    union = sizes[:, None] + sizes[None] - shared
+    alike = torch.where(union > 0, shared / union.clamp(min=1), 1.0)
+    return alike[torch.ones_like(alike).triu(1).bool()].mean()
