@@ -15,10 +15,12 @@ Array = NDArray[Any]
 Statistic = Callable[[Array], Array]  # counts [R, P] -> [R]; nan where it is not defined
 
 RESAMPLES = 1000
+GROUPS_LEAST = 8
+"""Fewer prompts that say anything about a statistic give no interval: resamples of a handful say nothing."""
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval; nan where the data define none."""
+    """A number with its 95 % interval; nan where the data define none, or too few groups say anything."""
 
     value: float
     low: float
@@ -31,7 +33,11 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """Such as ``0.31 [0.12, 0.48]``."""
-        return "-" if np.isnan(self.value) else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        if np.isnan(self.value):
+            return "-"
+        return f"{self.value:.2f} " + (
+            f"({self.groups} groups)" if np.isnan(self.low) else f"[{self.low:.2f}, {self.high:.2f}]"
+        )
 
 
 def resample(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
@@ -46,7 +52,13 @@ def estimate(statistic: Statistic, counts: Array, groups: int) -> Estimate:
     Resamples in which it is not defined (one class only) are left out; no interval where they are the most.
     """
     value = float(statistic(np.ones((1, counts.shape[1])))[0])
-    return Estimate(value, *interval(statistic(counts)), groups)
+    return estimate_of(value, statistic(counts), groups)
+
+
+def estimate_of(value: float, draws: Array, groups: int) -> Estimate:
+    """The same from values [R] of the resamples."""
+    low, high = interval(draws) if groups >= GROUPS_LEAST else (float("nan"), float("nan"))
+    return Estimate(value, low, high, groups)
 
 
 def interval(draws: Array) -> tuple[float, float]:
@@ -109,12 +121,12 @@ def _centred_pair(x: Array, y: Array, use: Array | None) -> tuple[Array, Array, 
     """Both [P, G] without their groups' means, and the groups [P] in which both vary."""
     known = np.isfinite(x) & np.isfinite(y)
     centred = []
-    vary = known.any(1) if use is None else known.any(1) & use
+    vary: Array = np.asarray(known.any(1) if use is None else known.any(1) & use)
     for v in (x, y):
         values = np.where(known, v, 0).astype(np.float64)
         size = np.maximum(known.sum(1, keepdims=True), 1)
         low = np.where(known, v, np.inf).min(1)
-        vary = vary & (np.where(known, v, -np.inf).max(1) > low)
+        vary &= np.asarray(np.where(known, v, -np.inf).max(1) > low)
         centred.append(np.where(known, values - values.sum(1, keepdims=True) / size, 0))
     return centred[0], centred[1], vary
 

@@ -19,7 +19,7 @@ from rlif_lightning.association import (
     correlation,
     correlation_within,
     estimate,
-    interval,
+    estimate_of,
     ratio,
     resample,
 )
@@ -64,6 +64,12 @@ class Measured:
     majority_correct: Array | None  # [P] whether the most frequent answer is right
     values: dict[str, Array] = field(default_factory=dict)  # reward -> [P, G]; nan: left out of training
     gated: dict[str, Array] = field(default_factory=dict)  # reward -> [P] bool, teaches nothing
+
+    def target(self, name: str) -> Array:
+        """What rewards are held against, [P, G]: ``agreement``, ``correct`` or ``tokens``."""
+        found = {"agreement": self.majority, "correct": self.correct, "tokens": self.tokens}[name]
+        assert found is not None
+        return found
 
 
 def measure(
@@ -200,7 +206,7 @@ def compare(m: Measured) -> dict[str, dict[str, Any]]:
     wrong (majority, minority) completion the right one has the higher reward.
     """
     counts = resample(len(m.tokens))
-    targets = {"agreement": m.majority, **({} if m.correct is None else {"correct": m.correct}), "tokens": m.tokens}
+    targets = ["agreement", *([] if m.correct is None else ["correct"]), "tokens"]
     found: dict[str, dict[str, Any]] = {}
     for name, value in m.values.items():
         usable = ~m.gated[name]
@@ -210,7 +216,8 @@ def compare(m: Measured) -> dict[str, dict[str, Any]]:
             "spread": float(np.nanmean(spread)) if np.isfinite(spread).any() else float("nan"),
             "gated_fraction": float(m.gated[name].mean()),
         }
-        for target, y in targets.items():
+        for target in targets:
+            y = m.target(target)
             within, groups = correlation_within(value, y, usable)
             numbers = {"within": estimate(within, counts, groups)}
             numbers["overall"] = estimate(correlation(value, y), counts, len(value))
@@ -230,7 +237,7 @@ def difference(m: Measured, one: str, other: str, target: Array) -> Estimate:
     second, _ = correlation_within(m.values[other], target, ~m.gated[other])
     every = np.ones((1, len(m.tokens)))
     value = float((first(every) - second(every))[0])
-    return Estimate(value, *interval(first(counts) - second(counts)), groups)
+    return estimate_of(value, first(counts) - second(counts), groups)
 
 
 def value_correlations(m: Measured) -> Tensor:

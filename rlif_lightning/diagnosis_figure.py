@@ -149,7 +149,7 @@ def _values(ax: Axes, name: str, m: Measured, legend: bool) -> None:
     for side, word, colour in ((marks > 0.5, words[0], GOOD), (marks <= 0.5, words[1], BAD)):
         chosen = np.clip(values[side & finite], edges[0], edges[-1])
         if len(chosen):
-            ax.hist(chosen, edges, density=True, histtype="stepfilled", alpha=0.45, color=colour, label=word)
+            ax.hist(chosen, edges.tolist(), density=True, histtype="stepfilled", alpha=0.45, color=colour, label=word)
     ax.set_yticks([])
     _finish(ax, name, "reward minus its group's mean")
     if legend:

@@ -32,7 +32,7 @@ def table(report: dict[str, Any]) -> str:
     where = f"{report['prompts']} prompts of data.{report['split']} x {report['group_size']} completions"
     lines = [f"{report['model']}: {where}; [95 % intervals over prompts]", ""]
     extra = {k: k for k in policy if k.startswith(("pass@", "maj@")) and k != "pass@1"}
-    lines += [f"  {what:<32}{policy[key]}" for key, what in {**ROWS, **extra}.items() if key in policy]
+    lines += [f"  {what:<34}{policy[key]}" for key, what in {**ROWS, **extra}.items() if key in policy]
     labels = "accuracy" in policy
     head = [
         "reward",
@@ -65,7 +65,7 @@ def table(report: dict[str, Any]) -> str:
 def _matrix(title: str, values: list[list[float]], rows: list[list[str]], halves: Any = None) -> list[str]:
     names = [row[0] for row in rows[1:]]
     width = max(map(len, names))
-    beside = "" if halves is None else "; last column: with itself between two halves of the prompts"
+    beside = "" if halves is None else "; last: with itself on other prompts; as small as random's is noise"
     lines = [title + beside]
     for i, (name, own) in enumerate(zip(names, values, strict=True)):
         numbers = [*own, *([halves[i][i]] if halves is not None else [])]

@@ -54,7 +54,7 @@ def _options(parser: Any) -> None:
     parser.add_argument("--prompts", type=int, default=64, help="How many prompts, drawn at random from the split.")
     parser.add_argument("--split", type=_split(), default="train", help="Which problems.")
     parser.add_argument("--gradients", type=bool | None, default=None,
-                        help="Compare the rewards' policy gradients; null: where they take less than 4 GiB.")  # fmt: skip
+                        help="Compare the rewards' gradients; null: where they take less than 4 GiB.")  # fmt: skip
     parser.add_argument("--output", type=str | None, default=None,
                         help="Folder of the results; null: <runs>/<recipe>/diagnose/<n>.")  # fmt: skip
 
@@ -165,16 +165,17 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
     from rlif_lightning.verdict import verdict
 
     rollout, module, options = objects.rollout, objects.module, objects.options
+    source = objects.data.sources[options.split]
+    assert source is not None
     measured, masked, advantages = measure(rollouts, rewards, rollout.advantage)
     policy, found = describe(measured), compare(measured)
-    targets = {"agreement": measured.majority, "correct": measured.correct}
     answer = verdict(
         policy,
         found,
         internal={r.name: "answers" in r.requires for r in rewards if not isinstance(r, Random | Verifiable)},
         group_size=rollout.plan.group_size,
         statistics_temperature=rollout.sampling.statistics_temperature or rollout.sampling.temperature,
-        differs=lambda a, b, target: difference(measured, a, b, targets[target]).excludes_zero(),
+        differs=lambda a, b, target: difference(measured, a, b, measured.target(target)).excludes_zero(),
     )
     report = {
         "verdict": asdict(answer),
@@ -188,7 +189,7 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
         "model": module.name,
         "fingerprint": module.fingerprint,
         "checkpoint": options.ckpt_path,
-        "data": asdict(objects.data.sources[options.split]),
+        "data": asdict(source),
         "split": options.split,
         "prompts": len(prompts),
         "group_size": rollout.plan.group_size,
