@@ -75,10 +75,13 @@ def ratio(totals: Array, sizes: Array) -> Statistic:
     return lambda counts: _divide(counts @ totals, counts @ sizes)
 
 
-def correlation(x: Array, y: Array) -> Statistic:
+def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
     """Pearson's correlation over all completions of x, y [P, G]; rows with nan are left out.
 
     For y of 0 and 1 it is the point-biserial correlation.
+
+    Returns:
+        The statistic, and how many prompts have a completion in it.
     """
     known = np.isfinite(x) & np.isfinite(y)
     # Counted from the mean, so that the sums of squares don't cancel.
@@ -87,10 +90,11 @@ def correlation(x: Array, y: Array) -> Statistic:
 
     def statistic(counts: Array) -> Array:
         m, mx, my = (counts @ v for v in (n, sx, sy))
-        cov, vx, vy = counts @ sxy - mx * my / m, counts @ sxx - mx**2 / m, counts @ syy - my**2 / m
+        cov = m * (counts @ sxy) - mx * my
+        vx, vy = m * (counts @ sxx) - mx**2, m * (counts @ syy) - my**2
         return _divide(cov, np.sqrt(np.maximum(vx, 0) * np.maximum(vy, 0)))
 
-    return statistic
+    return statistic, int(known.any(1).sum())
 
 
 def correlation_within(x: Array, y: Array, use: Array | None = None) -> tuple[Statistic, int]:
@@ -131,10 +135,13 @@ def _centred_pair(x: Array, y: Array, use: Array | None) -> tuple[Array, Array, 
     return centred[0], centred[1], vary
 
 
-def auroc(scores: Array, labels: Array) -> Statistic:
+def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
     """Chance that a completion labelled 1 scores above one labelled 0, over all pairs; a tie counts half.
 
     The Mann-Whitney statistic by ranks: scores and labels [P, G], rows with nan left out.
+
+    Returns:
+        The statistic, and how many prompts have a completion in it.
     """
     known = np.isfinite(scores) & np.isfinite(labels)
     group = np.nonzero(known)[0]  # [N] of each completion
@@ -151,7 +158,7 @@ def auroc(scores: Array, labels: Array) -> Statistic:
         below = zeros.cumsum(1) - zeros
         return _divide((ones * (below + zeros / 2)).sum(1), ones.sum(1) * zeros.sum(1))
 
-    return statistic
+    return statistic, int(known.any(1).sum())
 
 
 def auroc_within(scores: Array, labels: Array, use: Array | None = None) -> tuple[Statistic, int]:

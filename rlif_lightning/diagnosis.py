@@ -212,22 +212,23 @@ def compare(m: Measured) -> dict[str, dict[str, Any]]:
         usable = ~m.gated[name]
         spread = np.array([v[np.isfinite(v)].std(ddof=1) if np.isfinite(v).sum() > 1 else np.nan for v in value])
         own: dict[str, Any] = {
-            "mean": float(np.nanmean(value)),
-            "spread": float(np.nanmean(spread)) if np.isfinite(spread).any() else float("nan"),
+            "mean": _mean_of_known(value),
+            "spread": _mean_of_known(spread),
             "gated_fraction": float(m.gated[name].mean()),
         }
         for target in targets:
             y = m.target(target)
-            within, groups = correlation_within(value, y, usable)
-            numbers = {"within": estimate(within, counts, groups)}
-            numbers["overall"] = estimate(correlation(value, y), counts, len(value))
+            statistics = {"within": correlation_within(value, y, usable), "overall": correlation(value, y)}
             if target != "tokens":
-                pairs, both = auroc_within(value, y, usable)
-                numbers["auroc"] = estimate(auroc(value, y), counts, len(value))
-                numbers["auroc_within"] = estimate(pairs, counts, both)
-            own[target] = numbers
+                statistics |= {"auroc": auroc(value, y), "auroc_within": auroc_within(value, y, usable)}
+            own[target] = {key: estimate(s, counts, groups) for key, (s, groups) in statistics.items()}
         found[name] = own
     return found
+
+
+def _mean_of_known(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def difference(m: Measured, one: str, other: str, target: Array) -> Estimate:

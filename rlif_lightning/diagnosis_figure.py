@@ -146,13 +146,16 @@ def _values(ax: Axes, name: str, m: Measured, legend: bool) -> None:
     known = values[finite]
     low, high = np.quantile(known, [0.005, 0.995]) if len(known) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 31)
-    for side, word, colour in ((marks > 0.5, words[0], GOOD), (marks <= 0.5, words[1], BAD)):
+    sides = [(marks > 0.5, words[0], GOOD), (marks <= 0.5, words[1], BAD)]
+    if not np.isfinite(marks).any():
+        sides = [(finite, "all", "0.5")]
+    for side, word, colour in sides:
         chosen = np.clip(values[side & finite], edges[0], edges[-1])
         if len(chosen):
             ax.hist(chosen, edges.tolist(), density=True, histtype="stepfilled", alpha=0.45, color=colour, label=word)
     ax.set_yticks([])
     _finish(ax, name, "reward minus its group's mean")
-    if legend:
+    if legend and len(known):
         ax.legend(fontsize=8)
 
 

@@ -103,8 +103,8 @@ def _caution(out: Verdict, policy: Mapping[str, Any], group_size: int, temperatu
     solved = policy.get(f"pass@{group_size}")
     if solved is not None and solved.high < SOLVED_LEAST:
         out.cautions.append(
-            f"hardly any problem is solved in {group_size} tries ({solved}): first look at completions.jsonl, the prompt "
-            "and data.answers"
+            f"hardly any problem is solved in {group_size} tries ({solved}): first look at completions.jsonl, the "
+            "prompt and data.answers"
         )
     if temperature != 1.0:
         out.notes.append(f"entropy was taken at temperature {temperature:g}; the thresholds are those of 1")
