@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlif_lightning.curves import COLOURS
+from rlif_lightning.curves import COLOURS, DASHED, SOLID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,8 @@ def diagnosis_figure(report: dict[str, Any], measured: Measured) -> Figure:
     from matplotlib.figure import Figure
 
     names = list(report["rewards"])
-    middle = math.ceil(len(names) / COLUMNS)
+    shown = [name for name in names if name != "verifiable"]  # right and wrong are all that it tells apart
+    middle = math.ceil(len(shown) / COLUMNS)
     figure = Figure(figsize=(16, 3.6 + 2.6 * middle + 4.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 + middle, COLUMNS, height_ratios=[3.4, *[2.4] * middle, 4.6])
@@ -45,7 +46,7 @@ def diagnosis_figure(report: dict[str, Any], measured: Measured) -> Figure:
     _entropy(figure.add_subplot(grid[0, 1]), report, measured)
     _correlations(figure.add_subplot(grid[0, 2]), report, names)
     _spread(figure.add_subplot(grid[0, 3]), report, measured, names)
-    for n, name in enumerate(names):
+    for n, name in enumerate(shown):
         row, column = divmod(n, COLUMNS)
         _values(figure.add_subplot(grid[1 + row, column]), name, measured, legend=n == 0)
     equivalence = report["equivalence"]
@@ -127,7 +128,9 @@ def _spread(ax: Axes, report: dict[str, Any], m: Measured, names: list[str]) -> 
     for n, name in enumerate(names):
         counts, _ = np.histogram(sds[name], edges)
         gated = report["rewards"][name]["gated_fraction"]
-        ax.stairs(counts, edges, color=COLOURS[n % len(COLOURS)], label=f"{name}, {gated:.0%} gated", linewidth=1.5)
+        dashes = SOLID if n < len(COLOURS) else DASHED
+        label = f"{name}, {gated:.0%} gated"
+        ax.stairs(counts, edges, color=COLOURS[n % len(COLOURS)], label=label, linewidth=1.5, linestyle=dashes)
     ax.axvline(gate, color="0.4", linestyle=":")
     ax.set_xscale("log")
     ax.legend(fontsize=6.5, framealpha=0.7)

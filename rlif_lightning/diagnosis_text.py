@@ -58,7 +58,8 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"VERDICT: {answer['level']}{reward}"]
     for sign, key in (("-", "reasons"), ("!", "cautions"), ("*", "notes")):
         lines += [part for text in answer[key] for part in _wrapped(text, sign)]
-    lines.append("  The thresholds come from few models; a verdict is a reason to look, no forecast.")
+    lines += ["  The thresholds come from few models: a reason to look, no forecast. All this is of the first step; it",
+              "  says nothing about when to stop, and on our toy rewards that looked alike here parted later."]  # fmt: skip
     return "\n".join(lines)
 
 
