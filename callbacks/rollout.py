@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,21 +15,21 @@ from rlif_lightning.callbacks.logs import clock, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
 from rlif_lightning.callbacks.sampling import ready
-from rlif_lightning.collect import (
-    AdvantageSettings,
-    sample_rollout,
-    with_advantages,
-    with_reference,
-    with_scores,
-)
+from rlif_lightning.collect import AdvantageSettings, sample_rollout, score_slices, with_advantages, with_scores
 from rlif_lightning.data import PromptDataModule, run_seed
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.advantages import Baseline, Scale
+from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.references import Version
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout, completion_seed
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
+
+ANNOTATORS: dict[str, Version] = {"reference": "frozen", "ema": "ema"}
+"""What a reward may require, and the version of the policy that it is."""
 
 
 class RolloutCallback(Callback):
@@ -49,9 +50,15 @@ class RolloutCallback(Callback):
         rewards: What is rewarded; several are standardised in the group, weighted and summed.
         votes: Completions per prompt whose answers count for agreement and majority; more than ``group_size``
             are sampled for that alone. null: the group.
-        scale: Divide advantages by the group's standard deviation (``group``) or not (``none``).
-        min_spread: Groups whose rewards have no larger standard deviation than this teach nothing.
+        scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
+            by nothing (``none``).
+        baseline: What a reward is compared with: the ``mean`` of its group, or that of the others
+            (``leave_one_out``).
+        min_spread: Groups whose rewards have no larger standard deviation than this (in the reward's unit, nats
+            for the internal ones) teach nothing.
         mask_truncated: Leave completions without an end out of statistics and loss.
+        agreement_band: Keep prompts whose agreement lies in ``[low, high]``, the others are left out of the
+            loss; null: all.
         sampler: The engine.
     """
 
@@ -70,9 +77,11 @@ class RolloutCallback(Callback):
         statistics_temperature: float | Literal["sampling"] = "sampling",
         rewards: list[Reward] | None = None,
         votes: int | None = None,
-        scale: Literal["group", "none"] = "group",
+        scale: Scale = "group",
+        baseline: Baseline = "mean",
         min_spread: float = 1e-4,
         mask_truncated: bool = False,
+        agreement_band: tuple[float, float] | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         if temperature <= 0:
@@ -103,13 +112,19 @@ class RolloutCallback(Callback):
                 "rollout.votes is smaller than the group", got=votes, expected=f"{group_size} (group_size) or more"
             )
         self.votes = votes
-        self.sampling = replace(self.sampling, statistics=frozenset().union(*(r.statistics for r in self.rewards)))
-        self.advantage = AdvantageSettings(scale, min_spread, mask_truncated)
+        self.sampling = replace(
+            self.sampling, statistics=tuple(sorted(frozenset().union(*(r.statistics for r in self.rewards))))
+        )
+        if agreement_band is not None and not 0 <= agreement_band[0] <= agreement_band[1] <= 1:
+            raise UserError("rollout.agreement_band is no band", got=agreement_band, expected="0 <= low <= high <= 1")
+        self.advantage = AdvantageSettings(scale, baseline, min_spread, mask_truncated, agreement_band)
         self.sampler: Sampler = sampler or NativeSampler()
         self.plan = BatchPlan(*self.sizes)
         self.rollout: Rollout | None = None
         """The present rollout of this process; None between two rollouts."""
         self._grader: Grader | None = None
+        self._annotators: list[str] = []
+        self._needs_answers = self._checked = False
         self._slices: list[Tensor] = []
         self._denominators: list[float] = []
         self._update_start = 0.0
@@ -145,7 +160,9 @@ class RolloutCallback(Callback):
                 f"The reward {names} compares answers, and the training data has none",
                 do="name the answer's field in --data.train.answer, or choose an internal reward",
             )
-        pl_module.needs_reference |= "reference" in needs
+        pl_module.needs |= {ANNOTATORS[a] for a in needs & ANNOTATORS.keys()}
+        self._annotators = sorted(needs & ANNOTATORS.keys())
+        self._needs_answers = "answers" in needs or self.advantage.agreement_band is not None
         self._grader = Grader(datamodule.answers)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -181,6 +198,8 @@ class RolloutCallback(Callback):
                 rank_zero_warn("Resumed from the middle of a rollout: it is sampled anew with the present weights.")
             self._collect(trainer, pl_module, batch)
         assert self.rollout is not None
+        if batch["slice"] % self.plan.slices == 0 and pl_module.top_entropy_fraction < 1:
+            self.rollout = self._with_surrogate_mask(batch["slice"], pl_module.top_entropy_fraction)
         rows = self._slices[batch["slice"]]
         part = self.rollout.slice(rows)
         batch["rollout"] = part
@@ -230,24 +249,72 @@ class RolloutCallback(Callback):
                 sampling_progress(trainer),
                 self.votes,
             )
-            rollout = with_scores(rollout, module.policy, self.sampling.statistics_temperature)
+            rollout = with_scores(rollout, module.policy, self.sampling)
             sampled = clock(module)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
-            if module.needs_reference:
-                first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
-                rollout = with_reference(rollout, first_pass, module.frozen_reference)
+            first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
+            rollout = self._with_versions(rollout, module, first_pass)
             referred = clock(module)
             weights = [r.weight_at(trainer.global_step) for r in self.rewards]
-            rollout, gated = with_advantages(rollout, self.rewards, weights, self.advantage)
+            total = partial(trainer.strategy.reduce, reduce_op="sum")
+            weighed = with_advantages(rollout, self.rewards, weights, self.advantage, total)
+            rollout = weighed.rollout
         self.rollout = rollout
         self._slices = [rows for window in windows for rows in window]
         self._denominators = self._window_denominators(trainer, module, rollout, windows)
-        metrics = rollout_metrics(trainer, rollout, gated, weights, sampled - start)
+        metrics = rollout_metrics(trainer, weighed, weights, sampled - start)
+        self._check_first(metrics)
         metrics["time/rollout"] = sampled - start
-        if module.needs_reference:
+        if module.needs:
             metrics["time/reference"] = referred - sampled
         metrics["memory/peak"] = peak_memory_mb(module)
         log_now(trainer, metrics)
+
+    def _with_versions(self, rollout: Rollout, module: RLIFModule, slices: list[Tensor]) -> Rollout:
+        """Score the rollout under other versions of the policy: for the KL term, and for rewards of theirs."""
+        for which in sorted(module.needs):
+            names = [a for a in self._annotators if ANNOTATORS[a] == which]
+            with module.version(which) as model:
+                logprob, stats = score_slices(model, rollout, slices, self.sampling, bool(names))
+            if stats is not None:
+                rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})
+            if which == "frozen":
+                rollout = replace(rollout, frozen_logprob=logprob)
+            if which == module.reference:
+                rollout = replace(rollout, reference_logprob=logprob)
+        return rollout
+
+    def _check_first(self, metrics: dict[str, float]) -> None:
+        """Refuse, before the first update, rewards that can't work on this data.
+
+        Raises:
+            UserError: Answers are needed and not one completion has one; or the rewards cancel.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        if self._needs_answers and not metrics.get("rollout/answered_fraction"):
+            names = [r.name for r in self.rewards if "answers" in r.requires] or ["agreement_band"]
+            raise UserError(
+                f"{', '.join(names)} compares answers, and none of the first completions has one",
+                do="say in --data.answers.completion where answers stand, or choose another reward",
+            )
+        if metrics["rollout/advantage_size"] < 1e-6 and metrics["rollout/gated_fraction"] < 1:
+            raise UserError(
+                "The rewards cancel: their weighted advantages sum to 0 for every completion",
+                got=", ".join(f"{r.name}" for r in self.rewards),
+                do="change --rollout.rewards or their weights",
+            )
+
+    def _with_surrogate_mask(self, first_slice: int, fraction: float) -> Rollout:
+        """Choose the tokens that learn among those of the window that begins; another pass deals other windows."""
+        rollout = self.rollout
+        assert rollout is not None and rollout.loss_mask is not None
+        rows = torch.cat(self._slices[first_slice : first_slice + self.plan.slices]).to(rollout.loss_mask.device)
+        window = torch.zeros_like(rollout.loss_mask)
+        window[rows] = rollout.loss_mask[rows]
+        entropy = rollout.statistics().entropy
+        return replace(rollout, surrogate_mask=top_entropy_mask(entropy, window, fraction))
 
     def _dealer(self, first: tuple[int, ...]) -> torch.Generator:
         """Deals this rollout's groups into windows: the same again after a resume."""

@@ -4,23 +4,19 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from rlif_lightning.callbacks.logs import Means
+from rlif_lightning.collect import Weighed
 from rlif_lightning.functional.losses import k3_divergence
 from rlif_lightning.grading import agreement
-from rlif_lightning.rollout import Rollout
 
 
-def rollout_metrics(
-    trainer: Trainer, rollout: Rollout, gated: Tensor, weights: Sequence[float], seconds: float
-) -> dict[str, float]:
+def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float], seconds: float) -> dict[str, float]:
     """Means of a rollout over all processes, reduced once.
 
     Args:
         trainer: Reduces over processes.
-        rollout: With rewards.
-        gated: [P] groups that teach nothing.
+        weighed: The rollout with its rewards.
         weights: Of the rollout's rewards, whose weighted sum is ``rollout/reward``; several rewards are logged
             one by one as well.
         seconds: That sampling took.
@@ -28,6 +24,7 @@ def rollout_metrics(
     Returns:
         ``rollout/*``: per-token statistics as means over tokens (nats), the others over completions or groups.
     """
+    rollout, gated, filtered = weighed
     samples, g = rollout.samples, rollout.group_size
     mask = samples.completion_mask
     tokens = mask.sum()
@@ -45,13 +42,19 @@ def rollout_metrics(
         ("logprob", samples.logprob),
     ):
         means.add(f"rollout/{name}", values[mask].sum(), tokens)
+    if rollout.frozen_logprob is not None:
+        means.add("rollout/reference_logprob", rollout.frozen_logprob[mask].sum(), tokens)
     if rollout.reference_logprob is not None:
-        reference = rollout.reference_logprob[mask]
-        means.add("rollout/reference_logprob", reference.sum(), tokens)
-        means.add("rollout/kl", k3_divergence(samples.logprob[mask], reference).sum(), tokens)
+        divergence = k3_divergence(samples.logprob[mask], rollout.reference_logprob[mask])
+        means.add("rollout/kl", divergence.sum(), tokens)
     means.rows("rollout/completion_tokens", samples.lengths.float())
     means.rows("rollout/truncated_fraction", (~samples.ended).float())
     means.rows("rollout/gated_fraction", gated.float())
+    if filtered is not None:
+        means.rows("rollout/filtered_fraction", filtered.float())
+    assert rollout.advantages is not None
+    means.rows("rollout/advantage_size", rollout.advantages.abs())
+    means.rows("rollout/answered_fraction", torch.tensor([float(a is not None) for a in rollout.answers]))
     if samples.kept_mass is not None:
         means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), tokens)
     means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
@@ -59,6 +62,6 @@ def rollout_metrics(
         means.rows("rollout/accuracy", rollout.correct)
     means.add("rollout/tokens_per_second", tokens * trainer.world_size, seconds)
     metrics = means.reduce(trainer)
-    if rollout.correct is None and not metrics["rollout/agreement"]:
+    if rollout.correct is None and not metrics["rollout/answered_fraction"]:
         del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
     return metrics

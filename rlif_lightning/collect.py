@@ -1,17 +1,22 @@
 """Collect one rollout: sample, read answers, score, reward, weigh. No Lightning here."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.advantages import combine_advantages, group_advantages
-from rlif_lightning.functional.token_stats import token_logprobs
-from rlif_lightning.grading import Grader
+from rlif_lightning.functional.advantages import (
+    Baseline,
+    Scale,
+    batch_std,
+    combine_advantages,
+    group_advantages,
+)
+from rlif_lightning.functional.token_stats import TokenStats, token_logprobs, token_stats
+from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.prompts import Prompt
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout, completion_seeds
@@ -24,9 +29,11 @@ from rlif_lightning.scoring import completion_logits, score
 class AdvantageSettings:
     """How rewards become advantages; see :func:`rlif_lightning.functional.advantages.group_advantages`."""
 
-    scale: Literal["group", "none"] = "group"
+    scale: Scale = "group"
+    baseline: Baseline = "mean"
     min_spread: float = 1e-4
     mask_truncated: bool = False
+    agreement_band: tuple[float, float] | None = None
 
 
 def sample_rollout(
@@ -85,40 +92,59 @@ def completion_texts(ids: Tensor, lengths: Tensor, decode: Callable[[list[list[i
     return decode([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
 
 
-def with_scores(rollout: Rollout, policy: nn.Module, temperature: float | None) -> Rollout:
+def with_scores(rollout: Rollout, policy: nn.Module, sampling: Sampling) -> Rollout:
     """Fill in what an engine without statistics left out, by one scoring pass of the policy."""
     samples = rollout.samples
     if samples.stats is None:
-        own = score(policy, samples, rollout.temperature)
-        stats = own if temperature in (None, rollout.temperature) else score(policy, samples, temperature)
-        samples = replace(samples, logprob=own.logprob, stats=stats)
+        own, wanted = rollout.temperature, sampling.statistics_temperature
+        stats = score(policy, samples, wanted or own, sampling.statistics)
+        same = wanted in (None, own)
+        logprob = stats.logprob if same else score(policy, samples, own).logprob
+        samples = replace(samples, logprob=logprob, stats=stats)
     return replace(rollout, samples=samples)
 
 
-def with_reference(
-    rollout: Rollout, slices: Sequence[Tensor], reference: Callable[[], AbstractContextManager[nn.Module]]
-) -> Rollout:
-    """Log-probabilities [N, T] of the rollout under the frozen reference.
+def score_slices(
+    model: nn.Module, rollout: Rollout, slices: Sequence[Tensor], sampling: Sampling, statistics: bool
+) -> tuple[Tensor, TokenStats | None]:
+    """Score the rollout under another model.
 
     The pass runs on the very slices that the update will use, so that at the first step policy and reference
     round alike and their divergence is exactly 0.
+
+    Args:
+        model: Whose distributions.
+        rollout: Completions, with statistics of their own policy.
+        slices: Row numbers that together are all rows.
+        sampling: For the statistics' temperature, and which they are.
+        statistics: Whether they are wanted.
+
+    Returns:
+        Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
     """
-    out = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
-    with reference() as model:
-        for rows in slices:
-            part = rollout.samples.rows(rows)
-            width = part.completion_ids.shape[1]
-            out[rows.to(out.device), :width] = token_logprobs(
-                completion_logits(model, part), part.completion_ids, rollout.temperature
-            )
-    return replace(rollout, reference_logprob=out)
+    logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
+    stats = None
+    if statistics and rollout.samples.stats is not None:
+        stats = rollout.samples.stats.map(torch.zeros_like)
+    for rows in slices:
+        part = rollout.samples.rows(rows)
+        ids = part.completion_ids
+        logits = completion_logits(model, part)
+        at = (rows.to(ids.device), slice(ids.shape[1]))
+        logprob[at] = token_logprobs(logits, ids, rollout.temperature)
+        if stats is not None:
+            temperature = sampling.statistics_temperature or rollout.temperature
+            for store, values in zip(stats, token_stats(logits, ids, temperature, sampling.statistics), strict=True):
+                if store is not None and values is not None:
+                    store[at] = values
+    return logprob, stats
 
 
 def _checked(reward: Reward, value: object, rows: int) -> Tensor:
     """A reward's numbers as float32 [N].
 
     Raises:
-        UserError: Something else, or nothing finite at all.
+        UserError: Something else, or nothing finite at all from a reward that does not abstain.
     """
     name = f"{type(reward).__module__}.{type(reward).__qualname__}"
     if not isinstance(value, Tensor) or value.shape != (rows,):
@@ -126,36 +152,65 @@ def _checked(reward: Reward, value: object, rows: int) -> Tensor:
         raise UserError(
             f"The reward {name} must return one number per completion", got=got, expected=f"a tensor [{rows}]"
         )
-    if not value.isfinite().any():
+    if not reward.abstains and not value.isfinite().any():
         raise UserError(f"The reward {name} gave no finite number for any completion, so nothing can be learned")
     return value.float()
 
 
+class Weighed(NamedTuple):
+    """A rollout whose completions are rewarded and weighed, and which of its groups teach nothing."""
+
+    rollout: Rollout  # with rewards, advantages [N] and loss mask [N, T]
+    gated: Tensor  # [P] bool: the spread of every reward with a weight is too small
+    filtered: Tensor | None  # [P] bool: agreement outside the band, where there is a band
+
+
 def with_advantages(
-    rollout: Rollout, rewards: Sequence[Reward], weights: Sequence[float], settings: AdvantageSettings
-) -> tuple[Rollout, Tensor]:
+    rollout: Rollout,
+    rewards: Sequence[Reward],
+    weights: Sequence[float],
+    settings: AdvantageSettings,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Weighed:
     """Reward the rollout and weigh its completions.
 
-    Returns:
-        The rollout with rewards, advantages [N] and loss mask [N, T]; and gated [P], the groups that teach
-        nothing because every reward's spread is too small.
+    Args:
+        rollout: With all that the rewards ask for.
+        rewards: Whose numbers are standardised in the group, weighted and summed.
+        weights: Of each reward at this step; 0 computes it for the log only.
+        settings: How.
+        total: Sums a tensor over the processes.
     """
-    samples = rollout.samples
-    mask = samples.completion_mask
-    if settings.mask_truncated:
-        mask = mask & samples.ended[:, None]
+    samples, g = rollout.samples, rollout.group_size
+    usable = samples.ended if settings.mask_truncated else torch.ones_like(samples.ended)  # [N]
+    filtered = None
+    if settings.agreement_band is not None:
+        low, high = settings.agreement_band
+        outside = [not low <= agreement(votes) <= high for votes in rollout.votes]
+        filtered = torch.tensor(outside, device=usable.device)  # [P]
+        usable = usable & ~filtered.repeat_interleave(g)
     values, parts, gates = {}, [], []
-    for reward in rewards:
+    for reward, weight in zip(rewards, weights, strict=True):
         value = _checked(reward, reward(rollout), len(samples.completion_ids))
         values[reward.name] = value
-        if settings.mask_truncated:
-            # Out of the group's statistics, not a reward of 0.
-            value = value.masked_fill(~samples.ended, torch.nan)
+        # Out of the group's statistics and, below, of the loss: not a reward of 0.
+        value = value.masked_fill(~usable, torch.nan)
         part, gated = group_advantages(
-            value, rollout.group_size, scale=settings.scale, min_spread=settings.min_spread
+            value,
+            g,
+            scale=settings.scale,
+            baseline=settings.baseline,
+            batch_std=batch_std(value, total).to(value.dtype) if settings.scale == "batch" else None,
+            min_spread=settings.min_spread,
         )
         parts.append(part)
-        gates.append(gated)
-    advantages = combine_advantages(parts, weights)
-    done = replace(rollout, rewards=values, advantages=advantages, loss_mask=mask)
-    return done, torch.stack(gates).all(0)
+        if weight:
+            gates.append(gated)
+    done = replace(
+        rollout,
+        rewards=values,
+        advantages=combine_advantages(parts, weights),
+        loss_mask=samples.completion_mask & usable[:, None],
+    )
+    nothing = torch.ones(len(usable) // g, dtype=torch.bool, device=usable.device)
+    return Weighed(done, torch.stack(gates).all(0) if gates else nothing, filtered)

@@ -92,11 +92,11 @@ def measure(
         rollout = replace(rollout, annotations={"reference": stats, "ema": stats})
         part, own = _bare(rollout), {}
         for reward in rewards:
-            done, gated = with_advantages(rollout, [reward], [1.0], settings)
-            value = _grid(done.rewards[reward.name], rollout.group_size)
-            part.values[reward.name] = np.where(part.ended, value, np.nan) if settings.mask_truncated else value
+            done, gated, _ = with_advantages(rollout, [reward], [1.0], settings)
+            assert done.advantages is not None and done.loss_mask is not None
+            value = done.rewards[reward.name].masked_fill(~done.loss_mask.any(1), torch.nan)
+            part.values[reward.name] = _grid(value, rollout.group_size)
             part.gated[reward.name] = gated.cpu().numpy()
-            assert done.advantages is not None
             own[reward.name] = done.advantages
         parts.append(part)
         masked.append(done)

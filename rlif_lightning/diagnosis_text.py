@@ -12,6 +12,10 @@ from rlif_lightning.prompts import Prompt
 from rlif_lightning.rollout import Rollout
 
 WIDTH = 100
+LIMITS = (
+    "The thresholds come from few models: a reason to look, no forecast. All this is of the first step and says "
+    "nothing about when to stop; on our toy, rewards that look alike here part later."
+)
 ROWS = {  # of the policy, in their order
     "entropy": "entropy (nats per token)",
     "logprob": "log-probability (nats per token)",
@@ -58,8 +62,7 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"VERDICT: {answer['level']}{reward}"]
     for sign, key in (("-", "reasons"), ("!", "cautions"), ("*", "notes")):
         lines += [part for text in answer[key] for part in _wrapped(text, sign)]
-    lines += ["  The thresholds come from few models: a reason to look, no forecast. All this is of the first step; it",
-              "  says nothing about when to stop, and on our toy rewards that looked alike here parted later."]  # fmt: skip
+    lines += _wrapped(LIMITS, " ")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.losses import Normalization, loss_denominator, policy_loss
+from rlif_lightning.functional.losses import Loss, loss_denominator, policy_loss
 from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.scoring import completion_logits
@@ -20,7 +20,7 @@ def policy_gradients(
     policy: nn.Module,
     rollouts: Sequence[Rollout],
     advantages: Sequence[Mapping[str, Tensor]],
-    normalization: Normalization,
+    loss: Loss,
     max_tokens: int,
     micro_batch_size: int | None = None,
 ) -> Tensor:
@@ -30,7 +30,7 @@ def policy_gradients(
         policy: With its trainable weights, in training mode.
         rollouts: With loss masks [N, T].
         advantages: For each rollout, a reward's name to its advantages [N].
-        normalization: Of the token losses.
+        loss: Surrogate and weights of the tokens. On policy all surrogates have one gradient.
         max_tokens: Longest completion.
         micro_batch_size: Completions in one forward; null: half a rollout.
 
@@ -41,7 +41,7 @@ def policy_gradients(
     weights = [p for p in policy.parameters() if p.requires_grad]
     names = list(advantages[0])
     out = torch.zeros(2, len(names), sum(p.numel() for p in weights))
-    denominator = sum(float(loss_denominator(_mask(r), normalization, max_tokens)) for r in rollouts)
+    denominator = sum(float(loss_denominator(_mask(r), loss, max_tokens)) for r in rollouts)
     for rollout, parts in zip(rollouts, advantages, strict=True):
         for half, rows in _slices(rollout, micro_batch_size):
             part = rollout.slice(rows)
@@ -49,13 +49,13 @@ def policy_gradients(
             logprob = token_logprobs(logits, part.samples.completion_ids, rollout.temperature)
             for k, name in enumerate(names):
                 value = parts[name][rows.to(parts[name].device)]
-                loss = policy_loss(logprob, value, _mask(part), denominator, normalization=normalization).loss
+                ascent = -policy_loss(logprob, value, _mask(part), denominator, loss=loss).loss
                 last = k + 1 == len(names)
-                grads = torch.autograd.grad(loss, weights, retain_graph=not last, allow_unused=True)
+                grads = torch.autograd.grad(ascent, weights, retain_graph=not last, allow_unused=True)
                 place = 0
                 for weight, grad in zip(weights, grads, strict=True):
                     if grad is not None:
-                        out[half, k, place : place + weight.numel()] -= grad.detach().flatten().float().cpu()
+                        out[half, k, place : place + weight.numel()] += grad.detach().flatten().float().cpu()
                     place += weight.numel()
     return out
 

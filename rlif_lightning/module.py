@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import Normalization, PolicyLoss, policy_loss
-from rlif_lightning.functional.token_stats import token_logprobs
+from rlif_lightning.functional.entropy import adapted_coefficient
+from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss, policy_loss
+from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_logprobs
 from rlif_lightning.noise import quiet_lightning
 from rlif_lightning.policy import (
     adapter_off,
@@ -26,6 +27,7 @@ from rlif_lightning.policy import (
     same_lora,
     set_training_mode,
 )
+from rlif_lightning.references import Snapshot, Version, check_memory, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
 from rlif_lightning.scoring import completion_logits
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-COUNTED = ("loss", "ratio", "clipped", "kl", "tokens")  # of PolicyLoss, summed over a window
+COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLoss, summed over a window
 
 
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -52,10 +54,24 @@ class RLIFModule(pl.LightningModule):
 
     Args:
         name: The model: ``toy``, a Hugging Face folder, or a hub name.
-        loss: Normalisation of the token losses.
-        clip_low: Lower bound of the ratio is 1 - clip_low.
-        clip_high: Upper bound of the ratio is 1 + clip_high.
-        kl_coefficient: Weight of the k3 divergence from the reference; 0 loads no reference.
+        loss: Surrogate and normalisation by name: ``grpo`` (mean of each completion, then of completions), ``dapo``
+            and ``bnpo`` (mean of tokens), ``dr_grpo`` (constant length), ``gspo`` (one ratio per completion; bounds
+            like 3e-4), ``cispo`` (capped weight, no token loses its gradient; mean of tokens).
+        clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
+        clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
+        kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
+        kl_estimator: Of the divergence, per token. k1 is there to compare: its gradient is 0 on average.
+        reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
+            weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
+            are versions of the adapter.
+        reference_every: Optimiser steps between two renewals of a ``synced`` reference.
+        ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
+        entropy_coefficient: Weight of the entropy bonus: the mean entropy of the update's tokens, in nats.
+        target_entropy: Adapt the coefficient, which then starts at ``entropy_coefficient``: after each step it rises
+            by 0.005 where the step's entropy was below this target (nats per token) and falls by as much otherwise,
+            never below 0; it acts only after a step below the target. null: constant.
+        top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
+            learns from the advantage; the KL term and the bonus stay on all. 1: all.
         lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
         optimizer: Class path and settings of the optimiser.
         schedule: Learning rate after the warm-up.
@@ -71,10 +87,17 @@ class RLIFModule(pl.LightningModule):
     def __init__(
         self,
         name: str,
-        loss: Normalization = "grpo",
+        loss: Loss = "grpo",
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         kl_coefficient: float = 0.0,
+        reference: Version = "frozen",
+        reference_every: int = 100,
+        ema_decay: float = 0.99,
+        kl_estimator: KLEstimator = "k3",
+        entropy_coefficient: float = 0.0,
+        target_entropy: float | None = None,
+        top_entropy_fraction: float = 1.0,
         lora: dict[str, Any] | None = None,
         optimizer: OptimizerFactory = default_optimizer,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
@@ -91,9 +114,24 @@ class RLIFModule(pl.LightningModule):
             ("clip_low", clip_low),
             ("clip_high", clip_high),
             ("kl_coefficient", kl_coefficient),
+            ("entropy_coefficient", entropy_coefficient),
         ):
             if value < 0:
                 raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
+        if not 0 <= ema_decay < 1:
+            raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
+        if reference_every < 1:
+            raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
+        if target_entropy is not None and target_entropy <= 0:
+            raise UserError(
+                "model.target_entropy can't be reached: entropy is above 0",
+                got=target_entropy,
+                expected="nats per token, above 0, near the train/entropy or rollout/entropy of the first steps",
+            )
+        if not 0 < top_entropy_fraction <= 1:
+            raise UserError(
+                "model.top_entropy_fraction is out of range", got=top_entropy_fraction, expected="above 0, at most 1"
+            )
         if not 0 <= warmup_ratio < 1:
             raise UserError("model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1")
         try:
@@ -104,16 +142,23 @@ class RLIFModule(pl.LightningModule):
             check_lora(lora)
         self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
         self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
+        self.kl_estimator, self.target_entropy = kl_estimator, target_entropy
+        self.top_entropy_fraction = top_entropy_fraction
+        self.entropy_coefficient = entropy_coefficient  # adapted after each step where there is a target
+        self._entropy_is_low = target_entropy is None  # below the target at the last step: the bonus acts
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
         self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
-        self.needs_reference = kl_coefficient > 0
+        self.reference, self.reference_every, self.ema_decay = reference, reference_every, ema_decay
+        self.needs: set[Version] = {reference} if kl_coefficient > 0 else set()
+        """Versions of the policy that somebody asks for: set them before the weights are loaded."""
         self.policy: nn.Module | None = None
-        self.reference: nn.Module | None = None  # a frozen copy; None under LoRA, whose adapter is switched off
+        self.frozen: nn.Module | None = None  # a copy; None under LoRA, whose adapter is switched off
+        self.snapshots = nn.ModuleDict()  # "ema", "synced"
         self.fingerprint = ""
         self.strict_loading = False  # checkpoints hold trainable weights only
-        self._sums: Tensor | None = None  # [5] of the window so far, in the order of COUNTED
+        self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
         self._grad_norm: Tensor | None = None
         self._learning_rate = 0.0
 
@@ -161,18 +206,52 @@ class RLIFModule(pl.LightningModule):
         self.policy = policy
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
-        if training and self.needs_reference and self.lora is None:
-            self.reference = frozen_copy(policy, half)
+        if training:
+            self._copy_versions(policy, half)
+
+    def _copy_versions(self, policy: nn.Module, half: torch.dtype) -> None:
+        """Make what :attr:`needs` asks for."""
+        copies = [which for which in sorted(self.needs) if which != "frozen" or self.lora is None]
+        size = sum(p.numel() * p.element_size() for p in trainable(policy).values())
+        device = self.trainer.strategy.root_device
+        moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
+        check_memory(
+            size * len(copies) + moves * sum(p.numel() * p.element_size() for p in policy.parameters()),
+            device,
+            f"other versions of the policy's weights ({', '.join(copies)})",
+            "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
+        )
+        if "frozen" in copies:
+            self.frozen = frozen_copy(policy, half)
+        for which in copies:
+            if which != "frozen":
+                self.snapshots[which] = Snapshot(policy)
 
     @contextmanager
-    def frozen_reference(self) -> Iterator[nn.Module]:
-        """The policy as it was at the start: adapter off under LoRA, a frozen copy otherwise."""
-        if self.reference is not None:
-            yield self.reference
+    def version(self, which: Version) -> Iterator[nn.Module]:
+        """The policy as it was at the start (``frozen``: adapter off under LoRA), as ``ema`` or ``synced``."""
+        assert self.policy is not None and which in self.needs
+        if which != "frozen":
+            snapshot = self.snapshots[which]
+            assert isinstance(snapshot, Snapshot)
+            with snapshot.in_place(self.policy) as model:
+                yield model
+        elif self.frozen is not None:
+            yield self.frozen
         else:
-            assert self.policy is not None and self.lora is not None, "no reference was loaded"
             with adapter_off(self.policy) as model:
                 yield model
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class; then the versions of the policy follow it."""
+        super().optimizer_step(*args, **kwargs)
+        steps = self.trainer.global_step + 1  # counted after this hook
+        for which, snapshot in self.snapshots.items():
+            assert self.policy is not None and isinstance(snapshot, Snapshot)
+            if which == "ema":
+                snapshot.follow(self.policy, self.ema_decay)
+            elif steps % self.reference_every == 0:
+                snapshot.follow(self.policy, 0)
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -186,7 +265,11 @@ class RLIFModule(pl.LightningModule):
         rollout: Rollout = batch["rollout"]
         set_training_mode(self.policy, training=True, dropout=self.dropout)
         logits = completion_logits(self.policy, rollout.samples)  # [n, T, V]
-        logprob = token_logprobs(logits, rollout.samples.completion_ids, rollout.temperature)  # [n, T]
+        ids, entropy = rollout.samples.completion_ids, None
+        if self.measures_entropy:
+            logprob, entropy = logprobs_and_entropy(logits, ids, rollout.temperature)  # [n, T] each
+        else:
+            logprob = token_logprobs(logits, ids, rollout.temperature)  # [n, T]
         assert rollout.advantages is not None and rollout.loss_mask is not None
         result = policy_loss(
             logprob,
@@ -195,23 +278,40 @@ class RLIFModule(pl.LightningModule):
             batch["denominator"],
             old_logprob=batch["old_logprob"],
             reference_logprob=rollout.reference_logprob,
-            normalization=self.loss,
+            entropy=entropy,
+            surrogate_mask=rollout.surrogate_mask,
+            loss=self.loss,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             kl_coefficient=self.kl_coefficient,
+            kl_estimator=self.kl_estimator,
+            entropy_coefficient=self.entropy_bonus,
         )
         self._count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    @property
+    def measures_entropy(self) -> bool:
+        """Whether the update needs the entropy of its own distributions; constant over a run."""
+        return self.entropy_coefficient > 0 or self.target_entropy is not None
+
+    @property
+    def entropy_bonus(self) -> float:
+        """The entropy's coefficient in the present step; 0 unless the last one was below its target."""
+        return self.entropy_coefficient if self._entropy_is_low else 0.0
 
     def _count(self, result: PolicyLoss) -> None:
         values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
         self._sums = values if self._sums is None else self._sums + values
 
     def window_metrics(self) -> dict[str, float]:
-        """Means over the optimiser step just taken, over all processes; starts the next one's sums."""
+        """Means over the optimiser step just taken, over all processes; gets ready for the next one.
+
+        That is, it starts new sums, and adapts the entropy's coefficient where there is a target.
+        """
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
-        loss, ratio, clipped, kl, tokens = sums.tolist()
-        tokens = max(tokens, 1.0)
+        loss, ratio, clipped, kl, entropy, tokens = sums.tolist()
+        empty, tokens = not tokens, max(tokens, 1.0)
         self._sums = None
         metrics = {
             "train/loss": loss,
@@ -219,8 +319,17 @@ class RLIFModule(pl.LightningModule):
             "train/clip_fraction": clipped / tokens,
             "train/learning_rate": self._learning_rate,
         }
-        if self.needs_reference:
+        if self.reference in self.needs:
             metrics["train/kl"] = kl / tokens
+        if self.measures_entropy:
+            metrics["train/entropy"] = entropy / tokens
+        if self.target_entropy is not None:
+            metrics["train/entropy_coefficient"] = self.entropy_bonus
+            if not empty:
+                self._entropy_is_low = entropy / tokens < self.target_entropy
+                self.entropy_coefficient = adapted_coefficient(
+                    self.entropy_coefficient, entropy / tokens, self.target_entropy
+                )
         if self._grad_norm is not None:
             metrics["train/grad_norm"] = float(self._grad_norm)
         return metrics
@@ -278,13 +387,20 @@ class RLIFModule(pl.LightningModule):
 
     def _trainable(self) -> dict[str, torch.Size]:
         """Names and shapes of what a checkpoint holds."""
-        return {name: weight.shape for name, weight in self.named_parameters() if weight.requires_grad}
+        return {name: weight.shape for name, weight in trainable(self).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are."""
-        trainable = self._trainable()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint["rlif"] = {"model": self.name, "fingerprint": self.fingerprint, "lora": self.lora}
+        names = self._trainable()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["rlif"] = {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "lora": self.lora,
+            "versions": {which: snapshot.state_dict() for which, snapshot in self.snapshots.items()},
+        }
+        if self.target_entropy is not None:
+            checkpoint["rlif_entropy"] = {"coefficient": self.entropy_coefficient, "is_low": self._entropy_is_low}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
@@ -298,6 +414,9 @@ class RLIFModule(pl.LightningModule):
                 expected=f"a checkpoint of '{self.name}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
+        if self.target_entropy is not None and "rlif_entropy" in checkpoint:
+            adapted = checkpoint["rlif_entropy"]
+            self.entropy_coefficient, self._entropy_is_low = adapted["coefficient"], adapted["is_low"]
         stored = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
         if self._trainable() != stored or not same_lora(mark["lora"], self.lora):
             raise UserError(
@@ -306,3 +425,11 @@ class RLIFModule(pl.LightningModule):
                 expected=f"{self.lora}",
                 do="use the model.lora settings that it was trained with",
             )
+        for which, snapshot in self.snapshots.items():
+            if which not in mark["versions"]:
+                raise UserError(
+                    f"The checkpoint holds no {which} version of the policy",
+                    expected="the model.reference and the rewards' annotators that the run began with",
+                    do="continue with those, or begin a new run",
+                )
+            snapshot.load_state_dict(mark["versions"][which])

@@ -71,6 +71,7 @@ class Rollout:
     rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> [N]
     advantages: Tensor | None = None  # [N]
     loss_mask: Tensor | None = None  # [N, T] tokens that enter the loss
+    surrogate_mask: Tensor | None = None  # [N, T] those of them that learn from the advantage; None: all
 
     def statistics(self, annotator: str = "policy") -> TokenStats:
         """Per-token statistics [N, T] of the completions under the sampling policy, or another annotator."""
@@ -101,6 +102,7 @@ class Rollout:
             reference_logprob=cut(self.reference_logprob),
             advantages=None if self.advantages is None else self.advantages[index],
             loss_mask=cut(self.loss_mask),
+            surrogate_mask=cut(self.surrogate_mask),
         )
 
 

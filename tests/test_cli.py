@@ -144,7 +144,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "number": (["fit", "--rollout.group_size", "eight"], "rollout.group_size can't be 'eight'", "a whole number"),
     "number or null": (["fit", "--evaluation.n", "x"], "evaluation.n can't be 'x'", "a whole number or null"),
     "truth": (["fit", "--model.dropout", "maybe"], "'maybe'", "true or false"),
-    "choice": (["fit", "--model.loss", "grpoo"], "grpo, dapo, bnpo or dr_grpo", "did you mean grpo?"),
+    "choice": (["fit", "--model.loss", "grpoo"], "grpo, dapo, bnpo, dr_grpo, gspo or cispo", "did you mean grpo?"),
     "choice in a group": (["fit", "--data.answers.compare", "mat"], "data.answers.compare", "did you mean math?"),
     "number in a group": (["fit", "--data.train.limit", "x"], "data.train.limit can't be 'x'", "a whole number or null"),
     "class in a list": (
@@ -258,10 +258,11 @@ def test_an_overlay_replaces_the_list_of_rewards_whole(settings, tmp_path):
     same = write(tmp_path / "same.yaml", rollout={"rewards": [{"class_path": room + "TokenEntropy"}]})
     configs = ["--config", "quickstart", "--config", first]
     assert [name for name, _ in rewards_of(settings("fit", *configs))] == ["TokenEntropy", "Random"]
+    default = {"aggregation": "mean", "k": 16, "q": 0.2, "annotator": "policy", "weight": 1.0}
     one = settings("fit", *configs, "--config", second)
-    assert rewards_of(one) == [("TrajectoryEntropy", {"aggregation": "mean", "annotator": "policy", "weight": 1.0})]
+    assert rewards_of(one) == [("TrajectoryEntropy", default)]
     again = settings("fit", *configs, "--config", same)
-    assert rewards_of(again) == [("TokenEntropy", {"aggregation": "mean", "annotator": "policy", "weight": 1.0})]
+    assert rewards_of(again) == [("TokenEntropy", default)]
     back = settings("fit", *configs, "--config", second, "--config", first)
     assert [(n, a["weight"]) for n, a in rewards_of(back)] == [("TokenEntropy", 0.5), ("Random", 0.25)]
 

@@ -79,7 +79,7 @@ def make_rollout(prompts=4, group=3, width=4, seed=0, correct=None, votes=None):
 
 def gradients(advantages, rollout=None, **settings):
     rollout = rollout or make_rollout()
-    settings = {"normalization": "grpo", "max_tokens": 4, "micro_batch_size": None, **settings}
+    settings = {"loss": "grpo", "max_tokens": 4, "micro_batch_size": None, **settings}
     return policy_gradients(Table(), [rollout], [{k: torch.tensor(v) for k, v in advantages.items()}], **settings)
 
 
@@ -98,8 +98,8 @@ def test_a_reward_its_double_its_negative_and_one_on_other_weights():
     assert angle[5].isnan().all()
 
 
-@pytest.mark.parametrize("normalization", ["grpo", "dapo", "dr_grpo"])
-def test_the_gradient_points_where_the_objective_rises(normalization):
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
+def test_the_gradient_points_where_the_objective_rises(loss):
     """Against autograd through a loop over completions in float64; in slices of any size."""
     rollout = make_rollout()
     advantages = torch.randn(12, generator=torch.Generator().manual_seed(1))
@@ -109,11 +109,11 @@ def test_the_gradient_points_where_the_objective_rises(normalization):
         length = int(rollout.samples.lengths[i])
         log_p = torch.log_softmax(model.rows[i // 3], -1)
         logprobs = sum(log_p[int(t)] for t in rollout.samples.completion_ids[i, :length])
-        total = total + advantages[i] * (logprobs / length if normalization == "grpo" else logprobs)
-        size += {"grpo": 1, "dapo": length, "dr_grpo": 4}[normalization]
+        total = total + advantages[i] * (logprobs / length if loss == "grpo" else logprobs)
+        size += {"grpo": 1, "dapo": length, "dr_grpo": 4}[loss]
     (expected,) = torch.autograd.grad(total / size, [model.rows])
     for slices in (None, 1, 5):
-        halves = gradients({"a": advantages.tolist()}, rollout, normalization=normalization, micro_batch_size=slices)
+        halves = gradients({"a": advantages.tolist()}, rollout, loss=loss, micro_batch_size=slices)
         got = halves.sum(0)[0]
         torch.testing.assert_close(got[:20].view(4, 5), expected.float(), rtol=1e-5, atol=1e-6)
         assert not got[20:].any()

@@ -8,7 +8,7 @@ import yaml
 
 from rlif_lightning.recipes import shipped_recipes
 
-OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable")
+OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable", "majority_vote")
 TRAINING = ("gsm8k", "intuitor")
 ROWS = {  # two rows in each data set's own format
     "gsm8k": [
@@ -78,6 +78,7 @@ def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
     file = data / "gsm8k.jsonl"
     paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
     paths += [f"--data.{part}.gold=[#]{{4}}\\s*(.+)" for part in ("train", "val")]
+    paths += ["--data.answers.completion=(.)", "--data.answers.unfinished_is_wrong=false"]  # something to vote on
     folder = rlif(
         "fit", "--config", "quickstart", "--config", overlay, "--model.name", model_folder(), *paths, *TINY, *TINY_FIT
     )  # fmt: skip

@@ -25,6 +25,7 @@ SHORT_PHASES = {
     ),
 }
 SHORT_PHASES["toy-tuned"] = (*SHORT_PHASES["toy"], dataclasses.replace(recipe.TUNED, steps=2))
+SHORT_PHASES["toy-narrow"] = (*SHORT_PHASES["toy"], dataclasses.replace(recipe.NARROW, steps=2))
 
 
 def use_short_recipe(cache_folder, patch):
@@ -88,6 +89,7 @@ class TestCorpus:
             ("steps", "3+5=8;8-9=9;9+2=1;#1"),
             ("direct", "#1"),
             ("terse", "8;9;1;#1"),
+            ("shortcut", "3+5=8;8-9=9;#9"),
             ("give_up", "?"),
         ],
     )
@@ -98,6 +100,17 @@ class TestCorpus:
         rng = random.Random(0)
         texts = {write_solution(WORKED, "skipped", 0.0, rng) for _ in range(50)}
         assert texts == {"3+5=8;#8", "3+5=8;8-9=9;#9", "3+5=8;8-9=9;9+2=1;#1"}
+
+    def test_shortcut_is_right_where_two_steps_are_all_or_the_rest_adds_nothing(self):
+        rng = random.Random(0)
+        right = {2: [], 3: [], 4: []}
+        for _ in range(3000):
+            question, text = draw_document({"shortcut": 1.0}, 0.0, rng)
+            assert text.count(";") == 2
+            right[len(question) // 2].append(text.rpartition("#")[2] == str(python_result(question)))
+        shares = {operations: sum(x) / len(x) for operations, x in right.items()}
+        # the operations left out amount to 0 modulo 10 for one problem in ten
+        assert shares == {2: 1.0, 3: pytest.approx(0.1, abs=0.04), 4: pytest.approx(0.1, abs=0.04)}
 
     def test_noise_is_2_to_20_characters_of_the_vocabulary(self):
         rng = random.Random(0)
@@ -184,6 +197,8 @@ class TestNames:
             ("toy:3", ("toy", 3)),
             ("toy-tuned", ("toy-tuned", 1)),
             ("toy-tuned:12", ("toy-tuned", 12)),
+            ("toy-narrow:0", ("toy-narrow", 0)),
+            ("toy-narro", None),
             ("./toy", None),
             ("toys", None),
             ("org/toy:3", None),
@@ -299,14 +314,15 @@ class TestModelFolder:
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert random.getstate() == python_state
 
-    def test_tuned_continues_the_base(self, short_recipe, monkeypatch):
+    @pytest.mark.parametrize("variant", ["tuned", "narrow"])
+    def test_variant_continues_the_base(self, short_recipe, monkeypatch, variant):
         seen = []
         train = base._train
         monkeypatch.setattr(
             base, "_train", lambda model, phase, *rest: (seen.append(phase.name), train(model, phase, *rest))
         )
-        toy_model("toy-tuned", progress=False)
-        assert seen == ["clean", "noisy", "tuned"]
+        toy_model(f"toy-{variant}", progress=False)
+        assert seen == ["clean", "noisy", variant]
         toy_model("toy", progress=False)
         assert len(seen) == 3
 
@@ -352,6 +368,10 @@ class TestCache:
         monkeypatch.setitem(recipe.PHASES, "toy", (clean, dataclasses.replace(noisy, slip=0.5)))
         assert toy_model(progress=False) != folder
         assert len(folders(short_recipe)) == 2
+
+    def test_the_recipes_that_results_were_measured_with_stay_what_they_are(self):
+        assert recipe.recipe_hash("toy") == "1f519b03"
+        assert recipe.recipe_hash("toy-tuned") == "e4064cd4"
 
     def test_draws_and_hash_do_not_depend_on_the_process(self):
         """The order of a set and ``hash`` of a string differ between processes."""
@@ -410,3 +430,36 @@ class TestCache:
             worker.join()
         assert results[0] == results[1]
         assert folders(tmp_path) == [Path(results[0][0]).name]
+
+
+def sampled(name, problems):
+    """Sampled accuracy at temperature 1, and mean entropy per token in nats, by a plain loop."""
+    model, tokenizer = (cls.from_pretrained(toy_model(name)) for cls in (AutoModelForCausalLM, AutoTokenizer))
+    prompts = tokenizer([f"{p['question']}>" for p in problems], padding=True, return_tensors="pt")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        out = model.generate(
+            **prompts, do_sample=True, top_k=0, max_new_tokens=32, output_scores=True, return_dict_in_generate=True
+        )
+    ids = out.sequences[:, prompts["input_ids"].shape[1] :]
+    mask = (ids != tokenizer.pad_token_id).double()
+    p = torch.stack(out.scores, 1).double().softmax(-1)
+    entropy = -(p * p.clamp(min=1e-300).log()).sum(-1)
+    ends = [f"#{p['answer']}<eos>" for p in problems]
+    texts = [text.replace("<pad>", "") for text in tokenizer.batch_decode(ids)]
+    right = sum(text.endswith(end) for text, end in zip(texts, ends, strict=True))
+    return right / len(problems), ((entropy * mask).sum() / mask.sum()).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_narrow_is_as_sure_as_tuned_and_as_often_wrong_as_the_base(seed):
+    problems = toy_problems("held_out", 200)
+    base_accuracy, base_entropy = sampled(f"toy:{seed}", problems)
+    tuned_accuracy, tuned_entropy = sampled(f"toy-tuned:{seed}", problems)
+    accuracy, entropy = sampled(f"toy-narrow:{seed}", problems)
+    assert 0.3 < accuracy < 0.45
+    assert abs(accuracy - base_accuracy) < 0.12  # a standard error of the difference is about 0.047
+    assert tuned_accuracy > 0.9
+    assert max(entropy, tuned_entropy) < 0.05
+    assert base_entropy > 0.3

@@ -76,8 +76,9 @@ def fit(
     optimizer: Any = None,
     callbacks: list[Any] | None = None,
     steps: int = 2,
+    resume: Path | None = None,
 ) -> Run:
-    """Fit a module on a few prompts x 4 completions of at most 12 tokens."""
+    """Fit a module on a few prompts x 4 completions of at most 12 tokens; or continue from a checkpoint."""
     torch.manual_seed(0)  # a fresh adapter is drawn from the global generator
     module = RLIFModule(str(folder), optimizer=optimizer or adamw(1e-3), **(model or {}))
     run = Run(module)
@@ -90,7 +91,7 @@ def fit(
         },
         callbacks=[RolloutCallback(**{**sizes, **(rollout or {})}), run, *(callbacks or [])],
     )  # fmt: skip
-    run.trainer.fit(module, PromptDataModule(Source(str(problems)), template="{prompt} "))
+    run.trainer.fit(module, PromptDataModule(Source(str(problems)), template="{prompt} "), ckpt_path=resume)
     return run
 
 

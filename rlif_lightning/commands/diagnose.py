@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
     from rlif_lightning.diagnosis import candidates
 
     rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
+    objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
     objects.policy(training=True)
     rows = _choose(len(prompts), options.prompts)
     rollouts = _sample(objects, [(row, prompts[row]) for row in rows], rewards)
@@ -86,7 +87,7 @@ def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[R
 
     module, trainer, rollout = objects.module, objects.trainer, objects.rollout
     assert module.policy is not None
-    sampling = replace(rollout.sampling, statistics=frozenset().union(*(r.statistics for r in rewards)))
+    sampling = replace(rollout.sampling, statistics=tuple(sorted({s for r in rewards for s in r.statistics})))
     grader = Grader(objects.data.answers)
     size = rollout.plan.prompts_per_step
     found = []
@@ -110,7 +111,7 @@ def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[R
                     progress,
                     rollout.votes,
                 )
-                found.append(with_scores(drawn, module.policy, sampling.statistics_temperature))
+                found.append(with_scores(drawn, module.policy, sampling))
                 tell(start + len(part))
     finally:
         grader.close()
@@ -195,7 +196,7 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
         "group_size": rollout.plan.group_size,
         "seed": run_seed(),
         "min_spread": rollout.advantage.min_spread,
-        "sampling": {**asdict(rollout.sampling), "statistics": sorted(rollout.sampling.statistics)},
+        "sampling": asdict(rollout.sampling),
         "lora": module.lora,
         "precision": str(objects.trainer.precision),
         "versions": versions(),

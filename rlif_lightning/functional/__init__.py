@@ -6,11 +6,13 @@ without a trainer, a model library or a configuration. In the order of a trainin
 - :mod:`token_stats`: logits to log-probability, entropy and self-certainty of each token,
 - :mod:`rewards`: per-token statistics to one internal reward per completion,
 - :mod:`advantages`: rewards to advantages within the group,
+- :mod:`surrogates`: advantages and log-probabilities to the surrogate of each token,
+- :mod:`entropy`: which tokens learn, and the coefficient of an entropy bonus,
 - :mod:`losses`: advantages and log-probabilities to the loss of one slice.
 
 Reductions run in fp32 at least; float64 stays float64. Letters in shapes are those of :mod:`rlif_lightning`.
 """
 
-from rlif_lightning.functional import advantages, losses, rewards, token_stats
+from rlif_lightning.functional import advantages, entropy, losses, rewards, surrogates, token_stats
 
-__all__ = ["advantages", "losses", "rewards", "token_stats"]
+__all__ = ["advantages", "entropy", "losses", "rewards", "surrogates", "token_stats"]

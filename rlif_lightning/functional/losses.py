@@ -1,36 +1,53 @@
-"""The one loss: a clipped policy-gradient surrogate with an optional KL term.
+"""The one loss: a policy-gradient surrogate with an optional KL term and entropy bonus.
 
 A window (one optimiser step) is cut into slices, over micro-batches and over ranks. The loss is a sum over
 tokens that is divided by a denominator of the *whole window*, so the gradient does not depend on the cut.
 """
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-# What is averaged over: grpo, each sequence's token mean, then sequences (arXiv 2402.03300); dapo and bnpo,
-# all tokens of the window (arXiv 2503.14476; two names of one thing once the denominator is the window's);
-# dr_grpo, a constant length for each sequence (arXiv 2503.20783).
-Normalization = Literal["grpo", "dapo", "bnpo", "dr_grpo"]
+from rlif_lightning.functional.surrogates import Surrogate, capped_weight, sequence_ratio, token_ratio
+
+Loss = Literal["grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+
+# What is averaged over: each sequence's token mean, then sequences; all tokens; a constant length per sequence.
+Normalization = Literal["sequence", "token", "constant"]
+
+# A loss is a surrogate and a normalisation: grpo (arXiv 2402.03300); dapo and bnpo (arXiv 2503.14476; two names of
+# one thing once the denominator is the window's); dr_grpo (arXiv 2503.20783); gspo (arXiv 2507.18071); cispo
+# (arXiv 2506.13585).
+LOSSES: dict[str, tuple[Callable[..., Surrogate], Normalization]] = {
+    "grpo": (token_ratio, "sequence"),
+    "dapo": (token_ratio, "token"),
+    "bnpo": (token_ratio, "token"),
+    "dr_grpo": (token_ratio, "constant"),
+    "gspo": (sequence_ratio, "sequence"),
+    "cispo": (capped_weight, "token"),
+}
 
 
 class PolicyLoss(NamedTuple):
     """The loss of one slice, and what to log: sums over its tokens, so a window's mean is sum / sum."""
 
     loss: Tensor  # [] divided by the denominator, with gradient
-    ratio: Tensor  # [] sum of pi / pi_old
-    clipped: Tensor  # [] tokens whose gradient the clip cuts
-    kl: Tensor  # [] sum of the k3 estimate of KL(pi || reference) in nats, 0 without a reference
+    ratio: Tensor  # [] sum of pi / pi_old; for gspo each token counts its sequence's
+    clipped: Tensor  # [] tokens whose gradient the clip cuts, or for cispo lowers
+    kl: Tensor  # [] sum of the estimate of KL(pi || reference) in nats, 0 without a reference
+    entropy: Tensor  # [] sum of the entropies in nats, 0 where none were given
     tokens: Tensor  # [] tokens in the mask
 
 
-def loss_denominator(mask: Tensor, normalization: Normalization, max_tokens: int) -> Tensor:
+def loss_denominator(mask: Tensor, loss: Loss, max_tokens: int) -> Tensor:
     """What these rows add to the window's denominator D; the caller sums it over slices and ranks.
 
     Args:
         mask: [N, T] bool, the tokens that enter the loss.
-        normalization: grpo: rows with at least one token. dapo, bnpo: tokens. dr_grpo: all rows, empty ones
+        loss: grpo, gspo: rows with at least one token. dapo, bnpo, cispo: tokens. dr_grpo: all rows, empty ones
             too, times ``max_tokens``.
         max_tokens: Longest completion the sampler allows, whatever T is after trimming.
 
@@ -38,12 +55,12 @@ def loss_denominator(mask: Tensor, normalization: Normalization, max_tokens: int
         [] fp32.
 
     Raises:
-        ValueError: The normalization is unknown.
+        ValueError: The loss is unknown.
     """
-    _check_normalization(normalization)
-    if normalization == "grpo":
+    _, normalization = _find(loss)
+    if normalization == "sequence":
         return mask.any(1).sum().float()
-    if normalization == "dr_grpo":
+    if normalization == "constant":
         return torch.tensor(float(len(mask) * max_tokens), device=mask.device)
     return mask.sum().float()
 
@@ -56,21 +73,28 @@ def policy_loss(
     *,
     old_logprob: Tensor | None = None,
     reference_logprob: Tensor | None = None,
-    normalization: Normalization = "grpo",
+    entropy: Tensor | None = None,
+    surrogate_mask: Tensor | None = None,
+    loss: Loss = "grpo",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     kl_coefficient: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
+    entropy_coefficient: float = 0.0,
 ) -> PolicyLoss:
-    """Clipped surrogate with a KL penalty, to be minimised.
+    """Surrogate with a KL penalty and an entropy bonus, to be minimised.
 
-    With r = pi / pi_old of a token, A the advantage of its row and d = log pi_ref - log pi::
+    With S the surrogate of a token (:mod:`rlif_lightning.functional.surrogates`), e.g. for grpo
+    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = pi / pi_old of the token and A the advantage of its
+    row, KL the estimate of :func:`kl_estimate` and H the entropy::
 
-        l    = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coefficient (exp(d) - d - 1)
-        loss = sum(w l) / D,    w = mask / tokens of the row for grpo, else mask
+        l    = S [surrogate_mask] + kl_coefficient KL - entropy_coefficient H
+        loss = sum(w l) / D,    w = mask / tokens of the row for grpo and gspo, else mask
 
-    A positive advantage raises the log-probability. The KL term is the k3 estimator: never negative,
-    unbiased on policy. Factors for accumulation and world size are the caller's. Masked positions may hold
-    anything, nan and -inf included.
+    A positive advantage raises the log-probability. So the bonus is the mean entropy with the loss's own token
+    weights: sequences weigh equally for grpo and gspo, tokens for dapo, bnpo and cispo; for dr_grpo it is that
+    of tokens times their share of N x max_tokens. Factors for accumulation and world size are the caller's.
+    Masked positions may hold anything, nan and -inf included.
 
     Args:
         logprob: [N, T] of the policy, with gradient.
@@ -80,25 +104,35 @@ def policy_loss(
         old_logprob: [N, T] of the policy that sampled. None: on policy, the detached log-probabilities of
             this pass; the ratio is exactly 1 and the gradient that of REINFORCE.
         reference_logprob: [N, T] of the frozen reference.
-        normalization: The weights of the tokens; must be that of the denominator.
-        clip_low: The ratio is clipped below at 1 - clip_low.
+        entropy: [N, T] of the policy, with gradient where it is rewarded.
+        surrogate_mask: [N, T] bool, the tokens that learn from the advantage; None: all in the mask. KL, bonus
+            and denominator stay with all.
+        loss: Surrogate and weights of the tokens; must be that of the denominator.
+        clip_low: The ratio is clipped below at 1 - clip_low; cispo has no lower bound.
         clip_high: And above at 1 + clip_high.
         kl_coefficient: 0 with a reference only reports the KL.
+        kl_estimator: See :func:`kl_estimate`.
+        entropy_coefficient: 0 with an entropy only reports it.
 
     Returns:
-        The loss with gradient in ``logprob`` alone, and detached sums to log.
+        The loss with gradient in ``logprob`` and ``entropy`` alone, and detached sums to log.
 
     Raises:
-        ValueError: Shapes differ, the normalization is unknown, or a KL is asked for without a reference.
+        ValueError: Shapes differ, a name is unknown, or a KL is asked for without a reference or a bonus without
+            an entropy.
     """
-    _check_normalization(normalization)
-    _check_shapes(logprob, advantages, mask, old_logprob, reference_logprob)
-    if kl_coefficient != 0 and reference_logprob is None:
-        raise ValueError(
-            "a KL penalty needs a reference\n"
-            f"  got: kl_coefficient {kl_coefficient}, no reference_logprob\n"
-            "  expected: reference_logprob [N, T], or kl_coefficient 0"
-        )
+    surrogate, normalization = _find(loss)
+    _check_shapes(
+        logprob,
+        advantages,
+        mask=mask,
+        old_logprob=old_logprob,
+        reference_logprob=reference_logprob,
+        entropy=entropy,
+        surrogate_mask=surrogate_mask,
+    )
+    _check_given("a KL penalty", "kl_coefficient", kl_coefficient, "reference_logprob", reference_logprob)
+    _check_given("an entropy bonus", "entropy_coefficient", entropy_coefficient, "entropy", entropy)
     dtype = torch.promote_types(logprob.dtype, torch.float32)
 
     def unpad(x: Tensor) -> Tensor:
@@ -107,22 +141,58 @@ def policy_loss(
 
     logprob = unpad(logprob)  # [N, T]
     old = logprob.detach() if old_logprob is None else unpad(old_logprob.detach())
-    ratio = (logprob - old).exp()  # [N, T]
     a = unpad(advantages.detach()[:, None].expand_as(mask))  # [N, T]
-    token_loss = -torch.minimum(ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a)  # [N, T]
-    kl = torch.zeros_like(ratio)
+    token_loss, ratio, clipped = surrogate(logprob, old, a, mask, clip_low, clip_high)  # [N, T] each
+    if surrogate_mask is not None:
+        token_loss, clipped = token_loss.where(surrogate_mask, 0), clipped & surrogate_mask
+    kl = bonus = torch.zeros_like(ratio)
     if reference_logprob is not None:
-        kl = k3_divergence(logprob, unpad(reference_logprob.detach()))  # [N, T]
+        kl = kl_estimate(logprob, unpad(reference_logprob.detach()), kl_estimator)  # [N, T]
     if kl_coefficient:
         token_loss = token_loss + kl_coefficient * kl
-    clipped = ((ratio < 1 - clip_low) & (a < 0)) | ((ratio > 1 + clip_high) & (a > 0))  # [N, T]
+    if entropy is not None:
+        bonus = unpad(entropy)  # [N, T]
+    if entropy_coefficient:
+        token_loss = token_loss - entropy_coefficient * bonus
     return PolicyLoss(
         loss=(token_loss * _weights(mask, normalization, dtype)).sum() / _nonzero(denominator, mask.device),
         ratio=ratio.detach().where(mask, 0).sum(),
         clipped=clipped.sum().to(dtype),
         kl=kl.detach().sum(),
+        entropy=bonus.detach().sum(),
         tokens=mask.sum().to(dtype),
     )
+
+
+def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+    """An estimate of KL(policy || reference) from tokens of the policy, per token, in nats.
+
+    With d = reference - logprob (Schulman, "Approximating KL divergence", 2020)::
+
+        k1 = -d                unbiased, of either sign
+        k2 = d^2 / 2           biased, never negative
+        k3 = exp(d) - d - 1    unbiased, never negative
+
+    As a penalty it is the mean gradient that counts. On policy that of k2 is the gradient of this divergence; that
+    of k3 is the gradient of KL(reference || policy), the same to first order near the reference; and that of k1
+    is 0: it is noise that holds nothing back, and there to compare.
+
+    Args:
+        logprob: [...] of the policy.
+        reference: [...] of the reference.
+        estimator: k1, k2 or k3.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if estimator == "k3":
+        return k3_divergence(logprob, reference)
+    d = reference - logprob
+    if estimator == "k2":
+        return d.square() / 2
+    if estimator == "k1":
+        return -d
+    raise ValueError(f"unknown KL estimator\n  got: {estimator!r}\n  expected: one of k1, k2, k3")
 
 
 def k3_divergence(logprob: Tensor, reference: Tensor) -> Tensor:
@@ -140,7 +210,7 @@ def k3_divergence(logprob: Tensor, reference: Tensor) -> Tensor:
 
 def _weights(mask: Tensor, normalization: Normalization, dtype: torch.dtype) -> Tensor:
     """Weight [N, T] of each token's loss; 0 outside the mask."""
-    if normalization == "grpo":
+    if normalization == "sequence":
         return mask.to(dtype) / mask.sum(1, keepdim=True).clamp(min=1)
     return mask.to(dtype)
 
@@ -151,20 +221,27 @@ def _nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
     return d.masked_fill(d == 0, 1)
 
 
-def _check_normalization(normalization: str) -> None:
-    if normalization not in get_args(Normalization):
+def _find(loss: str) -> tuple[Callable[..., Surrogate], Normalization]:
+    """Surrogate and normalisation of a name."""
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss\n  got: {loss!r}\n  expected: one of {', '.join(LOSSES)}")
+    return LOSSES[loss]
+
+
+def _check_given(what: str, setting: str, coefficient: float, name: str, needed: Tensor | None) -> None:
+    """Refuse a coefficient of something that was not handed over."""
+    if coefficient != 0 and needed is None:
         raise ValueError(
-            f"unknown normalization\n  got: {normalization!r}\n  expected: one of {get_args(Normalization)}"
+            f"{what} lacks its {name}\n"
+            f"  got: {setting} {coefficient}, no {name}\n"
+            f"  expected: {name} [N, T], or {setting} 0"
         )
 
 
-def _check_shapes(
-    logprob: Tensor, advantages: Tensor, mask: Tensor, old: Tensor | None, reference: Tensor | None
-) -> None:
+def _check_shapes(logprob: Tensor, advantages: Tensor, **per_token: Tensor | None) -> None:
     """Refuse what broadcasting would accept in silence."""
     if logprob.ndim != 2:
         raise ValueError(f"logprob has a wrong shape\n  got: {list(logprob.shape)}\n  expected: [N, T]")
-    per_token = {"mask": mask, "old_logprob": old, "reference_logprob": reference}
     wanted = {name: (x, logprob.shape) for name, x in per_token.items() if x is not None}
     for name, (x, shape) in {"advantages": (advantages, logprob.shape[:1]), **wanted}.items():
         if x.shape != shape:

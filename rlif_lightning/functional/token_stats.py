@@ -55,9 +55,6 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Co
         ValueError: The ids do not match the logits' rows, or the temperature is not positive.
     """
     log_p = _log_softmax(logits, ids, temperature)  # [..., V]
-    # Written with log p = z - logsumexp(z): the same quantities without the cancellation that large logits
-    # would bring. The clamp turns 0 * -inf, which is nan, into 0 * (lowest number) = 0, in the gradient too.
-    finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)  # [..., V]
     p = log_p.exp()  # [..., V]
     margin = None
     if "margin" in extra:
@@ -65,7 +62,7 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Co
         margin = first - second
     return TokenStats(
         logprob=_pick(log_p, ids),
-        entropy=-(p * finite).sum(-1),
+        entropy=_entropy(p, log_p),
         self_certainty=-log_p.mean(-1) - math.log(log_p.shape[-1]),
         expected_agreement=p.square().sum(-1) if "expected_agreement" in extra else None,
         margin=margin,
@@ -89,6 +86,24 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     return _pick(_log_softmax(logits, ids, temperature), ids)
 
 
+def logprobs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy alone, for a forward with gradient through both; see :func:`token_stats`.
+
+    Args:
+        logits: [..., V].
+        ids: [...] token ids in 0 .. V-1.
+        temperature: Divides the logits first.
+
+    Returns:
+        [...] log p(token) and [...] H(p) in nats, bit for bit those of :func:`token_stats`.
+
+    Raises:
+        ValueError: The ids do not match the logits' rows, or the temperature is not positive.
+    """
+    log_p = _log_softmax(logits, ids, temperature)  # [..., V]
+    return _pick(log_p, ids), _entropy(log_p.exp(), log_p)
+
+
 def _log_softmax(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
     """Log-probabilities [..., V] of the tempered logits, in fp32 at least."""
     if logits.shape[:-1] != ids.shape:
@@ -104,6 +119,13 @@ def _log_softmax(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
     if temperature != 1.0:
         logits = logits.to(dtype) / temperature
     return torch.log_softmax(logits, -1, dtype=dtype)  # raises bf16 inside the kernel: no fp32 copy of z
+
+
+def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+    """Entropy [...] of distributions [..., V]."""
+    # Written with log p = z - logsumexp(z): the same quantity without the cancellation that large logits
+    # would bring. The clamp turns 0 * -inf, which is nan, into 0 * (lowest number) = 0, in the gradient too.
+    return -(p * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def _pick(log_p: Tensor, ids: Tensor) -> Tensor:

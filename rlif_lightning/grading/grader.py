@@ -38,6 +38,7 @@ class Grader:
         self.timeouts = 0
         self.errors = 0
         self._verdicts: dict[tuple[str, Gold], bool] = {}
+        self._slow: set[str] = set()
         self._open()
 
     def grade(self, items: Sequence[tuple[str, bool, Gold]]) -> list[bool]:
@@ -68,7 +69,8 @@ class Grader:
     def classes(self, answers: Sequence[str | None]) -> list[int | None]:
         """Number the classes of equivalent answers, in the order of their first answers.
 
-        Equivalence is asked against the first answer of each class, so a class can't grow by steps.
+        Equivalence is asked against the first answer of each class, so a class can't grow by steps. An answer
+        whose comparisons run out of time is found out once and stands alone.
 
         Args:
             answers: Normalised, as :meth:`extract_answers` gives them.
@@ -81,15 +83,25 @@ class Grader:
         for answer in answers:
             if answer is None or answer in known:
                 continue
-            same = (n for n, other in enumerate(first) if self._grade(answer, Gold(other)))
-            known[answer] = next(same, len(first))
-            if known[answer] == len(first):
+            others = [] if self._is_slow(answer) else [other for other in first if other not in self._slow]
+            same = next((other for other in others if self._grade(answer, Gold(other))), None)
+            if same is None:
                 first.append(answer)
+            known[answer] = first.index(same or answer)
         return [None if answer is None else known[answer] for answer in answers]
 
     def close(self) -> None:
         """End the worker processes; the next answer that needs one starts them again."""
         _end(self._workers)
+
+    def _is_slow(self, answer: str) -> bool:
+        """Whether any comparison of this answer runs out of time, whatever it is compared with."""
+        before = self.timeouts
+        if answer not in self._slow:
+            self._grade(answer, Gold("0"))
+        if self.timeouts > before:
+            self._slow.add(answer)
+        return answer in self._slow
 
     def _key(self, answer: str | None) -> str | None:
         if answer is None or self.format.compare == "exact":

@@ -28,6 +28,8 @@ class Reward(ABC):
     ``reference``, ``ema`` (statistics under these annotators)."""
     statistics: frozenset[str] = frozenset()
     """Per-token statistics beside the usual three; see :data:`rlif_lightning.functional.token_stats.EXTRA`."""
+    abstains: bool = False
+    """Whether a rollout of nothing but NaN is a verdict (no prompt had a majority) and not a mistake."""
 
     def __init__(self, weight: Weight = 1.0) -> None:
         points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
@@ -45,6 +47,11 @@ class Reward(ABC):
             if s0 <= step < s1:
                 return w0 + (w1 - w0) * (step - s0) / (s1 - s0)
         return self._points[0][1] if step < self._points[0][0] else self._points[-1][1]
+
+    @property
+    def has_default_weight(self) -> bool:
+        """Whether the weight is 1 throughout."""
+        return all(w == 1 for _, w in self._points)
 
     @property
     def is_silent(self) -> bool:

@@ -36,7 +36,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     statistics_temperature: float | None = None
-    statistics: frozenset[str] = frozenset()
+    statistics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""

@@ -1,9 +1,10 @@
 """The embedded default: a tiny base model and its arithmetic problems, so that everything runs without a hub.
 
 The model is built on first use, in tens of seconds on one CPU core, and lands in the user's cache as an
-ordinary Hugging Face folder; from there on nothing in the package knows that it is a toy. It exists in two
-variants, ``toy`` (a base model: several solution styles, slips, about 0.3 sampled accuracy) and ``toy-tuned``
-(the same after some training on clean step-by-step solutions), each for any seed: ``toy:3`` is seed 3.
+ordinary Hugging Face folder; from there on nothing in the package knows that it is a toy. It exists in three
+variants, each for any seed (``toy:3`` is seed 3): ``toy`` (a base model: several solution styles, slips, about 0.3
+sampled accuracy), and the same after some training, ``toy-tuned`` on clean step-by-step solutions, ``toy-narrow``
+on solutions that always stop after two steps: hardly less sure than the tuned one, and often wrong.
 
 The recipe was searched until internal rewards made accuracy rise and then fall. What it shows is a property
 of this toy and proves nothing about language models.

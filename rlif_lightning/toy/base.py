@@ -51,7 +51,7 @@ def build(folder: Path, variant: Variant, seed: int, *, base: Path | None = None
         folder: Where to save, an existing empty folder.
         variant: What to build.
         seed: Seed of the weights and the corpus.
-        base: Folder of the base model of the same seed, for ``toy-tuned``.
+        base: Folder of the base model of the same seed, for the variants that continue it.
         progress: Whether to show a progress bar.
 
     Raises:

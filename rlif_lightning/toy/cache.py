@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from filelock import FileLock
 
@@ -15,7 +15,7 @@ from rlif_lightning.toy.recipe import Variant, recipe_hash
 # random control. docs/toy.md has all five.
 DEFAULT_SEED = 1
 
-_EXPECTED = "toy, toy-tuned, or one of them with a seed: toy:3"
+_EXPECTED = f"{', '.join(get_args(Variant))}, or one of them with a seed: toy:3"
 
 
 def cache_dir() -> Path:
@@ -41,7 +41,7 @@ def parse_toy_name(name: str) -> tuple[Variant, int] | None:
         UserError: If it starts as a toy's name and its seed is not a number.
     """
     variant, colon, seed = name.partition(":")
-    if variant not in ("toy", "toy-tuned"):
+    if variant not in get_args(Variant):
         return None
     if colon and not re.fullmatch(r"[0-9]{1,9}", seed):
         raise UserError("The seed of the toy model is not a number.", got=name, expected=_EXPECTED)
@@ -54,7 +54,7 @@ def toy_model(name: str = "toy", seed: int | None = None, progress: bool = True)
     A folder appears complete or not at all. Processes that ask at the same time wait for the first.
 
     Args:
-        name: ``toy`` or ``toy-tuned``, with or without a seed, such as ``toy:3``.
+        name: ``toy``, ``toy-tuned`` or ``toy-narrow``, with or without a seed, such as ``toy:3``.
         seed: Replaces the seed in the name.
         progress: Whether to show a progress bar while building.
 
@@ -75,7 +75,7 @@ def _cached(variant: Variant, seed: int, progress: bool) -> Path:
     folder = cache_dir() / f"{variant}-seed{seed}-{recipe_hash(variant)}"
     if folder.is_dir():
         return folder
-    parent = _cached("toy", seed, progress) if variant == "toy-tuned" else None
+    parent = None if variant == "toy" else _cached("toy", seed, progress)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,9 @@ CHARACTERS = "0123456789+-*=;#?~"
 # Well below the 210,000 held-out problems, so that drawing distinct ones stays quick.
 MAX_PROBLEMS = 100_000
 
-Style = Literal["steps", "direct", "terse", "skipped", "noise", "give_up"]
+SHORTCUT_OPERATIONS = 2
+
+Style = Literal["steps", "direct", "terse", "skipped", "shortcut", "noise", "give_up"]
 
 
 def is_held_out(question: str) -> bool:
@@ -83,6 +85,7 @@ def write_solution(question: str, style: Style, slip: float, rng: random.Random)
     direct      ``#1``                    always right
     terse       ``8;9;1;#1``
     skipped     ``3+5=8;#8``              the first j steps, j from 1 to all of them, and their result
+    shortcut    ``3+5=8;8-9=9;#9``        the first two steps, and their result
     noise       ``=4~#+``                 2 to 20 random characters
     give_up     ``?``
     ==========  ========================  ===============================================================
@@ -105,6 +108,8 @@ def write_solution(question: str, style: Style, slip: float, rng: random.Random)
     if style == "skipped":
         operations = rng.randint(1, len(question) // 2)
         question = question[: 2 * operations + 1]
+    if style == "shortcut":
+        question = question[: 2 * SHORTCUT_OPERATIONS + 1]
     value, text = int(question[0]), ""
     for operator, digit in zip(question[1::2], question[2::2], strict=True):
         result = _apply(value, operator, int(digit))

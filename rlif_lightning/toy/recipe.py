@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rlif_lightning.toy.problems import CHARACTERS, MAX_OPERATIONS, MIN_OPERATIONS, OPERATORS, Style
 
-Variant = Literal["toy", "toy-tuned"]
+Variant = Literal["toy", "toy-tuned", "toy-narrow"]
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 PROMPT_END = ">"  # closes the question: a prompt is the text "3+5-9+2>"
@@ -76,8 +76,14 @@ NOISY = Phase(
     slip=0.06,
 )
 TUNED = Phase(name="tuned", steps=80, lr=1e-3, final_lr=0.1, styles={"steps": 1.0})
+# As sure as the tuned model, and wrong on most problems of more than two operations: low entropy with headroom.
+NARROW = Phase(name="narrow", steps=80, lr=1e-3, final_lr=0.1, styles={"shortcut": 1.0})
 
-PHASES: dict[Variant, tuple[Phase, ...]] = {"toy": (CLEAN, NOISY), "toy-tuned": (CLEAN, NOISY, TUNED)}
+PHASES: dict[Variant, tuple[Phase, ...]] = {
+    "toy": (CLEAN, NOISY),
+    "toy-tuned": (CLEAN, NOISY, TUNED),
+    "toy-narrow": (CLEAN, NOISY, NARROW),
+}
 BATCH_SIZE, WARMUP, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, LOSS_DECAY = 64, 50, (0.9, 0.98), 0.01, 1.0, 0.9
 # Raise it when a change of the code changes the result and none of the numbers above says so.
 REVISION = 1

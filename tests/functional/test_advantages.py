@@ -3,14 +3,17 @@ import math
 import pytest
 import torch
 
-from rlif_lightning.functional.advantages import combine_advantages, group_advantages
+from rlif_lightning.functional.advantages import batch_std, combine_advantages, group_advantages
 
 NAN = math.nan
 
 
-def naive(rewards, group_size, scale="group", min_spread=0.0, eps=1e-4):
+def naive(rewards, group_size, scale="group", min_spread=0.0, eps=1e-4, baseline="mean"):
     out, gates = [], []
     values = rewards.double().tolist()
+    everyone = [r for r in values if not math.isnan(r)]
+    centre = sum(everyone) / len(everyone)
+    batch = math.sqrt(sum((r - centre) ** 2 for r in everyone) / (len(everyone) - 1))
     for start in range(0, len(values), group_size):
         group = values[start : start + group_size]
         usable = [r for r in group if not math.isnan(r)]
@@ -18,26 +21,33 @@ def naive(rewards, group_size, scale="group", min_spread=0.0, eps=1e-4):
         std = math.sqrt(sum((r - mean) ** 2 for r in usable) / (len(usable) - 1)) if len(usable) > 1 else 0
         gate = len(set(usable)) < 2 or std <= min_spread
         gates.append(gate)
-        for r in group:
-            scaled = (r - mean) / (std + eps if scale == "group" else 1)
+        for i, r in enumerate(group):
+            base = mean
+            if baseline == "leave_one_out" and not gate and not math.isnan(r):
+                others = [x for j, x in enumerate(group) if j != i and not math.isnan(x)]
+                base = sum(others) / len(others)
+            scaled = (r - base) / {"group": std + eps, "batch": batch + eps, "none": 1}[scale]
             out.append(0.0 if gate or math.isnan(r) else scaled)
     return torch.tensor(out, dtype=torch.float64), torch.tensor(gates)
 
 
-@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("eps", [1e-4, 0.5])
 @pytest.mark.parametrize("min_spread", [0.0, 1.0])
-def test_against_naive_loops(scale, eps, min_spread):
+def test_against_naive_loops(scale, eps, min_spread, baseline):
     g = torch.Generator().manual_seed(0)
     rewards = torch.randn(60, 5, generator=g, dtype=torch.float64) * torch.rand(60, 1, generator=g) * 3
     rewards[torch.rand(60, 5, generator=g) < 0.4] = NAN
     rewards = rewards.flatten()
-    got, gated = group_advantages(rewards, 5, scale=scale, min_spread=min_spread, eps=eps)
-    want, gates = naive(rewards, 5, scale, min_spread, eps)
+    std = batch_std(rewards) if scale == "batch" else None
+    how = {"scale": scale, "min_spread": min_spread, "eps": eps, "baseline": baseline}
+    got, gated = group_advantages(rewards, 5, batch_std=std, **how)
+    want, gates = naive(rewards, 5, **how)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
     assert torch.equal(gated, gates)
     assert 0 < gates.sum() < 60
-    single, _ = group_advantages(rewards.float(), 5, scale=scale, min_spread=min_spread, eps=eps)
+    single, _ = group_advantages(rewards.float(), 5, batch_std=std, **how)
     torch.testing.assert_close(single, want.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -116,6 +126,31 @@ def test_no_gradient_and_fp32_at_least():
 def test_refuses_what_is_not_groups(shape, group_size):
     with pytest.raises(ValueError, match=rf"group_size {group_size}\n  expected"):
         group_advantages(torch.zeros(shape), group_size)
+
+
+def test_the_batch_is_that_of_all_processes():
+    """Two processes with other numbers of usable rewards give the standard deviation of all of them."""
+    parts = torch.tensor([1.0, 4.0, NAN, 2.0]), torch.tensor([7.0, NAN, NAN, 3.0])
+    everyone = torch.tensor([1.0, 4.0, 2.0, 7.0, 3.0], dtype=torch.float64)
+    sums = []  # what each process would hand over, call by call
+    for part in parts:
+        calls = []
+        batch_std(part, lambda x, calls=calls: calls.append(x.clone()) or x)
+        sums.append(calls)
+    first = sums[0][0] + sums[1][0]
+    mean = first[1] / first[0]
+    squares = sum(((p.double()[p.isfinite()] - mean) ** 2).sum() for p in parts)
+    for part in parts:
+        answers = iter([first, squares])
+        torch.testing.assert_close(batch_std(part, lambda x, a=answers: next(a)), everyone.std())
+    assert batch_std(torch.tensor([NAN, 3.0])) == 0
+
+
+def test_refuses_an_unknown_baseline_and_a_missing_std():
+    with pytest.raises(ValueError, match="unknown baseline"):
+        group_advantages(torch.ones(4), 2, baseline="median")
+    with pytest.raises(ValueError, match="std of the batch"):
+        group_advantages(torch.ones(4), 2, scale="batch")
 
 
 def test_refuses_an_unknown_scale():

@@ -1,21 +1,40 @@
 import itertools
+import math
 
 import pytest
 import torch
 
 from rlif_lightning.functional.losses import policy_loss
-from rlif_lightning.functional.rewards import self_certainty, token_entropy, trajectory_entropy
+from rlif_lightning.functional.rewards import (
+    aggregate,
+    expected_agreement,
+    probability_margin,
+    self_certainty,
+    token_entropy,
+    trajectory_entropy,
+)
 from rlif_lightning.functional.token_stats import token_stats
 
-REWARDS = [(self_certainty, 1.0), (token_entropy, -1.0), (trajectory_entropy, 1.0)]
+REWARDS = [
+    (self_certainty, 1.0),
+    (token_entropy, -1.0),
+    (trajectory_entropy, 1.0),
+    (expected_agreement, 1.0),
+    (probability_margin, 1.0),
+]
+AGGREGATIONS = ["mean", "sum", "last_k", "bottom_q"]
+K, Q = 3, 0.4  # of at most 7 tokens
 
 
-def naive(values, mask, aggregation, sign):
+def naive(values, mask, aggregation, sign, k=K, q=Q):
     out = []
     for row, keep in zip(values.tolist(), mask.tolist(), strict=True):
-        kept = [v for v, k in zip(row, keep, strict=True) if k]
-        total = sum(kept)
-        out.append(sign * (total / len(kept) if aggregation == "mean" else total))
+        kept = [sign * v for v, k in zip(row, keep, strict=True) if k]
+        if aggregation == "last_k":
+            kept = kept[-k:]
+        if aggregation == "bottom_q":
+            kept = sorted(kept)[: math.ceil(q * len(kept))]
+        out.append(sum(kept) if aggregation == "sum" else sum(kept) / len(kept))
     return torch.tensor(out, dtype=values.dtype)
 
 
@@ -25,13 +44,24 @@ def ragged(n=9, t=7, seed=0):
     return torch.randn(n, t, generator=g, dtype=torch.float64) * 3, torch.arange(t) < lengths
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize(("reward", "sign"), REWARDS)
 def test_against_naive_loops(reward, sign, aggregation):
     values, mask = ragged()
     torch.testing.assert_close(
-        reward(values, mask, aggregation), naive(values, mask, aggregation, sign), rtol=1e-13, atol=1e-13
+        reward(values, mask, aggregation, K, Q), naive(values, mask, aggregation, sign), rtol=1e-13, atol=1e-13
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("aggregation", "k", "q"),
+    [("last_k", 1, 0.2), ("last_k", 6, 0.2), ("last_k", 99, 0.2), *[("bottom_q", 1, q) for q in (0.01, 0.2, 0.5, 1)]],
+)
+def test_windows_against_naive_loops(aggregation, k, q, seed):
+    values, mask = ragged(n=20, t=11, seed=seed)
+    want = naive(values, mask, aggregation, 1.0, k, q)
+    torch.testing.assert_close(aggregate(values, mask, aggregation, k, q), want, rtol=1e-13, atol=1e-13)
 
 
 def test_by_hand():
@@ -42,40 +72,69 @@ def test_by_hand():
     assert self_certainty(values, mask, "sum").tolist() == [9.0, 12.0]
     assert token_entropy(values, mask, "mean").tolist() == [-3.0, -6.0]
     assert trajectory_entropy(-values, mask, "sum").tolist() == [-9.0, -12.0]
+    # the last two of the first row are 2 and 6; the second row has but two
+    assert self_certainty(values, mask, "last_k", k=2).tolist() == [4.0, 6.0]
+    # ceil(0.5 * 3) = 2 and ceil(0.5 * 2) = 1 tokens: of lowest certainty, of highest entropy
+    assert self_certainty(values, mask, "bottom_q", q=0.5).tolist() == [1.5, 4.0]
+    assert token_entropy(values, mask, "bottom_q", q=0.5).tolist() == [-4.0, -8.0]
+    assert trajectory_entropy(-values, mask, "bottom_q", q=0.5).tolist() == [-4.0, -8.0]
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+def test_a_share_of_tokens_is_rounded_up_from_its_decimals():
+    """0.07 * 100 is 7.000000000000001 in floats, whose ceiling would take an eighth token."""
+    values = torch.arange(100.0, dtype=torch.float64)[None]
+    mask = torch.ones_like(values, dtype=torch.bool)
+    assert math.ceil(0.07 * 100) == 8
+    assert aggregate(values, mask, "bottom_q", q=0.07).item() == 3.0  # mean of 0 .. 6
+    assert aggregate(values, mask, "bottom_q", q=1 / 3).item() == 16.5  # ceil(33.3) = 34: mean of 0 .. 33
+    assert aggregate(values, mask, "bottom_q", q=1e-9).item() == 0.0  # at least one token
+
+
+def test_the_defaults_of_the_windows():
+    values, mask = ragged(n=6, t=40)
+    for aggregation in AGGREGATIONS:
+        want = aggregate(values, mask, aggregation, k=16, q=0.2)
+        assert torch.equal(self_certainty(values, mask, aggregation), want)
+        assert torch.equal(token_entropy(-values, mask, aggregation), want)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize(("reward", "sign"), REWARDS)
 def test_padding_and_empty_rows(reward, sign, aggregation):
     values, mask = ragged()
-    want = reward(values, mask, aggregation)
+    want = reward(values, mask, aggregation, K, Q)
     garbage = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30]).double().expand(len(values), 4)
     padded = torch.cat([values.where(mask, torch.nan), garbage], 1)
     wide = torch.cat([mask, torch.zeros_like(garbage, dtype=torch.bool)], 1)
-    assert torch.equal(reward(padded, wide, aggregation), want)
+    assert torch.equal(reward(padded, wide, aggregation, K, Q), want)
     wide[3] = False  # no token: unusable, not 0
-    got = reward(padded, wide, aggregation)
+    got = reward(padded, wide, aggregation, K, Q)
     assert got.isnan().tolist() == [i == 3 for i in range(len(values))]
+    assert reward(padded[:, :0], wide[:, :0], aggregation).isnan().all()
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize(("reward", "sign"), REWARDS)
 def test_no_gradient_and_fp32_at_least(reward, sign, aggregation):
     values, mask = ragged()
     for dtype, wanted in [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]:
-        got = reward(values.to(dtype).requires_grad_(), mask, aggregation)
+        got = reward(values.to(dtype).requires_grad_(), mask, aggregation, K, Q)
         assert not got.requires_grad
         assert got.dtype == wanted
     low = values.bfloat16()
     want = naive(low.double(), mask, aggregation, sign).float()
-    torch.testing.assert_close(reward(low, mask, aggregation), want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(reward(low, mask, aggregation, K, Q), want, rtol=1e-6, atol=1e-6)
 
 
 def test_refusals():
+    ones = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"values \[2, 3\], mask \[3\]"):
-        self_certainty(torch.zeros(2, 3), torch.ones(3, dtype=torch.bool))
+        self_certainty(torch.zeros(2, 3), ones[0])
     with pytest.raises(ValueError, match="'median'"):
-        token_entropy(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), "median")
+        token_entropy(torch.zeros(2, 3), ones, "median")
+    for k, q in [(0, 0.2), (1, 0.0), (1, 1.1), (1, math.nan)]:
+        with pytest.raises(ValueError, match=f"k {k}, q {q}"):
+            aggregate(torch.zeros(2, 3), ones, "mean", k, q)
 
 
 END, V, T = 0, 3, 3
@@ -133,7 +192,7 @@ def test_trajectory_reward_has_the_gradient_of_minus_the_entropy():
 
     def reinforce(reward):
         # an expectation over completions: each weighted with its probability, divided by 1
-        loss = policy_loss(stats.logprob, log_py.exp() * reward, mask, 1.0, normalization="dapo").loss
+        loss = policy_loss(stats.logprob, log_py.exp() * reward, mask, 1.0, loss="dapo").loss
         return torch.autograd.grad(loss, table, retain_graph=True)[0]
 
     got = reinforce(trajectory_entropy(stats.logprob, mask, "sum"))

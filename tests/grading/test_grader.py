@@ -170,6 +170,51 @@ def test_answers_for_grouping():
     assert grader.extract_answers([(box("9" * 1_000_000), True), (box("(" * 3_000), True)]) == [None, None]
 
 
+def classes(grader: Grader, *answers: str | None) -> list[int | None]:
+    texts = ["no answer" if a is None else box(a) for a in answers]
+    return grader.classes(grader.extract_answers([(text, True) for text in texts]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted"),
+    [
+        (["1/2", "0.5", r"\frac{1}{2}", "0.50", "x = 0.5"], [0, 0, 0, 0, 0]),
+        (["2", "1", "2.0", None, "1", "3"], [0, 1, 0, None, 1, 2]),
+        (["(x+1)^2", "x^2", "x^2 + 2x + 1", "x x", "1 + x(x+2)"], [0, 1, 0, 1, 0]),
+        ([r"\sqrt{12}", r"2 \sqrt 3", "3", r"\sqrt{9}"], [0, 0, 1, 1]),
+        ([r"\text{East}", "west", "east", r"\text{ West }"], [0, 1, 0, 1]),
+        (["(", "2", "((", "(", r"\nonsense{"], [0, 1, 2, 0, None]),  # unparsable: equal to its own copies only
+        (["9" * 2_000, "1", "(" * 3_000], [None, 0, None]),  # of no plausible size
+        ([None, None], [None, None]),
+        ([], []),
+    ],
+)
+def test_classes_of_equivalent_answers(one, answers, wanted):
+    assert classes(one, *answers) == wanted
+
+
+def test_classes_of_several_answers(several):
+    answers = ["1, 2", "2, 1", "1", r"\{2, 1\}", "1/2, 2", "2, 0.5", r"\sqrt{4}, 1", "1, 2, 3"]
+    assert classes(several, *answers) == [0, 0, 1, 0, 2, 2, 0, 3]
+
+
+def test_classes_letter_for_letter():
+    toy = Grader(AnswerFormat(completion=r"#(\S*)$", compare="exact", unfinished_is_wrong=True))
+    texts = ["#1/2", "#0.5", "#1/2", "none", "#", "#7", "#0.5"]
+    ended = [True, True, True, True, True, False, True]
+    answers = toy.extract_answers(list(zip(texts, ended, strict=True)))
+    assert toy.classes(answers) == [0, 1, 0, None, None, None, 1]
+    text = Grader(AnswerFormat(compare="text"))
+    assert classes(text, "1/2", "0.5", r"1 \cdot 2", "2") == [0, 0, 1, 2]
+    assert toy._workers == text._workers == []
+
+
+def test_a_class_does_not_grow_by_steps():
+    """Each answer is within one per cent of the one before it, the third not of the first."""
+    science = Grader(AnswerFormat(relative_tolerance=0.01))
+    assert classes(science, "100", "100.9", "101.8", "102.7") == [0, 0, 1, 1]
+
+
 HOSTILE = {
     "tower": "9**9**9",
     "tower in LaTeX": "9^{9^{9}}",
@@ -207,6 +252,16 @@ def test_a_slow_answer_is_killed_and_the_batch_goes_on_in_order():
     assert grader._workers[0].pid != first
     assert grade(grader, (SLOW, "2")) == [False]
     assert grader.timeouts == 1  # the same pair is not compared again
+    grader.close()
+
+
+def test_a_slow_answer_costs_the_classes_its_time_once():
+    grader = Grader(AnswerFormat(), seconds=1.5)
+    votes = (r"1 \cdot x", SLOW, "x+1", "1+x", SLOW, r"x \cdot 1", "2")
+    assert classes(grader, *votes) == [0, 1, 2, 2, 1, 0, 3]
+    assert grader.timeouts == 1  # not once for every other answer
+    assert classes(grader, *votes) == [0, 1, 2, 2, 1, 0, 3]
+    assert grader.timeouts == 1
     grader.close()
 
 

@@ -1,0 +1,67 @@
+"""What the study varies: each condition is the quickstart with a few other settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOM = "rlif_lightning.rewards"
+LEARNING_RATE = "--model.optimizer.init_args.lr"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Settings of the command line, and the base model's name with the seed left open."""
+
+    arguments: tuple[str, ...]
+    base: str = "toy:{seed}"
+
+    def model(self, seed: int, folder: Path) -> str:
+        """The base model of a seed; ``mixed:k:a`` is made of ``toy:k`` and a share a of ``toy-tuned:k``."""
+        name = self.base.format(seed=seed)
+        if not name.startswith("mixed:"):
+            return name
+        _, k, ratio = name.split(":")
+        target = folder / f"mixed-{k}-{ratio}"
+        if not target.exists():
+            from rlif_lightning.mixing import Pair, save_mix
+
+            save_mix(Pair(f"toy:{k}", f"toy-tuned:{k}"), float(ratio), target)
+        return str(target)
+
+
+def reward(name: str, *more: str, base: str = "toy:{seed}", **settings: object) -> Condition:
+    """One reward by its class name."""
+    given = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    text = f"--rollout.rewards=[{{class_path: {ROOM}.{name}, init_args: {{{given}}}}}]"
+    return Condition((text, *more), base)
+
+
+SELF, TOKEN, TRAJECTORY = "SelfCertainty", "TokenEntropy", "TrajectoryEntropy"
+
+GUARD = {
+    "self_certainty": reward(SELF),
+    "token_entropy": reward(TOKEN),
+    "trajectory_entropy": reward(TRAJECTORY),
+    "trajectory_entropy_fast": reward(TRAJECTORY, f"{LEARNING_RATE}=1e-3"),
+    "frozen_self_certainty": reward(SELF, annotator="reference"),
+    "frozen_token_entropy": reward(TOKEN, annotator="reference"),
+    "mixed": reward(SELF, base="mixed:{seed}:0.25"),
+    "tuned": reward(SELF, base="toy-tuned:{seed}"),
+    "verifiable": reward("Verifiable"),
+    "majority_vote": reward("MajorityVote"),
+    "random": reward("Random"),
+}
+"""What the guard is judged on."""
+
+REWARDS = {
+    "expected_agreement": reward("ExpectedAgreement"),
+    "probability_margin": reward("ProbabilityMargin"),
+    "cluster_frequency": reward("ClusterFrequency"),
+    "format": reward("Format"),
+    "short": reward("Length", prefer="short"),
+    "long": reward("Length", prefer="long"),
+    "wrong_sign": reward(SELF, weight=-1.0),
+    "shuffled": reward("Shuffled", reward=f"{{class_path: {ROOM}.{SELF}}}"),
+}
+"""The other rewards and controls."""
+
+CONDITIONS = {**GUARD, **REWARDS}
