@@ -276,6 +276,7 @@ def test_what_speaks_against_training(changes, word):
         ({"entropy": 0.3}, "entropy 0.30 [0.27, 0.33] nats is low"),
         ({"agreement": 0.72}, "can't be told from 0.7"),
         ({"fits": {"good": 0.05, "poor": 0.01}}, "includes 0"),
+        ({"fits": {"good": -0.05, "poor": -0.3}}, "includes 0"),
         ({"gain": 0.01}, "change little"),
         ({"truncated_fraction": 0.5}, "50% of the completions are cut off"),
         ({"answered_fraction": 0.3}, "30% of the completions state an answer"),
