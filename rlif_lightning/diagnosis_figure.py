@@ -86,11 +86,16 @@ def _agreement(ax: Axes, report: dict[str, Any], m: Measured) -> None:
 def _entropy(ax: Axes, report: dict[str, Any], m: Measured) -> None:
     from rlif_lightning.verdict import ENTROPY_NONE, ENTROPY_ROOM
 
-    ax.hist(m.sums["entropy"].sum(1) / m.tokens.sum(1), bins=20, color=COLOURS[3], edgecolor="white")
+    values = m.sums["entropy"].sum(1) / m.tokens.sum(1)
+    ax.hist(
+        values,
+        np.linspace(0, max(values.max(), ENTROPY_ROOM * 1.1), 41).tolist(),
+        color=COLOURS[3],
+        edgecolor="white",
+    )
     ax.axvline(report["policy"]["entropy"].value, color="black", linewidth=1.3)
     for mark in (ENTROPY_NONE, ENTROPY_ROOM):
         ax.axvline(mark, color="0.4", linestyle=":")
-    ax.set_xlim(left=0)
     _finish(ax, "initial entropy of a prompt", "nats per token (line: mean, dots: landmarks)", "prompts")
 
 
@@ -112,6 +117,7 @@ def _correlations(ax: Axes, report: dict[str, Any], names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlim(-1.05, 1.05)
+    ax.set_xticks([-1, -0.5, 0, 0.5, 1])
     ax.legend(fontsize=7, loc="best", framealpha=0.8)
     _finish(ax, "correlation within groups, 95 %")
 

@@ -211,7 +211,10 @@ def _reward(
         out.notes.append(f"runs against {what}: " + ", ".join(f"{n} {fits[n]}" for n in against))
     chance = rewards["random"][target]["within"] if "random" in rewards else None
     if chance is not None and chance.excludes_zero():
-        out.notes.append(f"even the random reward's interval excludes 0 ({chance}): intervals here are too narrow")
+        out.notes.append(
+            f"even the random reward's interval excludes 0 ({chance}): one in twenty does by "
+            "chance, so trust no correlation of that size"
+        )
     gated = rewards[best]["gated_fraction"]
     if gated > GATED_MOST:
         out.cautions.append(f"{gated:.0%} of the groups have no spread of {best} to learn from")
