@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -189,6 +191,20 @@ def _values(trainer: Trainer) -> dict[str, str]:
 def _problems(loader: Any) -> int:
     """How many problems this process answers."""
     return sum(len(batch) for batch in getattr(loader, "batches", ()))
+
+
+@contextmanager
+def counting(trainer: Trainer, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show the progress of work outside the Trainer's loops: yields ``tell(done, note)``."""
+    bar = trainer.progress_bar_callback
+    if not isinstance(bar, StepProgressBar):
+        yield lambda done, note=None: None
+        return
+    bar._begin(what, unit, total)
+    try:
+        yield lambda done, note=None: bar._show(done=done, note=note)
+    finally:
+        bar._end()
 
 
 def sampling_progress(trainer: Trainer, place: tuple[int, int] | None = None) -> Progress | None:

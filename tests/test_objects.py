@@ -112,7 +112,7 @@ MISTAKES = {
     "room": (["--rolout.group_size=4"], "'--rolout.group_size'", "--rollout.group_size?"),
     "source": (["--data.train.pth", "x"], "data.train", "path?"),
     "number": (["--rollout.group_size", "eight"], "rollout.group_size can't be 'eight'", "a whole number"),
-    "choice": (["--model.loss", "grpoo"], "grpo, dapo, bnpo or dr_grpo", "did you mean grpo?"),
+    "choice": (["--model.loss", "grpoo"], "grpo, dapo, bnpo, dr_grpo", "did you mean grpo?"),
     "class": (["--rollout.rewards=[SelfCertanty]"], "'SelfCertanty'", "rlif_lightning.rewards.SelfCertainty?"),
     "recipe": (["--config", "quickstar"], "'quickstar'", "'quickstart'"),
     "word": (["quickstart"], "'quickstart'", "--config quickstart?"),

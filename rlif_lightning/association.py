@@ -1,0 +1,182 @@
+"""How strongly two numbers per completion belong together, with bootstrap intervals over prompts.
+
+Completions of one prompt are no independent evidence: intervals come from drawing whole prompts with replacement
+(cluster bootstrap). So every statistic here is a function of how often each prompt was drawn: counts [R, P] to
+values [R]; all counts 1 give the estimate itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Statistic = Callable[[Array], Array]  # counts [R, P] -> [R]; nan where it is not defined
+
+RESAMPLES = 1000
+GROUPS_LEAST = 8
+"""Fewer prompts that say anything about a statistic give no interval: resamples of a handful say nothing."""
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval; nan where the data define none, or too few groups say anything."""
+
+    value: float
+    low: float
+    high: float
+    groups: int  # prompts that say anything about it
+
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        """Such as ``0.31 [0.12, 0.48]``."""
+        if np.isnan(self.value):
+            return "-"
+        return f"{self.value:.2f} " + (
+            f"({self.groups} groups)" if np.isnan(self.low) else f"[{self.low:.2f}, {self.high:.2f}]"
+        )
+
+
+def resample(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """How often each prompt is drawn in each resample: counts [R, P], rows of sum P. Fixed by the seed."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.float64)
+
+
+def estimate(statistic: Statistic, counts: Array, groups: int) -> Estimate:
+    """A statistic of the data with its percentile interval.
+
+    Resamples in which it is not defined (one class only) are left out; no interval where they are the most.
+    """
+    value = float(statistic(np.ones((1, counts.shape[1])))[0])
+    return estimate_of(value, statistic(counts), groups)
+
+
+def estimate_of(value: float, draws: Array, groups: int) -> Estimate:
+    """The same from values [R] of the resamples."""
+    low, high = interval(draws) if groups >= GROUPS_LEAST else (float("nan"), float("nan"))
+    return Estimate(value, low, high, groups)
+
+
+def interval(draws: Array) -> tuple[float, float]:
+    """The middle 95 % of resampled values [R]; nan where most are not defined."""
+    known = draws[np.isfinite(draws)]
+    if len(known) * 2 < len(draws):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ratio(totals: Array, sizes: Array) -> Statistic:
+    """Sum of totals [P] over sum of sizes [P]: a mean over tokens, completions or prompts."""
+    return lambda counts: _divide(counts @ totals, counts @ sizes)
+
+
+def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
+    """Pearson's correlation over all completions of x, y [P, G]; rows with nan are left out.
+
+    For y of 0 and 1 it is the point-biserial correlation.
+
+    Returns:
+        The statistic, and how many prompts have a completion in it.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    # Counted from the mean, so that the sums of squares don't cancel.
+    x, y = (np.where(known, v - v[known].mean() if known.any() else 0, 0) for v in (x, y))
+    n, sx, sy, sxx, syy, sxy = (v.sum(1) for v in (known, x, y, x * x, y * y, x * y))  # each [P]
+
+    def statistic(counts: Array) -> Array:
+        m, mx, my = (counts @ v for v in (n, sx, sy))
+        cov = m * (counts @ sxy) - mx * my
+        vx, vy = m * (counts @ sxx) - mx**2, m * (counts @ syy) - my**2
+        return _divide(cov, np.sqrt(np.maximum(vx, 0) * np.maximum(vy, 0)))
+
+    return statistic, int(known.any(1).sum())
+
+
+def correlation_within(x: Array, y: Array, use: Array | None = None) -> tuple[Statistic, int]:
+    """Pearson's correlation of x, y [P, G] after the mean of each group was taken off, as GRPO takes it off.
+
+    What differs between prompts (easy prompts make confident completions) plays no part in it. Groups in which x or
+    y is constant, which teach nothing about their relation, are left out.
+
+    Args:
+        x: [P, G]; nan marks a completion to leave out.
+        y: [P, G]; the same.
+        use: [P] bool, groups to look at; null: all.
+
+    Returns:
+        The statistic, and in how many groups both vary.
+    """
+    x, y, vary = _centred_pair(x, y, use)
+    sums = [(v.sum(1) * vary) for v in (x * y, x * x, y * y)]  # each [P]
+
+    def statistic(counts: Array) -> Array:
+        sxy, sxx, syy = (counts @ v for v in sums)
+        return _divide(sxy, np.sqrt(sxx * syy))
+
+    return statistic, int(vary.sum())
+
+
+def _centred_pair(x: Array, y: Array, use: Array | None) -> tuple[Array, Array, Array]:
+    """Both [P, G] without their groups' means, and the groups [P] in which both vary."""
+    known = np.isfinite(x) & np.isfinite(y)
+    centred = []
+    vary: Array = np.asarray(known.any(1) if use is None else known.any(1) & use)
+    for v in (x, y):
+        values = np.where(known, v, 0).astype(np.float64)
+        size = np.maximum(known.sum(1, keepdims=True), 1)
+        low = np.where(known, v, np.inf).min(1)
+        vary &= np.asarray(np.where(known, v, -np.inf).max(1) > low)
+        centred.append(np.where(known, values - values.sum(1, keepdims=True) / size, 0))
+    return centred[0], centred[1], vary
+
+
+def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
+    """Chance that a completion labelled 1 scores above one labelled 0, over all pairs; a tie counts half.
+
+    The Mann-Whitney statistic by ranks: scores and labels [P, G], rows with nan left out.
+
+    Returns:
+        The statistic, and how many prompts have a completion in it.
+    """
+    known = np.isfinite(scores) & np.isfinite(labels)
+    group = np.nonzero(known)[0]  # [N] of each completion
+    order = np.argsort(scores[known], kind="stable")
+    values, group, right = scores[known][order], group[order], labels[known][order] > 0.5
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.zeros(0, int)
+
+    def statistic(counts: Array) -> Array:
+        if not len(values):
+            return np.full(len(counts), np.nan)
+        weights = counts[:, group]  # [R, N]
+        ones = np.add.reduceat(weights * right, starts, axis=1)  # [R, distinct scores]
+        zeros = np.add.reduceat(weights * ~right, starts, axis=1)
+        below = zeros.cumsum(1) - zeros
+        return _divide((ones * (below + zeros / 2)).sum(1), ones.sum(1) * zeros.sum(1))
+
+    return statistic, int(known.any(1).sum())
+
+
+def auroc_within(scores: Array, labels: Array, use: Array | None = None) -> tuple[Statistic, int]:
+    """The same over pairs of completions of one prompt only: whether the better one of a group is told apart.
+
+    Returns:
+        The statistic, and how many groups hold both labels.
+    """
+    known = np.isfinite(scores) & np.isfinite(labels)
+    if use is not None:
+        known = known & use[:, None]
+    ones, zeros = known & (labels > 0.5), known & (labels <= 0.5)
+    s = np.where(known, scores, 0)
+    wins = (s[:, :, None] > s[:, None, :]) + 0.5 * (s[:, :, None] == s[:, None, :])  # [P, G, G]
+    pairs = ones[:, :, None] & zeros[:, None, :]
+    return ratio((wins * pairs).sum((1, 2)), pairs.sum((1, 2)).astype(float)), int(pairs.any((1, 2)).sum())
+
+
+def _divide(a: Array, b: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(b > 0, a / b, np.nan)

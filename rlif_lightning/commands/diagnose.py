@@ -1,0 +1,209 @@
+"""``rlif diagnose``: should a model be trained with internal rewards at all, and with which."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlif_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlif_lightning.commands.objects import Objects
+    from rlif_lightning.prompts import Prompt
+    from rlif_lightning.rewards import Reward
+    from rlif_lightning.rollout import Rollout
+
+GRADIENT_BYTES = 4 * 2**30  # what gradients may take unless they are asked for
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command: sample a group per prompt, compare the rewards, answer.
+
+    Args:
+        arguments: The words after ``rlif diagnose``.
+
+    Raises:
+        UserError: The words are wrong, or there are too few prompts.
+    """
+    from rlif_lightning.commands.objects import load
+
+    objects = load("diagnose", arguments, _options, "Should this model be trained with internal rewards, and which?")
+    options = objects.options
+    if options.prompts < 2:
+        raise UserError(
+            "--prompts is too small", got=options.prompts, expected="2 or more: intervals are over prompts"
+        )
+    prompts = objects.prompts(options.split)
+    if len(prompts) < options.prompts:
+        raise UserError(
+            f"data.{options.split} holds fewer prompts than asked for",
+            got=f"{len(prompts)} prompts, --prompts {options.prompts}",
+            do=f"set --prompts {len(prompts)}" if len(prompts) > 1 else "give more problems",
+        )
+    from rlif_lightning.diagnosis import candidates
+
+    rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
+    objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
+    objects.policy(training=True)
+    rows = _choose(len(prompts), options.prompts)
+    rollouts = _sample(objects, [(row, prompts[row]) for row in rows], rewards)
+    _report(objects, rollouts, rewards, [prompts[row] for row in rows])
+
+
+def _options(parser: Any) -> None:
+    parser.add_argument("--prompts", type=int, default=64, help="How many prompts, drawn at random from the split.")
+    parser.add_argument("--split", type=_split(), default="train", help="Which problems.")
+    parser.add_argument("--gradients", type=bool | None, default=None,
+                        help="Compare the rewards' gradients; null: where they take less than 4 GiB.")  # fmt: skip
+    parser.add_argument("--output", type=str | None, default=None,
+                        help="Folder of the results; null: <runs>/<recipe>/diagnose/<n>.")  # fmt: skip
+
+
+def _split() -> Any:
+    from rlif_lightning.commands.objects import Split
+
+    return Split
+
+
+def _choose(total: int, count: int) -> list[int]:
+    """Rows of the data, the same for the same seed."""
+    import torch
+
+    from rlif_lightning.data import run_seed
+
+    return torch.randperm(total, generator=torch.Generator().manual_seed(run_seed()))[:count].tolist()
+
+
+def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[Reward]) -> list[Rollout]:
+    """A group per prompt, as many prompts at a time as one optimiser step takes."""
+    from dataclasses import replace
+
+    from rlif_lightning.callbacks.progress import counting
+    from rlif_lightning.callbacks.sampling import ready
+    from rlif_lightning.collect import sample_rollout, with_scores
+    from rlif_lightning.data import run_seed
+    from rlif_lightning.grading import Grader
+
+    module, trainer, rollout = objects.module, objects.trainer, objects.rollout
+    assert module.policy is not None
+    sampling = replace(rollout.sampling, statistics=tuple(sorted({s for r in rewards for s in r.statistics})))
+    grader = Grader(objects.data.answers)
+    size = rollout.plan.prompts_per_step
+    found = []
+    try:
+        with ready(rollout.sampler, trainer, module), counting(trainer, "Sampling", "prompt", len(prompts)) as tell:
+            for start in range(0, len(prompts), size):
+                part = prompts[start : start + size]
+
+                def progress(token: int, most: int, done: int = start) -> None:
+                    tell(done, f"Token {token}/{most}")
+
+                drawn = sample_rollout(
+                    rollout.sampler,
+                    [p for _, p in part],
+                    [(row,) for row, _ in part],
+                    run_seed(),
+                    rollout.plan.group_size,
+                    sampling,
+                    module.decode,
+                    grader,
+                    progress,
+                    rollout.votes,
+                )
+                found.append(with_scores(drawn, module.policy, sampling))
+                tell(start + len(part))
+    finally:
+        grader.close()
+    return found
+
+
+def _gradients(
+    objects: Objects, rollouts: list[Rollout], advantages: list[dict[str, Tensor]]
+) -> dict[str, Any] | None:
+    """Cosines between the rewards' gradients, and of each reward's between two halves of the prompts."""
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from rlif_lightning.gradients import cosines, gradient_bytes, policy_gradients
+    from rlif_lightning.policy import set_training_mode
+
+    module, wanted = objects.module, objects.options.gradients
+    assert module.policy is not None
+    size = gradient_bytes(module.policy, len(advantages[0]))
+    if wanted is False:
+        return None
+    if wanted is None and size > GRADIENT_BYTES:
+        rank_zero_info(
+            f"Gradients are left out: they would take {size / 2**30:.0f} GiB. --gradients true takes them."
+        )
+        return None
+    set_training_mode(module.policy, training=True)
+    with objects.trainer.precision_plugin.forward_context():
+        halves = policy_gradients(
+            module.policy,
+            rollouts,
+            advantages,
+            module.loss,
+            objects.rollout.sampling.max_new_tokens,
+            objects.rollout.plan.micro_batch_size,
+        )
+    return {
+        "cosines": cosines(halves.sum(0)).tolist(),
+        "between_halves": cosines(halves[0], halves[1]).tolist(),
+    }
+
+
+def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], prompts: list[Prompt]) -> None:
+    """Everything after sampling: numbers, verdict, files, table."""
+    from dataclasses import asdict
+
+    from rlif_lightning.callbacks.evaluation import versions
+    from rlif_lightning.data import run_seed
+    from rlif_lightning.diagnosis import compare, describe, difference, measure, value_correlations
+    from rlif_lightning.diagnosis_figure import draw_diagnosis
+    from rlif_lightning.diagnosis_text import completion_rows, table, write_json, write_rows
+    from rlif_lightning.rewards import Random, Verifiable
+    from rlif_lightning.verdict import verdict
+
+    rollout, module, options = objects.rollout, objects.module, objects.options
+    source = objects.data.sources[options.split]
+    assert source is not None
+    measured, masked, advantages = measure(rollouts, rewards, rollout.advantage)
+    policy, found = describe(measured), compare(measured)
+    answer = verdict(
+        policy,
+        found,
+        internal={r.name: "answers" in r.requires for r in rewards if not isinstance(r, Random | Verifiable)},
+        group_size=rollout.plan.group_size,
+        statistics_temperature=rollout.sampling.statistics_temperature or rollout.sampling.temperature,
+        differs=lambda a, b, target: difference(measured, a, b, measured.target(target)).excludes_zero(),
+    )
+    report = {
+        "verdict": asdict(answer),
+        "policy": policy,
+        "rewards": found,
+        "equivalence": {
+            "rewards": list(found),
+            "values": value_correlations(measured).tolist(),
+            "gradients": _gradients(objects, masked, advantages),
+        },
+        "model": module.name,
+        "fingerprint": module.fingerprint,
+        "checkpoint": options.ckpt_path,
+        "data": asdict(source),
+        "split": options.split,
+        "prompts": len(prompts),
+        "group_size": rollout.plan.group_size,
+        "seed": run_seed(),
+        "min_spread": rollout.advantage.min_spread,
+        "sampling": asdict(rollout.sampling),
+        "lora": module.lora,
+        "precision": str(objects.trainer.precision),
+        "versions": versions(),
+    }
+    folder = objects.output(options.output)
+    write_json(folder / "diagnosis.json", report)
+    write_rows(folder / "completions.jsonl", completion_rows(rollouts, prompts, measured))
+    draw_diagnosis(report, measured, folder / "diagnosis.png")
+    print(table(report))
+    print(f"\nwritten: {folder}/diagnosis.json, diagnosis.png, completions.jsonl, config.yaml")

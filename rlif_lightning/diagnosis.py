@@ -1,0 +1,253 @@
+"""What a policy's own completions say about training it with internal rewards, before any training."""
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlif_lightning import rewards as room
+from rlif_lightning.association import (
+    Array,
+    Estimate,
+    auroc,
+    auroc_within,
+    correlation,
+    correlation_within,
+    estimate,
+    estimate_of,
+    ratio,
+    resample,
+)
+from rlif_lightning.collect import AdvantageSettings, with_advantages
+from rlif_lightning.grading import maj_at_k, pass_at_k
+from rlif_lightning.rewards import Random, Reward, Verifiable
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.similarity import group_similarity
+
+CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
+"""Rewards that are no internal feedback: baselines and controls."""
+
+
+def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
+    """The rewards to compare: all internal ones there are, the recipe's, chance, and the label where there is one."""
+    classes = [getattr(room, name) for name in room.__all__ if name not in CONTROLS]
+    found = [cls() for cls in classes if not inspect.isabstract(cls) and _is_whole(cls)]
+    controls = [Random(), *([Verifiable()] if labels else [])]
+    named = {r.name: r for r in [*found, *recipe, *controls]}
+    return [r for r in named.values() if labels or "labels" not in r.requires]
+
+
+def _is_whole(cls: type) -> bool:
+    """Whether a class is a reward that needs no settings, not a base of others."""
+    bare = inspect.Parameter.empty
+    settings = inspect.signature(cls).parameters.values()
+    return "__call__" in vars(cls) and all(p.default is not bare for p in settings)
+
+
+@dataclass
+class Measured:
+    """Numbers per completion [P, G] and per prompt [P] of one batch."""
+
+    tokens: Array  # [P, G] completion tokens
+    ended: Array  # [P, G] bool, closed by an end token
+    sums: dict[str, Array]  # entropy, logprob, self_certainty: [P, G] sums over tokens, nats
+    answered: Array  # [P, G] bool, an answer was found
+    majority: Array  # [P, G] 1: gives the group's most frequent answer; nan where no answer comes twice
+    agreement: Array  # [P] share of the group that gives the most frequent answer
+    similarity: Array  # [P] of the texts of a group, 0 to 1
+    correct: Array | None  # [P, G] 0 or 1, None without labels
+    majority_correct: Array | None  # [P] whether the most frequent answer is right
+    values: dict[str, Array] = field(default_factory=dict)  # reward -> [P, G]; nan: left out of training
+    gated: dict[str, Array] = field(default_factory=dict)  # reward -> [P] bool, teaches nothing
+
+    def target(self, name: str) -> Array:
+        """What rewards are held against, [P, G]: ``agreement``, ``correct`` or ``tokens``."""
+        found = {"agreement": self.majority, "correct": self.correct, "tokens": self.tokens}[name]
+        assert found is not None
+        return found
+
+
+def measure(
+    rollouts: Sequence[Rollout], rewards: Sequence[Reward], settings: AdvantageSettings
+) -> tuple[Measured, list[Rollout], list[dict[str, Tensor]]]:
+    """Everything that the rest is computed from.
+
+    A run that starts here has the policy itself as its reference and as its running mean, so rewards by those
+    annotators are the policy's own.
+
+    Returns:
+        The numbers, the rollouts with loss masks, and each rollout's advantages [N] by reward.
+    """
+    parts: list[Measured] = []
+    masked: list[Rollout] = []
+    advantages: list[dict[str, Tensor]] = []
+    for rollout in rollouts:
+        stats = rollout.samples.stats
+        assert stats is not None
+        rollout = replace(rollout, annotations={"reference": stats, "ema": stats})
+        part, own = _bare(rollout), {}
+        for reward in rewards:
+            done, gated, _ = with_advantages(rollout, [reward], [1.0], settings)
+            assert done.advantages is not None and done.loss_mask is not None
+            value = done.rewards[reward.name].masked_fill(~done.loss_mask.any(1), torch.nan)
+            part.values[reward.name] = _grid(value, rollout.group_size)
+            part.gated[reward.name] = gated.cpu().numpy()
+            own[reward.name] = done.advantages
+        parts.append(part)
+        masked.append(done)
+        advantages.append(own)
+    return _join(parts), masked, advantages
+
+
+def _bare(rollout: Rollout) -> Measured:
+    """All but the rewards."""
+    samples, g = rollout.samples, rollout.group_size
+    assert samples.stats is not None and samples.logprob is not None
+    mask = samples.completion_mask
+    stats = {
+        "entropy": samples.stats.entropy,
+        "logprob": samples.logprob,
+        "self_certainty": samples.stats.self_certainty,
+    }
+    votes = [own[:g] for own in rollout.votes] or [[None] * g] * (len(mask) // g)
+    correct = None if rollout.correct is None else _grid(rollout.correct, g)
+    most = [_most_frequent(own) for own in votes]
+    return Measured(
+        tokens=_grid(samples.lengths, g),
+        ended=_grid(samples.ended, g) > 0,
+        sums={name: _grid(v.where(mask, 0).sum(1), g) for name, v in stats.items()},
+        answered=np.array([[v is not None for v in own] for own in votes]),
+        majority=np.array(
+            [[float(v == m) if n > 1 else np.nan for v in own] for own, (m, n) in zip(votes, most, strict=True)]
+        ),
+        agreement=np.array([n / g for _, n in most]),
+        similarity=group_similarity(samples.completion_ids, mask, g).double().numpy(),
+        correct=correct,
+        majority_correct=None
+        if correct is None
+        else np.array([maj_at_k(_words(v), list(c > 0), g) for v, c in zip(votes, correct, strict=True)]),
+    )
+
+
+def _words(votes: Sequence[int | None]) -> list[str | None]:
+    return [None if v is None else str(v) for v in votes]
+
+
+def _most_frequent(votes: Sequence[int | None]) -> tuple[int | None, int]:
+    """The class with most votes, the first of equals, and how many it has."""
+    counts = Counter(v for v in votes if v is not None)
+    return max(counts.items(), key=lambda item: item[1]) if counts else (None, 0)
+
+
+def _grid(values: Tensor, group_size: int) -> Array:
+    return values.detach().double().cpu().numpy().reshape(-1, group_size)
+
+
+def _join(parts: Sequence[Measured]) -> Measured:
+    """The prompts of all parts below each other."""
+
+    def join(name: str) -> Any:
+        first = getattr(parts[0], name)
+        if first is None:
+            return None
+        if isinstance(first, dict):
+            return {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in first}
+        return np.concatenate([getattr(p, name) for p in parts])
+
+    return Measured(**{name: join(name) for name in Measured.__dataclass_fields__})
+
+
+def describe(m: Measured) -> dict[str, Any]:
+    """The policy: estimates with intervals over prompts, and the spread of self-certainty over completions."""
+    prompts, g = m.tokens.shape
+    counts = resample(prompts)
+    tokens = m.tokens.sum(1)
+
+    def mean(values: Array, sizes: Array | None = None) -> Estimate:
+        return estimate(ratio(values, np.ones(prompts) if sizes is None else sizes), counts, prompts)
+
+    certainty = (m.sums["self_certainty"] / m.tokens).flatten()
+    found: dict[str, Any] = {
+        "entropy": mean(m.sums["entropy"].sum(1), tokens),
+        "logprob": mean(m.sums["logprob"].sum(1), tokens),
+        "self_certainty": mean(m.sums["self_certainty"].sum(1), tokens),
+        "self_certainty_of_completions": {
+            "mean": float(certainty.mean()),
+            "sd": float(certainty.std(ddof=1)),
+            "quantiles": dict(zip(("5%", "25%", "50%", "75%", "95%"),
+                                  np.quantile(certainty, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(), strict=True)),
+        },
+        "completion_tokens": mean(m.tokens.mean(1)),
+        "truncated_fraction": mean(1 - m.ended.mean(1)),
+        "answered_fraction": mean(m.answered.mean(1)),
+        "agreement": mean(m.agreement),
+        "similarity": mean(m.similarity),
+    }  # fmt: skip
+    if m.correct is not None and m.majority_correct is not None:
+        found["accuracy"] = mean(m.correct.mean(1))
+        right = m.correct.sum(1).astype(int)
+        for k in sorted({2**p for p in range(g.bit_length()) if 2**p <= g} | {g}):
+            found[f"pass@{k}"] = mean(np.array([pass_at_k(g, int(c), k) for c in right]))
+        found[f"maj@{g}"] = mean(m.majority_correct)
+        found["majority_gain"] = mean(m.majority_correct - m.correct.mean(1))
+    return found
+
+
+def compare(m: Measured) -> dict[str, dict[str, Any]]:
+    """Each reward against agreement, correctness and length.
+
+    ``within``: after each group's mean was taken off, in groups that the reward can teach. ``overall``: over all
+    completions, so differences between prompts count. ``auroc`` and ``auroc_within``: chance that of a right and a
+    wrong (majority, minority) completion the right one has the higher reward.
+    """
+    counts = resample(len(m.tokens))
+    targets = ["agreement", *([] if m.correct is None else ["correct"]), "tokens"]
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in m.values.items():
+        usable = ~m.gated[name]
+        spread = np.array([v[np.isfinite(v)].std(ddof=1) if np.isfinite(v).sum() > 1 else np.nan for v in value])
+        own: dict[str, Any] = {
+            "mean": _mean_of_known(value),
+            "spread": _mean_of_known(spread),
+            "gated_fraction": float(m.gated[name].mean()),
+        }
+        for target in targets:
+            y = m.target(target)
+            statistics = {"within": correlation_within(value, y, usable), "overall": correlation(value, y)}
+            if target != "tokens":
+                statistics |= {"auroc": auroc(value, y), "auroc_within": auroc_within(value, y, usable)}
+            own[target] = {key: estimate(s, counts, groups) for key, (s, groups) in statistics.items()}
+        found[name] = own
+    return found
+
+
+def _mean_of_known(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def difference(m: Measured, one: str, other: str, target: Array) -> Estimate:
+    """How much closer one reward is to a target than another, within groups, on the same resamples of prompts."""
+    counts = resample(len(m.tokens))
+    first, groups = correlation_within(m.values[one], target, ~m.gated[one])
+    second, _ = correlation_within(m.values[other], target, ~m.gated[other])
+    every = np.ones((1, len(m.tokens)))
+    value = float((first(every) - second(every))[0])
+    return estimate_of(value, first(counts) - second(counts), groups)
+
+
+def value_correlations(m: Measured) -> Tensor:
+    """Correlations [K, K] of the rewards within groups, in groups that both can teach; nan where there are none."""
+    names = list(m.values)
+    every = np.ones((1, len(m.tokens)))
+
+    def one(a: str, b: str) -> float:
+        statistic, _ = correlation_within(m.values[a], m.values[b], ~m.gated[a] & ~m.gated[b])
+        return float(statistic(every)[0])
+
+    return torch.tensor([[one(a, b) for b in names] for a in names], dtype=torch.float64)

@@ -1,0 +1,125 @@
+"""A diagnosis as files and as a table for the terminal."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.association import Estimate
+from rlif_lightning.diagnosis import Measured
+from rlif_lightning.prompts import Prompt
+from rlif_lightning.rollout import Rollout
+
+WIDTH = 100
+LIMITS = (
+    "The thresholds come from few models: a reason to look, no forecast. All this is of the first step and says "
+    "nothing about when to stop; on our toy, rewards that look alike here part later."
+)
+ROWS = {  # of the policy, in their order
+    "entropy": "entropy (nats per token)",
+    "logprob": "log-probability (nats per token)",
+    "self_certainty": "self-certainty (nats per token)",
+    "completion_tokens": "completion tokens",
+    "truncated_fraction": "cut off",
+    "answered_fraction": "with an answer",
+    "agreement": "agreement in a group",
+    "similarity": "similarity of texts in a group",
+    "accuracy": "accuracy, sampled",
+    "majority_gain": "majority minus sample",
+}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report in lines: the policy, the rewards, the verdict."""
+    policy, answer = report["policy"], report["verdict"]
+    where = f"{report['prompts']} prompts of data.{report['split']} x {report['group_size']} completions"
+    lines = [f"{report['model']}: {where}; [95 % intervals over prompts]", ""]
+    extra = {k: k for k in policy if k.startswith(("pass@", "maj@")) and k != "pass@1"}
+    lines += [f"  {what:<34}{policy[key]}" for key, what in {**ROWS, **extra}.items() if key in policy]
+    labels = "accuracy" in policy
+    head = [
+        "reward",
+        "spread",
+        "gated",
+        "with agreement",
+        *(["with correctness", "AUROC"] if labels else []),
+        "with length",
+    ]
+    rows = [head]
+    for name, r in report["rewards"].items():
+        numbers = [str(r["agreement"]["within"])]
+        numbers += [str(r["correct"]["within"]), f"{r['correct']['auroc_within'].value:.2f}"] if labels else []
+        rows.append([name, f"{r['spread']:.3g}", f"{r['gated_fraction']:.0%}", *numbers, str(r["tokens"]["within"])])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines += ["", "Within groups: correlation of each reward, AUROC of pairs of one prompt"]
+    lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", *_matrix("Correlation of the rewards within groups", report["equivalence"]["values"], rows)]
+    gradients = report["equivalence"]["gradients"]
+    if gradients is not None:
+        lines += ["", *_matrix("Cosine of their gradients", gradients["cosines"], rows, gradients["between_halves"])]
+    reward = f", with {answer['reward']}" if answer["reward"] else ""
+    lines += ["", f"VERDICT: {answer['level']}{reward}"]
+    for sign, key in (("-", "reasons"), ("!", "cautions"), ("*", "notes")):
+        lines += [part for text in answer[key] for part in _wrapped(text, sign)]
+    lines += _wrapped(LIMITS, " ")
+    return "\n".join(lines)
+
+
+def _matrix(title: str, values: list[list[float]], rows: list[list[str]], halves: Any = None) -> list[str]:
+    names = [row[0] for row in rows[1:]]
+    width = max(map(len, names))
+    beside = "" if halves is None else "; last: with itself on other prompts; as small as random's is noise"
+    lines = [title + beside]
+    for i, (name, own) in enumerate(zip(names, values, strict=True)):
+        numbers = [*own, *([halves[i][i]] if halves is not None else [])]
+        cells = ["    -" if math.isnan(v) else f"{v:5.2f}" for v in numbers]
+        lines.append(f"  {name:<{width}}  " + "  ".join(cells))
+    return lines
+
+
+def _wrapped(text: str, sign: str) -> Iterator[str]:
+    import textwrap
+
+    yield from textwrap.wrap(text, WIDTH, initial_indent=f"  {sign} ", subsequent_indent="    ")
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """The whole report; an estimate is {value, low, high, groups}, what is not defined is null."""
+    path.write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def completion_rows(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], m: Measured) -> Iterator[dict[str, Any]]:
+    """One row per completion: its text and every number about it."""
+    texts = [t for r in rollouts for t in r.texts]
+    answers = [a for r in rollouts for a in r.answers]
+    group = m.tokens.shape[1]
+    for n, text in enumerate(texts):
+        p, g = divmod(n, group)
+        yield {
+            "problem": prompts[p].problem.text,
+            "completion": text,
+            "tokens": int(m.tokens[p, g]),
+            "ended": bool(m.ended[p, g]),
+            "answer": answers[n],
+            "majority": None if math.isnan(m.majority[p, g]) else bool(m.majority[p, g]),
+            "correct": None if m.correct is None else bool(m.correct[p, g]),
+            "entropy": float(m.sums["entropy"][p, g] / m.tokens[p, g]),
+            "rewards": {name: float(v[p, g]) for name, v in m.values.items()},
+        }
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)

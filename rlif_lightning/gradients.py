@@ -1,0 +1,85 @@
+"""The policy gradients that several rewards give on the same completions, and the angles between them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlif_lightning.functional.losses import Loss, loss_denominator, policy_loss
+from rlif_lightning.functional.token_stats import token_logprobs
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.scoring import completion_logits
+
+
+def gradient_bytes(policy: nn.Module, rewards: int) -> int:
+    """Memory that :func:`policy_gradients` keeps, beside the model's own."""
+    return 2 * rewards * 4 * sum(p.numel() for p in policy.parameters() if p.requires_grad)
+
+
+def policy_gradients(
+    policy: nn.Module,
+    rollouts: Sequence[Rollout],
+    advantages: Sequence[Mapping[str, Tensor]],
+    loss: Loss,
+    max_tokens: int,
+    micro_batch_size: int | None = None,
+) -> Tensor:
+    """Ascent directions of the first update, on policy, for each reward and each half of the prompts.
+
+    Args:
+        policy: With its trainable weights, in training mode.
+        rollouts: With loss masks [N, T].
+        advantages: For each rollout, a reward's name to its advantages [N].
+        loss: Surrogate and weights of the tokens. On policy all surrogates have one gradient.
+        max_tokens: Longest completion.
+        micro_batch_size: Completions in one forward; null: half a rollout.
+
+    Returns:
+        [2, K, weights] float32 on the CPU: prompts of even and of odd place, rewards in their order. Their sum is
+        the gradient of all prompts.
+    """
+    weights = [p for p in policy.parameters() if p.requires_grad]
+    names = list(advantages[0])
+    out = torch.zeros(2, len(names), sum(p.numel() for p in weights))
+    denominator = sum(float(loss_denominator(_mask(r), loss, max_tokens)) for r in rollouts)
+    for rollout, parts in zip(rollouts, advantages, strict=True):
+        for half, rows in _slices(rollout, micro_batch_size):
+            part = rollout.slice(rows)
+            logits = completion_logits(policy, part.samples)
+            logprob = token_logprobs(logits, part.samples.completion_ids, rollout.temperature)
+            for k, name in enumerate(names):
+                value = parts[name][rows.to(parts[name].device)]
+                ascent = -policy_loss(logprob, value, _mask(part), denominator, loss=loss).loss
+                last = k + 1 == len(names)
+                grads = torch.autograd.grad(ascent, weights, retain_graph=not last, allow_unused=True)
+                place = 0
+                for weight, grad in zip(weights, grads, strict=True):
+                    if grad is not None:
+                        out[half, k, place : place + weight.numel()] += grad.detach().flatten().float().cpu()
+                    place += weight.numel()
+    return out
+
+
+def cosines(vectors: Tensor, others: Tensor | None = None) -> Tensor:
+    """Cosines [K, J] between rows of [K, D] and of [J, D] (null: the same); nan where a row is 0."""
+    others = vectors if others is None else others
+    norms = vectors.norm(dim=1)[:, None] * others.norm(dim=1)[None, :]
+    return (vectors @ others.T / norms).masked_fill(norms == 0, torch.nan)
+
+
+def _mask(rollout: Rollout) -> Tensor:
+    assert rollout.loss_mask is not None
+    return rollout.loss_mask
+
+
+def _slices(rollout: Rollout, size: int | None) -> list[tuple[int, Tensor]]:
+    """(half, rows) of each micro-batch, rows ordered by length so that little is padded."""
+    lengths = rollout.samples.lengths.cpu()
+    place = torch.arange(len(lengths)) // rollout.group_size
+    slices = []
+    for half in (0, 1):
+        rows = (place % 2 == half).nonzero().squeeze(1)
+        if len(rows):
+            rows = rows[lengths[rows].argsort(stable=True)]
+            slices += [(half, part) for part in rows.split(size or len(rows))]
+    return slices
