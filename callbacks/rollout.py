@@ -160,7 +160,7 @@ class RolloutCallback(Callback):
                 f"The reward {names} compares answers, and the training data has none",
                 do="name the answer's field in --data.train.answer, or choose an internal reward",
             )
-        pl_module.needs |= {ANNOTATORS[a] for a in needs & ANNOTATORS.keys()}
+        pl_module.needs.update(ANNOTATORS[a] for a in needs & ANNOTATORS.keys())
         self._annotators = sorted(needs & ANNOTATORS.keys())
         self._needs_answers = "answers" in needs or self.advantage.agreement_band is not None
         self._grader = Grader(datamodule.answers)

@@ -164,7 +164,9 @@ class CollapseRule:
         """Steps whose weights may still be handed back."""
         if self.fired is not None:
             return {self._lagged(self.best_step)} if self.best_step is not None else set()
-        return {self._lagged(watch.best_step) for watch in self.active} | set(self.steps[len(self.steps) - self.lag :])
+        return {self._lagged(watch.best_step) for watch in self.active} | set(
+            self.steps[len(self.steps) - self.lag :]
+        )
 
     def _lagged(self, step: int) -> int:
         return self.steps[max(0, self.steps.index(step) - self.lag)]

@@ -1,7 +1,7 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,18 +16,16 @@ from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss, poli
 from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_logprobs
 from rlif_lightning.noise import quiet_lightning
 from rlif_lightning.policy import (
-    adapter_off,
     check_ids,
     check_lora,
     end_token_ids,
     fingerprint,
-    frozen_copy,
     load_policy,
     load_tokenizer,
     same_lora,
     set_training_mode,
 )
-from rlif_lightning.references import Snapshot, Version, check_memory, trainable
+from rlif_lightning.references import Version, Versions, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
 from rlif_lightning.scoring import completion_logits
@@ -150,12 +148,11 @@ class RLIFModule(pl.LightningModule):
         self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
-        self.reference, self.reference_every, self.ema_decay = reference, reference_every, ema_decay
-        self.needs: set[Version] = {reference} if kl_coefficient > 0 else set()
-        """Versions of the policy that somebody asks for: set them before the weights are loaded."""
         self.policy: nn.Module | None = None
-        self.frozen: nn.Module | None = None  # a copy; None under LoRA, whose adapter is switched off
-        self.snapshots = nn.ModuleDict()  # "ema", "synced"
+        self.reference: Version = reference
+        self.versions = Versions(ema_decay, reference_every)
+        if kl_coefficient > 0:
+            self.needs.add(reference)
         self.fingerprint = ""
         self.strict_loading = False  # checkpoints hold trainable weights only
         self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
@@ -207,51 +204,23 @@ class RLIFModule(pl.LightningModule):
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
         if training:
-            self._copy_versions(policy, half)
+            self.versions.make(policy, self.lora is not None, half, self.trainer.strategy.root_device)
 
-    def _copy_versions(self, policy: nn.Module, half: torch.dtype) -> None:
-        """Make what :attr:`needs` asks for."""
-        copies = [which for which in sorted(self.needs) if which != "frozen" or self.lora is None]
-        size = sum(p.numel() * p.element_size() for p in trainable(policy).values())
-        device = self.trainer.strategy.root_device
-        moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
-        check_memory(
-            size * len(copies) + moves * sum(p.numel() * p.element_size() for p in policy.parameters()),
-            device,
-            f"other versions of the policy's weights ({', '.join(copies)})",
-            "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
-        )
-        if "frozen" in copies:
-            self.frozen = frozen_copy(policy, half)
-        for which in copies:
-            if which != "frozen":
-                self.snapshots[which] = Snapshot(policy)
+    @property
+    def needs(self) -> set[Version]:
+        """Versions of the policy that somebody asks for: add to them before the weights are loaded."""
+        return self.versions.needs
 
-    @contextmanager
-    def version(self, which: Version) -> Iterator[nn.Module]:
-        """The policy as it was at the start (``frozen``: adapter off under LoRA), as ``ema`` or ``synced``."""
-        assert self.policy is not None and which in self.needs
-        if which != "frozen":
-            snapshot = self.snapshots[which]
-            assert isinstance(snapshot, Snapshot)
-            with snapshot.in_place(self.policy) as model:
-                yield model
-        elif self.frozen is not None:
-            yield self.frozen
-        else:
-            with adapter_off(self.policy) as model:
-                yield model
+    def version(self, which: Version) -> AbstractContextManager[nn.Module]:
+        """The policy as it was at the start (``frozen``), as a running mean (``ema``), or ``synced``."""
+        assert self.policy is not None
+        return self.versions.at(which, self.policy)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class; then the versions of the policy follow it."""
         super().optimizer_step(*args, **kwargs)
-        steps = self.trainer.global_step + 1  # counted after this hook
-        for which, snapshot in self.snapshots.items():
-            assert self.policy is not None and isinstance(snapshot, Snapshot)
-            if which == "ema":
-                snapshot.follow(self.policy, self.ema_decay)
-            elif steps % self.reference_every == 0:
-                snapshot.follow(self.policy, 0)
+        assert self.policy is not None
+        self.versions.follow(self.policy, self.trainer.global_step + 1)  # counted after this hook
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -397,7 +366,7 @@ class RLIFModule(pl.LightningModule):
             "model": self.name,
             "fingerprint": self.fingerprint,
             "lora": self.lora,
-            "versions": {which: snapshot.state_dict() for which, snapshot in self.snapshots.items()},
+            "versions": self.versions.to_checkpoint(),
         }
         if self.target_entropy is not None:
             checkpoint["rlif_entropy"] = {"coefficient": self.entropy_coefficient, "is_low": self._entropy_is_low}
@@ -425,11 +394,4 @@ class RLIFModule(pl.LightningModule):
                 expected=f"{self.lora}",
                 do="use the model.lora settings that it was trained with",
             )
-        for which, snapshot in self.snapshots.items():
-            if which not in mark["versions"]:
-                raise UserError(
-                    f"The checkpoint holds no {which} version of the policy",
-                    expected="the model.reference and the rewards' annotators that the run began with",
-                    do="continue with those, or begin a new run",
-                )
-            snapshot.load_state_dict(mark["versions"][which])
+        self.versions.from_checkpoint(mark["versions"])

@@ -1,14 +1,15 @@
 """Other versions of the policy, to hold it against: frozen at the start, its running mean, or synchronised."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.policy import adapter_off, frozen_copy
 
 Version = Literal["frozen", "ema", "synced"]
 
@@ -49,6 +50,95 @@ class Snapshot(nn.Module):
         for own, other in zip(self.weights, trainable(policy).values(), strict=True):
             own.data, other.data = other.data, own.data
         torch.clear_autocast_cache()  # it knows tensors by identity and would go on with the old values
+
+
+class Versions(nn.Module):
+    """The versions of the policy that a run asks for.
+
+    Args:
+        ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
+        renew_every: Optimiser steps between two renewals of the synchronised version.
+    """
+
+    def __init__(self, ema_decay: float, renew_every: int) -> None:
+        super().__init__()
+        self.ema_decay, self.renew_every = ema_decay, renew_every
+        self.needs: set[Version] = set()
+        """Which; to be settled before the weights are loaded."""
+        self.frozen: nn.Module | None = None  # a copy; None under LoRA, whose adapter is switched off
+        self.snapshots = nn.ModuleDict()  # "ema", "synced"
+
+    def make(self, policy: nn.Module, lora: bool, half: torch.dtype, device: torch.device) -> None:
+        """Copy what is needed from the policy as it is now.
+
+        Args:
+            policy: Just loaded.
+            lora: Whether only an adapter trains.
+            half: Dtype of a frozen copy's linear layers.
+            device: Where everything will lie.
+
+        Raises:
+            UserError: The memory for it is not there.
+        """
+        copies = [which for which in sorted(self.needs) if which != "frozen" or not lora]
+        moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
+        check_memory(
+            _bytes(trainable(policy).values()) * len(copies) + moves * _bytes(policy.parameters()),
+            device,
+            f"other versions of the policy's weights ({', '.join(copies)})",
+            "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
+        )
+        if "frozen" in copies:
+            self.frozen = frozen_copy(policy, half)
+        self.snapshots.update({which: Snapshot(policy) for which in copies if which != "frozen"})
+
+    @contextmanager
+    def at(self, which: Version, policy: nn.Module) -> Iterator[nn.Module]:
+        """A version in use: a model of its own, or the policy with other weights for a moment."""
+        assert which in self.needs
+        if which != "frozen":
+            with self._snapshot(which).in_place(policy) as model:
+                yield model
+        elif self.frozen is not None:
+            yield self.frozen
+        else:
+            with adapter_off(policy) as model:
+                yield model
+
+    def follow(self, policy: nn.Module, steps: int) -> None:
+        """Follow the policy after its optimiser step number ``steps``."""
+        if "ema" in self.snapshots:
+            self._snapshot("ema").follow(policy, self.ema_decay)
+        if "synced" in self.snapshots and steps % self.renew_every == 0:
+            self._snapshot("synced").follow(policy, 0)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {which: snapshot.state_dict() for which, snapshot in self.snapshots.items()}
+
+    def from_checkpoint(self, stored: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            UserError: The run began without one of the versions.
+        """
+        for which, snapshot in self.snapshots.items():
+            if which not in stored:
+                raise UserError(
+                    f"The checkpoint holds no {which} version of the policy",
+                    expected="the model.reference and the rewards' annotators that the run began with",
+                    do="continue with those, or begin a new run",
+                )
+            snapshot.load_state_dict(stored[which])
+
+    def _snapshot(self, which: str) -> Snapshot:
+        snapshot = self.snapshots[which]
+        assert isinstance(snapshot, Snapshot)
+        return snapshot
+
+
+def _bytes(weights: Iterable[nn.Parameter]) -> int:
+    return sum(w.numel() * w.element_size() for w in weights)
 
 
 def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:

@@ -48,8 +48,8 @@ def test_ema_against_a_naive_mean(train, lora):
     want = trail.weights[0]
     for weights in trail.weights[1:]:
         want = {n: 0.8 * w + 0.2 * weights[n] for n, w in want.items()}
-    got = dict(zip(want, run.module.snapshots["ema"].weights, strict=True))
-    assert run.module.frozen is None
+    got = dict(zip(want, run.module.versions.snapshots["ema"].weights, strict=True))
+    assert run.module.versions.frozen is None
     for name, weight in got.items():
         torch.testing.assert_close(weight.double(), want[name], rtol=0, atol=1e-6)
     assert any((got[n] - trail.weights[-1][n]).abs().max() > 1e-3 for n in got)
@@ -60,7 +60,7 @@ def test_synced_reference_is_renewed_every_k_steps(train):
     trail = Trail()
     model = {"kl_coefficient": 0.01, "reference": "synced", "reference_every": 2}
     run = train(model=model, steps=5, callbacks=[trail])
-    for own, name in zip(run.module.snapshots["synced"].weights, trail.weights[4], strict=True):
+    for own, name in zip(run.module.versions.snapshots["synced"].weights, trail.weights[4], strict=True):
         assert torch.equal(own.double(), trail.weights[4][name])  # steps 2 and 4; not 5
     kl = run.column("train/kl")
     assert kl[0] == 0 == kl[2] == kl[4]  # just renewed: exactly the policy

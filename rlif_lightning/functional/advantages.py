@@ -55,8 +55,8 @@ def group_advantages(
     for what, value, known in (("scale", scale, get_args(Scale)), ("baseline", baseline, get_args(Baseline))):
         if value not in known:
             raise ValueError(f"unknown {what}\n  got: {value!r}\n  expected: one of {known}")
-    if scale == "batch" and batch_std is None:
-        raise ValueError("scale 'batch' needs the std of the batch\n  expected: batch_std []")
+    if (scale == "batch") != (batch_std is not None):
+        raise ValueError("scale 'batch', and no other, needs the std of the batch\n  expected: batch_std []")
     dtype = torch.promote_types(rewards.dtype, torch.float32)
     r = rewards.detach().to(dtype).reshape(-1, group_size)  # [P, G]
     usable = r.isfinite()  # [P, G]
@@ -73,7 +73,7 @@ def group_advantages(
         advantages = advantages * n / (n - 1)  # where n is 1: gated
     if scale == "group":
         advantages = advantages / (std + eps)
-    elif scale == "batch":
+    elif batch_std is not None:
         advantages = advantages / (batch_std + eps)
     return advantages.masked_fill(gated, 0).flatten(), gated.squeeze(1)
 

@@ -19,7 +19,7 @@ class TokenStats(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "TokenStats":
         """The same statistics after a change of each tensor."""
-        return TokenStats(*(None if x is None else change(x) for x in self))
+        return TokenStats(**{name: change(x) for name, x in self._asdict().items() if x is not None})
 
 
 EXTRA = frozenset({"expected_agreement", "margin"})
