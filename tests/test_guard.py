@@ -94,6 +94,12 @@ def test_smoothing_and_warmup_by_hand():
     assert watch.smoothed == pytest.approx([0.9, 0.7, 0.8]) and watch.best_step == 4
 
 
+def test_of_equal_values_the_first_is_the_best():
+    rule = CollapseRule([Watch("x", 0.05, **PLAIN)])
+    assert [d.verdict for d in follow(rule, [0.5, 0.5, 0.5])] == ["best", "nothing", "nothing"]
+    assert rule.best_step == 0
+
+
 def test_one_bad_rollout_does_not_fire():
     rule = CollapseRule([Watch("x", 0.05, **PLAIN)])
     assert fired_at(rule, [0.5, 0.8, 0.1, 0.8, 0.1, 0.79, 0.0, 0.77]) == []
@@ -372,7 +378,7 @@ def test_restore_leaves_the_kept_weights_in_policy_and_checkpoint(guarded, tmp_p
 @pytest.mark.filterwarnings("ignore:Collapse guard")
 @pytest.mark.parametrize(("lag", "step"), [(0, 3), (2, 1), (9, 0)])
 def test_lag_hands_back_earlier_weights(guarded, tmp_path, lag, step):
-    _, _, script = guarded(curve=[0.5, 0.6, 0.7, 0.8, 0.2, 0.2], lag=lag)
+    _, _, script = guarded(curve=[0.5, 0.6, 0.7, 0.8, 0.2, 0.2], lag=lag, every=1)
     assert decision(tmp_path)["best_step"] == 3 and decision(tmp_path)["handed_back_step"] == step
     assert same(saved(tmp_path)[0], script.seen[step])
     assert [p.name for p in (tmp_path / "checkpoints/guard").iterdir()] == ["weights.safetensors"]
@@ -433,6 +439,21 @@ def test_agreement_on_open_ended_texts(model_folder, problems_file, tmp_path):
     rollout = run.rollouts[0].samples
     expected = group_similarity(rollout.completion_ids, rollout.completion_mask, 4).mean()
     assert similarity[0] == pytest.approx(float(expected))
+
+
+class Stale(Callback):
+    """Leaves an agreement from an earlier rollout behind."""
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.callback_metrics["rollout/agreement"] = torch.tensor(0.5)
+
+
+def test_an_earlier_agreement_does_not_stand_for_this_rollouts(model_folder, tmp_path):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"question": f"Sing {i}"}) + "\n" for i in range(8)))
+    guard = CollapseGuard(warmup=0)
+    settings = {"default_root_dir": str(tmp_path)}
+    fit(model_folder(), tmp_path / "texts.jsonl", callbacks=[guard, Stale()], steps=3, trainer=settings)
+    assert [len(w.steps) for w in guard.rule.watches] == [0, 3]
 
 
 def test_it_stands_after_what_it_watches(model_folder, problems_file):
@@ -534,7 +555,8 @@ def test_a_run_that_the_guard_ended_stays_ended(train, capsys):
 
 @pytest.mark.filterwarnings("ignore:Collapse guard")
 def test_restored_weights_are_evaluated_and_the_end_as_well(train):
-    whole, run = train("whole"), train("runs", "--guard.action=restore")
+    alone = "--evaluation.every=0"  # so that nobody else evaluates the step before the weights are restored
+    whole, run = train("whole", alone), train("runs", alone, "--guard.action=restore")
     told, other = decision(run), decision(whole)
     end = told["fired"]["step"] + 1
     assert told["taken"] == "restored" and max(read_metrics(run / "metrics.csv")["val/accuracy"]) == end
@@ -556,8 +578,16 @@ def test_handed_back_weights_score_as_the_step_they_came_from(train):
     assert told["accuracy"]["handed_back"] != told["accuracy"]["end"]
 
 
+@pytest.mark.filterwarnings("ignore:Collapse guard")
 def test_off_on_the_command_line(train, capsys):
-    run = train("runs", "--guard.action=off")
+    """And a guard that only warns saves the very same end, after it has evaluated other weights."""
+    run, other = (
+        train("runs", "--guard.action=off", "--checkpoint.every=100"),
+        train("other", "--checkpoint.every=100"),
+    )
+    states = [torch.load(x / "checkpoints/last.ckpt", weights_only=True) for x in (run, other)]
+    assert states[0]["global_step"] == 8 and same(states[0]["state_dict"], states[1]["state_dict"])
+    assert decision(other)["accuracy"]["handed_back"]
     assert not (run / "guard.json").exists() and not (run / "checkpoints/guard").exists()
     with pytest.raises(SystemExit):
         train("runs", "--guard.signals=[entropy]")
