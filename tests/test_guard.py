@@ -5,6 +5,7 @@ import json
 import math
 import random
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.guard import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
 from rlif_lightning.metrics_csv import MetricsCSV, read_metrics
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.records import Source
 from rlif_lightning.similarity import group_similarity
 from rlif_lightning.summary import summary_table
 from rlif_lightning.trainable import load_trainable, put_weights, save_trainable, trainable_weights
@@ -448,7 +450,8 @@ class Stale(Callback):
         trainer.callback_metrics["rollout/agreement"] = torch.tensor(0.5)
 
 
-def test_an_earlier_agreement_does_not_stand_for_this_rollouts(model_folder, tmp_path):
+def test_an_earlier_agreement_does_not_stand_for_this_rollouts(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.training.Source", partial(Source, answer=None))
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"question": f"Sing {i}"}) + "\n" for i in range(8)))
     guard = CollapseGuard(warmup=0)
     settings = {"default_root_dir": str(tmp_path)}
@@ -555,14 +558,17 @@ def test_a_run_that_the_guard_ended_stays_ended(train, capsys):
 
 @pytest.mark.filterwarnings("ignore:Collapse guard")
 def test_restored_weights_are_evaluated_and_the_end_as_well(train):
-    alone = "--evaluation.every=0"  # so that nobody else evaluates the step before the weights are restored
-    whole, run = train("whole", alone), train("runs", alone, "--guard.action=restore")
-    told, other = decision(run), decision(whole)
+    whole, run = (
+        train("whole", "--evaluation.every=1"),
+        train("runs", "--evaluation.every=0", "--guard.action=restore"),
+    )
+    told, curves = decision(run), read_metrics(whole / "metrics.csv")
     end = told["fired"]["step"] + 1
     assert told["taken"] == "restored" and max(read_metrics(run / "metrics.csv")["val/accuracy"]) == end
-    assert told["accuracy"]["start"] == other["accuracy"]["start"]
-    assert told["accuracy"]["handed_back"] == other["accuracy"]["handed_back"]
-    assert told["accuracy"]["end"]["val/mean_tokens"] == read_metrics(run / "metrics.csv")["val/mean_tokens"][end]
+    for key, step in (("start", 0), ("handed_back", told["handed_back_step"]), ("end", end)):
+        assert told["accuracy"][key] == {name: curves[name][step] for name in told["accuracy"]["start"]}
+    own = read_metrics(run / "metrics.csv")  # the curve shows the end as it was
+    assert told["accuracy"]["end"] == {name: own[name][end] for name in told["accuracy"]["start"]}
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert same({n.removeprefix("policy."): w for n, w in state.items()}, saved(whole)[0])
 
