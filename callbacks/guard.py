@@ -124,7 +124,7 @@ class CollapseGuard(Callback):
             raise UserError(
                 "The guard is to watch reference_logprob, and nothing loads the frozen reference",
                 got=f"model.kl_coefficient {module.kl_coefficient}, model.reference {module.reference}",
-                do="set model.kl_coefficient above 0 with model.reference frozen, or drop the signal from guard.signals",
+                do="set model.kl_coefficient above 0 with model.reference frozen, or leave the signal out",
             )
         return [SIGNALS[signal] for signal in self.signals]
 

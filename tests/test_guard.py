@@ -5,6 +5,7 @@ import json
 import math
 import random
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.guard import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
 from rlif_lightning.metrics_csv import MetricsCSV, read_metrics
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.records import Source
 from rlif_lightning.similarity import group_similarity
 from rlif_lightning.summary import summary_table
 from rlif_lightning.trainable import load_trainable, put_weights, save_trainable, trainable_weights
@@ -92,6 +94,12 @@ def test_smoothing_and_warmup_by_hand():
     watch = Watch("x", 0.05, patience=1, smoothing=0.5, warmup=1)
     follow(CollapseRule([watch]), [0.9, 0.5, 0.9])
     assert watch.smoothed == pytest.approx([0.9, 0.7, 0.8]) and watch.best_step == 4
+
+
+def test_of_equal_values_the_first_is_the_best():
+    rule = CollapseRule([Watch("x", 0.05, **PLAIN)])
+    assert [d.verdict for d in follow(rule, [0.5, 0.5, 0.5])] == ["best", "nothing", "nothing"]
+    assert rule.best_step == 0
 
 
 def test_one_bad_rollout_does_not_fire():
@@ -372,7 +380,7 @@ def test_restore_leaves_the_kept_weights_in_policy_and_checkpoint(guarded, tmp_p
 @pytest.mark.filterwarnings("ignore:Collapse guard")
 @pytest.mark.parametrize(("lag", "step"), [(0, 3), (2, 1), (9, 0)])
 def test_lag_hands_back_earlier_weights(guarded, tmp_path, lag, step):
-    _, _, script = guarded(curve=[0.5, 0.6, 0.7, 0.8, 0.2, 0.2], lag=lag)
+    _, _, script = guarded(curve=[0.5, 0.6, 0.7, 0.8, 0.2, 0.2], lag=lag, every=1)
     assert decision(tmp_path)["best_step"] == 3 and decision(tmp_path)["handed_back_step"] == step
     assert same(saved(tmp_path)[0], script.seen[step])
     assert [p.name for p in (tmp_path / "checkpoints/guard").iterdir()] == ["weights.safetensors"]
@@ -433,6 +441,22 @@ def test_agreement_on_open_ended_texts(model_folder, problems_file, tmp_path):
     rollout = run.rollouts[0].samples
     expected = group_similarity(rollout.completion_ids, rollout.completion_mask, 4).mean()
     assert similarity[0] == pytest.approx(float(expected))
+
+
+class Stale(Callback):
+    """Leaves an agreement from an earlier rollout behind."""
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.callback_metrics["rollout/agreement"] = torch.tensor(0.5)
+
+
+def test_an_earlier_agreement_does_not_stand_for_this_rollouts(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.training.Source", partial(Source, answer=None))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"question": f"Sing {i}"}) + "\n" for i in range(8)))
+    guard = CollapseGuard(warmup=0)
+    settings = {"default_root_dir": str(tmp_path)}
+    fit(model_folder(), tmp_path / "texts.jsonl", callbacks=[guard, Stale()], steps=3, trainer=settings)
+    assert [len(w.steps) for w in guard.rule.watches] == [0, 3]
 
 
 def test_it_stands_after_what_it_watches(model_folder, problems_file):
@@ -534,13 +558,17 @@ def test_a_run_that_the_guard_ended_stays_ended(train, capsys):
 
 @pytest.mark.filterwarnings("ignore:Collapse guard")
 def test_restored_weights_are_evaluated_and_the_end_as_well(train):
-    whole, run = train("whole"), train("runs", "--guard.action=restore")
-    told, other = decision(run), decision(whole)
+    whole, run = (
+        train("whole", "--evaluation.every=1"),
+        train("runs", "--evaluation.every=0", "--guard.action=restore"),
+    )
+    told, curves = decision(run), read_metrics(whole / "metrics.csv")
     end = told["fired"]["step"] + 1
     assert told["taken"] == "restored" and max(read_metrics(run / "metrics.csv")["val/accuracy"]) == end
-    assert told["accuracy"]["start"] == other["accuracy"]["start"]
-    assert told["accuracy"]["handed_back"] == other["accuracy"]["handed_back"]
-    assert told["accuracy"]["end"]["val/mean_tokens"] == read_metrics(run / "metrics.csv")["val/mean_tokens"][end]
+    for key, step in (("start", 0), ("handed_back", told["handed_back_step"]), ("end", end)):
+        assert told["accuracy"][key] == {name: curves[name][step] for name in told["accuracy"]["start"]}
+    own = read_metrics(run / "metrics.csv")  # the curve shows the end as it was
+    assert told["accuracy"]["end"] == {name: own[name][end] for name in told["accuracy"]["start"]}
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert same({n.removeprefix("policy."): w for n, w in state.items()}, saved(whole)[0])
 
@@ -556,8 +584,16 @@ def test_handed_back_weights_score_as_the_step_they_came_from(train):
     assert told["accuracy"]["handed_back"] != told["accuracy"]["end"]
 
 
+@pytest.mark.filterwarnings("ignore:Collapse guard")
 def test_off_on_the_command_line(train, capsys):
-    run = train("runs", "--guard.action=off")
+    """And a guard that only warns saves the very same end, after it has evaluated other weights."""
+    run, other = (
+        train("runs", "--guard.action=off", "--checkpoint.every=100"),
+        train("other", "--checkpoint.every=100"),
+    )
+    states = [torch.load(x / "checkpoints/last.ckpt", weights_only=True) for x in (run, other)]
+    assert states[0]["global_step"] == 8 and same(states[0]["state_dict"], states[1]["state_dict"])
+    assert decision(other)["accuracy"]["handed_back"]
     assert not (run / "guard.json").exists() and not (run / "checkpoints/guard").exists()
     with pytest.raises(SystemExit):
         train("runs", "--guard.signals=[entropy]")
