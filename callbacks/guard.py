@@ -39,11 +39,11 @@ class CollapseGuard(Callback):
     Args:
         action: off; ``warn``: say it and train on; ``stop``: end the run after the present rollout; ``restore``: end
             it with the kept weights in the policy and in the last checkpoint.
-        signals: What is watched, the first decides which step is handed back: agreement, similarity (of the
-            completions in a group) and reference_logprob; null: agreement, or similarity where no completion ever
-            has an answer; and reference_logprob where there is a reference.
-        drop: Relative drop of agreement or similarity below its best that counts.
-        reference_drop: The same of the reference's log-likelihood per token.
+        signals: What is watched: agreement, similarity (of the completions in a group) and reference_logprob;
+            null: agreement, or similarity where no completion ever has an answer; and reference_logprob where there
+            is a reference. The first that fires hands back its own best step; until then it is the first one's.
+        drop: Drop of agreement or similarity below its best that counts, as a share of its best.
+        reference_drop: Drop of the reference's log-likelihood per token, as a share of that of the first rollouts.
         patience: Consecutive rollouts below that fire.
         smoothing: Weight of a new value in the signal's moving average.
         warmup: First rollouts, which are not judged.
@@ -55,7 +55,7 @@ class CollapseGuard(Callback):
         action: Literal["off", "warn", "stop", "restore"] = "warn",
         signals: list[Signal] | None = None,
         drop: float = 0.05,
-        reference_drop: float = 0.25,
+        reference_drop: float = 0.15,
         patience: int = 3,
         smoothing: float = 0.3,
         warmup: int = 3,
@@ -65,7 +65,7 @@ class CollapseGuard(Callback):
             ("action", action, action in ("off", "warn", "stop", "restore"), "off, warn, stop or restore"),
             ("signals", signals, signals is None or 0 < len(signals) == len({*signals}), "null, or each signal once"),
             ("drop", drop, 0 < drop < 1, "above 0 and below 1, such as 0.05 for 5 per cent"),
-            ("reference_drop", reference_drop, reference_drop > 0, "above 0, such as 0.25 for 25 per cent"),
+            ("reference_drop", reference_drop, reference_drop > 0, "above 0, such as 0.15 for 15 per cent"),
             ("patience", patience, patience >= 1, "1 or more"),
             ("smoothing", smoothing, 0 < smoothing <= 1, "above 0 and up to 1"),
             ("warmup", warmup, warmup >= 0, "0 or more"),

@@ -40,7 +40,7 @@ def fired_at(rule, curve, name="x"):
 # -- the rule ------------------------------------------------------------------------------------------------
 
 
-def naive(curve, drop, patience, smoothing, warmup):
+def naive(curve, drop, unit, patience, smoothing, warmup):
     """(index that fired or None, index of the best until then): everything anew at every rollout."""
     ema = []
     for x in curve:
@@ -49,7 +49,8 @@ def naive(curve, drop, patience, smoothing, warmup):
         lows = []
         for i in range(max(warmup, end - patience + 1), end + 1):
             best = max(ema[warmup : i + 1])
-            lows.append(best - ema[i] > drop * abs(best))
+            start = sum(curve[: max(1, warmup)]) / max(1, warmup)
+            lows.append(best - ema[i] > drop * abs(best if unit == "best" else start))
         if len(lows) == patience and all(lows):
             return end, max(range(warmup, end + 1), key=lambda i: ema[i])
     return None, max(range(warmup, len(ema)), key=lambda i: ema[i])
@@ -65,6 +66,7 @@ def test_the_rule_is_the_naive_one(sign):
             curve.append(sign * level)
         settings = (
             noise.choice([0.02, 0.1, 0.3]),
+            noise.choice(["best", "start"]),
             noise.randint(1, 4),
             noise.choice([0.2, 0.5, 1.0]),
             noise.randint(0, 5),
@@ -111,6 +113,16 @@ def test_one_bad_rollout_does_not_fire():
     assert fired_at(default_rule(), steady, AGREEMENT) == []
 
 
+def test_a_drop_in_units_of_the_start():
+    """Close to 0 a log-likelihood may wiggle: -0.05 to -0.2 is four times the best, and 15 % of the start."""
+    rise = [-1.0, -1.2, -0.8, -0.3, -0.05]
+    wiggles = [*rise, -0.19, -0.19, -0.19]
+    plain = {**PLAIN, "warmup": 3}
+    assert fired_at(CollapseRule([Watch("x", 0.15, "start", **plain)]), wiggles) == []
+    assert fired_at(CollapseRule([Watch("x", 0.15, "best", **plain)]), wiggles) == [6]
+    assert fired_at(CollapseRule([Watch("x", 0.15, "start", **plain)]), [*rise, -0.21, -0.21]) == [6]
+
+
 def test_a_log_likelihood_drops_relative_to_its_size():
     rule = CollapseRule([Watch("x", 0.25, **PLAIN)])
     assert fired_at(rule, [-1.0, -0.8, -0.99, -0.99, -0.99]) == []
@@ -151,15 +163,15 @@ def test_similarity_counts_where_agreement_never_is():
     assert default_rule(signals=[SIMILARITY]).watches[0].unless is None
 
 
-def test_the_primary_decides_what_is_handed_back():
+def test_the_signal_that_fires_hands_back_its_own_best():
     """Confident and wrong: agreement still rises when the reference's log-likelihood fires."""
+    rule = CollapseRule([Watch("a", 0.05, **PLAIN), Watch("r", 0.15, **PLAIN)])
     curve = [{"a": 0.1 * i, "r": -0.1 * abs(i - 2) - 1} for i in range(8)]
-    expected = {"primary": 5, "earlier": 2}
-    for hand_back, best in expected.items():
-        rule = CollapseRule([Watch("a", 0.05, **PLAIN), Watch("r", 0.15, **PLAIN)], hand_back=hand_back)
-        assert fired_at(rule, curve) == [5]
-        assert rule.fired.signal == "r" and rule.best_step == 2 * best
-        assert rule.needed_steps == {2 * best}
+    follow(rule, curve[:5])
+    assert rule.best_step == 8 and rule.needed_steps == {4, 8}  # as yet the first one's, of either's
+    assert follow(rule, curve[5:])[0].verdict == "fired"
+    assert rule.fired.signal == "r" and rule.best_step == 4
+    assert rule.needed_steps == {4}
 
 
 def test_weights_that_may_be_handed_back():
@@ -171,9 +183,9 @@ def test_weights_that_may_be_handed_back():
     # the step two rollouts before the best, and the last two, which a new best may ask for
     assert needed[:6] == [{0}, {0, 2}, {0, 2, 4}, {2, 4, 6}, {4, 6, 8}, {4, 8, 10}]
     assert needed[6:] == [{4}] * 4 and rule.handed_step == 4 and rule.best_step == 8
-    earlier = CollapseRule([Watch("a", 0.05, **PLAIN), Watch("r", 0.15, **PLAIN)], hand_back="earlier")
-    follow(earlier, [{"a": 1, "r": -1}, {"a": 2, "r": -1.05}])
-    assert earlier.needed_steps == {0, 2}
+    two = CollapseRule([Watch("a", 0.05, **PLAIN), Watch("r", 0.15, **PLAIN)])
+    follow(two, [{"a": 1, "r": -1}, {"a": 2, "r": -1.05}])
+    assert two.needed_steps == {0, 2}
 
 
 def test_a_state_in_the_middle_is_enough():
