@@ -114,8 +114,10 @@ def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
 def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
     from rlif_lightning.toy import parse_toy_name, toy_problems
 
-    if parse_toy_name(source.path) is not None:
-        yield from toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
+    toy = parse_toy_name(source.path)
+    if toy is not None:
+        split, n = ("held_out", TOY_HELD_OUT) if held_out else ("train", TOY_TRAIN)
+        yield from toy_problems(split, n, variant=toy[0])
         return
     path = Path(source.path).expanduser()
     # Read here, not with `datasets`, which would copy local files into its cache in the user's home, and would
