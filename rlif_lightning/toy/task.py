@@ -24,7 +24,9 @@ class Task(Protocol):
     def count_steps(self, question: str) -> int:
         """How many steps a full solution has."""
 
-    def work_out(self, question: str, steps: int, slip: float, rng: random.Random) -> tuple[list[tuple[str, int]], str]:
+    def work_out(
+        self, question: str, steps: int, slip: float, rng: random.Random
+    ) -> tuple[list[tuple[str, int]], str]:
         """Work out the first steps of a problem.
 
         Args:
