@@ -20,7 +20,7 @@ class Source:
     r"""Where problems come from and which fields hold what.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, ``toy``, ``toy-addition``, or a data set on the Hugging Face hub.
+        path: A .jsonl, .json, .csv or .parquet file, ``toy``, ``toy-addition``, or a data set's name on the hub.
         prompt: Field of the problem's text.
         answer: Field of the reference answer; null: the data has no answers and nothing label-based is computed.
         gold: Where in that field the answer stands: ``whole``, ``boxed``, ``last_number``, or a regular

@@ -62,20 +62,19 @@ def toy_problems(
 def write_solution(task: Task, question: str, style: Style, slip: float, rng: random.Random) -> str:
     """Write the solution of a problem as the corpus of the base model has it.
 
-    Without slips:
+    Without slips (the answer is what the written steps make):
 
-    ========  ======================  ================================  =====================================
-    style     ``3+5-9+2``             ``347+085``
-    ========  ======================  ================================  =====================================
+    ========  ========================  ================================  =========================
+    style     ``3+5-9+2``               ``347+085``
+    ========  ========================  ================================  =========================
     steps     ``3+5=8;8-9=9;9+2=1;#1``  ``7+5=12;4+8+1=13;3+0+1=4;#432``
-    direct    ``#1``                  ``#432``                          always right
-    terse     ``8;9;1;#1``            ``12;13;4;#432``
-    skipped   ``3+5=8;#8``            ``7+5=12;#12``                    the first j steps, j from 1 to all of
-                                                                        them, and their result
-    shortcut  ``3+5=8;8-9=9;#9``      ``7+5=12;4+8+1=13;#132``          the first two steps, and their result
-    noise     ``=4~#+``               ``=4~#+``                         2 to 20 random characters
-    give_up   ``?``                   ``?``
-    ========  ======================  ================================  =====================================
+    direct    ``#1``                    ``#432``                          always right
+    terse     ``8;9;1;#1``              ``12;13;4;#432``
+    skipped   ``3+5=8;#8``              ``7+5=12;#12``                    the first j steps, any j
+    shortcut  ``3+5=8;8-9=9;#9``        ``7+5=12;4+8+1=13;#132``          the first two steps
+    noise     ``=4~#+``                 ``=4~#+``                         2 to 20 random characters
+    give_up   ``?``                     ``?``
+    ========  ========================  ================================  =========================
 
     Args:
         task: The problem's task.
