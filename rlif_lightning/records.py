@@ -116,8 +116,8 @@ def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
 
     toy = parse_toy_name(source.path)
     if toy is not None:
-        split, n = ("held_out", TOY_HELD_OUT) if held_out else ("train", TOY_TRAIN)
-        yield from toy_problems(split, n, variant=toy[0])
+        n = TOY_HELD_OUT if held_out else TOY_TRAIN
+        yield from toy_problems("held_out" if held_out else "train", n, variant=toy[0])
         return
     path = Path(source.path).expanduser()
     # Read here, not with `datasets`, which would copy local files into its cache in the user's home, and would

@@ -547,7 +547,7 @@ def sampled(name, problems):
 @pytest.mark.parametrize("seed", range(3))
 def test_addition_is_learned_and_often_wrong(seed):
     accuracy, entropy = sampled(f"toy-addition:{seed}", toy_problems("held_out", 200, variant="toy-addition"))
-    assert 0.2 < accuracy < 0.5
+    assert 0.15 < accuracy < 0.45  # measured with more samples: 0.33, 0.23, 0.24
     assert entropy > 0.3
 
 
