@@ -20,7 +20,7 @@ class Source:
     r"""Where problems come from and which fields hold what.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, ``toy``, or a data set's name on the Hugging Face hub.
+        path: A .jsonl, .json, .csv or .parquet file, ``toy``, ``toy-addition``, or a data set's name on the hub.
         prompt: Field of the problem's text.
         answer: Field of the reference answer; null: the data has no answers and nothing label-based is computed.
         gold: Where in that field the answer stands: ``whole``, ``boxed``, ``last_number``, or a regular
@@ -114,8 +114,10 @@ def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
 def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
     from rlif_lightning.toy import parse_toy_name, toy_problems
 
-    if parse_toy_name(source.path) is not None:
-        yield from toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
+    toy = parse_toy_name(source.path)
+    if toy is not None:
+        n = TOY_HELD_OUT if held_out else TOY_TRAIN
+        yield from toy_problems("held_out" if held_out else "train", n, variant=toy[0])
         return
     path = Path(source.path).expanduser()
     # Read here, not with `datasets`, which would copy local files into its cache in the user's home, and would

@@ -1,12 +1,15 @@
 """Every shipped recipe is parsed, instantiated and run for a moment with a tiny model and tiny data."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.recipes import shipped_recipes
+from rlif_lightning.records import Source, read_problems
 
 OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable", "majority_vote")
 TRAINING = ("gsm8k", "intuitor")
@@ -54,7 +57,7 @@ def rows_of(recipe):
 def test_no_recipe_is_forgotten_here():
     """A new recipe must be added to one of the lists below, or nothing runs it."""
     evaluations = {"math500", "aime24", "amc23", "minerva_math", "olympiadbench"}
-    assert set(shipped_recipes()) == {"quickstart", *OVERLAYS, *TRAINING, *evaluations}
+    assert set(shipped_recipes()) == {"quickstart", "toy_addition", *OVERLAYS, *TRAINING, *evaluations}
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
@@ -86,6 +89,23 @@ def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
     assert {tuple(json.loads(line)["rewards"]) for line in lines} == {(overlay,)}
 
 
+def test_toy_addition_brings_its_own_task(rlif, model_folder):
+    """The toy's own model takes a minute to build; any other stands in for it here."""
+    assert yaml.safe_load(Path(shipped_recipes()["toy_addition"]).read_text())["model"] == {"name": "toy-addition"}
+    arguments = ["--config", "quickstart", "--config", "toy_addition", "--model.name", model_folder()]
+    folder = rlif("fit", *arguments, *TINY, *TINY_FIT)
+    run = folder / "runs/quickstart+toy_addition/1"
+    rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    assert rows and all(re.fullmatch(r"(\d{2,3})\+(\d{2,3})>", row["prompt"]) for row in rows)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    grader = Grader(AnswerFormat(**config["data"]["answers"]))
+    gold = read_problems(Source(**config["data"]["val"]), held_out=True)[0]
+    right = gold.gold.text
+    assert int(right) == eval(re.sub(r"\b0+(?=\d)", "", gold.text))
+    texts = [(f"7+5=12;#{right}", True), (f"#{right}", False), (f"#{right};", True), (f"#0{right}", True)]
+    assert grader.grade([(*text, gold.gold) for text in texts]) == [True, False, False, False]
+
+
 @pytest.mark.parametrize(
     "recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench", "intuitor", "gsm8k"]
 )
@@ -104,9 +124,6 @@ def test_evaluation_recipe(recipe, rlif, model_folder, data):
 )
 def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
     """The mapping of fields finds the reference answers, and an answer written like them is right."""
-    from rlif_lightning.grading import AnswerFormat, Grader
-    from rlif_lightning.records import Source, read_problems
-
     settings = yaml.safe_load(Path(shipped_recipes()[recipe]).read_text())["data"]
     source = Source(**{**settings["test"], "path": str(data / f"{rows_of(recipe)}.jsonl")})
     grader = Grader(AnswerFormat(**settings["answers"]))

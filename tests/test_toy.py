@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.toy import base, cache_dir, parse_toy_name, recipe, toy_model, toy_problems
-from rlif_lightning.toy.problems import draw_document, draw_question, evaluate, is_held_out, write_solution
+from rlif_lightning.toy import addition, arithmetic, base, cache_dir, parse_toy_name, recipe, toy_model, toy_problems
+from rlif_lightning.toy.problems import draw_document, draw_question, is_held_out, write_solution
 
 WORKED = "3+5-9+2"  # 3+5=8, 8-9=-1=9, 9+2=11=1
 HELD_OUT_SEED_0 = ["7+9-5+9+5", "5-3-0-6", "5-3-3"]
+HELD_OUT_ADDITION = ["05+95", "77+92", "824+830"]
 SHORT_PHASES = {
     "toy": (
         dataclasses.replace(recipe.CLEAN, steps=3, until_loss=100.0),
@@ -25,6 +26,7 @@ SHORT_PHASES = {
     ),
 }
 SHORT_PHASES["toy-tuned"] = (*SHORT_PHASES["toy"], dataclasses.replace(recipe.TUNED, steps=2))
+SHORT_PHASES["toy-addition"] = SHORT_PHASES["toy"]
 SHORT_PHASES["toy-narrow"] = (*SHORT_PHASES["toy"], dataclasses.replace(recipe.NARROW, steps=2))
 
 
@@ -55,8 +57,8 @@ class TestProblems:
             assert all(row["answer"] == str(python_result(row["question"])) for row in rows)
 
     def test_hand_worked_answer(self):
-        assert evaluate(WORKED) == 1
-        assert evaluate("0-9-9") == 2
+        assert arithmetic.evaluate(WORKED) == 1
+        assert arithmetic.evaluate("0-9-9") == 2
 
     def test_splits_are_separated_by_the_checksum_of_the_prompt(self):
         assert all(zlib.crc32(row["question"].encode()) % 8 == 0 for row in toy_problems("held_out", 500))
@@ -72,7 +74,7 @@ class TestProblems:
 
     def test_lengths_are_equally_likely(self):
         rng = random.Random(0)
-        lengths = [len(draw_question(rng, held_out=False)) // 2 for _ in range(3000)]
+        lengths = [len(draw_question(arithmetic, rng, held_out=False)) // 2 for _ in range(3000)]
         for operations in (2, 3, 4):
             assert lengths.count(operations) / 3000 == pytest.approx(1 / 3, abs=0.04)
 
@@ -94,18 +96,18 @@ class TestCorpus:
         ],
     )
     def test_hand_worked_styles(self, style, text):
-        assert write_solution(WORKED, style, 0.0, random.Random(0)) == text
+        assert write_solution(arithmetic, WORKED, style, 0.0, random.Random(0)) == text
 
     def test_skipped_reports_the_value_after_any_number_of_steps(self):
         rng = random.Random(0)
-        texts = {write_solution(WORKED, "skipped", 0.0, rng) for _ in range(50)}
+        texts = {write_solution(arithmetic, WORKED, "skipped", 0.0, rng) for _ in range(50)}
         assert texts == {"3+5=8;#8", "3+5=8;8-9=9;#9", "3+5=8;8-9=9;9+2=1;#1"}
 
     def test_shortcut_is_right_where_two_steps_are_all_or_the_rest_adds_nothing(self):
         rng = random.Random(0)
         right = {2: [], 3: [], 4: []}
         for _ in range(3000):
-            question, text = draw_document({"shortcut": 1.0}, 0.0, rng)
+            question, text = draw_document(arithmetic, {"shortcut": 1.0}, 0.0, rng)
             assert text.count(";") == 2
             right[len(question) // 2].append(text.rpartition("#")[2] == str(python_result(question)))
         shares = {operations: sum(x) / len(x) for operations, x in right.items()}
@@ -114,7 +116,7 @@ class TestCorpus:
 
     def test_noise_is_2_to_20_characters_of_the_vocabulary(self):
         rng = random.Random(0)
-        texts = [write_solution(WORKED, "noise", 0.0, rng) for _ in range(500)]
+        texts = [write_solution(arithmetic, WORKED, "noise", 0.0, rng) for _ in range(500)]
         assert {len(text) for text in texts} == set(range(2, 21))
         assert set("".join(texts)) == set("0123456789+-*=;#?~")
 
@@ -122,14 +124,14 @@ class TestCorpus:
     def test_without_slips_every_answer_is_right(self, style):
         rng = random.Random(0)
         for _ in range(200):
-            question, text = draw_document({style: 1.0}, 0.0, rng)
+            question, text = draw_document(arithmetic, {style: 1.0}, 0.0, rng)
             assert text.rpartition("#")[2] == str(python_result(question))
 
     def test_slips_are_carried_on(self):
         rng = random.Random(0)
         slipped = 0
         for _ in range(500):
-            question, text = draw_document({"steps": 1.0}, 0.3, rng)
+            question, text = draw_document(arithmetic, {"steps": 1.0}, 0.3, rng)
             *steps, last = text.split(";")
             value = question[0]
             for step, operator, digit in zip(steps, question[1::2], question[2::2], strict=True):
@@ -143,20 +145,107 @@ class TestCorpus:
 
     def test_holds_no_held_out_problem(self):
         rng = random.Random(0)
-        assert not any(is_held_out(draw_document({"direct": 1.0}, 0.0, rng)[0]) for _ in range(500))
+        assert not any(is_held_out(draw_document(arithmetic, {"direct": 1.0}, 0.0, rng)[0]) for _ in range(500))
 
     def test_batch_is_what_the_tokenizer_makes_of_the_text(self):
         phase = dataclasses.replace(recipe.NOISY, slip=0.0)
         tokenizer = base.build_tokenizer()
-        ids, labels = base.draw_batch(phase, random.Random(3))
+        ids, labels = base.draw_batch(arithmetic, phase, random.Random(3))
         rng = random.Random(3)
         for row, label in zip(ids, labels, strict=True):
-            question, solution = draw_document(phase.styles, phase.slip, rng)
+            question, solution = draw_document(arithmetic, phase.styles, phase.slip, rng)
             document = [*tokenizer(f"{question}>{solution}")["input_ids"], tokenizer.eos_token_id]
             prompt = len(tokenizer(f"{question}>")["input_ids"])
             padding = len(row) - len(document)
             assert row.tolist() == document + [tokenizer.pad_token_id] * padding
             assert label.tolist() == [-100] * prompt + document[prompt:] + [-100] * padding
+
+
+class TestAddition:
+    """The second task: written out by hand, and against Python's own sums."""
+
+    def test_rows_are_right_distinct_and_padded_to_the_longer_number(self):
+        for split in ("train", "held_out"):
+            rows = toy_problems(split, 500, variant="toy-addition")
+            assert len({row["question"] for row in rows}) == 500
+            for row in rows:
+                left, right = row["question"].split("+")
+                assert len(left) == len(right) == max(len(str(int(left))), len(str(int(right)))) in (2, 3)
+                assert row["answer"] == str(int(left) + int(right))
+                assert (zlib.crc32(row["question"].encode()) % 8 == 0) == (split == "held_out")
+
+    def test_first_held_out_problems_stay_what_they_are(self):
+        rows = toy_problems("held_out", 200, variant="toy-addition")
+        assert [row["question"] for row in rows[:3]] == HELD_OUT_ADDITION
+        assert rows[:50] == toy_problems("held_out", 50, variant="toy-addition")
+
+    def test_lengths_are_equally_likely(self):
+        rng = random.Random(0)
+        lengths = [len(addition.draw_question(rng)) for _ in range(2000)]
+        assert set(lengths) == {5, 7}
+        assert lengths.count(5) / 2000 == pytest.approx(1 / 2, abs=0.05)
+
+    @pytest.mark.parametrize(
+        ("question", "style", "text"),
+        [
+            ("347+085", "steps", "7+5=12;4+8+1=13;3+0+1=4;#432"),
+            ("999+001", "steps", "9+1=10;9+0+1=10;9+0+1=10;#1000"),
+            ("20+73", "steps", "0+3=3;2+7=9;#93"),
+            ("347+085", "direct", "#432"),
+            ("347+085", "terse", "12;13;4;#432"),
+            ("347+085", "shortcut", "7+5=12;4+8+1=13;#132"),
+            ("347+085", "give_up", "?"),
+        ],
+    )
+    def test_hand_worked_styles(self, question, style, text):
+        assert write_solution(addition, question, style, 0.0, random.Random(0)) == text
+
+    def test_skipped_reports_what_any_number_of_columns_makes(self):
+        rng = random.Random(0)
+        texts = {write_solution(addition, "347+085", "skipped", 0.0, rng) for _ in range(50)}
+        assert texts == {"7+5=12;#12", "7+5=12;4+8+1=13;#132", "7+5=12;4+8+1=13;3+0+1=4;#432"}
+
+    @pytest.mark.parametrize("style", ["steps", "terse", "direct"])
+    def test_without_slips_every_answer_is_right(self, style):
+        rng = random.Random(0)
+        for _ in range(500):
+            question, text = draw_document(addition, {style: 1.0}, 0.0, rng)
+            left, right = map(int, question.split("+"))
+            assert text.rpartition("#")[2] == str(left + right)
+            assert not is_held_out(question)
+
+    def test_slips_are_carried_on(self):
+        rng = random.Random(0)
+        slipped = []
+        for _ in range(500):
+            question, text = draw_document(addition, {"steps": 1.0}, 0.3, rng)
+            *steps, last = text.split(";")
+            left, right = question.split("+")
+            carry, value, unit = 0, 0, 1  # the columns as they are written, added up by their place values
+            for step, a, b in zip(steps, reversed(left), reversed(right), strict=True):
+                term, result = step.split("=")
+                assert term == f"{a}+{b}" + "+1" * carry
+                slipped.append(int(result) - eval(term))
+                carry, value, unit = (
+                    int(result) >= 10,
+                    value + (int(result) - 10 * (int(result) >= 10)) * unit,
+                    10 * unit,
+                )
+            assert int(last[1:]) == value + carry * unit
+            assert len(last) == 1 + len(left) + carry
+        # 2.5 steps per document, and one slip in twenty hits the right sum: .285
+        assert sum(s != 0 for s in slipped) / len(slipped) == pytest.approx(0.285, abs=0.04)
+        assert set(range(-18, 20)) >= set(slipped) and max(slipped) > 9 > -9 > min(slipped)
+
+    def test_longest_right_answer_fits_into_the_recipe_s_tokens(self):
+        text = write_solution(addition, "999+999", "steps", 0.0, random.Random(0))
+        assert len(text) + 1 == 31  # and the end token
+
+    def test_another_task_is_another_recipe(self, monkeypatch):
+        before = recipe.recipe_hash("toy-addition")
+        monkeypatch.setattr(addition, "SETTINGS", [2, 4])
+        assert recipe.recipe_hash("toy-addition") != before
+        assert recipe.recipe_hash("toy") == "1f519b03"
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +288,8 @@ class TestNames:
             ("toy-tuned:12", ("toy-tuned", 12)),
             ("toy-narrow:0", ("toy-narrow", 0)),
             ("toy-narro", None),
+            ("toy-addition", ("toy-addition", 1)),
+            ("toy-addition:0", ("toy-addition", 0)),
             ("./toy", None),
             ("toys", None),
             ("org/toy:3", None),
@@ -208,7 +299,7 @@ class TestNames:
     def test_parse(self, name, parsed):
         assert parse_toy_name(name) == parsed
 
-    @pytest.mark.parametrize("name", ["toy:", "toy:x", "toy:-1", "toy-tuned:1.5"])
+    @pytest.mark.parametrize("name", ["toy:", "toy:x", "toy:-1", "toy-tuned:1.5", "toy-addition:"])
     def test_bad_seed(self, name):
         with pytest.raises(UserError, match="toy:3"):
             parse_toy_name(name)
@@ -264,7 +355,7 @@ class TestModelFolder:
 
     def test_training_lowers_the_loss(self, short_recipe):
         def loss(model, phase):
-            ids, labels = base.draw_batch(phase, random.Random(0))
+            ids, labels = base.draw_batch(arithmetic, phase, random.Random(0))
             with torch.no_grad():
                 return model(input_ids=ids, labels=labels).loss.item()
 
@@ -273,7 +364,7 @@ class TestModelFolder:
         phase = dataclasses.replace(recipe.CLEAN, steps=40, until_loss=None)
         with base._isolated():
             before = loss(model, phase)
-            base._train(model, phase, seed=0, progress=False)
+            base._train(model, "toy", phase, seed=0, progress=False)
             assert loss(model, phase) < 0.7 * before
 
     def test_seed_decides_every_byte(self, short_recipe, monkeypatch):
@@ -287,6 +378,8 @@ class TestModelFolder:
         assert weights("toy", "b") == first
         assert weights("toy:3", "b") != first
         assert weights("toy-tuned", "b") != first
+        assert weights("toy-addition", "b") != first
+        assert weights("toy-addition", "a") == weights("toy-addition", "b")
 
     def test_seed_argument_replaces_the_seed_of_the_name(self, short_recipe):
         assert toy_model("toy", seed=3, progress=False) == toy_model("toy:3", progress=False)
@@ -318,9 +411,7 @@ class TestModelFolder:
     def test_variant_continues_the_base(self, short_recipe, monkeypatch, variant):
         seen = []
         train = base._train
-        monkeypatch.setattr(
-            base, "_train", lambda model, phase, *rest: (seen.append(phase.name), train(model, phase, *rest))
-        )
+        monkeypatch.setattr(base, "_train", lambda model, *rest: (seen.append(rest[1].name), train(model, *rest)))
         toy_model(f"toy-{variant}", progress=False)
         assert seen == ["clean", "noisy", variant]
         toy_model("toy", progress=False)
@@ -336,11 +427,12 @@ class TestModelFolder:
         toy_model(progress=False)
         assert capfd.readouterr() == ("", "")
 
-    def test_base_that_does_not_learn_fails_with_the_loss(self, short_recipe, monkeypatch):
+    @pytest.mark.parametrize("variant", ["toy", "toy-addition"])
+    def test_base_that_does_not_learn_fails_with_the_loss(self, short_recipe, monkeypatch, variant):
         phase = dataclasses.replace(recipe.CLEAN, steps=3)
-        monkeypatch.setitem(recipe.PHASES, "toy", (phase, recipe.NOISY))
-        with pytest.raises(UserError, match=r"seed 4 did not learn(.|\n)*after 3 steps(.|\n)*toy:5"):
-            toy_model("toy:4", progress=False)
+        monkeypatch.setitem(recipe.PHASES, variant, (phase, recipe.NOISY))
+        with pytest.raises(UserError, match=rf"seed 4 did not learn(.|\n)*after 3 steps(.|\n)*{variant}:5"):
+            toy_model(f"{variant}:4", progress=False)
         assert folders(short_recipe) == []
 
 
@@ -449,6 +541,14 @@ def sampled(name, problems):
     texts = [text.replace("<pad>", "") for text in tokenizer.batch_decode(ids)]
     right = sum(text.endswith(end) for text, end in zip(texts, ends, strict=True))
     return right / len(problems), ((entropy * mask).sum() / mask.sum()).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_addition_is_learned_and_often_wrong(seed):
+    accuracy, entropy = sampled(f"toy-addition:{seed}", toy_problems("held_out", 200, variant="toy-addition"))
+    assert 0.15 < accuracy < 0.45  # measured with more samples: 0.33, 0.23, 0.24
+    assert entropy > 0.3
 
 
 @pytest.mark.slow

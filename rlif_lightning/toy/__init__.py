@@ -6,8 +6,11 @@ variants, each for any seed (``toy:3`` is seed 3): ``toy`` (a base model: severa
 sampled accuracy), and the same after some training, ``toy-tuned`` on clean step-by-step solutions, ``toy-narrow``
 on solutions that always stop after two steps: hardly less sure than the tuned one, and often wrong.
 
-The recipe was searched until internal rewards made accuracy rise and then fall. What it shows is a property
-of this toy and proves nothing about language models.
+``toy-addition`` is another base model, for another task: multi-digit addition with carries. Its recipe was made by
+analogy and not searched.
+
+The recipe of ``toy`` was searched until internal rewards made accuracy rise and then fall. What the toys show is
+a property of these toys and proves nothing about language models.
 """
 
 from rlif_lightning.toy.cache import cache_dir, parse_toy_name, toy_model

@@ -31,14 +31,17 @@ from rlif_lightning.toy.recipe import (
     MAX_GRAD_NORM,
     MAX_LENGTH,
     PAD,
+    PARENTS,
     PHASES,
     PROMPT_END,
+    TASKS,
     VOCABULARY,
     WARMUP,
     WEIGHT_DECAY,
     Phase,
     Variant,
 )
+from rlif_lightning.toy.task import Task
 
 
 def build(folder: Path, variant: Variant, seed: int, *, base: Path | None = None, progress: bool = True) -> None:
@@ -51,7 +54,7 @@ def build(folder: Path, variant: Variant, seed: int, *, base: Path | None = None
         folder: Where to save, an existing empty folder.
         variant: What to build.
         seed: Seed of the weights and the corpus.
-        base: Folder of the base model of the same seed, for the variants that continue it.
+        base: Folder of the model of the same seed that the variant continues, if it does.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -64,9 +67,9 @@ def build(folder: Path, variant: Variant, seed: int, *, base: Path | None = None
             _initialise(model, torch.Generator().manual_seed(seed))
         else:
             model.load_state_dict(load_file(base / "model.safetensors"))
-            phases = phases[len(PHASES["toy"]) :]
+            phases = phases[len(PHASES[PARENTS[variant]]) :]
         for phase in phases:
-            _train(model, phase, seed, progress)
+            _train(model, variant, phase, seed, progress)
         model.generation_config = GenerationConfig(**_special_ids())
         _save(model, folder)
     build_tokenizer().save_pretrained(folder)
@@ -94,10 +97,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def draw_batch(phase: Phase, rng: random.Random) -> tuple[Tensor, Tensor]:
+def draw_batch(task: Task, phase: Phase, rng: random.Random) -> tuple[Tensor, Tensor]:
     """Draw a batch of the corpus.
 
     Args:
+        task: What the problems are.
         phase: Says which styles occur and how often a step slips.
         rng: Source of all randomness.
 
@@ -107,7 +111,7 @@ def draw_batch(phase: Phase, rng: random.Random) -> tuple[Tensor, Tensor]:
     """
     rows, labels = [], []
     for _ in range(BATCH_SIZE):
-        question, solution = draw_document(phase.styles, phase.slip, rng)
+        question, solution = draw_document(task, phase.styles, phase.slip, rng)
         prompt = [VOCABULARY[token] for token in (BOS, *question, PROMPT_END)]
         completion = [VOCABULARY[token] for token in (*solution, EOS)]
         rows.append(torch.tensor(prompt + completion))
@@ -159,7 +163,7 @@ def _save(model: LlamaForCausalLM, folder: Path) -> None:
             transformers_logging.enable_progress_bar()
 
 
-def _train(model: LlamaForCausalLM, phase: Phase, seed: int, progress: bool) -> None:
+def _train(model: LlamaForCausalLM, variant: Variant, phase: Phase, seed: int, progress: bool) -> None:
     rng = random.Random(f"{phase.name} corpus {seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     running: float | None = None
@@ -172,7 +176,7 @@ def _train(model: LlamaForCausalLM, phase: Phase, seed: int, progress: bool) -> 
     ) as bar:
         for step in range(phase.steps):
             optimizer.param_groups[0]["lr"] = phase.lr * _schedule(step, phase)
-            ids, labels = draw_batch(phase, rng)
+            ids, labels = draw_batch(TASKS[variant], phase, rng)
             # Causal attention and padding on the right: no mask is needed.
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
@@ -191,7 +195,7 @@ def _train(model: LlamaForCausalLM, phase: Phase, seed: int, progress: bool) -> 
             f"The toy base model of seed {seed} did not learn its task.",
             got=f"loss {running:.3f} after {phase.steps} steps",
             expected=f"loss below {phase.until_loss}",
-            do=f"take another seed, such as toy:{seed + 1}; if that fails too, please report it",
+            do=f"take another seed, such as {variant}:{seed + 1}; if that fails too, please report it",
         )
 
 

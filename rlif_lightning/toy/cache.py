@@ -9,7 +9,7 @@ from typing import cast, get_args
 from filelock import FileLock
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.toy.recipe import Variant, recipe_hash
+from rlif_lightning.toy.recipe import PARENTS, Variant, recipe_hash
 
 # The base that `toy` means: of the first five, one with a clear rise and fall under self-certainty and a flat
 # random control. docs/toy.md has all five.
@@ -54,7 +54,7 @@ def toy_model(name: str = "toy", seed: int | None = None, progress: bool = True)
     A folder appears complete or not at all. Processes that ask at the same time wait for the first.
 
     Args:
-        name: ``toy``, ``toy-tuned`` or ``toy-narrow``, with or without a seed, such as ``toy:3``.
+        name: ``toy``, ``toy-tuned``, ``toy-narrow`` or ``toy-addition``, with or without a seed, such as ``toy:3``.
         seed: Replaces the seed in the name.
         progress: Whether to show a progress bar while building.
 
@@ -75,7 +75,7 @@ def _cached(variant: Variant, seed: int, progress: bool) -> Path:
     folder = cache_dir() / f"{variant}-seed{seed}-{recipe_hash(variant)}"
     if folder.is_dir():
         return folder
-    parent = None if variant == "toy" else _cached("toy", seed, progress)
+    parent = _cached(PARENTS[variant], seed, progress) if variant in PARENTS else None
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""Toy arithmetic: problems, worked solutions in several styles, and the split into training and held-out.
+"""The toy's problems, worked solutions in several styles, and the split into training and held-out.
 
-A problem such as ``3+5-9+2`` is read from left to right, modulo 10. Every number is one digit, so a problem
-is its text: digits at the even positions, operators at the odd ones. Plain Python, no torch.
+Plain Python, no torch.
 """
 
 import random
@@ -10,17 +9,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.toy.recipe import TASKS, Variant
+from rlif_lightning.toy.task import CHARACTERS, Style, Task
 
-MIN_OPERATIONS, MAX_OPERATIONS = 2, 4
-OPERATORS = "+-"
-# `*` and `~` occur in noise only: letters that the model knows but has no use for.
-CHARACTERS = "0123456789+-*=;#?~"
-# Well below the 210,000 held-out problems, so that drawing distinct ones stays quick.
+# Well below the held-out problems of each task, 210,000 and 125,000, so that drawing distinct ones stays quick.
 MAX_PROBLEMS = 100_000
 
-SHORTCUT_OPERATIONS = 2
-
-Style = Literal["steps", "direct", "terse", "skipped", "shortcut", "noise", "give_up"]
+SHORTCUT_STEPS = 2
 
 
 def is_held_out(question: str) -> bool:
@@ -28,35 +23,24 @@ def is_held_out(question: str) -> bool:
     return zlib.crc32(question.encode()) % 8 == 0
 
 
-def draw_question(rng: random.Random, *, held_out: bool) -> str:
-    """Draw a problem from one side of the split: 2 to 4 operations, each length equally likely."""
+def draw_question(task: Task, rng: random.Random, *, held_out: bool) -> str:
+    """Draw a problem from one side of the split."""
     while True:
-        operations = rng.randint(MIN_OPERATIONS, MAX_OPERATIONS)
-        digits = [str(rng.randint(0, 9)) for _ in range(operations + 1)]
-        question = digits[0] + "".join(rng.choice(OPERATORS) + digit for digit in digits[1:])
+        question = task.draw_question(rng)
         if is_held_out(question) == held_out:
             return question
 
 
-def evaluate(question: str) -> int:
-    """The result of a problem, from left to right, modulo 10."""
-    value = int(question[0])
-    for operator, digit in zip(question[1::2], question[2::2], strict=True):
-        value = _apply(value, operator, int(digit))
-    return value
-
-
-def _apply(value: int, operator: str, digit: int) -> int:
-    return (value + digit if operator == "+" else value - digit) % 10
-
-
-def toy_problems(split: Literal["train", "held_out"], n: int, seed: int = 0) -> list[dict[str, str]]:
+def toy_problems(
+    split: Literal["train", "held_out"], n: int, seed: int = 0, variant: Variant = "toy"
+) -> list[dict[str, str]]:
     """Draw distinct problems with their answers.
 
     Args:
         split: ``train`` draws from what the base model was pre-trained on, ``held_out`` from the rest.
         n: How many, at most 100,000.
         seed: Seed of the draw; a smaller ``n`` gives the beginning of a larger one.
+        variant: The toy model whose task it is.
 
     Returns:
         Rows such as ``{"question": "3+5-9+2", "answer": "1"}``.
@@ -68,62 +52,61 @@ def toy_problems(split: Literal["train", "held_out"], n: int, seed: int = 0) -> 
         raise UserError("Unknown split of the toy problems.", got=repr(split), expected="train or held_out")
     if not 0 <= n <= MAX_PROBLEMS:
         raise UserError("That many toy problems cannot be drawn.", got=n, expected=f"0 to {MAX_PROBLEMS:,}")
-    rng = random.Random(f"{split} problems {seed}")
+    task, rng = TASKS[variant], random.Random(f"{split} problems {seed}")
     questions: dict[str, None] = {}  # a set that keeps its order
     while len(questions) < n:
-        questions[draw_question(rng, held_out=split == "held_out")] = None
-    return [{"question": question, "answer": str(evaluate(question))} for question in questions]
+        questions[draw_question(task, rng, held_out=split == "held_out")] = None
+    return [{"question": question, "answer": str(task.evaluate(question))} for question in questions]
 
 
-def write_solution(question: str, style: Style, slip: float, rng: random.Random) -> str:
+def write_solution(task: Task, question: str, style: Style, slip: float, rng: random.Random) -> str:
     """Write the solution of a problem as the corpus of the base model has it.
 
-    For ``3+5-9+2``, without slips:
+    Without slips (the answer is what the written steps make):
 
-    ==========  ========================  ===============================================================
-    steps       ``3+5=8;8-9=9;9+2=1;#1``
-    direct      ``#1``                    always right
-    terse       ``8;9;1;#1``
-    skipped     ``3+5=8;#8``              the first j steps, j from 1 to all of them, and their result
-    shortcut    ``3+5=8;8-9=9;#9``        the first two steps, and their result
-    noise       ``=4~#+``                 2 to 20 random characters
-    give_up     ``?``
-    ==========  ========================  ===============================================================
+    ========  ========================  ================================  =========================
+    style     ``3+5-9+2``               ``347+085``
+    ========  ========================  ================================  =========================
+    steps     ``3+5=8;8-9=9;9+2=1;#1``  ``7+5=12;4+8+1=13;3+0+1=4;#432``
+    direct    ``#1``                    ``#432``                          always right
+    terse     ``8;9;1;#1``              ``12;13;4;#432``
+    skipped   ``3+5=8;#8``              ``7+5=12;#12``                    the first j steps, any j
+    shortcut  ``3+5=8;8-9=9;#9``        ``7+5=12;4+8+1=13;#132``          the first two steps
+    noise     ``=4~#+``                 ``=4~#+``                         2 to 20 random characters
+    give_up   ``?``                     ``?``
+    ========  ========================  ================================  =========================
 
     Args:
+        task: The problem's task.
         question: The problem.
         style: The form of the solution.
-        slip: Chance per written step that its result is a random digit; the following steps carry it on.
+        slip: Chance per written step that its result is random; the following steps carry it on.
         rng: Source of all randomness.
 
     Returns:
         The text, without an end token.
     """
     if style == "direct":
-        return f"#{evaluate(question)}"
+        return f"#{task.evaluate(question)}"
     if style == "give_up":
         return "?"
     if style == "noise":
         return "".join(rng.choice(CHARACTERS) for _ in range(rng.randint(2, 20)))
+    steps = task.count_steps(question)
     if style == "skipped":
-        operations = rng.randint(1, len(question) // 2)
-        question = question[: 2 * operations + 1]
+        steps = rng.randint(1, steps)
     if style == "shortcut":
-        question = question[: 2 * SHORTCUT_OPERATIONS + 1]
-    value, text = int(question[0]), ""
-    for operator, digit in zip(question[1::2], question[2::2], strict=True):
-        result = _apply(value, operator, int(digit))
-        if rng.random() < slip:
-            result = rng.randint(0, 9)
-        text += f"{result};" if style == "terse" else f"{value}{operator}{digit}={result};"
-        value = result
-    return f"{text}#{value}"
+        steps = SHORTCUT_STEPS
+    worked, answer = task.work_out(question, steps, slip, rng)
+    texts = [f"{result};" if style == "terse" else f"{term}={result};" for term, result in worked]
+    return "".join(texts) + f"#{answer}"
 
 
-def draw_document(styles: Mapping[Style, float], slip: float, rng: random.Random) -> tuple[str, str]:
+def draw_document(task: Task, styles: Mapping[Style, float], slip: float, rng: random.Random) -> tuple[str, str]:
     """Draw one document of the corpus: a training problem and a solution in one of the styles.
 
     Args:
+        task: What the problems are.
         styles: Weight of each style.
         slip: See ``write_solution``.
         rng: Source of all randomness.
@@ -131,6 +114,6 @@ def draw_document(styles: Mapping[Style, float], slip: float, rng: random.Random
     Returns:
         Question and solution.
     """
-    question = draw_question(rng, held_out=False)
+    question = draw_question(task, rng, held_out=False)
     (style,) = rng.choices(list(styles), weights=list(styles.values()))
-    return question, write_solution(question, style, slip, rng)
+    return question, write_solution(task, question, style, slip, rng)
