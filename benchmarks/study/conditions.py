@@ -52,6 +52,19 @@ GUARD = {
 }
 """What the guard is judged on."""
 
+SECOND = ("--config", "toy_addition")
+SECOND_TASK = {
+    f"addition_{name}": reward(cls, *SECOND, base="toy-addition:{seed}")
+    for name, cls in (
+        ("self_certainty", SELF),
+        ("token_entropy", TOKEN),
+        ("trajectory_entropy", TRAJECTORY),
+        ("verifiable", "Verifiable"),
+        ("random", "Random"),
+    )
+}
+"""The same rule on a task for which nothing was tuned."""
+
 REWARDS = {
     "expected_agreement": reward("ExpectedAgreement"),
     "probability_margin": reward("ProbabilityMargin"),
@@ -64,4 +77,18 @@ REWARDS = {
 }
 """The other rewards and controls."""
 
-CONDITIONS = {**GUARD, **REWARDS}
+ABLATIONS = {
+    "kl_0": reward(SELF, "--model.kl_coefficient=0", "--guard.signals=[agreement]"),
+    "kl_0.1": reward(SELF, "--model.kl_coefficient=0.1"),
+    "kl_0.5": reward(SELF, "--model.kl_coefficient=0.5"),
+    "slow": reward(SELF, f"{LEARNING_RATE}=1e-4"),
+    "fast": reward(SELF, f"{LEARNING_RATE}=1e-3"),
+    "group_4": reward(SELF, "--rollout.group_size=4", "--rollout.prompts_per_step=32"),
+    "group_16": reward(SELF, "--rollout.group_size=16", "--rollout.prompts_per_step=8"),
+    "mixed_10": reward(SELF, base="mixed:{seed}:0.1"),
+    "mixed_50": reward(SELF, base="mixed:{seed}:0.5"),
+    "narrow": reward(SELF, base="toy-narrow:{seed}"),
+}
+"""One setting of the self-certainty run changed; group sizes at the same number of completions."""
+
+CONDITIONS = {**GUARD, **SECOND_TASK, **REWARDS, **ABLATIONS}
