@@ -49,6 +49,7 @@ class Evaluator:
         ]
         self.grader = Grader(AnswerFormat(**data["answers"]))
         self.sampler = NativeSampler()
+        self.sampling = Sampling(config["rollout"]["max_new_tokens"])
         self.known: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def measure(self, steps: Sequence[int]) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Evaluator:
                 results = answer_problems(
                     self.sampler,
                     self.prompts,
-                    Sampling(32),
+                    self.sampling,
                     SAMPLES,
                     lambda ids: self.tokenizer.batch_decode(ids, skip_special_tokens=True),
                     self.grader,
