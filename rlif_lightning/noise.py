@@ -1,6 +1,9 @@
-"""Warnings of Lightning's that are meant here, and that users can do nothing about."""
+"""Warnings as users should see them."""
 
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 MEANT = (
     ".*does not have many workers.*",  # prompts are lists
@@ -16,3 +19,19 @@ def quiet_lightning() -> None:
     """Leave these warnings out."""
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
+
+
+def short_warnings() -> None:
+    """On the command line a warning of this package is its text; others keep their place in the code."""
+    spec = find_spec("rlif_lightning.callbacks")
+    homes = (Path(__file__).parent, Path(str(spec.origin)).parent if spec else Path(__file__).parent)
+    usual = warnings.formatwarning
+    if usual.__module__ == __name__:
+        return
+
+    def format_warning(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        if any(home in Path(filename).parents for home in homes):
+            return f"warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = format_warning

@@ -25,6 +25,7 @@ from rlif_lightning.cli import RUN_FOLDER, discard_run_folder, run_root
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
+from rlif_lightning.noise import short_warnings
 from rlif_lightning.recipes import Parser
 from rlif_lightning.run_folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 from rlif_lightning.run_logger import RunLogger
@@ -88,6 +89,7 @@ class RLIFCLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse; the base class warns when arguments are given, which is how ``main`` always calls it."""
+        short_warnings()
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:

@@ -295,3 +295,13 @@ def test_the_run_folder_is_named_after_the_recipes(rlif, small_fit, tmp_path):
     # config.yaml is a recipe itself
     rlif("fit", "--config", folder / "config.yaml", "--trainer.max_steps=1")
     assert (tmp_path / "runs/config/1/metrics.csv").is_file()
+
+
+def test_a_warning_of_ours_is_its_text_and_others_keep_their_place(rlif, small_fit, recwarn):
+    import warnings
+
+    from rlif_lightning.callbacks import guard
+
+    rlif("fit", *small_fit, "--trainer.max_steps=1")
+    assert warnings.formatwarning("text", UserWarning, guard.__file__, 7) == "warning: text\n"
+    assert "elsewhere.py:7" in warnings.formatwarning("text", UserWarning, "/somewhere/elsewhere.py", 7)
