@@ -59,16 +59,10 @@ def train(condition: Condition, seed: int, folder: Path) -> None:
     work = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     arguments = ["fit", "--config", "quickstart", "--runs", str(work), "--seed_everything", str(seed)]
-    arguments += [
-        "--model.name",
-        condition.model(seed, folder.parents[1]),
-        "--data.val",
-        "null",
-        "--completions.keep",
-        "null",
-    ]
-    arguments += ["--trainer.enable_progress_bar", "false", "--checkpoint.every", "100000"]
-    arguments += ["--trainer.callbacks+=runs.KeepWeights", *condition.arguments]
+    arguments += condition.arguments
+    arguments += ["--model.name", condition.model(seed, folder.parents[1])]  # after recipes that name another
+    arguments += ["--data.val", "null", "--completions.keep", "null", "--trainer.enable_progress_bar", "false"]
+    arguments += ["--checkpoint.every", "100000", "--trainer.callbacks+=runs.KeepWeights"]
     RLIFCLI.run(arguments)
     (run,) = work.glob("*/1")
     run.rename(folder)
