@@ -124,6 +124,17 @@ BEHAVIOUR: dict[str, Callable[[Rows], float]] = {
 }
 
 
+def behaviour(root: Path, names: Sequence[str], seeds: Sequence[int], steps: Sequence[int]) -> str:
+    """A row per condition and measure: means over seeds at some steps."""
+    lines = [f"| condition | measure | {' | '.join(f'step {s}' for s in steps)} |", "|---" * (2 + len(steps)) + "|"]
+    for name in names:
+        rolled = [completions(run, steps) for run in runs_of(root, name, seeds).values()]
+        for title, measure in BEHAVIOUR.items() if rolled else []:
+            means = [statistics.mean(measure(rows[s]) for rows in rolled) for s in steps]
+            lines.append(f"| {name.replace('_', ' ')} | {title} | {' | '.join(f'{m:.3f}' for m in means)} |")
+    return "\n".join(lines)
+
+
 def draw_behaviour(root: Path, names: Sequence[str], seeds: Sequence[int], path: Path) -> None:
     """What the texts turn into: a panel per measure, a line per condition, mean over seeds."""
     steps = [*range(0, 120, 5), 119]
@@ -213,6 +224,7 @@ def main() -> None:
     draw_curves(root, list(conditions.ABLATIONS), seeds, options.out / "study-settings.png")
     internal = ["self_certainty", "token_entropy", "trajectory_entropy", "trajectory_entropy_fast"]
     shown = [*internal, "frozen_self_certainty", "frozen_token_entropy", "verifiable", "majority_vote", "random"]
+    print(f"\n## Behaviour\n\n{behaviour(root, shown, seeds, (0, 10, 20, 60, 119))}")
     draw_behaviour(root, shown, seeds, options.out / "study-behaviour.png")
 
 
