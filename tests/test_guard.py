@@ -219,6 +219,7 @@ def test_similarity_by_hand():
     # {12, 23} and {12, 24}: a third; alike up to padding; no bigrams at all
     torch.testing.assert_close(group_similarity(ids, mask, 2), torch.tensor([1 / 3, 1.0, 1.0]))
     assert group_similarity(ids, mask, 1).isnan().all()
+    assert group_similarity(ids[:, :1], mask[:, :1], 2).tolist() == [1.0] * 3  # every completion is an end token
 
 
 def test_similarity_is_that_of_sets():
