@@ -188,6 +188,17 @@ def test_weights_that_may_be_handed_back():
     assert two.needed_steps == {0, 2}
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("lag", range(7))
+def test_what_is_needed_was_never_let_go(lag, warmup):
+    rule, kept = default_rule(lag=lag, warmup=warmup), set()
+    for i, x in enumerate(RISE_AND_FALL):
+        rule.update(2 * i, {AGREEMENT: x})
+        kept = {n for n in kept | {2 * i} if n in rule.needed_steps}
+        assert kept == rule.needed_steps
+    assert rule.handed_step in kept
+
+
 def test_a_state_in_the_middle_is_enough():
     noise = random.Random(1)
     curve = [
