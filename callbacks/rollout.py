@@ -48,8 +48,8 @@ class RolloutCallback(Callback):
         min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
         statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
         rewards: What is rewarded; several are standardised in the group, weighted and summed.
-        votes: Completions per prompt whose answers count for agreement and majority; more than ``group_size``
-            are sampled for that alone. null: the group.
+        votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
+            than ``group_size`` are sampled for that alone. null: the group.
         scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
             by nothing (``none``).
         baseline: What a reward is compared with: the ``mean`` of its group, or that of the others
@@ -173,7 +173,7 @@ class RolloutCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is about to happen."""
         steps = pl_module.total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
-        tokens = steps // self.plan.rollout_steps * self.plan.rollout_prompts * self.plan.group_size
+        tokens = steps // self.plan.rollout_steps * self.plan.rollout_prompts * (self.votes or self.plan.group_size)
         tokens *= self.sampling.max_new_tokens
         rank_zero_info(
             f"Plan: {self.plan.describe()}; {steps} steps, at most {tokens:,} sampled tokens. "
