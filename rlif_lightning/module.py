@@ -394,4 +394,4 @@ class RLIFModule(pl.LightningModule):
                 expected=f"{self.lora}",
                 do="use the model.lora settings that it was trained with",
             )
-        self.versions.from_checkpoint(mark["versions"])
+        self.versions.from_checkpoint(mark.get("versions", {}))  # a checkpoint from before there were any: none kept
