@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.callbacks.logs import clock, log_now, peak_memory_mb
+from rlif_lightning.callbacks.logs import clock, gathered, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
 from rlif_lightning.callbacks.sampling import ready
@@ -199,7 +199,7 @@ class RolloutCallback(Callback):
             self._collect(trainer, pl_module, batch)
         assert self.rollout is not None
         if batch["slice"] % self.plan.slices == 0 and pl_module.top_entropy_fraction < 1:
-            self.rollout = self._with_surrogate_mask(batch["slice"], pl_module.top_entropy_fraction)
+            self.rollout = self._with_surrogate_mask(trainer, batch["slice"], pl_module.top_entropy_fraction)
         rows = self._slices[batch["slice"]]
         part = self.rollout.slice(rows)
         batch["rollout"] = part
@@ -306,7 +306,7 @@ class RolloutCallback(Callback):
                 do="change --rollout.rewards or their weights",
             )
 
-    def _with_surrogate_mask(self, first_slice: int, fraction: float) -> Rollout:
+    def _with_surrogate_mask(self, trainer: Trainer, first_slice: int, fraction: float) -> Rollout:
         """Choose the tokens that learn among those of the window that begins; another pass deals other windows."""
         rollout = self.rollout
         assert rollout is not None and rollout.loss_mask is not None
@@ -314,7 +314,8 @@ class RolloutCallback(Callback):
         window = torch.zeros_like(rollout.loss_mask)
         window[rows] = rollout.loss_mask[rows]
         entropy = rollout.statistics().entropy
-        return replace(rollout, surrogate_mask=top_entropy_mask(entropy, window, fraction))
+        mask = top_entropy_mask(entropy, window, fraction, partial(gathered, trainer))
+        return replace(rollout, surrogate_mask=mask)
 
     def _dealer(self, first: tuple[int, ...]) -> torch.Generator:
         """Deals this rollout's groups into windows: the same again after a resume."""
