@@ -141,6 +141,7 @@ class RLIFModule(pl.LightningModule):
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
         self.policy: nn.Module | None = None
+        self._can_train = False
         self.reference: Version = reference
         self.versions = Versions(ema_decay, reference_every)
         if kl_coefficient > 0:
@@ -169,11 +170,21 @@ class RLIFModule(pl.LightningModule):
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def configure_model(self) -> None:
-        """Load policy and reference; Lightning calls this once per command, after all settings were checked."""
-        if self.policy is not None:
-            return
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
+        """Load policy and versions; Lightning calls this in each command, after all settings were checked.
+
+        Raises:
+            UserError: The precision rounds updates away, or weights that were loaded to be evaluated are to train.
+        """
         training = self._trainer is not None and self._trainer.training
+        if self.policy is not None:
+            if training and not self._can_train:
+                raise UserError(
+                    "The weights were loaded to be evaluated: without what training needs beside them",
+                    do="make another RLIFModule for trainer.fit",
+                )
+            return
+        self._can_train = training
+        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
         if training and precision.endswith("-true") and precision not in ("32-true", "64-true"):
             raise UserError(
                 "Training weights in half precision loses most updates to rounding",
