@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -46,6 +47,15 @@ class Means:
         if trainer.world_size > 1:  # not on one process: not every device has float64
             pairs = torch.as_tensor(trainer.strategy.reduce(pairs.to(trainer.strategy.root_device), reduce_op="sum"))
         return {n: t / c for n, (t, c) in zip(self.names, pairs.tolist(), strict=True) if c}
+
+
+def gathered(trainer: Trainer, values: Tensor) -> Tensor:
+    """The values [n] of all processes, in their order, on every process; n may differ."""
+    if trainer.world_size == 1:
+        return values
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, values.cpu())
+    return torch.cat(parts).to(values.device)
 
 
 def clock(module: LightningModule) -> float:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.callbacks.logs import clock, log_now, peak_memory_mb
+from rlif_lightning.callbacks.logs import clock, gathered, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
 from rlif_lightning.callbacks.sampling import ready
@@ -48,8 +48,8 @@ class RolloutCallback(Callback):
         min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
         statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
         rewards: What is rewarded; several are standardised in the group, weighted and summed.
-        votes: Completions per prompt whose answers count for agreement and majority; more than ``group_size``
-            are sampled for that alone. null: the group.
+        votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
+            than ``group_size`` are sampled for that alone. null: the group.
         scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
             by nothing (``none``).
         baseline: What a reward is compared with: the ``mean`` of its group, or that of the others
@@ -173,7 +173,7 @@ class RolloutCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is about to happen."""
         steps = pl_module.total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
-        tokens = steps // self.plan.rollout_steps * self.plan.rollout_prompts * self.plan.group_size
+        tokens = steps // self.plan.rollout_steps * self.plan.rollout_prompts * (self.votes or self.plan.group_size)
         tokens *= self.sampling.max_new_tokens
         rank_zero_info(
             f"Plan: {self.plan.describe()}; {steps} steps, at most {tokens:,} sampled tokens. "
@@ -199,7 +199,7 @@ class RolloutCallback(Callback):
             self._collect(trainer, pl_module, batch)
         assert self.rollout is not None
         if batch["slice"] % self.plan.slices == 0 and pl_module.top_entropy_fraction < 1:
-            self.rollout = self._with_surrogate_mask(batch["slice"], pl_module.top_entropy_fraction)
+            self.rollout = self._with_surrogate_mask(trainer, batch["slice"], pl_module.top_entropy_fraction)
         rows = self._slices[batch["slice"]]
         part = self.rollout.slice(rows)
         batch["rollout"] = part
@@ -306,7 +306,7 @@ class RolloutCallback(Callback):
                 do="change --rollout.rewards or their weights",
             )
 
-    def _with_surrogate_mask(self, first_slice: int, fraction: float) -> Rollout:
+    def _with_surrogate_mask(self, trainer: Trainer, first_slice: int, fraction: float) -> Rollout:
         """Choose the tokens that learn among those of the window that begins; another pass deals other windows."""
         rollout = self.rollout
         assert rollout is not None and rollout.loss_mask is not None
@@ -314,7 +314,8 @@ class RolloutCallback(Callback):
         window = torch.zeros_like(rollout.loss_mask)
         window[rows] = rollout.loss_mask[rows]
         entropy = rollout.statistics().entropy
-        return replace(rollout, surrogate_mask=top_entropy_mask(entropy, window, fraction))
+        mask = top_entropy_mask(entropy, window, fraction, partial(gathered, trainer))
+        return replace(rollout, surrogate_mask=mask)
 
     def _dealer(self, first: tuple[int, ...]) -> torch.Generator:
         """Deals this rollout's groups into windows: the same again after a resume."""

@@ -30,7 +30,10 @@ def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float]
     mask = samples.completion_mask
     tokens = mask.sum()
     means = Means()
-    total = torch.stack([w * r for w, r in zip(weights, rollout.rewards.values(), strict=True) if w]).sum(0)  # [N]
+    total = torch.zeros(len(mask), device=mask.device)  # [N]; where a schedule has only zeros at this step, it stays
+    for weight, values in zip(weights, rollout.rewards.values(), strict=True):
+        if weight:
+            total = total + weight * values
     means.rows("rollout/reward", total)
     means.rows("rollout/reward_std", total.view(-1, g).std(1))
     if len(weights) > 1:

@@ -191,7 +191,8 @@ def with_advantages(
         usable = usable & ~filtered.repeat_interleave(g)
     values, parts, gates = {}, [], []
     for reward, weight in zip(rewards, weights, strict=True):
-        value = _checked(reward, reward(rollout), len(samples.completion_ids))
+        # A reward of the user's own may have made its tensor on the CPU.
+        value = _checked(reward, reward(rollout), len(samples.completion_ids)).to(usable.device)
         values[reward.name] = value
         # Out of the group's statistics and, below, of the loss: not a reward of 0.
         value = value.masked_fill(~usable, torch.nan)

@@ -165,7 +165,7 @@ class CollapseRule:
         if self.fired is not None:
             return {self._lagged(self.best_step)} if self.best_step is not None else set()
         return {self._lagged(watch.best_step) for watch in self.active} | set(
-            self.steps[len(self.steps) - self.lag :]
+            self.steps[max(0, len(self.steps) - self.lag) :]
         )
 
     def _lagged(self, step: int) -> int:

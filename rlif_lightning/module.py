@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlif_lightning.entropy_bonus import EntropyBonus
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.entropy import adapted_coefficient
 from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss, policy_loss
 from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_logprobs
 from rlif_lightning.noise import quiet_lightning
@@ -120,12 +120,7 @@ class RLIFModule(pl.LightningModule):
             raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
         if reference_every < 1:
             raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
-        if target_entropy is not None and target_entropy <= 0:
-            raise UserError(
-                "model.target_entropy can't be reached: entropy is above 0",
-                got=target_entropy,
-                expected="nats per token, above 0, near the train/entropy or rollout/entropy of the first steps",
-            )
+        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
         if not 0 < top_entropy_fraction <= 1:
             raise UserError(
                 "model.top_entropy_fraction is out of range", got=top_entropy_fraction, expected="above 0, at most 1"
@@ -140,15 +135,13 @@ class RLIFModule(pl.LightningModule):
             check_lora(lora)
         self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
         self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
-        self.kl_estimator, self.target_entropy = kl_estimator, target_entropy
-        self.top_entropy_fraction = top_entropy_fraction
-        self.entropy_coefficient = entropy_coefficient  # adapted after each step where there is a target
-        self._entropy_is_low = target_entropy is None  # below the target at the last step: the bonus acts
+        self.kl_estimator, self.top_entropy_fraction = kl_estimator, top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
         self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
         self.policy: nn.Module | None = None
+        self._can_train = False
         self.reference: Version = reference
         self.versions = Versions(ema_decay, reference_every)
         if kl_coefficient > 0:
@@ -177,11 +170,21 @@ class RLIFModule(pl.LightningModule):
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def configure_model(self) -> None:
-        """Load policy and reference; Lightning calls this once per command, after all settings were checked."""
-        if self.policy is not None:
-            return
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
+        """Load policy and versions; Lightning calls this in each command, after all settings were checked.
+
+        Raises:
+            UserError: The precision rounds updates away, or weights that were loaded to be evaluated are to train.
+        """
         training = self._trainer is not None and self._trainer.training
+        if self.policy is not None:
+            if training and not self._can_train:
+                raise UserError(
+                    "The weights were loaded to be evaluated: without what training needs beside them",
+                    do="make another RLIFModule for trainer.fit",
+                )
+            return
+        self._can_train = training
+        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
         if training and precision.endswith("-true") and precision not in ("32-true", "64-true"):
             raise UserError(
                 "Training weights in half precision loses most updates to rounding",
@@ -235,7 +238,7 @@ class RLIFModule(pl.LightningModule):
         set_training_mode(self.policy, training=True, dropout=self.dropout)
         logits = completion_logits(self.policy, rollout.samples)  # [n, T, V]
         ids, entropy = rollout.samples.completion_ids, None
-        if self.measures_entropy:
+        if self.entropy_bonus.measured:
             logprob, entropy = logprobs_and_entropy(logits, ids, rollout.temperature)  # [n, T] each
         else:
             logprob = token_logprobs(logits, ids, rollout.temperature)  # [n, T]
@@ -254,20 +257,10 @@ class RLIFModule(pl.LightningModule):
             clip_high=self.clip_high,
             kl_coefficient=self.kl_coefficient,
             kl_estimator=self.kl_estimator,
-            entropy_coefficient=self.entropy_bonus,
+            entropy_coefficient=self.entropy_bonus.present,
         )
         self._count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
-
-    @property
-    def measures_entropy(self) -> bool:
-        """Whether the update needs the entropy of its own distributions; constant over a run."""
-        return self.entropy_coefficient > 0 or self.target_entropy is not None
-
-    @property
-    def entropy_bonus(self) -> float:
-        """The entropy's coefficient in the present step; 0 unless the last one was below its target."""
-        return self.entropy_coefficient if self._entropy_is_low else 0.0
 
     def _count(self, result: PolicyLoss) -> None:
         values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
@@ -290,15 +283,12 @@ class RLIFModule(pl.LightningModule):
         }
         if self.reference in self.needs:
             metrics["train/kl"] = kl / tokens
-        if self.measures_entropy:
+        if self.entropy_bonus.measured:
             metrics["train/entropy"] = entropy / tokens
-        if self.target_entropy is not None:
-            metrics["train/entropy_coefficient"] = self.entropy_bonus
-            if not empty:
-                self._entropy_is_low = entropy / tokens < self.target_entropy
-                self.entropy_coefficient = adapted_coefficient(
-                    self.entropy_coefficient, entropy / tokens, self.target_entropy
-                )
+        if self.entropy_bonus.target is not None:
+            metrics["train/entropy_coefficient"] = self.entropy_bonus.present
+        if not empty:
+            self.entropy_bonus.follow(entropy / tokens)
         if self._grad_norm is not None:
             metrics["train/grad_norm"] = float(self._grad_norm)
         return metrics
@@ -368,8 +358,7 @@ class RLIFModule(pl.LightningModule):
             "lora": self.lora,
             "versions": self.versions.to_checkpoint(),
         }
-        if self.target_entropy is not None:
-            checkpoint["rlif_entropy"] = {"coefficient": self.entropy_coefficient, "is_low": self._entropy_is_low}
+        checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
@@ -383,9 +372,6 @@ class RLIFModule(pl.LightningModule):
                 expected=f"a checkpoint of '{self.name}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
-        if self.target_entropy is not None and "rlif_entropy" in checkpoint:
-            adapted = checkpoint["rlif_entropy"]
-            self.entropy_coefficient, self._entropy_is_low = adapted["coefficient"], adapted["is_low"]
         stored = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
         if self._trainable() != stored or not same_lora(mark["lora"], self.lora):
             raise UserError(
@@ -394,4 +380,5 @@ class RLIFModule(pl.LightningModule):
                 expected=f"{self.lora}",
                 do="use the model.lora settings that it was trained with",
             )
-        self.versions.from_checkpoint(mark["versions"])
+        self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
+        self.versions.from_checkpoint(mark.get("versions", {}))  # a checkpoint from before there were any: none kept

@@ -81,6 +81,8 @@ class Versions(nn.Module):
             UserError: The memory for it is not there.
         """
         copies = [which for which in sorted(self.needs) if which != "frozen" or not lora]
+        if not copies:
+            return
         moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
         check_memory(
             _bytes(trainable(policy).values()) * len(copies) + moves * _bytes(policy.parameters()),

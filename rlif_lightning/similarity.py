@@ -20,8 +20,9 @@ def group_similarity(ids: Tensor, mask: Tensor, group_size: int) -> Tensor:
     ids, mask = ids.cpu(), mask.cpu()
     first, second = ids[:, :-1].long(), ids[:, 1:].long()
     bigrams = first * (int(ids.max()) + 1 if ids.numel() else 1) + second  # [N, T - 1]
-    pairs = mask[:, 1:].view(-1, group_size, bigrams.shape[1])
-    return torch.stack([_jaccard(b, m) for b, m in zip(bigrams.view_as(pairs), pairs, strict=True)])
+    groups = (len(ids) // group_size, group_size, bigrams.shape[1])  # no -1: of one token each there is no bigram
+    rows = zip(bigrams.view(groups), mask[:, 1:].view(groups), strict=True)
+    return torch.stack([_jaccard(b, m) for b, m in rows])
 
 
 def _jaccard(bigrams: Tensor, mask: Tensor) -> Tensor:

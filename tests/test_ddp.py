@@ -62,7 +62,8 @@ def fit(model_folder, problems_file, tmp_path_factory):
     arguments = [
         "--model.name", model_folder(), "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.03",
         "--model.optimizer.eps=0.01",
-        "--model.kl_coefficient=0.01", "--model.schedule=cosine", "--trainer.gradient_clip_val=1.0",
+        "--model.kl_coefficient=0.01", "--model.top_entropy_fraction=0.5",
+        "--model.schedule=cosine", "--trainer.gradient_clip_val=1.0",
         "--data.train.path", problems_file, "--data.train.gold", r"[#]{4}\s*(.+)", "--data.train.limit=13",
         "--data.val.path", problems_file, "--data.val.gold", r"[#]{4}\s*(.+)",
         "--data.answers.completion=last_number", "--data.template={prompt} ",

@@ -188,6 +188,17 @@ def test_weights_that_may_be_handed_back():
     assert two.needed_steps == {0, 2}
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("lag", range(7))
+def test_what_is_needed_was_never_let_go(lag, warmup):
+    rule, kept = default_rule(lag=lag, warmup=warmup), set()
+    for i, x in enumerate(RISE_AND_FALL):
+        rule.update(2 * i, {AGREEMENT: x})
+        kept = {n for n in kept | {2 * i} if n in rule.needed_steps}
+        assert kept == rule.needed_steps
+    assert rule.handed_step in kept
+
+
 def test_a_state_in_the_middle_is_enough():
     noise = random.Random(1)
     curve = [
@@ -219,6 +230,7 @@ def test_similarity_by_hand():
     # {12, 23} and {12, 24}: a third; alike up to padding; no bigrams at all
     torch.testing.assert_close(group_similarity(ids, mask, 2), torch.tensor([1 / 3, 1.0, 1.0]))
     assert group_similarity(ids, mask, 1).isnan().all()
+    assert group_similarity(ids[:, :1], mask[:, :1], 2).tolist() == [1.0] * 3  # every completion is an end token
 
 
 def test_similarity_is_that_of_sets():

@@ -95,10 +95,10 @@ def test_the_coefficient_is_adapted(train):
     model = {"entropy_coefficient": 0.01, "target_entropy": 100.0}
     high = train(model=model, steps=4)
     assert high.column("train/entropy_coefficient") == pytest.approx([0.0, 0.015, 0.02, 0.025])
-    assert high.module.entropy_coefficient == pytest.approx(0.03)
+    assert high.module.entropy_bonus.coefficient == pytest.approx(0.03)
     low = train(model={"entropy_coefficient": 0.012, "target_entropy": 1e-3}, steps=4)
     assert low.column("train/entropy_coefficient") == [0.0] * 4
-    assert low.module.entropy_coefficient == 0.0
+    assert low.module.entropy_bonus.coefficient == 0.0
     plain = train(steps=4)
     assert difference(low, plain) == 0.0 < difference(high, plain)
     assert low.column("train/entropy")[0] == high.column("train/entropy")[0] > 0
@@ -113,13 +113,13 @@ def test_an_adapted_coefficient_resumes_exactly(train, tmp_path, at):
     part = train(model=model, steps=at)
     part.trainer.save_checkpoint(tmp_path / "part.ckpt")
     state = torch.load(tmp_path / "part.ckpt", weights_only=True)["rlif_entropy"]
-    assert state["coefficient"] == part.module.entropy_coefficient != 0.3
+    assert state["coefficient"] == part.module.entropy_bonus.coefficient != 0.3
     rest = train(model=model, steps=6, resume=tmp_path / "part.ckpt")
     for name in ("train/entropy_coefficient", "train/entropy", "train/loss"):
         assert part.column(name) + rest.column(name) == whole.column(name), name
     assert len(set(whole.column("train/entropy_coefficient"))) > 2
     assert difference(rest, whole) == 0.0
-    assert rest.module.entropy_coefficient == whole.module.entropy_coefficient
+    assert rest.module.entropy_bonus.coefficient == whole.module.entropy_bonus.coefficient
 
 
 def test_a_step_without_a_token_adapts_nothing(model_folder, problems_file):
@@ -131,7 +131,7 @@ def test_a_step_without_a_token_adapts_nothing(model_folder, problems_file):
         rollout={"mask_truncated": True, "max_new_tokens": 2},
     )
     assert run.column("train/loss") == run.column("train/entropy_coefficient") == [0.0, 0.0]
-    assert run.module.entropy_coefficient == 0.01
+    assert run.module.entropy_bonus.coefficient == 0.01
 
 
 # -- top-entropy tokens ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.module import RLIFModule
 from tests.training import adamw, fit, many_ends
 
 pytestmark = [
@@ -413,3 +414,16 @@ def test_a_wrong_reward_is_named(rlif, small_fit, tmp_path, capsys, body, messag
         rlif("fit", *small_fit, f"--rollout.rewards=[{{class_path: {name}.Own}}]")
     error = capsys.readouterr().err
     assert f"{name}.Own" in error and re.search(message, error) and "Traceback" not in error
+
+
+def test_weights_that_were_loaded_to_be_evaluated_do_not_train(train, monkeypatch):
+    """They may be in half precision, and have no reference beside them."""
+    init = RLIFModule.__init__
+
+    def loaded(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.configure_model()
+
+    monkeypatch.setattr(RLIFModule, "__init__", loaded)
+    with pytest.raises(UserError, match="loaded to be evaluated"):
+        train(steps=1)

@@ -5,11 +5,12 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 
 from rlif_lightning import references
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
-from rlif_lightning.references import Snapshot, check_memory, free_memory, trainable
+from rlif_lightning.references import Snapshot, Versions, check_memory, free_memory, trainable
 from rlif_lightning.rewards import SelfCertainty, TokenEntropy, TrajectoryEntropy
 from rlif_lightning.scoring import completion_logits
 from tests.training import adamw, fit
@@ -179,9 +180,14 @@ def test_resume_keeps_the_versions(rlif, small_fit, lora):
 
 
 def test_a_version_that_the_checkpoint_lacks_is_refused(rlif, small_fit, capsys):
-    rlif("fit", *small_fit, "--trainer.max_steps=1", "--checkpoint.every=1")
+    here = rlif("fit", *small_fit, "--trainer.max_steps=1", "--checkpoint.every=1")
+    (path,) = here.glob("runs/*/1/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["rlif"]["versions"]  # as of an earlier release, which only knew the frozen one
+    torch.save(checkpoint, path)
+    rlif("fit", *small_fit, "--ckpt_path=last")
     with pytest.raises(SystemExit):
-        rlif("fit", *small_fit, "--ckpt_path=last", "--model.reference=ema")
+        rlif("fit", *small_fit, "--ckpt_path=last", "--trainer.max_steps=3", "--model.reference=ema")
     assert "no ema version" in capsys.readouterr().err
 
 
@@ -195,6 +201,15 @@ def test_too_little_memory_is_said_before_training(train, monkeypatch):
     with pytest.raises(UserError, match=r"\(frozen\)"):
         train(rollout={"rewards": [SelfCertainty(annotator="reference")]})
     train(model={"lora": LORA, "kl_coefficient": 0.01}, steps=1)  # the adapter is switched off: nothing to copy
+
+
+def test_a_policy_too_large_by_itself_is_not_for_the_versions_to_say(monkeypatch):
+    monkeypatch.setattr(references, "free_memory", lambda device: 1000)
+    policy, versions = nn.Linear(99, 99), Versions(0.9, 1)
+    versions.make(policy, False, torch.float32, torch.device("meta"))
+    versions.needs.add("ema")
+    with pytest.raises(UserError, match=r"\(ema\)"):
+        versions.make(policy, False, torch.float32, torch.device("meta"))
 
 
 def test_free_memory_of_this_machine():

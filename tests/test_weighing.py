@@ -8,7 +8,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import group_advantages
 from rlif_lightning.rewards import Reward, SelfCertainty, TokenEntropy
 from rlif_lightning.rollout import Rollout, Samples
-from tests.training import fit
+from tests.training import adamw, fit
 
 
 class Given(Reward):
@@ -91,6 +91,14 @@ def test_a_schedule_acts_in_training(model_folder, problems_file):
         parts = [group_advantages(r, 4, min_spread=1e-4)[0] for r in rolled.rewards.values()]
         want = step / 2 * parts[0] + (1 - step / 2) * parts[1]
         torch.testing.assert_close(rolled.advantages, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_schedule_may_begin_with_nothing(model_folder, problems_file):
+    rewards = [SelfCertainty(weight=[(0, 0.0), (1, 0.0), (2, 1.0)])]
+    run = fit(model_folder(), problems_file, rollout={"rewards": rewards}, optimizer=adamw(1e-2), steps=3)
+    assert run.column("rollout/reward")[:2] == [0.0, 0.0] and run.column("rollout/reward")[2] > 0
+    assert run.column("rollout/gated_fraction") == [1.0, 1.0, 0.0]
+    assert run.column("train/grad_norm")[:2] == [0.0, 0.0] and run.column("train/grad_norm")[2] > 0
 
 
 def test_the_agreement_filter_leaves_groups_out_of_the_loss():

@@ -1,20 +1,24 @@
 """Entropy in the update: which tokens learn, and how strongly a bonus keeps the entropy up."""
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 
-def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
+def top_entropy_mask(
+    entropy: Tensor, mask: Tensor, fraction: float, gather: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor:
     """The tokens with the highest entropy (arXiv 2506.01939: the best fifth carries the learning).
 
-    The threshold is the (1 - fraction) quantile of all entropies in the mask, over rows; tokens at the threshold
-    are in, so at least one is, and equal entropies may add some.
+    The threshold is the (1 - fraction) quantile of all entropies in the mask, over rows and processes; tokens at the
+    threshold are in, so at least one is, and equal entropies may add some.
 
     Args:
         entropy: [N, T] in nats; may hold anything outside the mask.
         mask: [N, T] bool, the tokens to choose among.
         fraction: Share of them to keep, above 0; 1 keeps all.
+        gather: Joins a tensor [n] with those of the other processes, whose n differs.
 
     Returns:
         [N, T] bool, within the mask.
@@ -30,7 +34,7 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
         )
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is out of range\n  got: {fraction}\n  expected: above 0, at most 1")
-    chosen = entropy[mask]
+    chosen = gather(entropy[mask])
     if fraction == 1 or not len(chosen):
         return mask
     # The tokens at or above the quantile, counted; torch.quantile refuses more than 2^24 numbers.

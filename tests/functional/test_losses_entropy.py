@@ -27,6 +27,20 @@ def test_top_entropy_is_the_quantile(fraction, n):
     assert torch.equal(top_entropy_mask(entropy, mask, fraction), mask & (entropy >= threshold))
 
 
+def test_top_entropy_over_processes():
+    torch.manual_seed(0)
+    entropy, mask = torch.rand(6, 9), torch.rand(6, 9) < 0.7
+    mask[4:] = False  # the third process has nothing to choose from
+    want = top_entropy_mask(entropy, mask, 0.3)
+    parts = [
+        top_entropy_mask(e, m, 0.3, lambda own: entropy[mask])
+        for e, m in zip(entropy.split(2), mask.split(2), strict=True)
+    ]
+    assert torch.equal(torch.cat(parts), want)
+    alone = [top_entropy_mask(e, m, 0.3) for e, m in zip(entropy.split(2), mask.split(2), strict=True)]
+    assert not torch.equal(torch.cat(alone), want)
+
+
 def test_top_entropy_of_equal_and_of_no_tokens():
     entropy, mask = torch.ones(2, 3), torch.tensor([[True, True, False], [True, False, False]])
     assert torch.equal(top_entropy_mask(entropy, mask, 0.2), mask)

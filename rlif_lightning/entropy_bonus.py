@@ -1,0 +1,53 @@
+"""The coefficient of the entropy bonus over a run: constant, or adapted to hold the entropy at a target."""
+
+from typing import Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.functional.entropy import adapted_coefficient
+
+
+class EntropyBonus:
+    """The coefficient of each optimiser step; see :func:`~rlif_lightning.functional.entropy.adapted_coefficient`.
+
+    Args:
+        coefficient: Weight of the mean entropy at the start.
+        target: Entropy in nats per token that it is adapted to; None: constant.
+
+    Raises:
+        UserError: The target is not above 0.
+    """
+
+    def __init__(self, coefficient: float, target: float | None) -> None:
+        if target is not None and target <= 0:
+            raise UserError(
+                "model.target_entropy can't be reached: entropy is above 0",
+                got=target,
+                expected="nats per token, above 0, near the train/entropy or rollout/entropy of the first steps",
+            )
+        self.coefficient, self.target = coefficient, target
+        self._is_low = target is None  # below the target at the last step: the bonus acts
+
+    @property
+    def measured(self) -> bool:
+        """Whether the update needs the entropy of its own distributions; constant over a run."""
+        return self.coefficient > 0 or self.target is not None
+
+    @property
+    def present(self) -> float:
+        """The coefficient in the present step; 0 unless the last one was below its target."""
+        return self.coefficient if self._is_low else 0.0
+
+    def follow(self, entropy: float) -> None:
+        """Take in the mean entropy (nats) of the step just taken."""
+        if self.target is not None:
+            self._is_low = entropy < self.target
+            self.coefficient = adapted_coefficient(self.coefficient, entropy, self.target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: nothing where the coefficient is constant."""
+        return {} if self.target is None else {"coefficient": self.coefficient, "is_low": self._is_low}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; a coefficient that is or was constant is that of the settings."""
+        if self.target is not None and state:
+            self.coefficient, self._is_low = state["coefficient"], state["is_low"]
