@@ -35,9 +35,9 @@ class Means:
         self.pairs.append(torch.stack([torch.as_tensor(x).double().cpu() for x in (total, count)]))
 
     def rows(self, name: str, values: Tensor) -> None:
-        """Add the mean of the finite entries of a tensor."""
-        finite = values[~values.isnan()]
-        self.add(name, finite.sum(), finite.numel())
+        """Add the mean of a tensor's entries that are numbers."""
+        numbers = values[~values.isnan()]
+        self.add(name, numbers.sum(), numbers.numel())
 
     def reduce(self, trainer: Trainer) -> dict[str, float]:
         """The means over all processes; names in the order added, those with nothing counted left out."""

@@ -163,6 +163,12 @@ class RolloutCallback(Callback):
         pl_module.needs.update(ANNOTATORS[a] for a in needs & ANNOTATORS.keys())
         self._annotators = sorted(needs & ANNOTATORS.keys())
         self._needs_answers = "answers" in needs or self.advantage.agreement_band is not None
+        if self.votes is not None and not self._needs_answers:
+            raise UserError(
+                "rollout.votes samples completions whose votes nothing counts",
+                got=f"rollout.votes {self.votes}; rewards {', '.join(r.name for r in self.rewards)}",
+                do="leave it out, or reward with MajorityVote or ClusterFrequency, or set rollout.agreement_band",
+            )
         self._grader = Grader(datamodule.answers)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -263,6 +269,7 @@ class RolloutCallback(Callback):
         self._slices = [rows for window in windows for rows in window]
         self._denominators = self._window_denominators(trainer, module, rollout, windows)
         metrics = rollout_metrics(trainer, weighed, weights, sampled - start)
+        self._checked |= trainer.global_step > 0  # a continued run has shown before that its rewards can work
         self._check_first(metrics)
         metrics["time/rollout"] = sampled - start
         if module.needs:

@@ -118,6 +118,12 @@ class RLIFModule(pl.LightningModule):
                 raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
         if not 0 <= ema_decay < 1:
             raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
+        if reference != "frozen" and kl_coefficient == 0:
+            raise UserError(
+                f"model.reference {reference} is a reference for the KL term, which is off",
+                got="model.kl_coefficient 0",
+                do="set model.kl_coefficient above 0, or leave model.reference out",
+            )
         if reference_every < 1:
             raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
         self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)

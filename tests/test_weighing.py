@@ -6,7 +6,8 @@ import torch
 from rlif_lightning.collect import AdvantageSettings, with_advantages
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import group_advantages
-from rlif_lightning.rewards import Reward, SelfCertainty, TokenEntropy
+from rlif_lightning.grading import AnswerFormat
+from rlif_lightning.rewards import MajorityVote, Reward, SelfCertainty, TokenEntropy
 from rlif_lightning.rollout import Rollout, Samples
 from tests.training import adamw, fit
 
@@ -165,10 +166,26 @@ def test_too_few_votes_and_only_silent_rewards():
         RolloutCallback(rewards=[SelfCertainty(weight=[(0, 0.0), (9, 0.0)])])
 
 
+def test_votes_that_nothing_counts_and_a_reference_that_nothing_uses(model_folder, problems_file):
+    with pytest.raises(UserError, match="votes nothing counts"):
+        fit(model_folder(), problems_file, rollout={"votes": 9})
+    with pytest.raises(UserError, match="which is off"):
+        fit(model_folder(), problems_file, model={"reference": "ema"})
+
+
 def test_more_votes_than_completions_change_agreement_not_the_samples(model_folder, problems_file):
-    plain, voted = (fit(model_folder(), problems_file, rollout={"votes": v}, steps=1).rollouts[0] for v in (None, 9))
+    answers, rewards = AnswerFormat(completion="(.)"), [MajorityVote()]
+    plain, voted = (
+        fit(
+            model_folder(), problems_file, rollout={"votes": v, "rewards": rewards}, steps=1, answers=answers
+        ).rollouts[0]
+        for v in (None, 9)
+    )
     assert [len(v) for v in plain.votes] == [4, 4]
     assert [len(v) for v in voted.votes] == [9, 9]
     assert plain.texts == voted.texts and plain.answers == voted.answers
     assert torch.equal(plain.seeds, voted.seeds)
-    torch.testing.assert_close(plain.advantages, voted.advantages, rtol=1e-4, atol=1e-5)
+    for own, everyone in zip(plain.votes, voted.votes, strict=True):
+        assert own == everyone[:4]
+    want = MajorityVote()(voted)
+    assert torch.equal(voted.rewards["majority_vote"].nan_to_num(9), want.nan_to_num(9))

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.data import PromptDataModule
+from rlif_lightning.grading import AnswerFormat
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import Source
 from rlif_lightning.rollout import Rollout
@@ -77,6 +78,7 @@ def fit(
     callbacks: list[Any] | None = None,
     steps: int = 2,
     resume: Path | None = None,
+    answers: AnswerFormat | None = None,
 ) -> Run:
     """Fit a module on a few prompts x 4 completions of at most 12 tokens; or continue from a checkpoint."""
     torch.manual_seed(0)  # a fresh adapter is drawn from the global generator
@@ -91,7 +93,9 @@ def fit(
         },
         callbacks=[RolloutCallback(**{**sizes, **(rollout or {})}), run, *(callbacks or [])],
     )  # fmt: skip
-    run.trainer.fit(module, PromptDataModule(Source(str(problems)), template="{prompt} "), ckpt_path=resume)
+    run.trainer.fit(
+        module, PromptDataModule(Source(str(problems)), answers=answers, template="{prompt} "), ckpt_path=resume
+    )
     return run
 
 

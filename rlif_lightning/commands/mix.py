@@ -238,7 +238,7 @@ class Mixing:
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
                 tokens += float(mask.sum())
-                shares += [agreement(votes) for votes in drawn.votes]
+                shares += [agreement(votes[: drawn.group_size]) for votes in drawn.votes]
                 answered |= drawn.correct is not None or any(shares)
         row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens}
         row["completions"] = float(len(places) * rollout.plan.group_size)
