@@ -13,13 +13,12 @@ from rlif_lightning.callbacks.evaluation import Evaluation, interrupted
 from rlif_lightning.callbacks.logs import log_now
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
-from rlif_lightning.guard import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
-from rlif_lightning.kept_weights import KeptWeights
+from rlif_lightning.guard.kept_weights import KeptWeights
+from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.module import RLIFModule
-from rlif_lightning.references import trainable
 from rlif_lightning.run_folder import GUARD, GUARD_WEIGHTS, replacing
 from rlif_lightning.run_logger import RunLogger
-from rlif_lightning.trainable import Weights, put_weights, trainable_weights
+from rlif_lightning.trainable import Weights, put_weights, trainable, trainable_weights
 
 SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "reference_logprob": REFERENCE}
 Signal = Literal["agreement", "similarity", "reference_logprob"]
@@ -282,7 +281,8 @@ class CollapseGuard(Callback):
             evaluation.evaluate(trainer, module)  # the end, if that has not been done yet
             self.accuracy["end"] = evaluation.latest[1]
         end = trainable_weights(module.policy) if trainer.is_global_zero and not stay else None
-        if not self._put(trainer, module, self._kept.steps.get(self.rule.handed_step)):
+        kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
+        if not self._put(trainer, module, kept):
             rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
             return False
         try:

@@ -9,7 +9,7 @@ from rlif_lightning.callbacks.logs import Means
 from rlif_lightning.collect import Weighed
 from rlif_lightning.functional.losses import k3_divergence
 from rlif_lightning.grading import agreement
-from rlif_lightning.similarity import group_similarity
+from rlif_lightning.guard.similarity import group_similarity
 
 
 def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float], seconds: float) -> dict[str, float]:

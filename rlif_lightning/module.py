@@ -25,10 +25,11 @@ from rlif_lightning.policy import (
     same_lora,
     set_training_mode,
 )
-from rlif_lightning.references import Version, Versions, trainable
+from rlif_lightning.references import Version, Versions
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
 from rlif_lightning.scoring import completion_logits
+from rlif_lightning.trainable import trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

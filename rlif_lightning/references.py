@@ -10,6 +10,7 @@ from torch import nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.policy import adapter_off, frozen_copy
+from rlif_lightning.trainable import trainable
 
 Version = Literal["frozen", "ema", "synced"]
 
@@ -141,11 +142,6 @@ class Versions(nn.Module):
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
     return sum(w.numel() * w.element_size() for w in weights)
-
-
-def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
-    """The policy's trainable weights by name."""
-    return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 
 def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:

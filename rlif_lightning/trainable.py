@@ -7,10 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.references import trainable
 from rlif_lightning.run_folder import replacing
 
 Weights = dict[str, Tensor]
+
+
+def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The policy's trainable weights by name."""
+    return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 
 def trainable_weights(policy: nn.Module) -> Weights:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rlif_lightning.association import (
+from rlif_lightning.diagnosis.association import (
     GROUPS_LEAST,
     auroc,
     auroc_within,

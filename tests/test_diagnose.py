@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlif_lightning.association import Estimate
 from rlif_lightning.cli import main
 from rlif_lightning.collect import AdvantageSettings
-from rlif_lightning.diagnosis import (
+from rlif_lightning.diagnosis.association import Estimate
+from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
+from rlif_lightning.diagnosis.measures import (
     candidates,
     compare,
     describe,
@@ -21,11 +22,10 @@ from rlif_lightning.diagnosis import (
     measure,
     value_correlations,
 )
+from rlif_lightning.diagnosis.verdict import verdict
 from rlif_lightning.functional.token_stats import token_stats
-from rlif_lightning.gradients import cosines, gradient_bytes, policy_gradients
 from rlif_lightning.rewards import Reward, SelfCertainty, TokenEntropy
 from rlif_lightning.rollout import Rollout, Samples
-from rlif_lightning.verdict import verdict
 
 NAN = float("nan")
 

@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import Callback
 from rlif_lightning.callbacks import CollapseGuard, Evaluation, RolloutCallback, RolloutCheckpoint
 from rlif_lightning.curves import curves_figure
 from rlif_lightning.errors import UserError
-from rlif_lightning.guard import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
+from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
+from rlif_lightning.guard.similarity import group_similarity
 from rlif_lightning.metrics_csv import MetricsCSV, read_metrics
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.records import Source
-from rlif_lightning.similarity import group_similarity
 from rlif_lightning.summary import summary_table
 from rlif_lightning.trainable import load_trainable, put_weights, save_trainable, trainable_weights
 from tests.training import adamw, fit

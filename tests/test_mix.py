@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlif_lightning.callbacks import Evaluation
 from rlif_lightning.commands.mix import Mixing
 from rlif_lightning.errors import UserError
-from rlif_lightning.mixing import Pair, check_ratios, interpolate, mix, save_mix
+from rlif_lightning.mixing.weights import Pair, check_ratios, interpolate, mix, save_mix
 from tests.conftest import make_model, make_tokenizer
 
 
@@ -498,7 +498,7 @@ def test_on_the_toy_the_tuned_share_lowers_entropy_and_leaves_less_to_gain(rlif)
 
 
 def test_table_and_file_of_results(tmp_path):
-    from rlif_lightning.mixing_results import read_rows, results_table, write_rows
+    from rlif_lightning.mixing.results import read_rows, results_table, write_rows
 
     rows = {
         1.0: {"ratio": 1.0, "entropy": 0.0125, "n": 200.0, "steps": 40.0,

@@ -10,9 +10,10 @@ from torch import nn
 from rlif_lightning import references
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
-from rlif_lightning.references import Snapshot, Versions, check_memory, free_memory, trainable
+from rlif_lightning.references import Snapshot, Versions, check_memory, free_memory
 from rlif_lightning.rewards import SelfCertainty, TokenEntropy, TrajectoryEntropy
 from rlif_lightning.scoring import completion_logits
+from rlif_lightning.trainable import trainable
 from tests.training import adamw, fit
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}

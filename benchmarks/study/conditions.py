@@ -22,7 +22,7 @@ class Condition:
         _, k, ratio = name.split(":")
         target = folder / f"mixed-{k}-{ratio}"
         if not target.exists():
-            from rlif_lightning.mixing import Pair, save_mix
+            from rlif_lightning.mixing.weights import Pair, save_mix
 
             save_mix(Pair(f"toy:{k}", f"toy-tuned:{k}"), float(ratio), target)
         return str(target)

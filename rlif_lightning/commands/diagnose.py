@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
             got=f"{len(prompts)} prompts, --prompts {options.prompts}",
             do=f"set --prompts {len(prompts)}" if len(prompts) > 1 else "give more problems",
         )
-    from rlif_lightning.diagnosis import candidates
+    from rlif_lightning.diagnosis.measures import candidates
 
     rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
     objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
@@ -124,7 +124,7 @@ def _gradients(
     """Cosines between the rewards' gradients, and of each reward's between two halves of the prompts."""
     from lightning.pytorch.utilities import rank_zero_info
 
-    from rlif_lightning.gradients import cosines, gradient_bytes, policy_gradients
+    from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
     from rlif_lightning.policy import set_training_mode
 
     module, wanted = objects.module, objects.options.gradients
@@ -159,11 +159,11 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
 
     from rlif_lightning.callbacks.evaluation import versions
     from rlif_lightning.data import run_seed
-    from rlif_lightning.diagnosis import compare, describe, difference, measure, value_correlations
-    from rlif_lightning.diagnosis_figure import draw_diagnosis
-    from rlif_lightning.diagnosis_text import completion_rows, table, write_json, write_rows
+    from rlif_lightning.diagnosis.figure import draw_diagnosis
+    from rlif_lightning.diagnosis.measures import compare, describe, difference, measure, value_correlations
+    from rlif_lightning.diagnosis.text import completion_rows, table, write_json, write_rows
+    from rlif_lightning.diagnosis.verdict import verdict
     from rlif_lightning.rewards import Random, Verifiable
-    from rlif_lightning.verdict import verdict
 
     rollout, module, options = objects.rollout, objects.module, objects.options
     source = objects.data.sources[options.split]

@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
         SystemExit: 130 after Ctrl-C; the same command with the same ``--output`` goes on.
     """
     from rlif_lightning.commands import objects
-    from rlif_lightning.mixing_results import PICTURE, TABLE, draw_results, read_rows, results_table, write_rows
+    from rlif_lightning.mixing.results import PICTURE, TABLE, draw_results, read_rows, results_table, write_rows
 
     mixing = Mixing(objects.load("mix", args, _options, __doc__.partition(": ")[2] if __doc__ else None))
     path = mixing.output / TABLE
@@ -111,7 +111,7 @@ class Mixing:
 
     def __init__(self, objects: Any) -> None:
         from rlif_lightning.grading import Grader
-        from rlif_lightning.mixing import Pair, check_ratios
+        from rlif_lightning.mixing.weights import Pair, check_ratios
 
         self.objects, self.options, module = objects, objects.options, objects.module
         self.ratios = check_ratios(self.options.ratios)
@@ -144,7 +144,7 @@ class Mixing:
 
     def _output(self) -> Path:
         """The folder of the results; an earlier one's settings must be the same."""
-        from rlif_lightning.mixing_results import TABLE
+        from rlif_lightning.mixing.results import TABLE
 
         given = self.options.output
         if given is not None:
@@ -169,7 +169,7 @@ class Mixing:
         Raises:
             KeyboardInterrupt: Ctrl-C stopped a fit after its rollout.
         """
-        from rlif_lightning.mixing import save_mix
+        from rlif_lightning.mixing.weights import save_mix
 
         todo = [ratio for ratio in self.ratios if ratio not in done]
         for number, ratio in enumerate(todo, start=1):
@@ -250,7 +250,7 @@ class Mixing:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         from rlif_lightning.callbacks.sampling import ready
         from rlif_lightning.evaluation import answer_problems, summarise
-        from rlif_lightning.mixing_results import COLUMNS
+        from rlif_lightning.mixing.results import COLUMNS
 
         evaluation, module = self.objects.evaluation, self.objects.module
         problems = list(enumerate(self.objects.data.prompts.get("val", [])))[: evaluation.n]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rlif_lightning.diagnosis import Measured
+    from rlif_lightning.diagnosis.measures import Measured
 
 COLUMNS = 4
 GOOD, BAD = COLOURS[2], COLOURS[1]
@@ -74,7 +74,7 @@ def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:
 
 
 def _agreement(ax: Axes, report: dict[str, Any], m: Measured) -> None:
-    from rlif_lightning.verdict import AGREEMENT_SATURATED
+    from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED
 
     g = report["group_size"]
     ax.hist(m.agreement, bins=(np.arange(g + 2) - 0.5) / g, color=COLOURS[0], edgecolor="white")
@@ -84,7 +84,7 @@ def _agreement(ax: Axes, report: dict[str, Any], m: Measured) -> None:
 
 
 def _entropy(ax: Axes, report: dict[str, Any], m: Measured) -> None:
-    from rlif_lightning.verdict import ENTROPY_NONE, ENTROPY_ROOM
+    from rlif_lightning.diagnosis.verdict import ENTROPY_NONE, ENTROPY_ROOM
 
     values = m.sums["entropy"].sum(1) / m.tokens.sum(1)
     ax.hist(

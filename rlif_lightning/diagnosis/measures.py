@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlif_lightning import rewards as room
-from rlif_lightning.association import (
+from rlif_lightning.collect import AdvantageSettings, with_advantages
+from rlif_lightning.diagnosis.association import (
     Array,
     Estimate,
     auroc,
@@ -23,11 +24,10 @@ from rlif_lightning.association import (
     ratio,
     resample,
 )
-from rlif_lightning.collect import AdvantageSettings, with_advantages
 from rlif_lightning.grading import maj_at_k, pass_at_k
+from rlif_lightning.guard.similarity import group_similarity
 from rlif_lightning.rewards import Random, Reward, Verifiable
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.similarity import group_similarity
 
 CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
 """Rewards that are no internal feedback: baselines and controls."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlif_lightning.association import Estimate
-from rlif_lightning.diagnosis import Measured
+from rlif_lightning.diagnosis.association import Estimate
+from rlif_lightning.diagnosis.measures import Measured
 from rlif_lightning.prompts import Prompt
 from rlif_lightning.rollout import Rollout
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlif_lightning.association import Estimate
+from rlif_lightning.diagnosis.association import Estimate
 
 Target = Literal["correct", "agreement"]
 Level = Literal["start", "try with care", "don't"]
@@ -62,8 +62,8 @@ def verdict(
     """Weigh the evidence.
 
     Args:
-        policy: As :func:`rlif_lightning.diagnosis.describe` gives it.
-        rewards: As :func:`rlif_lightning.diagnosis.compare` gives it.
+        policy: As :func:`rlif_lightning.diagnosis.measures.describe` gives it.
+        rewards: As :func:`rlif_lightning.diagnosis.measures.compare` gives it.
         internal: Of the rewards that may be chosen: whether it is made of the answers' agreement itself, so that
             agreement can't speak for it.
         group_size: G.
