@@ -406,7 +406,7 @@ def test_an_interrupted_mixing_goes_on_where_it_stopped(rlif, words, monkeypatch
 def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, tmp_path):
     more = ["--ratios", 0.5, "--steps=3", "--evaluation.every=1"]
     whole = table(rlif("mix", *words, *more, "--output=whole") / "whole")
-    evaluate = Evaluation._evaluate_held_out
+    evaluate = Evaluation.evaluate
 
     def interrupted(self, trainer, module):
         evaluate(self, trainer, module)
@@ -414,7 +414,7 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, t
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "_evaluate_held_out", interrupted)
+        patch.setattr(Evaluation, "evaluate", interrupted)
         stopped(rlif, *words, *more)
     assert not (tmp_path / "out" / "mix.csv").exists()
     rlif("mix", *words, *more)
