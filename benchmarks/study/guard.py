@@ -166,7 +166,7 @@ def verdict(runs: Sequence[Judged]) -> str:
 def draw(runs: Sequence[Judged], path: Path) -> None:
     """A panel per condition: accuracy curves, where the guard fired, what it handed back."""
     names = list(dict.fromkeys(r.condition for r in runs))
-    columns = min(4, len(names))
+    columns = len(names) if len(names) <= 5 else 4
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
