@@ -183,7 +183,8 @@ def test_killed_and_continued(fit, two):
 def test_the_guard_decides_and_hands_back_for_both(fit, action):
     """Only the first process keeps weights; both evaluate them, and both get them."""
     rule = ["--guard.signals=[similarity]", "--guard.warmup=0", "--guard.patience=1", "--guard.smoothing=1"]
-    run, notes = fit(f"guard-{action}", *rule, "--guard.drop=0.05", "--guard.action", action)
+    rule.append("--model.top_entropy_fraction=1")  # with it this run's similarity falls, and the guard fires
+    run, notes = fit(f"guard-{action}", *rule, "--guard.drop=0.01", "--guard.action", action)
     told = json.loads((run / "guard.json").read_text())
     step = told["fired"]["step"]
     assert len(notes[0]) == len(notes[1]) == (5 if action == "warn" else step + 1)
