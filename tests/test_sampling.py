@@ -12,6 +12,8 @@ from rlif_lightning.policy import end_token_ids, load_tokenizer
 from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.sampling.check import check_decoding, decoding_error
+from rlif_lightning.sampling.decoders import SlabDecoder
+from rlif_lightning.sampling.lean import LeanDecoder, decoder_for
 from rlif_lightning.scoring import score
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
 
@@ -277,16 +279,51 @@ def test_waves_change_nothing(architecture, rows):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dropping_finished_rows_changes_nothing(architecture, monkeypatch):
     results = []
-    for keep in (0.0, 0.75, 1.0):  # never, the default, after every token
+    for keep in (0.0, 0.9, 1.0):  # never, the default, after every token
         monkeypatch.setattr(NativeSampler, "KEEP", keep)
         sizes = []
         model = MODELS[architecture]
-        hook = model.register_forward_hook(lambda m, args, out, sizes=sizes: sizes.append(len(out.logits)))
+        take = SlabDecoder.take
+        monkeypatch.setattr(
+            SlabDecoder, "take", lambda self, rows, s=sizes, t=take: (s.append(len(rows)), t(self, rows))
+        )
         results.append(draw(model))
-        hook.remove()
-        assert (len(set(sizes[1:])) > 1) == (keep > 0)
+        monkeypatch.setattr(SlabDecoder, "take", take)
+        assert sizes[0] == 20 and (len(sizes) > 1) == (keep > 0)  # shared out to the groups, then dropped or not
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("prompts", [RAGGED, prompts_of(7, 7, 7)], ids=["ragged", "even"])
+@pytest.mark.parametrize("law", [{}, {"temperature": 0.0}, {"temperature": 0.7, "statistics_temperature": 1.3}])
+def test_the_plain_decoder_draws_the_same(architecture, prompts, law):
+    model, seeds = MODELS[architecture], completion_seeds(0, [(0, i) for i in range(len(prompts))], 4)
+    plain = NativeSampler(plain=True)
+    plain.update(model, END_IDS, 0)
+    expected = plain.sample(prompts, 4, seeds, Sampling(24, **law))
+    assert_same(draw(model, prompts, **law), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+def test_growing_caches_and_prompts_in_pieces_change_nothing(architecture, monkeypatch):
+    from rlif_lightning.sampling import cache, decoders
+
+    expected = draw(MODELS[architecture])
+    monkeypatch.setattr(cache, "STEP", 1)
+    monkeypatch.setattr(decoders, "PREFILL", 5)
+    assert_same(draw(MODELS[architecture]), expected, atol=1e-4)
+
+
+def test_known_architectures_are_decoded_layer_by_layer():
+    kinds = {name: type(decoder_for(model)) for name, model in MODELS.items()}
+    assert kinds == {
+        "qwen2": LeanDecoder,
+        "qwen3": LeanDecoder,
+        "llama": LeanDecoder,
+        "gemma3": SlabDecoder,
+        "mistral": SlabDecoder,  # its windows are left to the model
+    }
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen3"])
@@ -375,10 +412,10 @@ def test_the_check_accepts_the_tested_architectures(architecture, dtype):
 
 
 def test_the_check_refuses_wrong_positions(monkeypatch):
-    """A model that counts padding as positions."""
-    from rlif_lightning.sampling import native
+    """Every token of the prompt at one position."""
+    from rlif_lightning.sampling import decoders
 
-    monkeypatch.setattr(native, "positions", lambda mask: torch.arange(mask.shape[1]).expand(mask.shape))
+    monkeypatch.setattr(decoders, "positions", lambda mask: torch.zeros_like(mask, dtype=torch.long))
     with pytest.raises(UserError, match=r"(?s)'llama' differently .*nats.*expected: at most 0.001.*Qwen2"):
         check_decoding(MODELS["llama"], [0], 0)
 
@@ -386,8 +423,8 @@ def test_the_check_refuses_wrong_positions(monkeypatch):
 def test_the_check_refuses_a_mask_that_is_not_heard(monkeypatch):
     """A model that ignores the attention mask sees the padding."""
     model = make_model("qwen2")
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda attention_mask, **rest: forward(**rest))
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda attention_mask, **rest: forward(**rest))
     with pytest.raises(UserError, match="'qwen2'"):
         check_decoding(model, [0], 0)
 
@@ -437,3 +474,24 @@ def test_the_check_runs_under_another_default_device():
         patch.setattr(torch, "randint", on_the_cpu)
         check_decoding(model, [0], 0)
     assert drawn and set(drawn) == {"cpu"}
+
+
+def test_the_memory_of_a_cache_is_known(monkeypatch):
+    """What is said to be needed is what a layer holds; prompts that do not fit at once come in waves."""
+    from rlif_lightning.sampling import cache, native
+
+    for model in MODELS.values():
+        decoder = SlabDecoder(model)
+        decoder.prefill(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.bool))
+        held = sum(x[:, :, :3].nbytes for layer in decoder.cache.layers for x in (layer.keys, layer.values))
+        assert held == 3 * cache.bytes_per_token(model.config, torch.float32)
+    model, waves = MODELS["qwen2"], []
+    expected = draw(model)
+    wave = NativeSampler._wave
+    monkeypatch.setattr(
+        NativeSampler, "_wave", lambda self, p, *rest: (waves.append(len(p)), wave(self, p, *rest))[1]
+    )
+    row = (26 + 24) * cache.bytes_per_token(model.config, torch.float32)
+    monkeypatch.setattr(native, "free_memory", lambda device: 2 * 9 * row)  # half of it: nine rows, two groups of 4
+    assert_same(draw(model), expected)
+    assert waves == [2, 2, 1]

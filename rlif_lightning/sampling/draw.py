@@ -1,8 +1,11 @@
 """One token from one row of logits: filters and inverse-CDF drawing."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.sampling.protocol import Sampling
 
 BLOCK = 512  # tokens per block of the two-level search
@@ -60,20 +63,46 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         [N] token ids; a token of weight 0 is never drawn.
     """
-    n, v = weights.shape
+    v = weights.shape[1]
     width = min(BLOCK, v)
-    blocks = -(-v // width)
-    if blocks * width > v:
-        weights = torch.nn.functional.pad(weights, (0, blocks * width - v))
-    tiles = weights.view(n, blocks, width)
-    sums = tiles.sum(-1)  # [N, B]
+    whole = v // width * width
+    sums = weights[:, :whole].unflatten(1, (-1, width)).sum(-1)  # [N, B]
+    if whole < v:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
     cumulative = _cumulative(sums)
     target = uniforms[:, None] * cumulative[:, -1:]
     block = _first_above(cumulative, target)  # [N, 1]
-    inside = _cumulative(tiles.gather(1, block[..., None].expand(-1, -1, width)).squeeze(1))  # [N, W]
+    at = block * width + torch.arange(width, device=weights.device)  # [N, W]
+    inside = _cumulative(weights.gather(1, at.clamp(max=v - 1)).masked_fill(at >= v, 0))
     # Rounding may leave the rest a hair below 0: it must not fall on a leading weight of 0.
     rest = (target - (cumulative - sums).gather(1, block)).clamp(min=0)
     return (block * width + _first_above(inside, rest)).squeeze(1)
+
+
+def draw_with_stats(logits: Tensor, u: Tensor | None) -> tuple[Tensor, TokenStats]:
+    """Draw a token of each row and take its statistics from the same exponentials.
+
+    The quantities of :func:`~rlif_lightning.functional.token_stats.token_stats`, with fewer passes over the
+    vocabulary; measured against it in the tests.
+
+    Args:
+        logits: [N, V] fp32, finite, already divided by the temperature.
+        u: [N] uniform numbers in [0, 1); None takes the most likely token.
+
+    Returns:
+        Tokens [N] and their statistics [N], in nats.
+    """
+    # Shifted by the largest: no overflow, and no cancellation where logits are large.
+    z = logits - logits.amax(-1, keepdim=True)
+    weights = z.exp()
+    total = weights.sum(-1)
+    token = z.argmax(-1) if u is None else inverse_cdf(weights, u)
+    log_total = total.log()
+    return token, TokenStats(
+        logprob=z.gather(1, token[:, None]).squeeze(1) - log_total,
+        entropy=log_total - torch.linalg.vecdot(weights, z) / total,
+        self_certainty=log_total - z.mean(-1) - math.log(z.shape[1]),
+    )
 
 
 def uniforms(seeds: Tensor, count: int) -> Tensor:

@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import TokenStats, token_stats
+from rlif_lightning.references import free_memory
 from rlif_lightning.rollout import Samples
-from rlif_lightning.sampling.draw import filter_logits, inverse_cdf, uniforms
+from rlif_lightning.sampling.cache import bytes_per_token
+from rlif_lightning.sampling.decoders import PlainDecoder
+from rlif_lightning.sampling.draw import draw_with_stats, filter_logits, inverse_cdf, uniforms
+from rlif_lightning.sampling.lean import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling
-from rlif_lightning.scoring import positions
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -29,13 +32,17 @@ class NativeSampler:
     finished rows leave the batch.
 
     Args:
-        rows: Completions decoded at the same time; more prompts are sampled in waves. null: all at once.
+        rows: Completions decoded at the same time; more prompts are sampled in waves. null: as many as half of the
+            free memory can hold, should all of them grow as long as they may.
+        plain: Decode by Hugging Face's own forward and cache, and take statistics in separate passes: slower, to
+            compare with.
     """
 
-    KEEP = 0.75  # drop finished rows when the open ones are fewer than this share of the batch
+    KEEP = 0.9  # drop finished rows when the open ones are fewer than this share of the batch
+    LOOK = 16  # tokens between two looks at what has finished, where a look makes the host wait for the device
 
-    def __init__(self, rows: int | None = None) -> None:
-        self.rows = rows
+    def __init__(self, rows: int | None = None, plain: bool = False) -> None:
+        self.rows, self.plain = rows, plain
         self.policy: nn.Module | None = None
         self.end_ids: Tensor | None = None
         self.pad_id = 0
@@ -55,12 +62,22 @@ class NativeSampler:
         progress: Progress | None = None,
     ) -> Samples:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
-        per_wave = len(prompts) if self.rows is None else max(1, self.rows // group_size)
+        longest = max(map(len, prompts)) + sampling.max_new_tokens
+        rows = self._rows_that_fit(longest) if self.rows is None else self.rows
+        per_wave = len(prompts) if rows is None else max(1, rows // group_size)
         waves = []
         for start in range(0, len(prompts), per_wave):
             part = slice(start * group_size, (start + per_wave) * group_size)
             waves.append(self._wave(prompts[start : start + per_wave], group_size, seeds[part], sampling, progress))
         return waves[0] if len(waves) == 1 else _join(waves, self.pad_id)
+
+    def _rows_that_fit(self, tokens: int) -> int | None:
+        """Rows of so many tokens whose cache fits; None where nobody knows how much memory is free."""
+        assert self.policy is not None
+        weight = next(self.policy.parameters())
+        free = free_memory(weight.device)
+        # The parameters' dtype is an upper bound: under autocast keys and values may be smaller.
+        return None if free is None else free // 2 // (tokens * bytes_per_token(self.policy.config, weight.dtype))
 
     def _wave(
         self,
@@ -70,67 +87,53 @@ class NativeSampler:
         sampling: Sampling,
         progress: Progress | None,
     ) -> Samples:
-        from transformers import DynamicCache
-
         assert self.policy is not None and self.end_ids is not None, "call update() before sample()"
-        model, end_ids = self.policy, self.end_ids
-        device = next(model.parameters()).device
-        end_ids = end_ids.to(device)
+        device = next(self.policy.parameters()).device
+        end_ids = self.end_ids.to(device)
+        decoder = PlainDecoder(self.policy) if self.plain else decoder_for(self.policy)
         ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
-        cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
-        out = model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        if not out.logits[:, -1].amax(-1).isfinite().all():
+        logits = decoder.prefill(ids, mask)  # [P, V]
+        if not logits.amax(-1).isfinite().all():
             raise UserError(
                 "The policy's logits are not numbers any more: training has diverged",
                 do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
             )
-        logits = out.logits[:, -1].repeat_interleave(group_size, 0)  # [N, V]
-        cache.batch_repeat_interleave(group_size)
-        ids, mask = (x.repeat_interleave(group_size, 0) for x in (ids, mask))  # [N, L]
-        record = _Record(len(seeds), sampling, self.pad_id, device)
+        record = _Record(len(seeds), sampling, self.pad_id, device, fast=not self.plain and _finite(logits))
+        group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        decoder.take(group)
+        logits, ids, mask = logits[group], ids[group], mask[group]  # [N, ...]
         numbers = uniforms(seeds, sampling.max_new_tokens).to(device) if sampling.temperature else None
         open_rows = torch.arange(len(seeds), device=device)  # rows still in the batch
         done = torch.zeros(len(seeds), dtype=torch.bool, device=device)  # of those in the batch
-        seen, position = mask, mask.sum(1, keepdim=True)
         for t in range(sampling.max_new_tokens):
             token = record.step(t, open_rows, logits, None if numbers is None else numbers[open_rows, t], done)
             done = done | torch.isin(token, end_ids)
-            left = int((~done).sum())
             if progress is not None:
                 progress(t + 1, sampling.max_new_tokens)
-            if left == 0 or t + 1 == sampling.max_new_tokens:
+            if t + 1 == sampling.max_new_tokens:
                 break
-            if left <= self.KEEP * len(done):
-                keep = (~done).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                open_rows, token, done = open_rows[keep], token[keep], done[keep]
-                seen, position = seen[keep], position[keep]
-            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-            out = model(
-                input_ids=token[:, None],
-                attention_mask=seen.long(),
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits, position = out.logits[:, -1], position + 1
+            if device.type == "cpu" or t % self.LOOK == self.LOOK - 1:
+                left = int((~done).sum())
+                if left == 0:
+                    break
+                if left <= self.KEEP * len(done):
+                    keep = (~done).nonzero().squeeze(1)
+                    decoder.take(keep)
+                    open_rows, token, done = open_rows[keep], token[keep], done[keep]
+            logits = decoder.step(token)
         return record.samples(ids, mask, end_ids)
+
+
+def _finite(logits: Tensor) -> bool:
+    return bool(logits.isfinite().all())
 
 
 class _Record:
     """Tokens and statistics as they are drawn."""
 
-    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device) -> None:
+    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device, fast: bool) -> None:
         shape = (rows, sampling.max_new_tokens)
-        self.sampling = sampling
+        self.sampling, self.pad_id, self.fast = sampling, pad_id, fast
         self.ids = torch.full(shape, pad_id, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
@@ -139,38 +142,42 @@ class _Record:
             for name in ("logprob", "entropy", "self_certainty", *sampling.statistics)
         }
         self.stats = TokenStats(**stores)
-        self.width = 0
 
     def step(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:
         """Choose token t of the given rows from logits [n, V]; finished rows write nothing. Returns [n]."""
         s = self.sampling
-        z = logits.float()
-        tempered = z / s.temperature if s.temperature not in (0.0, 1.0) else z
-        filtered = filter_logits(tempered, s) if s.filtered else tempered
-        if u is None:
-            token = filtered.argmax(-1)
-        else:
-            token = inverse_cdf((filtered - filtered.amax(-1, keepdim=True)).exp(), u)
-        wanted = s.statistics_temperature or s.temperature or 1.0
-        stats = token_stats(z, token, wanted, s.statistics)
-        own = stats.logprob if wanted == (s.temperature or 1.0) else token_stats(tempered, token).logprob
+        own = s.temperature or 1.0
+        wanted = s.statistics_temperature or own
         live = ~done
-        at = rows[live]
-        self.ids[at, t] = token[live]
-        self.mask[at, t] = True
-        self.logprob[at, t] = own[live]
+        z = logits.float()
+        tempered = z / own if own != 1.0 else z
+        if self.fast and not s.filtered:
+            token, stats = draw_with_stats(tempered, u)
+            logprob = stats.logprob
+            if wanted != own or s.statistics:
+                stats = token_stats(z, token, wanted, s.statistics)
+        else:
+            filtered = filter_logits(tempered, s) if s.filtered else tempered
+            if u is None:
+                token = filtered.argmax(-1)
+            else:
+                token = inverse_cdf((filtered - filtered.amax(-1, keepdim=True)).exp(), u)
+            stats = token_stats(z, token, wanted, s.statistics)
+            logprob = stats.logprob if wanted == own else token_stats(tempered, token).logprob
+            if s.filtered:
+                kept = (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp()
+                self.kept_mass[rows, t] = kept.where(live, 0)
+        self.ids[rows, t] = token.where(live, self.pad_id)
+        self.mask[rows, t] = live
+        self.logprob[rows, t] = logprob.where(live, 0)
         for store, values in zip(self.stats, stats, strict=True):
             if store is not None and values is not None:
-                store[at, t] = values[live]
-        if s.filtered:
-            kept = (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp()
-            self.kept_mass[at, t] = kept[live]
-        self.width = t + 1
+                store[rows, t] = values.where(live, 0)
         return token
 
     def samples(self, prompt_ids: Tensor, prompt_mask: Tensor, end_ids: Tensor) -> Samples:
         """Everything drawn, cut to the longest completion."""
-        w = self.width
+        w = int(self.mask.any(0).sum())
         mask = self.mask[:, :w]
         last = self.ids[:, :w].gather(1, (mask.sum(1, keepdim=True) - 1)).squeeze(1)
         return Samples(

@@ -1,0 +1,121 @@
+"""Decoders: one row of logits per completion at a time, from a policy and its key-value cache."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlif_lightning.parts import body_and_head
+from rlif_lightning.sampling.cache import SlabCache
+from rlif_lightning.scoring import positions
+
+PREFILL = 4096  # tokens of a prompt that go through the model at once
+
+
+class Decoder(Protocol):
+    """Decodes a batch of rows token by token; padding stands on the left of the prompts."""
+
+    def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Read prompts [P, L] with their bool mask; logits [P, V] of the first token of each completion."""
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows [n] of the batch; one may come several times."""
+
+    def step(self, token: Tensor) -> Tensor:
+        """Append a token [n] to each row; logits [n, V] of the next."""
+
+
+class PlainDecoder:
+    """Hugging Face's own forward with its own cache: what the faster one is tested against.
+
+    Args:
+        policy: The model.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        from transformers import DynamicCache
+
+        self.policy = policy
+        self.cache = DynamicCache(config=policy.config)  # type: ignore[arg-type]
+
+    def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`Decoder`."""
+        self.mask, self.position = mask, mask.sum(1, keepdim=True) - 1
+        return self._logits(ids, positions(mask))
+
+    def take(self, rows: Tensor) -> None:
+        """See :class:`Decoder`."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def step(self, token: Tensor) -> Tensor:
+        """See :class:`Decoder`."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        self.position = self.position + 1
+        return self._logits(token[:, None], self.position)
+
+    def _logits(self, ids: Tensor, position_ids: Tensor) -> Tensor:
+        out = self.policy(
+            input_ids=ids,
+            attention_mask=self.mask.long(),
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1]
+
+
+class SlabDecoder:
+    """The policy's body with a cache that is written in place, and its head, called apart.
+
+    Long prompts are read in pieces.
+
+    Args:
+        policy: The model.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.body, self.head = body_and_head(policy)
+        config = self.body.config.get_text_config()  # type: ignore[operator, union-attr]
+        self.cache = SlabCache(config.num_hidden_layers)
+
+    def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`Decoder`."""
+        self.mask, self.padded = mask, not bool(mask.all())
+        position_ids = positions(mask)
+        self.position = position_ids[:, -1:]
+        for start in range(0, ids.shape[1], PREFILL):
+            part = slice(start, start + PREFILL)
+            hidden = self._hidden(ids[:, part], mask[:, : part.stop], position_ids[:, part])
+        return self.head.logits(hidden[:, -1])
+
+    def take(self, rows: Tensor) -> None:
+        """See :class:`Decoder`."""
+        self.cache.take(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def step(self, token: Tensor) -> Tensor:
+        """See :class:`Decoder`."""
+        self.position = self.position + 1
+        mask = None
+        if self.padded:
+            length = self.cache.get_seq_length() + 1
+            if length > self.mask.shape[1]:
+                self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), length // 4 + 128)], 1)
+            mask = self.mask[:, :length]
+        return self.head.logits(self.next_hidden(token[:, None], mask))
+
+    def next_hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Hidden states [n, H] of one more token per row, ids [n, 1]; mask [n, length] bool, None: all is seen."""
+        return self._hidden(ids, mask, self.position)[:, -1]
+
+    def _hidden(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
+        out = self.body(
+            input_ids=ids,
+            attention_mask=None if mask is None else mask.long(),
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state
