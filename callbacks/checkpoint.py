@@ -1,5 +1,6 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
+import json
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import __version__ as lightning_version
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -21,6 +23,10 @@ from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.optimizer_settings import bring_back, configuration, recompute
 from rlif_lightning.run_folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
+from rlif_lightning.trainable import load_trainable
+
+KEPT = ".safetensors"
+"""The suffix of weights that the collapse guard has kept."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,11 +49,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint without running any code in it.
+    """Read a checkpoint, or the weights that the collapse guard has kept, without running any code in it.
 
     Raises:
         UserError: It holds more than tensors and plain values, or it is no checkpoint.
     """
+    if Path(path).suffix == KEPT:
+        return _kept_by_the_guard(Path(path))
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
@@ -64,6 +72,23 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
             do="give another checkpoint in --ckpt_path",
         ) from error
     return checkpoint
+
+
+def _kept_by_the_guard(path: Path) -> dict[str, Any]:
+    """Kept weights in the shape of a checkpoint; they come without an optimiser's state."""
+    weights, facts = load_trainable(path)
+    if not {"step", "model", "fingerprint"} <= facts.keys():
+        raise UserError("The file holds no weights that the collapse guard has kept", got=path)
+    return {
+        "global_step": int(facts["step"]),
+        "pytorch-lightning_version": lightning_version,
+        "state_dict": {f"policy.{name}": weight for name, weight in weights.items()},
+        "rlif": {
+            "model": facts["model"],
+            "fingerprint": facts["fingerprint"],
+            "lora": json.loads(facts.get("lora", "null")),
+        },
+    }
 
 
 class RolloutCheckpoint(Checkpoint):

@@ -313,7 +313,8 @@ class CollapseGuard(Callback):
         handed = self.rule.handed_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
-        self._kept.write(folder, handed, model=module.name, fingerprint=module.fingerprint, **signals)
+        facts = {"model": module.name, "fingerprint": module.fingerprint, "lora": json.dumps(module.lora)}
+        self._kept.write(folder, handed, **facts, **signals)
 
     def _write_decision(self) -> None:
         """What was seen, decided and done, as ``guard.json``."""

@@ -101,10 +101,16 @@ class RolloutCallback(Callback):
             min_p=min_p,
             statistics_temperature=None if statistics_temperature == "sampling" else statistics_temperature,
         )
+        if rewards is not None and not rewards:
+            raise UserError("rollout.rewards is empty", expected="at least one reward; null: SelfCertainty")
         self.rewards: Sequence[Reward] = rewards or [SelfCertainty()]
         names = [r.name for r in self.rewards]
         if len(set(names)) < len(names):
-            raise UserError("A reward is named twice", got=", ".join(names))
+            raise UserError(
+                "A reward is named twice",
+                got=", ".join(names),
+                do="keep one of them: --rollout.rewards+ adds to the recipe's, --rollout.rewards replaces them",
+            )
         if all(r.is_silent for r in self.rewards):
             raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
         if votes is not None and votes < group_size:

@@ -38,6 +38,9 @@ def main(args: Sequence[str] | None = None) -> None:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except KeyboardInterrupt:  # outside of training, which ends at a checkpoint and says so
+        print("\nStopped.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         mistake = users_mistake(error)
         if mistake is None:

@@ -181,6 +181,12 @@ def _missing(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> Use
     found = re.search(r"following arguments are required: (\S+)", text)
     if found:
         name = found[1].strip(",")
+        path = re.search(r"given class_path '([^']+)'", text)
+        if path:
+            cls = path[1].rpartition(".")[2]
+            place = locate(recipes, key, path[1]) or locate(recipes, key, cls)
+            return _complaint(f"{key}: {cls} needs its setting '{name}'", parser, place=place,
+                              do=f"give --{key}.{name} VALUE, or {name} below init_args in a recipe")  # fmt: skip
         if name.partition(".")[0] in TRAINER_COMMANDS:
             name = name.partition(".")[2]
         return _complaint(f"The setting --{name} is missing", parser, do=f"give --{name}, or a recipe with --config")
@@ -222,7 +228,10 @@ def _no_settings(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) ->
     given = re.search(r"Given value type: <class 'str'>\s+Given value: (.+)", text)
     if action is None or given is None:
         return None
-    value, place = given[1].strip(), locate(recipes, key, given[1].strip())
+    value = given[1].strip()
+    place = locate(recipes, key, value)
+    if place != locate(recipes, key):  # the word stands elsewhere below the key, and this one on the command line
+        place = None
     for cls in classes_in(action._typehint):
         if dataclasses.is_dataclass(cls):
             first = dataclasses.fields(cls)[0].name

@@ -20,8 +20,8 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
-from rlif_lightning.callbacks.checkpoint import read_checkpoint
-from rlif_lightning.cli import RUN_FOLDER, discard_run_folder, run_root
+from rlif_lightning.callbacks.checkpoint import KEPT, read_checkpoint
+from rlif_lightning.cli import RUN_FOLDER, TRAINER_COMMANDS, discard_run_folder, run_root
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
@@ -87,6 +87,12 @@ class RLIFCLI(LightningCLI):
         unused = {"weights_only", "return_predictions", "verbose", "dataloaders"}
         return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """With our own words about the command: those of the Trainer are about the Trainer, and cut short."""
+        return super()._prepare_subcommand_parser(
+            klass, subcommand, **{**kwargs, "description": f"{TRAINER_COMMANDS[subcommand].capitalize()}."}
+        )
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse; the base class warns when arguments are given, which is how ``main`` always calls it."""
         short_warnings()
@@ -102,6 +108,12 @@ class RLIFCLI(LightningCLI):
         self.recipe = recipe_name(config.config)
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
+            if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
+                raise UserError(
+                    "Training can't be continued from weights alone: they have no optimiser's state",
+                    got=config.ckpt_path,
+                    do="give them to test, validate, predict, diagnose or mix, or train with --guard.action restore",
+                )
             # Read here: a file that is no checkpoint is refused before anything is loaded.
             self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
 

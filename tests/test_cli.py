@@ -156,6 +156,9 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
     "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "data.train.path: p.jsonl?"),
+    "class without its setting": (
+        ["fit", "--rollout.rewards=[Length]"], "rollout.rewards: Length needs its setting 'prefer'", "--rollout.rewards.prefer",
+    ),
     "no value": (["fit", "--model.name"], "--model.name", "no value"),
     "word": (["fit", "extra"], "'extra'", "settings begin with --"),
     "missing": (["fit"], "--model.name is missing", "--config"),
@@ -169,6 +172,26 @@ def test_a_mistake_is_answered_in_three_lines_with_a_suggestion(mistake, refused
         args = [*args, *([] if args[-1].startswith("--model.name") else ["--model.name", NOWHERE])]
     message = refused(*args)
     assert all(part in message for part in parts), message
+
+
+def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
+    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertainty")
+    assert message.startswith("error: rollout.rewards takes a list")
+
+
+def test_no_reward_at_all(refused):
+    assert "rollout.rewards is empty" in refused("fit", "--config", "quickstart", "--rollout.rewards=[]")
+
+
+def test_ctrl_c_outside_of_training_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlif_lightning.cli.run_trainer", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "Stopped."
 
 
 FILES = {  # a recipe, and what its complaint must hold: always the file, and the line where there is one
@@ -188,6 +211,11 @@ FILES = {  # a recipe, and what its complaint must hold: always the file, and th
         "line 5",
         "mean?",
         "sum?",
+    ),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n  - class_path: Length": (
+        "line 4",
+        "Length needs",
+        "'prefer'",
     ),
     "data:\n  val: null\n  train: {path: p.jsonl, promt: x}": ("line 3", "did you mean prompt?"),
     "data:\n  train: p.jsonl": ("line 2", "data.train.path: p.jsonl?"),

@@ -10,8 +10,10 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save_file
 
 from rlif_lightning.callbacks import CollapseGuard, Evaluation, RolloutCallback, RolloutCheckpoint
+from rlif_lightning.callbacks.checkpoint import read_checkpoint
 from rlif_lightning.curves import curves_figure
 from rlif_lightning.errors import UserError
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
@@ -418,6 +420,22 @@ def test_a_healthy_run_keeps_its_running_best(guarded, tmp_path):
     assert told["fired"] is None and told["best_step"] == 4 and told["taken"] == "none"
     assert same(saved(tmp_path)[0], script.seen[4])
     assert run.trainer.global_step == 6 and not same(run.weights(), script.seen[4])
+
+
+@pytest.mark.parametrize("model", [None, LORA], ids=["all weights", "LoRA"])
+def test_kept_weights_read_like_a_checkpoint_of_the_same_model(guarded, model, tmp_path):
+    run, _, script = guarded(model=model)
+    kept = read_checkpoint(tmp_path / "checkpoints" / "guard" / "weights.safetensors")
+    assert kept["global_step"] == 1
+    run.module.on_load_checkpoint(kept)  # refuses another model, other LoRA settings, other names and shapes
+    run.module.load_state_dict(kept["state_dict"], strict=False)
+    assert same(run.weights(), script.seen[1])
+
+
+def test_a_safetensors_file_of_something_else_is_no_checkpoint(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="no weights that the collapse guard has kept"):
+        read_checkpoint(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ class Decision:
             return f"nothing at step {self.step}"
         if self.verdict == "best":
             return f"{self.signal} is at its best, {self.value:.4g}, at step {self.step}"
+        row = f"{self.patience} rollouts in a row" if self.patience > 1 else "one rollout"
         return (
-            f"at step {self.step} {self.signal} was {self.value:.4g}, for {self.patience} rollouts in a row below "
+            f"at step {self.step} {self.signal} was {self.value:.4g}, for {row} below "
             f"{self.threshold:.4g}; its best was {self.best:.4g} at step {self.best_step}"
         )
 
