@@ -121,6 +121,8 @@ class RolloutCallback(Callback):
         self.sampling = replace(
             self.sampling, statistics=tuple(sorted(frozenset().union(*(r.statistics for r in self.rewards))))
         )
+        if min_spread < 0:
+            raise UserError("rollout.min_spread is negative", got=min_spread, expected="0 or more")
         if agreement_band is not None and not 0 <= agreement_band[0] <= agreement_band[1] <= 1:
             raise UserError("rollout.agreement_band is no band", got=agreement_band, expected="0 <= low <= high <= 1")
         self.advantage = AdvantageSettings(scale, baseline, min_spread, mask_truncated, agreement_band)

@@ -4,11 +4,13 @@ This is the reference that every faster path is tested against.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlif_lightning.functional.token_stats import TokenStats, token_stats
+from rlif_lightning.parts import body_and_head
 from rlif_lightning.rollout import Samples
 
 
@@ -38,3 +40,70 @@ def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
 def score(model: nn.Module, samples: Samples, temperature: float, extra: Collection[str] = ()) -> TokenStats:
     """Statistics [N, T] of given completions under a model, in nats, of softmax(z / temperature)."""
     return token_stats(completion_logits(model, samples), samples.completion_ids, temperature, extra)
+
+
+def completion_hidden(model: nn.Module, samples: Samples, share_prompts: bool = True) -> Tensor:
+    """Hidden states [N, T, H] that predict each completion token; the policy's head makes logits of them.
+
+    Each distinct prompt goes through the model once and its keys and values serve all its completions, in the
+    backward pass as well.
+
+    Args:
+        model: The policy, or another version of it.
+        samples: Prompts and completions.
+        share_prompts: False computes every prompt as often as it comes. So does a model under gradient
+            checkpointing, whose layers drop a cache in silence.
+    """
+    body, _ = body_and_head(model)
+    ids, mask = samples.prompt_ids, samples.prompt_mask
+    first, group = _distinct(ids, mask)
+    if not share_prompts or len(first) == len(ids) or _checkpoints(body):
+        start = ids.shape[1] - 1
+        ids = torch.cat([ids, samples.completion_ids[:, :-1]], 1)
+        mask = torch.cat([mask, samples.completion_mask[:, :-1]], 1)
+        out = body(input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+        return out.last_hidden_state[:, start:]
+    cache = _prompt_cache()
+    once = body(
+        input_ids=ids[first],
+        attention_mask=mask[first].long(),
+        position_ids=positions(mask[first]),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1:]
+    hidden = once[group]  # [N, 1, H]
+    if samples.completion_ids.shape[1] == 1:
+        return hidden
+    cache.batch_select_indices(group)
+    mask = torch.cat([mask, samples.completion_mask[:, :-1]], 1)
+    rest = body(
+        input_ids=samples.completion_ids[:, :-1],
+        attention_mask=mask.long(),
+        position_ids=positions(mask)[:, ids.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([hidden, rest], 1)
+
+
+def _distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A row [P] of each distinct prompt [N, L], and for each row which of them it has, [N]."""
+    marked = ids.masked_fill(~mask, -1)
+    _, group = torch.unique(marked, dim=0, return_inverse=True)
+    rows = torch.arange(len(ids), device=ids.device)
+    first = rows.new_full((int(group.max()) + 1,), len(ids)).scatter_reduce(0, group, rows, "amin")
+    return first, group
+
+
+def _prompt_cache() -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache()  # without a config: every token is kept, sliding windows are left to the mask
+
+
+def _checkpoints(body: nn.Module) -> bool:
+    """Whether the layers are about to recompute their activations."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = (m for m in body.modules() if isinstance(m, GradientCheckpointingLayer))
+    return any(layer.training and layer.gradient_checkpointing for layer in layers)

@@ -153,6 +153,8 @@ def test_rewards_that_cancel_are_said_before_the_first_update(model_folder, prob
 def test_bad_bands(band):
     from rlif_lightning.callbacks import RolloutCallback
 
+    with pytest.raises(UserError, match="min_spread is negative"):
+        RolloutCallback(min_spread=-1)
     with pytest.raises(UserError, match="no band"):
         RolloutCallback(agreement_band=band)
 
