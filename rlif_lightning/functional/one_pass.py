@@ -89,7 +89,7 @@ def one_pass_policy_loss(
         raise ValueError(f"one pass needs a separable loss\n  got: {loss}\n  expected: any loss but gspo")
     if hidden.ndim != 3:
         raise ValueError(f"hidden has a wrong shape\n  got: {list(hidden.shape)}\n  expected: [N, T, H]")
-    per_token = {
+    per_token: dict[str, Any] = {
         "mask": mask,
         "old_logprob": old_logprob,
         "reference_logprob": reference_logprob,
@@ -111,7 +111,7 @@ def one_pass_policy_loss(
     def flat(x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, chosen)  # [M, ...]
 
-    flattened = {name: flat(x) for name, x in per_token.items() if x is not None}
+    flattened: dict[str, Any] = {name: flat(x) for name, x in per_token.items() if x is not None}
     a = flat(advantages[:, None].expand_as(mask))
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     weights = flat(token_weights(mask, loss, denominator, dtype))
