@@ -8,11 +8,13 @@ without a trainer, a model library or a configuration. In the order of a trainin
 - :mod:`advantages`: rewards to advantages within the group,
 - :mod:`surrogates`: advantages and log-probabilities to the surrogate of each token,
 - :mod:`entropy`: which tokens learn, and the coefficient of an entropy bonus,
-- :mod:`losses`: advantages and log-probabilities to the loss of one slice.
+- :mod:`losses`: advantages and log-probabilities to the loss of one slice,
+- :mod:`tiles`: the statistics from hidden states, a few tokens at a time,
+- :mod:`one_pass`: the loss from hidden states, with its gradients in the same pass.
 
 Reductions run in fp32 at least; float64 stays float64. Letters in shapes are those of :mod:`rlif_lightning`.
 """
 
-from rlif_lightning.functional import advantages, entropy, losses, rewards, surrogates, token_stats
+from rlif_lightning.functional import advantages, entropy, losses, one_pass, rewards, surrogates, tiles, token_stats
 
-__all__ = ["advantages", "entropy", "losses", "rewards", "surrogates", "token_stats"]
+__all__ = ["advantages", "entropy", "losses", "one_pass", "rewards", "surrogates", "tiles", "token_stats"]

@@ -42,6 +42,16 @@ class PolicyLoss(NamedTuple):
     tokens: Tensor  # [] tokens in the mask
 
 
+class TokenLoss(NamedTuple):
+    """The loss of each token, and what to log; all 0 outside the mask."""
+
+    loss: Tensor  # [...] l, with gradient, before weights
+    ratio: Tensor  # [...] pi / pi_old; for gspo that of the token's sequence
+    clipped: Tensor  # [...] bool
+    kl: Tensor  # [...] estimate of KL(pi || reference) in nats, 0 without a reference
+    entropy: Tensor  # [...] in nats, 0 where none was given
+
+
 def loss_denominator(mask: Tensor, loss: Loss, max_tokens: int) -> Tensor:
     """What these rows add to the window's denominator D; the caller sums it over slices and ranks.
 
@@ -121,7 +131,7 @@ def policy_loss(
         ValueError: Shapes differ, a name is unknown, or a KL is asked for without a reference or a bonus without
             an entropy.
     """
-    surrogate, normalization = _find(loss)
+    _find(loss)
     _check_shapes(
         logprob,
         advantages,
@@ -133,35 +143,125 @@ def policy_loss(
     )
     _check_given("a KL penalty", "kl_coefficient", kl_coefficient, "reference_logprob", reference_logprob)
     _check_given("an entropy bonus", "entropy_coefficient", entropy_coefficient, "entropy", entropy)
+    token = token_loss(
+        logprob,
+        advantages[:, None].expand_as(mask),
+        mask,
+        old_logprob=old_logprob,
+        reference_logprob=reference_logprob,
+        entropy=entropy,
+        surrogate_mask=surrogate_mask,
+        loss=loss,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        kl_coefficient=kl_coefficient,
+        kl_estimator=kl_estimator,
+        entropy_coefficient=entropy_coefficient,
+    )
+    dtype = token.loss.dtype
+    return PolicyLoss(
+        loss=(token.loss * _weights(mask, loss, dtype)).sum() / _nonzero(denominator, mask.device),
+        ratio=token.ratio.sum(),
+        clipped=token.clipped.sum().to(dtype),
+        kl=token.kl.sum(),
+        entropy=token.entropy.sum(),
+        tokens=mask.sum().to(dtype),
+    )
+
+
+def token_loss(
+    logprob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    old_logprob: Tensor | None = None,
+    reference_logprob: Tensor | None = None,
+    entropy: Tensor | None = None,
+    surrogate_mask: Tensor | None = None,
+    loss: Loss = "grpo",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
+    entropy_coefficient: float = 0.0,
+) -> TokenLoss:
+    """The loss l of each token, before weights; the formula is that of :func:`policy_loss`.
+
+    A separable loss (:func:`is_separable`) takes tokens in any shape, so that a few of them can be done at a time;
+    gspo needs whole rows.
+
+    Args:
+        logprob: [...] of the policy, with gradient; [N, T] for gspo, like all tensors that follow.
+        advantages: [...] of each token's row.
+        mask: [...] bool, the tokens that enter the loss; elsewhere anything may stand, nan and -inf included.
+        old_logprob: [...] of the policy that sampled; None: on policy.
+        reference_logprob: [...] of the frozen reference.
+        entropy: [...] of the policy.
+        surrogate_mask: [...] bool, the tokens that learn from the advantage; None: all in the mask.
+        loss: Whose surrogate.
+        clip_low: The ratio is clipped below at 1 - clip_low.
+        clip_high: And above at 1 + clip_high.
+        kl_coefficient: Weight of the KL estimate.
+        kl_estimator: See :func:`kl_estimate`.
+        entropy_coefficient: Weight of the entropy bonus.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    surrogate, _ = _find(loss)
     dtype = torch.promote_types(logprob.dtype, torch.float32)
 
     def unpad(x: Tensor) -> Tensor:
         # Before any arithmetic: nan would survive a product with 0, in the value and in the gradient.
         return x.to(dtype).where(mask, 0)
 
-    logprob = unpad(logprob)  # [N, T]
+    logprob = unpad(logprob)
     old = logprob.detach() if old_logprob is None else unpad(old_logprob.detach())
-    a = unpad(advantages.detach()[:, None].expand_as(mask))  # [N, T]
-    token_loss, ratio, clipped = surrogate(logprob, old, a, mask, clip_low, clip_high)  # [N, T] each
+    value, ratio, clipped = surrogate(logprob, old, unpad(advantages.detach()), mask, clip_low, clip_high)
     if surrogate_mask is not None:
-        token_loss, clipped = token_loss.where(surrogate_mask, 0), clipped & surrogate_mask
+        value, clipped = value.where(surrogate_mask, 0), clipped & surrogate_mask
     kl = bonus = torch.zeros_like(ratio)
     if reference_logprob is not None:
-        kl = kl_estimate(logprob, unpad(reference_logprob.detach()), kl_estimator)  # [N, T]
+        kl = kl_estimate(logprob, unpad(reference_logprob.detach()), kl_estimator)
     if kl_coefficient:
-        token_loss = token_loss + kl_coefficient * kl
+        value = value + kl_coefficient * kl
     if entropy is not None:
-        bonus = unpad(entropy)  # [N, T]
+        bonus = unpad(entropy)
     if entropy_coefficient:
-        token_loss = token_loss - entropy_coefficient * bonus
-    return PolicyLoss(
-        loss=(token_loss * _weights(mask, normalization, dtype)).sum() / _nonzero(denominator, mask.device),
-        ratio=ratio.detach().where(mask, 0).sum(),
-        clipped=clipped.sum().to(dtype),
-        kl=kl.detach().sum(),
-        entropy=bonus.detach().sum(),
-        tokens=mask.sum().to(dtype),
-    )
+        value = value - entropy_coefficient * bonus
+    return TokenLoss(value, ratio.detach().where(mask, 0), clipped, kl.detach(), bonus.detach())
+
+
+def token_weights(
+    mask: Tensor, loss: Loss, denominator: Tensor | float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The factor w / D of each token's loss in :func:`policy_loss`, whose loss is the sum of the products.
+
+    Args:
+        mask: [N, T] bool, the tokens that enter the loss, in whole rows.
+        loss: Whose weights.
+        denominator: D of the window.
+        dtype: Of the answer.
+
+    Returns:
+        [N, T], 0 outside the mask.
+
+    Raises:
+        ValueError: The loss is unknown.
+    """
+    return _weights(mask, loss, dtype) / _nonzero(denominator, mask.device)
+
+
+def is_separable(loss: Loss, entropy_coefficient: float = 0.0) -> bool:
+    """Whether a token's part of the loss needs its own log-probability and no other quantity with gradient.
+
+    So it is, but for gspo, whose ratio is a row's, and under an entropy bonus.
+
+    Raises:
+        ValueError: The loss is unknown.
+    """
+    surrogate, _ = _find(loss)
+    return surrogate is not sequence_ratio and entropy_coefficient == 0
 
 
 def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
@@ -208,8 +308,9 @@ def k3_divergence(logprob: Tensor, reference: Tensor) -> Tensor:
     return torch.expm1(d) - d  # exp(d) - 1 would lose a small d, and the estimate its sign
 
 
-def _weights(mask: Tensor, normalization: Normalization, dtype: torch.dtype) -> Tensor:
+def _weights(mask: Tensor, loss: str, dtype: torch.dtype) -> Tensor:
     """Weight [N, T] of each token's loss; 0 outside the mask."""
+    _, normalization = _find(loss)
     if normalization == "sequence":
         return mask.to(dtype) / mask.sum(1, keepdim=True).clamp(min=1)
     return mask.to(dtype)

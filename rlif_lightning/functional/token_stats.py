@@ -104,8 +104,8 @@ def logprobs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) 
     return _pick(log_p, ids), _entropy(log_p.exp(), log_p)
 
 
-def _log_softmax(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities [..., V] of the tempered logits, in fp32 at least."""
+def _log_softmax(logits: Tensor, ids: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
+    """Log-probabilities [..., V] of the tempered logits, in fp32 at least; without gradient into ``out``."""
     if logits.shape[:-1] != ids.shape:
         # gather would take the first rows in silence: every token scored by a wrong position.
         raise ValueError(
@@ -118,7 +118,8 @@ def _log_softmax(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if temperature != 1.0:
         logits = logits.to(dtype) / temperature
-    return torch.log_softmax(logits, -1, dtype=dtype)  # raises bf16 inside the kernel: no fp32 copy of z
+    # The dtype raises bf16 inside the kernel: no fp32 copy of z.
+    return torch.log_softmax(logits, -1, dtype=dtype, out=out)
 
 
 def _entropy(p: Tensor, log_p: Tensor) -> Tensor:

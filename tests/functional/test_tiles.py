@@ -1,0 +1,182 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlif_lightning.functional.tiles import (
+    TILE_BYTES,
+    PlainHead,
+    tile_rows,
+    tiled_logprobs,
+    tiled_logprobs_and_entropy,
+    tiled_stats,
+    tiles,
+)
+from rlif_lightning.functional.token_stats import EXTRA, logprobs_and_entropy, token_logprobs, token_stats
+
+M, H, V = 11, 6, 29
+
+
+class SoftcapHead(nn.Module):
+    """A head that no closed form serves: low-rank update, bias, softcap, dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(H, V)
+        self.down, self.up = nn.Linear(H, 2, bias=False), nn.Linear(2, V, bias=False)
+        self.base.weight.requires_grad_(False)
+
+    def forward(self, hidden):
+        return 3 * torch.tanh((self.base(hidden) + self.up(self.down(hidden))) / 3)
+
+
+def sample(dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(M, H, dtype=dtype) * 2, SoftcapHead().to(dtype), torch.randint(V, (M,))
+
+
+@pytest.mark.parametrize("tile", [1, 3, M, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_as_the_plain_statistics(tile, temperature, gradient):
+    hidden, head, ids = sample()
+    with torch.set_grad_enabled(gradient):
+        want = token_stats(head(hidden), ids, temperature, EXTRA)
+        got = tiled_stats(hidden, head, ids, temperature, EXTRA, tile=tile)
+        for g, w in zip(got, want, strict=True):
+            assert g.requires_grad == gradient
+            torch.testing.assert_close(g, w)
+        torch.testing.assert_close(tiled_logprobs(hidden, head, ids, temperature, tile=tile), want.logprob)
+        for g, w in zip(tiled_logprobs_and_entropy(hidden, head, ids, temperature, tile=tile), want, strict=False):
+            torch.testing.assert_close(g, w)
+
+
+def test_extra_only_where_asked_for():
+    hidden, head, ids = sample()
+    got = tiled_stats(hidden, head, ids, extra={"margin"}, tile=3)
+    assert got.margin is not None and got.expected_agreement is None
+
+
+@pytest.mark.parametrize("tile", [1, 3, M])
+def test_gradients_of_any_head(tile):
+    hidden, head, ids = sample()
+    leaves = [hidden.requires_grad_(), *(p for p in head.parameters() if p.requires_grad)]
+    u = torch.randn(3, M, dtype=hidden.dtype)
+
+    def weighted(logprob, entropy, self_certainty=0, *_):
+        return (logprob * u[0] + entropy * u[1] + self_certainty * u[2]).sum()
+
+    def scalars():
+        yield (
+            (token_logprobs(head(hidden), ids, 0.7) * u[0]).sum(),
+            (tiled_logprobs(hidden, head, ids, 0.7, tile=tile) * u[0]).sum(),
+        )
+        yield (
+            weighted(*logprobs_and_entropy(head(hidden), ids, 0.7)),
+            weighted(*tiled_logprobs_and_entropy(hidden, head, ids, 0.7, tile=tile)),
+        )
+        yield (
+            weighted(*token_stats(head(hidden), ids, 0.7)),
+            weighted(*tiled_stats(hidden, head, ids, 0.7, tile=tile)),
+        )
+
+    for want, got in scalars():
+        for g, w in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
+            assert w.abs().max() > 1e-3
+            torch.testing.assert_close(g, w)
+
+
+def test_the_backward_draws_the_same_dropout():
+    hidden, head, ids = sample()
+    hidden.requires_grad_()
+    dropout = nn.Dropout(0.5)
+    seen = []
+
+    def noisy(h):
+        seen.append(dropout(h))
+        return head(seen[-1])
+
+    tiled_logprobs(hidden, noisy, ids, tile=4).sum().backward()
+    first, again = seen[:3], seen[3:]
+    assert len(again) == 3
+    assert all(any(torch.equal(x, y) for y in again) for x in first)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125, 0.3])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_plain_head_has_the_logits_of_linear_bit_for_bit(scale, temperature, autocast):
+    torch.manual_seed(0)
+    for rows, features, vocabulary in [(1, 8, 50), (5, 64, 1000), (64, 256, 2048), (37, 48, 513)]:
+        hidden, weight = torch.randn(rows, features), torch.randn(vocabulary, features)
+        ids = torch.randint(vocabulary, (rows,))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            head = PlainHead(weight, scale)
+            want = F.linear(hidden, weight)
+            want = want if scale == 1.0 else scale * want
+            got = head(hidden)
+            assert got.dtype == want.dtype == (torch.bfloat16 if autocast else torch.float32)
+            assert torch.equal(got, want)
+            got = tiled_logprobs(hidden, head, ids, temperature, tile=rows)
+            assert torch.equal(got, token_logprobs(want, ids, temperature))
+            got = tiled_stats(hidden, head, ids, temperature, tile=rows)
+            assert all(torch.equal(g, w) for g, w in zip(got[:3], token_stats(want, ids, temperature), strict=False))
+
+
+def test_a_plain_head_reuses_one_buffer():
+    head = PlainHead(torch.randn(V, H))
+    first, second, third = (head(torch.randn(rows, H)).data_ptr() for rows in (5, 5, 2))
+    assert first == second == third
+
+
+def test_a_plain_head_makes_no_graph():
+    weight = torch.randn(V, H, requires_grad=True)
+    logits = PlainHead(weight)(torch.randn(3, H, requires_grad=True))
+    assert not logits.requires_grad
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_no_tokens(gradient):
+    _, head, _ = sample()
+    hidden, ids = torch.zeros(0, H, dtype=torch.float64, requires_grad=True), torch.zeros(0, dtype=torch.long)
+    with torch.set_grad_enabled(gradient):
+        got = tiled_stats(hidden, head, ids, tile=4)
+        assert got.entropy.shape == tiled_logprobs(hidden, head, ids, tile=4).shape == (0,)
+    if gradient:  # every parameter still gets a gradient, or DDP waits for it
+        got.logprob.sum().backward()
+        assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("ids", [M + 1, M - 1])
+@pytest.mark.parametrize("function", [tiled_stats, tiled_logprobs, tiled_logprobs_and_entropy])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_ids_that_do_not_match_are_refused(ids, function, gradient):
+    hidden, head, _ = sample()
+    with torch.set_grad_enabled(gradient), pytest.raises(ValueError, match="do not match"):
+        function(hidden, head, torch.zeros(ids, dtype=torch.long), tile=4)
+
+
+def test_a_tile_without_tokens_is_refused():
+    hidden, head, ids = sample()
+    with pytest.raises(ValueError, match="a tile must hold tokens"):
+        tiled_stats(hidden, head, ids, tile=0)
+
+
+def test_tiles_cover_every_token_once():
+    for tokens in (1, 5, 6, 7, 12):
+        covered = [t for rows in tiles(tokens, 6) for t in range(tokens)[rows]]
+        assert covered == list(range(tokens))
+        assert all(rows.stop <= tokens for rows in tiles(tokens, 6))
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"), [(151_936, 64), (262_144, 64), (32_000, 512), (2_048, 1024), (2, 1024)]
+)
+def test_tile_rows(vocabulary, rows):
+    assert tile_rows(vocabulary) == rows
+    assert tile_rows(vocabulary) * vocabulary * 4 <= TILE_BYTES
+
+
+def test_tile_rows_of_an_enormous_vocabulary():
+    assert tile_rows(10**7) == 16
+    assert tile_rows(400_000) == 41
