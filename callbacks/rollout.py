@@ -290,7 +290,9 @@ class RolloutCallback(Callback):
         for which in sorted(module.needs):
             names = [a for a in self._annotators if ANNOTATORS[a] == which]
             with module.version(which) as model:
-                logprob, stats = score_slices(model, rollout, slices, self.sampling, bool(names))
+                logprob, stats = score_slices(
+                    model, rollout, slices, self.sampling, bool(names), module.plain_forward
+                )
             if stats is not None:
                 rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})
             if which == "frozen":

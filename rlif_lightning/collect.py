@@ -15,14 +15,14 @@ from rlif_lightning.functional.advantages import (
     combine_advantages,
     group_advantages,
 )
-from rlif_lightning.functional.token_stats import TokenStats, token_logprobs, token_stats
+from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.prompts import Prompt
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout, completion_seeds
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress
-from rlif_lightning.scoring import completion_logits, score
+from rlif_lightning.scoring import Scored
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,20 @@ def with_scores(rollout: Rollout, policy: nn.Module, sampling: Sampling) -> Roll
     samples = rollout.samples
     if samples.stats is None:
         own, wanted = rollout.temperature, sampling.statistics_temperature
-        stats = score(policy, samples, wanted or own, sampling.statistics)
-        same = wanted in (None, own)
-        logprob = stats.logprob if same else score(policy, samples, own).logprob
+        scored = Scored(policy, samples)
+        stats = scored.stats(wanted or own, sampling.statistics)
+        logprob = stats.logprob if wanted in (None, own) else scored.logprobs(own)
         samples = replace(samples, logprob=logprob, stats=stats)
     return replace(rollout, samples=samples)
 
 
 def score_slices(
-    model: nn.Module, rollout: Rollout, slices: Sequence[Tensor], sampling: Sampling, statistics: bool
+    model: nn.Module,
+    rollout: Rollout,
+    slices: Sequence[Tensor],
+    sampling: Sampling,
+    statistics: bool,
+    plain: bool = False,
 ) -> tuple[Tensor, TokenStats | None]:
     """Score the rollout under another model.
 
@@ -118,6 +123,7 @@ def score_slices(
         slices: Row numbers that together are all rows.
         sampling: For the statistics' temperature, and which they are.
         statistics: Whether they are wanted.
+        plain: As the update's forward.
 
     Returns:
         Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
@@ -128,13 +134,12 @@ def score_slices(
         stats = rollout.samples.stats.map(torch.zeros_like)
     for rows in slices:
         part = rollout.samples.rows(rows)
-        ids = part.completion_ids
-        logits = completion_logits(model, part)
-        at = (rows.to(ids.device), slice(ids.shape[1]))
-        logprob[at] = token_logprobs(logits, ids, rollout.temperature)
+        scored = Scored(model, part, plain)
+        at = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
+        logprob[at] = scored.logprobs(rollout.temperature)
         if stats is not None:
             temperature = sampling.statistics_temperature or rollout.temperature
-            for store, values in zip(stats, token_stats(logits, ids, temperature, sampling.statistics), strict=True):
+            for store, values in zip(stats, scored.stats(temperature, sampling.statistics), strict=True):
                 if store is not None and values is not None:
                     store[at] = values
     return logprob, stats

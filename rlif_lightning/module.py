@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 
 from rlif_lightning.entropy_bonus import EntropyBonus
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss, policy_loss
-from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_logprobs
+from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
 from rlif_lightning.noise import quiet_lightning
 from rlif_lightning.policy import (
     check_ids,
@@ -28,8 +27,8 @@ from rlif_lightning.policy import (
 from rlif_lightning.references import Version, Versions
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
-from rlif_lightning.scoring import completion_logits
 from rlif_lightning.trainable import trainable
+from rlif_lightning.update import slice_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +74,10 @@ class RLIFModule(pl.LightningModule):
         optimizer: Class path and settings of the optimiser.
         schedule: Learning rate after the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
+            computed once per completion instead of once per group.
+        plain_forward: Score and train by Hugging Face's own forward: every prompt as often as it comes, all logits
+            at once. Slower and larger, to compare with.
         dropout: Leave dropout on in the update; it is always off while sampling and scoring.
         end_tokens: Tokens that end a completion beside those of the generation config and the tokenizer.
         attn_implementation: As transformers names it; null: its choice.
@@ -102,6 +104,7 @@ class RLIFModule(pl.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.0,
         gradient_checkpointing: bool = False,
+        plain_forward: bool = False,
         dropout: bool = False,
         end_tokens: list[str] | None = None,
         attn_implementation: str | None = None,
@@ -145,6 +148,7 @@ class RLIFModule(pl.LightningModule):
         self.kl_estimator, self.top_entropy_fraction = kl_estimator, top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
         self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
+        self.plain_forward = plain_forward
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
         self.policy: nn.Module | None = None
@@ -243,28 +247,19 @@ class RLIFModule(pl.LightningModule):
         assert self.policy is not None
         rollout: Rollout = batch["rollout"]
         set_training_mode(self.policy, training=True, dropout=self.dropout)
-        logits = completion_logits(self.policy, rollout.samples)  # [n, T, V]
-        ids, entropy = rollout.samples.completion_ids, None
-        if self.entropy_bonus.measured:
-            logprob, entropy = logprobs_and_entropy(logits, ids, rollout.temperature)  # [n, T] each
-        else:
-            logprob = token_logprobs(logits, ids, rollout.temperature)  # [n, T]
-        assert rollout.advantages is not None and rollout.loss_mask is not None
-        result = policy_loss(
-            logprob,
-            rollout.advantages,
-            rollout.loss_mask,
+        result = slice_loss(
+            self.policy,
+            rollout,
             batch["denominator"],
-            old_logprob=batch["old_logprob"],
-            reference_logprob=rollout.reference_logprob,
-            entropy=entropy,
-            surrogate_mask=rollout.surrogate_mask,
+            batch["old_logprob"],
             loss=self.loss,
+            with_entropy=self.entropy_bonus.measured,
+            entropy_coefficient=self.entropy_bonus.present,
+            plain=self.plain_forward,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             kl_coefficient=self.kl_coefficient,
             kl_estimator=self.kl_estimator,
-            entropy_coefficient=self.entropy_bonus.present,
         )
         self._count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size

@@ -1,6 +1,6 @@
-"""The plain forward of a policy over prompts and completions.
+"""Forwards of a policy over prompts and completions, and the statistics of their tokens.
 
-This is the reference that every faster path is tested against.
+:func:`completion_logits` is Hugging Face's own forward, which the rest is tested against.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.token_stats import TokenStats, token_stats
+from rlif_lightning.functional.tiles import (
+    PlainHead,
+    tile_rows,
+    tiled_logprobs,
+    tiled_logprobs_and_entropy,
+    tiled_stats,
+)
+from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.parts import body_and_head
 from rlif_lightning.rollout import Samples
 
@@ -37,9 +44,43 @@ def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
     return out.logits
 
 
-def score(model: nn.Module, samples: Samples, temperature: float, extra: Collection[str] = ()) -> TokenStats:
-    """Statistics [N, T] of given completions under a model, in nats, of softmax(z / temperature)."""
-    return token_stats(completion_logits(model, samples), samples.completion_ids, temperature, extra)
+class Scored:
+    """Completions after a model's forward: statistics [N, T] of their tokens, 0 outside the completions.
+
+    The logits are made from the hidden states in tiles of tokens, and for real tokens only. Where gradients are
+    enabled every statistic has its own, and the logits are computed again in the backward.
+
+    Args:
+        model: The policy, or another version of it.
+        samples: Prompts and completions.
+        plain: Every prompt as often as it comes and all logits at once, to compare with.
+    """
+
+    def __init__(self, model: nn.Module, samples: Samples, plain: bool = False) -> None:
+        _, head = body_and_head(model)
+        self.mask = samples.completion_mask  # [N, T]
+        self.hidden = completion_hidden(model, samples, share_prompts=not plain)[self.mask]  # [M, H]
+        self.ids = samples.completion_ids[self.mask]  # [M]
+        bare = head.weight is not None and not torch.is_grad_enabled()
+        self.head = PlainHead(head.weight, head.scale) if bare else head.logits
+        width = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        self.tile = max(1, len(self.ids)) if plain else tile_rows(width)
+
+    def logprobs(self, temperature: float) -> Tensor:
+        """Log-probabilities [N, T] in nats of softmax(z / temperature)."""
+        return self._padded(tiled_logprobs(self.hidden, self.head, self.ids, temperature, tile=self.tile))
+
+    def logprobs_and_entropy(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies [N, T] in nats."""
+        both = tiled_logprobs_and_entropy(self.hidden, self.head, self.ids, temperature, tile=self.tile)
+        return self._padded(both[0]), self._padded(both[1])
+
+    def stats(self, temperature: float, extra: Collection[str] = ()) -> TokenStats:
+        """All statistics [N, T], see :func:`rlif_lightning.functional.token_stats.token_stats`."""
+        return tiled_stats(self.hidden, self.head, self.ids, temperature, extra, tile=self.tile).map(self._padded)
+
+    def _padded(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
 
 def completion_hidden(model: nn.Module, samples: Samples, share_prompts: bool = True) -> Tensor:

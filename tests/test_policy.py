@@ -9,6 +9,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.policy import (
     adapter_off,
     add_lora,
@@ -20,7 +21,7 @@ from rlif_lightning.policy import (
     set_training_mode,
 )
 from rlif_lightning.sampling import NativeSampler, Sampling
-from rlif_lightning.scoring import score
+from rlif_lightning.scoring import completion_logits
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
 from tests.training import adamw, fit, many_ends
 
@@ -123,7 +124,7 @@ def test_rollouts_of_a_run_come_from_the_trained_adapter(folder, problems_file):
             )
             assert (moved > 0) == (run is runs[1])
             if run is runs[0]:
-                stats = score(run.module.policy.eval(), second, 1.0)
+                stats = token_stats(completion_logits(run.module.policy.eval(), second), second.completion_ids)
                 mask = second.completion_mask
                 torch.testing.assert_close(stats.logprob[mask], second.logprob[mask], atol=1e-4, rtol=0)
 
@@ -371,7 +372,7 @@ def test_dropout_is_off_in_sampling_scoring_and_update(dropout_folder, problems_
     mask = rollout.samples.completion_mask
     with torch.no_grad():
         set_training_mode(two.start, training=True)
-        mine = score(two.start, rollout.samples, 1.0).logprob
+        mine = token_stats(completion_logits(two.start, rollout.samples), rollout.samples.completion_ids, 1.0).logprob
     torch.testing.assert_close(mine[mask], rollout.samples.logprob[mask], atol=1e-4, rtol=0)
     if lora is None:
         reference = rollout.reference_logprob

@@ -14,7 +14,7 @@ from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.sampling.check import check_decoding, decoding_error
 from rlif_lightning.sampling.decoders import SlabDecoder
 from rlif_lightning.sampling.lean import LeanDecoder, decoder_for
-from rlif_lightning.scoring import score
+from rlif_lightning.scoring import completion_logits
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
 
 VOCABULARY = 320
@@ -81,7 +81,7 @@ def test_statistics_are_those_of_a_plain_and_of_a_training_forward(architecture)
     assert 3 < samples.lengths.float().mean() < 24  # the comparison covers ended and open rows
     mask = samples.completion_mask
     with torch.no_grad():
-        training = score(model, samples, 0.8)
+        training = token_stats(completion_logits(model, samples), samples.completion_ids, 0.8)
     for mine, expected in zip(samples.stats[:3], training[:3], strict=True):
         torch.testing.assert_close(mine[mask], expected[mask], atol=1e-4, rtol=0)
     for i, completion in enumerate(completions(samples)):
@@ -395,7 +395,10 @@ def test_slices_of_samples_hold_their_rows():
     assert torch.equal(part.stats.entropy[mask], samples.stats.entropy[index][whole])
     with torch.no_grad():  # trimmed rows score as they did
         torch.testing.assert_close(
-            score(MODELS["qwen2"], part, 1.0).logprob[mask], part.logprob[mask], atol=1e-4, rtol=0
+            token_stats(completion_logits(MODELS["qwen2"], part), part.completion_ids).logprob[mask],
+            part.logprob[mask],
+            atol=1e-4,
+            rtol=0,
         )
 
 

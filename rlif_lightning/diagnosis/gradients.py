@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.functional.losses import Loss, loss_denominator, policy_loss
-from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.scoring import completion_logits
+from rlif_lightning.scoring import Scored
 
 
 def gradient_bytes(policy: nn.Module, rewards: int) -> int:
@@ -45,8 +44,7 @@ def policy_gradients(
     for rollout, parts in zip(rollouts, advantages, strict=True):
         for half, rows in _slices(rollout, micro_batch_size):
             part = rollout.slice(rows)
-            logits = completion_logits(policy, part.samples)
-            logprob = token_logprobs(logits, part.samples.completion_ids, rollout.temperature)
+            logprob = Scored(policy, part.samples).logprobs(rollout.temperature)
             for k, name in enumerate(names):
                 value = parts[name][rows.to(parts[name].device)]
                 ascent = -policy_loss(logprob, value, _mask(part), denominator, loss=loss).loss
