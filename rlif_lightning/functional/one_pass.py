@@ -23,14 +23,13 @@ from rlif_lightning.functional.losses import (
     KLEstimator,
     Loss,
     PolicyLoss,
-    _check_given,
     _check_shapes,
     is_separable,
     policy_loss,
     token_loss,
     token_weights,
 )
-from rlif_lightning.functional.tiles import PlainHead, _check_rows, log_softmaxes, tile_rows
+from rlif_lightning.functional.tiles import PlainHead, log_softmaxes, tile_rows
 from rlif_lightning.functional.token_stats import _pick
 
 
@@ -96,7 +95,6 @@ def one_pass_policy_loss(
         "surrogate_mask": surrogate_mask,
     }
     _check_shapes(hidden[..., 0], advantages, ids=ids, completion_mask=completion_mask, **per_token)
-    _check_given("a KL penalty", "kl_coefficient", kl_coefficient, "reference_logprob", reference_logprob)
     if (mask & ~completion_mask).any():
         raise ValueError("mask holds tokens outside the completion mask\n  expected: a part of it")
     settings: dict[str, Any] = {
@@ -165,7 +163,6 @@ def one_pass_loss(
         ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
         RuntimeError: In a second backward: the gradients are given away in the first.
     """
-    _check_rows(hidden, ids)
     total, logprob = _OnePass.apply(hidden, weight, ids, loss, temperature, scale, tile, torch.is_grad_enabled())
     return total, logprob
 
@@ -213,7 +210,6 @@ class _OnePass(torch.autograd.Function):
             if dw is not None:
                 _add_product(dw, p.t(), (c * hidden[here]).to(p.dtype))
         ctx.gradients = dh, dw
-        ctx.dtype = weight.dtype
         ctx.mark_non_differentiable(logprob)
         return total, logprob
 
@@ -226,7 +222,7 @@ class _OnePass(torch.autograd.Function):
         if dh is not None:
             dh.mul_(gradient)
         if dw is not None:
-            dw = dw.mul_(gradient).to(ctx.dtype)
+            dw.mul_(gradient)  # autograd casts it to the weight's dtype
         return dh, dw, *[None] * 6
 
 

@@ -116,7 +116,8 @@ def tiled_stats(
         return token_stats(head(h), i, temperature, extra)
 
     parts = list(_map(stats, hidden, ids, tile))
-    return TokenStats(*(None if x[0] is None else torch.cat(x) for x in zip(*parts, strict=True)))
+    taken = [name for name, x in parts[0]._asdict().items() if x is not None]
+    return TokenStats(**{name: torch.cat([getattr(part, name) for part in parts]) for name in taken})
 
 
 def tiled_logprobs(

@@ -38,8 +38,8 @@ def window(seed=0, dtype=torch.float64, spread=0.3):
     outside = ~completion_mask
     w["hidden"][outside] = torch.nan
     w["ids"][outside] = -100
-    w["old_logprob"][~w["mask"]] = torch.inf
-    w["reference_logprob"][~w["mask"]] = torch.nan
+    w["old_logprob"][~w["mask"]] = torch.nan
+    w["reference_logprob"][~w["mask"]] = torch.inf
     return w
 
 
@@ -203,6 +203,17 @@ def test_a_model_in_bf16_gets_its_gradients_in_bf16():
     want = plain({k: x.double() if x.is_floating_point() else x for k, x in w.items()}, 5.0)
     for g, full in zip(got[1:], want[1:], strict=True):
         assert (g.double() - full).norm() < 0.05 * full.norm()
+
+
+def test_the_gradient_of_a_bf16_weight_is_summed_in_fp32():
+    """1,000 tiles of one token each add the same to it: a sum in bf16 would stop growing at 256 of them."""
+    hidden = torch.ones(1000, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    ids = torch.zeros(1000, dtype=torch.long)
+    total, _ = one_pass_loss(hidden, weight, ids, lambda logprob, rows: logprob, tile=1)
+    total.backward()
+    assert weight.grad.flatten().tolist() == [500, -500]  # 1 - p and -p, p = 1 / 2
+    assert weight.grad.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("trainable", ["hidden", "weight"])
