@@ -8,7 +8,6 @@ inflate. Results go to OUT/bar.json and bar.md, row by row; rows of earlier runs
 
 import argparse
 import importlib.util
-import os
 import statistics
 import sys
 import tempfile
@@ -17,12 +16,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import result, shapes
-from benchmarks.alternate import SideError, Step, alternate
+from benchmarks.alternate import Side, Step, alternate, checked
 from benchmarks.result import Row
 from benchmarks.shapes import Work
 
 OURS, TRL = "benchmarks.our_side", "benchmarks.trl_side"
-SHAPE = {"A": "A", "B": "B"}
+PEAK = "peak memory, B, T=96, micro-batch 8"
+
+LINES: dict[str, tuple[Row, ...]] = {
+    "step_a": (Row("step_a", "A, T=192, KL 0.04, self-certainty", "CPU s per step", "TRL / ours", 2.0, 2.5),),
+    "step_a_plain": (Row("step_a_plain", "A, T=192, no KL, text reward", "CPU s per step", "TRL / ours", 1.7, 2.2),),
+    "step_b": (Row("step_b", "B, T=96, KL 0.04, self-certainty", "CPU s per step", "TRL / ours", 3.5, 4.5),),
+    "ragged": (
+        Row("ragged", "ragged rollout, A, mean 64 of at most 256", "CPU ms per token", "generate / ours", 2.5, 3.5),
+    ),
+    "memory": (
+        Row("memory", f"{PEAK}, total", "MB", "TRL / ours", 1.8, 2.2),
+        Row("memory_above", f"{PEAK}, above start", "MB", "TRL / ours", 3.0, 4.0),
+    ),
+    "vllm": (Row("vllm", "rollout, A, T=256, 32 rows, fp32", "tokens per CPU s", "ours / vLLM", 1.0, 1.3),),
+    "overhead": (Row("overhead", "A, T=192, under Lightning", "CPU s per step", "ours / bare loop", 1.1, 1.05),),
+}
+"""What is asked of us, in the order of the table."""
+
+
+class SkipError(Exception):
+    """A row can't be measured here."""
 
 
 class Bench:
@@ -51,6 +70,16 @@ class Bench:
         if not target.exists():
             shapes.save(target, shape, prompt_tokens, 1 / mean if mean else None)
         return Work(str(target), new_tokens, fixed_length=mean is None)
+
+    def rows(self, name: str) -> list[Row]:
+        """Measure; where that can't be done here, the rows say why."""
+        lines = LINES[name]
+        if self.tiny:
+            lines = tuple(replace(line, title=f"only a trial, tiny: {line.title}") for line in lines)
+        try:
+            return MEASURES[name](self, *lines)
+        except SkipError as reason:
+            return [replace(line, reason=str(reason)) for line in lines]
 
     def measure(self, name: str, sides: dict[str, str], work: Work, **pythons: str) -> dict[str, list[Step]]:
         """Alternate."""
@@ -89,10 +118,6 @@ def need(module: str, python: str | None = None) -> None:
         raise SkipError(f"{module} is not installed")
 
 
-class SkipError(Exception):
-    """A row can't be measured here."""
-
-
 def step(bench: Bench, row: Row, work: Work) -> list[Row]:
     """A whole optimiser step against TRL's."""
     need("trl")
@@ -100,46 +125,42 @@ def step(bench: Bench, row: Row, work: Work) -> list[Row]:
     return [compare(row, cpu(steps), "TRL", "ours")]
 
 
-def step_a(bench: Bench) -> list[Row]:
+def step_a(bench: Bench, row: Row) -> list[Row]:
     """Decoder-bound, KL term, self-certainty."""
-    row = Row("step_a", "A, T=192, KL 0.04, self-certainty", "CPU s per step", "TRL / ours", 2.0, 2.5)
-    return step(bench, row, replace(bench.work("A", 64, 192), kl=0.04, reward="self_certainty"))
+    return step(bench, row, full(bench.work("A", 64, 192)))
 
 
-def step_a_plain(bench: Bench) -> list[Row]:
+def step_a_plain(bench: Bench, row: Row) -> list[Row]:
     """Decoder-bound, nothing but the policy."""
-    row = Row("step_a_plain", "A, T=192, no KL, text reward", "CPU s per step", "TRL / ours", 1.7, 2.2)
     return step(bench, row, bench.work("A", 64, 192))
 
 
-def step_b(bench: Bench) -> list[Row]:
+def step_b(bench: Bench, row: Row) -> list[Row]:
     """Vocabulary-bound, KL term, self-certainty."""
-    row = Row("step_b", "B, T=96, KL 0.04, self-certainty", "CPU s per step", "TRL / ours", 3.5, 4.5)
-    return step(bench, row, replace(bench.work("B", 32, 96), kl=0.04, reward="self_certainty"))
+    return step(bench, row, full(bench.work("B", 32, 96)))
 
 
-def memory(bench: Bench) -> list[Row]:
-    """Peak memory of two steps (the second has the optimiser's state), each repeat in fresh processes."""
+def full(work: Work) -> Work:
+    """With the KL term and self-certainty."""
+    return replace(work, kl=0.04, reward="self_certainty")
+
+
+def memory(bench: Bench, total: Row, above: Row) -> list[Row]:
+    """Peak of two steps (the second has the optimiser's state), fresh processes each time, and above their start."""
     need("trl")
-    work = replace(bench.work("B", 32, 96), kl=0.04, reward="self_certainty", steps=2)
-    total: dict[str, list[float]] = {"TRL": [], "ours": []}
-    above: dict[str, list[float]] = {"TRL": [], "ours": []}
+    work = replace(full(bench.work("B", 32, 96)), steps=2)
+    peaks: dict[str, list[float]] = {"TRL": [], "ours": []}
+    rises: dict[str, list[float]] = {"TRL": [], "ours": []}
     for i in range(bench.repeats):
         for name, side in (("TRL", TRL), ("ours", OURS)):
             peak, start = peak_of(name, side, work, bench.out / "logs" / f"memory-{i}")
-            total[name].append(peak)
-            above[name].append(peak - start)
-    title = "peak memory, B, T=96, micro-batch 8"
-    return [
-        compare(Row("memory", f"{title}, total", "MB", "TRL / ours", 1.8, 2.2), total, "TRL", "ours"),
-        compare(Row("memory_above", f"{title}, above start", "MB", "TRL / ours", 3.0, 4.0), above, "TRL", "ours"),
-    ]
+            peaks[name].append(peak)
+            rises[name].append(peak - start)
+    return [compare(total, peaks, "TRL", "ours"), compare(above, rises, "TRL", "ours")]
 
 
 def peak_of(name: str, side: str, work: Work, logs: Path) -> tuple[float, float]:
     """Peak resident memory of a side, and what it held when its first step began, models loaded (MiB)."""
-    from benchmarks.alternate import Side, checked
-
     logs.mkdir(parents=True, exist_ok=True)
     process = Side(side, work, logs / f"{name}.log")
     try:
@@ -149,17 +170,15 @@ def peak_of(name: str, side: str, work: Work, logs: Path) -> tuple[float, float]
     return steps[-1]["peak_mb"], process.ready["rss_mb"]
 
 
-def ragged(bench: Bench) -> list[Row]:
-    """Completions that end by themselves, after 64 tokens on average, at most 256."""
-    row = Row("ragged", "ragged rollout, A, mean 64 of at most 256", "CPU ms per token", "generate / ours", 2.5, 3.5)
+def ragged(bench: Bench, row: Row) -> list[Row]:
+    """Completions that end by themselves."""
     sides = {"generate": "benchmarks.hf_generate", "ours": "benchmarks.rollout_side"}
     steps = bench.measure(row.name, sides, bench.work("A", 64, 256, mean=64))
     return [compare(row, per_token(steps), "generate", "ours")]
 
 
-def vllm(bench: Bench) -> list[Row]:
+def vllm(bench: Bench, row: Row) -> list[Row]:
     """The rollout alone, against an engine made for it."""
-    row = Row("vllm", "rollout, A, T=256, 32 rows, fp32", "tokens per CPU s", "ours / vLLM", 1.0, 1.3)
     need("vllm", bench.vllm_python)
     sides = {"vLLM": "benchmarks.vllm_side", "ours": "benchmarks.rollout_side"}
     python = {"vLLM": bench.vllm_python} if bench.vllm_python else {}
@@ -167,15 +186,13 @@ def vllm(bench: Bench) -> list[Row]:
     return [compare(row, per_second(steps), "ours", "vLLM")]
 
 
-def overhead(bench: Bench) -> list[Row]:
+def overhead(bench: Bench, row: Row) -> list[Row]:
     """What Lightning, callbacks and bookkeeping add."""
-    row = Row("overhead", "A, T=192, under Lightning", "CPU s per step", "ours / bare loop", 1.10, 1.05)
-    work = replace(bench.work("A", 64, 192), kl=0.04, reward="self_certainty")
-    steps = bench.measure(row.name, {"bare loop": "benchmarks.bare_side", "ours": OURS}, work)
-    return [compare(row, cpu(steps), "ours", "bare loop")]
+    sides = {"bare loop": "benchmarks.bare_side", "ours": OURS}
+    return [compare(row, cpu(bench.measure(row.name, sides, full(bench.work("A", 64, 192)))), "ours", "bare loop")]
 
 
-ROWS: dict[str, Callable[[Bench], list[Row]]] = {
+MEASURES: dict[str, Callable[..., list[Row]]] = {
     f.__name__: f for f in (step_a, step_a_plain, step_b, ragged, memory, vllm, overhead)
 }
 
@@ -183,7 +200,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(LINES), default=list(LINES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
@@ -193,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models: only to see that everything runs")
     parser.add_argument("--vllm-python", help="interpreter with vLLM, where this one has none")
     options = parser.parse_args(arguments)
+    if options.tiny and options.docs is not None:
+        parser.error("--tiny measures nothing that belongs into a document")
     given = sys.argv[1:] if arguments is None else arguments
     how = result.setting(" ".join(["python -m benchmarks.bar", *given]), options.repeats, options.warmup)
     file = options.out / "bar.json"
@@ -203,12 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for name in options.rows:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            for row in ROWS[name](bench):
+            for row in bench.rows(name):
                 rows[row.name] = replace(row, setting=how)
+            rows = {line.name: rows[line.name] for lines in LINES.values() for line in lines if line.name in rows}
             result.write(file, rows)
-    print(result.table(list(rows.values())))
+    text = result.table(list(rows.values()))
+    print(text)
     if options.docs is not None:
-        result.fill(options.docs, result.table(list(rows.values())))
+        result.fill(options.docs, text)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,16 @@ class Text(Reward):
         return torch.tensor([text_reward(text) for text in rollout.texts])
 
 
-def make_module(work: Work, cls: type[RLIFModule] = RLIFModule) -> RLIFModule:
+def make_module(
+    work: Work, cls: type[RLIFModule] = RLIFModule, adamw: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> RLIFModule:
     """The policy and its update."""
     pl.seed_everything(0, verbose=False)
     return cls(
         work.folder,
         loss="grpo",
         kl_coefficient=work.kl,
-        optimizer=lambda weights: torch.optim.AdamW(weights, lr=work.learning_rate, weight_decay=0.0, fused=True),
+        optimizer=lambda weights: adamw(weights, lr=work.learning_rate, weight_decay=0.0, fused=True),
     )
 
 
