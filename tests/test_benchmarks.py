@@ -78,7 +78,9 @@ def one_prompt(work: Work) -> str:
 def test_rollouts_have_the_lengths_asked_for(side: str, work: Work, tmp_path: Path) -> None:
     assert [s["tokens"] for s in run(side, work)[1:]] == [2 * 4 * 8] * 2
     folder = shapes.save(tmp_path / "ends", "tiny", 6, end_probability=1 / 8)
-    steps = run(side, replace(work, folder=folder, new_tokens=64, group=32, prompts=8, fixed_length=False, steps=4))[1:]
+    steps = run(side, replace(work, folder=folder, new_tokens=64, group=32, prompts=8, fixed_length=False, steps=4))[
+        1:
+    ]
     mean = sum(s["tokens"] for s in steps) / (4 * 8 * 32)
     assert 6.5 < mean < 9.5  # 8 by calibration; the standard error is 0.23
 
