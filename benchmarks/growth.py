@@ -3,8 +3,8 @@
     python -m benchmarks.growth --repeats 3
 
 One size changes at a time, the others stay. CPU seconds of one thread, medians; the exponent is that of a power
-law through the points (least squares of the logarithms). Below an exponent of 1 there is a cost that does not
-depend on the size.
+law through the points (least squares of the logarithms). Where it rises towards the end, a cost that does not
+depend on the size fades beside one that does.
 """
 
 import argparse
@@ -78,14 +78,15 @@ def power_law(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, fl
 
 
 def table(points: dict[str, dict[int, Seconds]]) -> str:
-    """An axis per row: range, exponents, seconds at both ends."""
+    """An axis per row: range, exponents over all of it and over its last two points, seconds at both ends."""
     lines = ["| size | from | to | " + " | ".join(PARTS) + " |", "|---" * (3 + len(PARTS)) + "|"]
     for axis, found in points.items():
         sizes = list(found)
         cells = []
         for part in PARTS:
             seconds = [found[n][part] for n in sizes]
-            cells.append(f"n^{power_law(sizes, seconds)[0]:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f} s)")
+            slope, last = (power_law(sizes[i:], seconds[i:])[0] for i in (0, -2))
+            cells.append(f"n^{slope:.2f}, at the end n^{last:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f} s)")
         lines.append(f"| {AXES[axis][0]} | {sizes[0]:,} | {sizes[-1]:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -111,10 +112,8 @@ def draw(points: dict[str, dict[int, Seconds]], path: Path) -> None:
         panel.set_xlabel(AXES[axis][0])
         panel.grid(alpha=0.25)
         panel.legend(fontsize=7.5, loc="upper left", frameon=False)
-        low, high = panel.get_ylim()
-        panel.set_ylim(low, high)
-    low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low, high * 4)  # room for the legends
+    everything = [s for found in points.values() for parts in found.values() for s in parts.values()]
+    panels[0].set_ylim(min(everything) / 1.5, max(everything) * 6)  # room for the legends
     panels[0].set_ylabel("CPU seconds per step")
     figure.savefig(path, dpi=150)
 
