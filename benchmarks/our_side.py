@@ -1,0 +1,123 @@
+"""Our side: what ``rlif fit`` builds, without loggers and checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from benchmarks.gate import Gate
+from benchmarks.shapes import Work, text_reward
+from benchmarks.watch import Watch
+from rlif_lightning import PromptDataModule, RLIFModule, Source
+from rlif_lightning.callbacks import RolloutCallback
+from rlif_lightning.rewards import Reward, SelfCertainty
+from rlif_lightning.rollout import Rollout
+
+
+class Text(Reward):
+    """The reward that only reads."""
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Rewards [N]."""
+        return torch.tensor([text_reward(text) for text in rollout.texts])
+
+
+def make_module(
+    work: Work, cls: type[RLIFModule] = RLIFModule, adamw: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> RLIFModule:
+    """The policy and its update."""
+    pl.seed_everything(0, verbose=False)
+    return cls(
+        work.folder,
+        loss="grpo",
+        kl_coefficient=work.kl,
+        optimizer=lambda weights: adamw(weights, lr=work.learning_rate, weight_decay=0.0, fused=True),
+    )
+
+
+def make_data(work: Work) -> PromptDataModule:
+    """The prompts, without answers."""
+    return PromptDataModule(train=Source(str(Path(work.folder) / "prompts.jsonl"), answer=None))
+
+
+def make_reward(work: Work) -> Reward:
+    """What is rewarded."""
+    return SelfCertainty() if work.reward == "self_certainty" else Text()
+
+
+def make_rollouts(work: Work, **settings: Any) -> RolloutCallback:
+    """Groups of completions, and their slices."""
+    return RolloutCallback(
+        prompts_per_step=work.prompts,
+        group_size=work.group,
+        micro_batch_size=work.micro_batch,
+        max_new_tokens=work.new_tokens,
+        rewards=[make_reward(work)],
+        **settings,
+    )
+
+
+def make_trainer(work: Work, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """As the command line makes it; nothing is logged or saved."""
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=work.steps,
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
+
+
+class Gatekeeper(pl.Callback):
+    """Stands before all other callbacks: waits at each step's first slice."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate, self.watch, self.steps = gate, Watch(gate), 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A step begins with its first slice."""
+        if batch["slice"] == 0:
+            if trainer.global_step:
+                self.watch.after_step(pl_module.policy)
+            self.gate.arrive()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Look at the gradients."""
+        self.watch.before_step(pl_module.policy)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The last step is done."""
+        self.watch.after_step(pl_module.policy)
+        self.gate.finish()
+
+
+class Counter(pl.Callback):
+    """Stands behind the rollouts: counts what was sampled."""
+
+    def __init__(self, gate: Gate, rollouts: RolloutCallback) -> None:
+        self.gate, self.rollouts = gate, rollouts
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The rollout is there."""
+        if batch["slice"] == 0:
+            rollout = self.rollouts.rollout
+            assert rollout is not None and rollout.advantages is not None
+            with self.gate.excluding():
+                self.gate.note(tokens=int(rollout.samples.lengths.sum()), finite=bool(rollout.advantages.any()))
+
+
+def run(work: Work, gate: Gate) -> None:
+    """Train."""
+    rollouts = make_rollouts(work)
+    trainer = make_trainer(work, [Gatekeeper(gate), rollouts, Counter(gate, rollouts)])
+    trainer.fit(make_module(work), datamodule=make_data(work))
