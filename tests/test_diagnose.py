@@ -51,9 +51,23 @@ class Table(nn.Module):
         self.rows = nn.Parameter(torch.randn(prompts, vocab, generator=torch.Generator().manual_seed(0)))
         self.unused = nn.Parameter(torch.zeros(3))
 
-    def forward(self, input_ids, logits_to_keep, **_):
-        logits = self.rows[input_ids[:, 0]][:, None].expand(-1, input_ids.shape[1], -1)
-        return SimpleNamespace(logits=logits[:, logits_to_keep])
+        self.config = SimpleNamespace(get_text_config=SimpleNamespace)
+
+    def get_decoder(self):
+        return self
+
+    def get_output_embeddings(self):
+        return nn.Identity()
+
+    def get_input_embeddings(self):
+        return SimpleNamespace(weight=self.rows.T)
+
+    def forward(self, input_ids, past_key_values=None, **_):
+        first = input_ids[:, 0]
+        if past_key_values is not None:  # of the prompt, where that was read before
+            read, _ = past_key_values.update(*[input_ids[:, None, :, None].float()] * 2, 0)
+            first = read[:, 0, 0, 0].long()
+        return SimpleNamespace(last_hidden_state=self.rows[first][:, None].expand(-1, input_ids.shape[1], -1))
 
 
 def make_rollout(prompts=4, group=3, width=4, seed=0, correct=None, votes=None):

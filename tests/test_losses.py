@@ -60,7 +60,7 @@ def test_gspo_and_cispo_part_from_grpo_and_dapo_off_policy_only(train, sizes):
         for steps, same in ((1, True), (2, False)):
             rollout = sizes if steps == 2 else None
             a, b = (train(loss, model, rollout=rollout, steps=steps) for loss in (new, old))
-            assert (difference(a, b) < 1e-7) == same, (new, steps)
+            assert (difference(a, b) < 1e-6) == same, (new, steps)
             assert (a.column("train/clip_fraction")[-1] > 0) == (steps == 2)
 
 
@@ -100,7 +100,7 @@ def test_the_coefficient_is_adapted(train):
     assert low.column("train/entropy_coefficient") == [0.0] * 4
     assert low.module.entropy_bonus.coefficient == 0.0
     plain = train(steps=4)
-    assert difference(low, plain) == 0.0 < difference(high, plain)
+    assert difference(low, plain) < 1e-6 < 1e-4 < difference(high, plain)
     assert low.column("train/entropy")[0] == high.column("train/entropy")[0] > 0
 
 
@@ -163,7 +163,7 @@ def test_the_tokens_that_learn_are_chosen_among_those_of_the_window(train, micro
 
 def test_only_the_chosen_tokens_have_a_gradient(train, monkeypatch):
     """At the log-probabilities that the loss is given."""
-    from rlif_lightning import module as home
+    from rlif_lightning import update as home
 
     seen = []
 
@@ -174,7 +174,7 @@ def test_only_the_chosen_tokens_have_a_gradient(train, monkeypatch):
 
     loss = home.policy_loss
     monkeypatch.setattr(home, "policy_loss", spy)
-    run = train(model={"top_entropy_fraction": 0.2}, steps=1)
+    run = train(model={"top_entropy_fraction": 0.2, "plain_forward": True}, steps=1)
     ((logprob, chosen),) = seen
     learning = run.rollouts[0].advantages != 0
     part = run.slices[0][1]

@@ -335,7 +335,13 @@ def test_gradient_checkpointing_recomputes_every_layer(folder, problems_file, mo
             fit(
                 folder,
                 problems_file,
-                {"gradient_checkpointing": checkpointing, "lora": lora, "kl_coefficient": 0.1, "dropout": dropout},
+                {
+                    "gradient_checkpointing": checkpointing,
+                    "lora": lora,
+                    "kl_coefficient": 0.1,
+                    "dropout": dropout,
+                    "plain_forward": True,  # prompts and completions together: one call of each layer
+                },
                 rollout={"micro_batch_size": 4, "passes": 2},
                 optimizer=adamw(1e-2),
             )
