@@ -33,8 +33,8 @@ def tile_rows(vocabulary: int) -> int:
 
     Measured on one CPU core with H = 256, CPU seconds of :mod:`one_pass` (forward and backward)::
 
-        V = 151,936, 512 tokens:  tile 16: 2.45   32: 1.85   64: 1.63   128: 1.60   256: 1.61
-        V = 2,048, 4,096 tokens:  tile 64: 0.154  256: 0.155  1,024: 0.146  4,096: 0.169
+        V = 151,936, 512 tokens:  tile 16: 2.3   32: 1.9   64: 1.7   128: 1.6 to 1.7   256: 1.65
+        V = 2,048, 4,096 tokens:  tile 256: 0.18   1,024: 0.16   4,096: 0.20
 
     Args:
         vocabulary: V.
@@ -171,8 +171,8 @@ def log_softmaxes(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Without gradient: the tokens of each tile and their log-probabilities [tile, V], in one buffer for all.
 
-    The caller may overwrite what it gets. A fresh tile each time costs a third of the time on a CPU, most of it in
-    page faults.
+    The caller may overwrite what it gets. Fresh tiles, of these and of the logits, took a quarter to a third more
+    time on a CPU, most of it in page faults.
     """
     _check_rows(hidden, ids)
     log_p: Tensor | None = None
