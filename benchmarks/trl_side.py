@@ -120,6 +120,9 @@ def make_trainer(work: Work, gate: Gate, output: str) -> GRPOTrainer:
         callbacks=[Gatekeeper(gate)],
     )
     certainty.model = trainer.model
+    for model in filter(None, (trainer.model, trainer.ref_model)):
+        for weight in model.parameters():
+            weight.sum()  # the file is only mapped: what stands in memory at the start should be there
     return trainer
 
 

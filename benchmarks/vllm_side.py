@@ -1,6 +1,6 @@
 """vLLM's CPU build, one thread, float32, in this process; log-probabilities of the sampled tokens are asked for.
 
-Compiled, which is its default and on a CPU its faster setting.
+Compiled, which is its default.
 """
 
 import os
