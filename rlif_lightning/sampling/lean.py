@@ -52,17 +52,20 @@ class LeanDecoder(SlabDecoder):
             turned = torch.cat([q, k], 1)
             turned = torch.addcmul(turned * cos, turned.roll(half, -1), sin)
             keys, values = kept.update(turned[:, heads:, None], v[:, :, None])
-            grouped = turned[:, :heads].unflatten(1, (keys.shape[1], -1))  # heads that share keys: queries of one
-            out = nn.functional.scaled_dot_product_attention(
-                grouped,
-                keys,
-                values,
-                attn_mask=None if seen is None else seen.to(keys.dtype),
-                scale=attention.scaling,
-            )
+            out = _attend(turned[:, :heads], keys, values, seen, attention.scaling)
             x = x + attention.o_proj(out.flatten(1))
             x = x + layer.mlp(_rms(x, layer.post_attention_layernorm))
         return _rms(x, body.norm)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """Attention [n, heads, D] of one token per row, whose heads share keys and values [n, shared, L, D]."""
+    attend = nn.functional.scaled_dot_product_attention
+    if seen is None:
+        return attend(q[:, :, None], keys, values, scale=scale, enable_gqa=True)[:, :, 0]
+    # With a mask torch would copy keys and values for each head: heads that share them are so many queries of one.
+    grouped = q.unflatten(1, (keys.shape[1], -1))
+    return attend(grouped, keys, values, attn_mask=seen.to(keys.dtype), scale=scale).flatten(1, 2)
 
 
 def _projections(attention: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
