@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.functional.tiles import PlainHead
 from rlif_lightning.parts import body_and_head
 from rlif_lightning.sampling.cache import SlabCache
 from rlif_lightning.scoring import positions
@@ -22,7 +23,7 @@ class Decoder(Protocol):
         """Go on with these rows [n] of the batch; one may come several times."""
 
     def step(self, token: Tensor) -> Tensor:
-        """Append a token [n] to each row; logits [n, V] of the next."""
+        """Append a token [n] to each row; logits [n, V] of the next, until the next call overwrites them."""
 
 
 class PlainDecoder:
@@ -76,9 +77,11 @@ class SlabDecoder:
     """
 
     def __init__(self, policy: nn.Module) -> None:
-        self.body, self.head = body_and_head(policy)
+        self.body, head = body_and_head(policy)
         config = self.body.config.get_text_config()  # type: ignore[operator, union-attr]
         self.cache = SlabCache(config.num_hidden_layers)
+        # One buffer for the logits of all tokens: fresh memory costs a CPU as much as a pass over it.
+        self.logits = head.logits if head.weight is None else PlainHead(head.weight, head.scale)
 
     def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See :class:`Decoder`."""
@@ -88,7 +91,7 @@ class SlabDecoder:
         for start in range(0, ids.shape[1], PREFILL):
             part = slice(start, start + PREFILL)
             hidden = self._hidden(ids[:, part], mask[:, : part.stop], position_ids[:, part])
-        return self.head.logits(hidden[:, -1])
+        return self.logits(hidden[:, -1])
 
     def take(self, rows: Tensor) -> None:
         """See :class:`Decoder`."""
@@ -104,7 +107,7 @@ class SlabDecoder:
             if length > self.mask.shape[1]:
                 self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), length // 4 + 128)], 1)
             mask = self.mask[:, :length]
-        return self.head.logits(self.next_hidden(token[:, None], mask))
+        return self.logits(self.next_hidden(token[:, None], mask))
 
     def next_hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Hidden states [n, H] of one more token per row, ids [n, 1]; mask [n, length] bool, None: all is seen."""

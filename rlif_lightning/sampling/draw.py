@@ -50,7 +50,7 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, torch.minimum(target, below), right=True)
 
 
-def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf(weights: Tensor, uniforms: Tensor, sums: Tensor | None = None) -> Tensor:
     """Draw from unnormalised probabilities by their cumulative sum, in two levels.
 
     Sums over blocks choose a block, a cumulative sum inside it chooses the token: one pass over the
@@ -59,16 +59,14 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     Args:
         weights: [N, V] not negative, at least one positive per row.
         uniforms: [N] in [0, 1).
+        sums: [N, B] of the blocks where they are known already, see :func:`block_sums`.
 
     Returns:
         [N] token ids; a token of weight 0 is never drawn.
     """
     v = weights.shape[1]
     width = min(BLOCK, v)
-    whole = v // width * width
-    sums = weights[:, :whole].unflatten(1, (-1, width)).sum(-1)  # [N, B]
-    if whole < v:
-        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
+    sums = block_sums(weights) if sums is None else sums
     cumulative = _cumulative(sums)
     target = uniforms[:, None] * cumulative[:, -1:]
     block = _first_above(cumulative, target)  # [N, 1]
@@ -79,30 +77,50 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     return (block * width + _first_above(inside, rest)).squeeze(1)
 
 
-def draw_with_stats(logits: Tensor, u: Tensor | None) -> tuple[Tensor, TokenStats]:
-    """Draw a token of each row and take its statistics from the same exponentials.
+def block_sums(weights: Tensor) -> Tensor:
+    """Sums [N, B] of blocks of the vocabulary [N, V]; the last block may be shorter."""
+    width = min(BLOCK, weights.shape[1])
+    whole = weights.shape[1] // width * width
+    sums = weights[:, :whole].unflatten(1, (-1, width)).sum(-1)
+    return sums if whole == weights.shape[1] else torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
+
+
+class Drawer:
+    """Draws a token of each row and takes its statistics from the same exponentials.
 
     The quantities of :func:`~rlif_lightning.functional.token_stats.token_stats`, with fewer passes over the
-    vocabulary; measured against it in the tests.
-
-    Args:
-        logits: [N, V] fp32, finite, already divided by the temperature.
-        u: [N] uniform numbers in [0, 1); None takes the most likely token.
-
-    Returns:
-        Tokens [N] and their statistics [N], in nats.
+    vocabulary; measured against it in the tests. One buffer serves all tokens: fresh memory of this size costs a CPU
+    more than the exponentials that are written to it.
     """
-    # Shifted by the largest: no overflow, and no cancellation where logits are large.
-    z = logits - logits.amax(-1, keepdim=True)
-    weights = z.exp()
-    total = weights.sum(-1)
-    token = z.argmax(-1) if u is None else inverse_cdf(weights, u)
-    log_total = total.log()
-    return token, TokenStats(
-        logprob=z.gather(1, token[:, None]).squeeze(1) - log_total,
-        entropy=log_total - torch.linalg.vecdot(weights, z) / total,
-        self_certainty=log_total - z.mean(-1) - math.log(z.shape[1]),
-    )
+
+    def __init__(self) -> None:
+        self._weights = torch.empty(0, 0)
+
+    def __call__(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, TokenStats]:
+        """Draw from softmax(logits).
+
+        Args:
+            logits: [N, V] fp32, finite, already divided by the temperature. Overwritten.
+            u: [N] uniform numbers in [0, 1); None takes the most likely token.
+
+        Returns:
+            Tokens [N] and their statistics [N], in nats.
+        """
+        n, v = logits.shape
+        if self._weights.shape[1] != v or len(self._weights) < n or self._weights.device != logits.device:
+            self._weights = torch.empty_like(logits)
+        # Shifted by the largest: no overflow, and no cancellation where logits are large.
+        z = logits.sub_(logits.amax(-1, keepdim=True))
+        weights = torch.exp(z, out=self._weights[:n])
+        sums = block_sums(weights)
+        token = z.argmax(-1) if u is None else inverse_cdf(weights, u, sums)
+        total = sums.sum(-1)
+        log_total = total.log()
+        return token, TokenStats(
+            logprob=z.gather(1, token[:, None]).squeeze(1) - log_total,
+            entropy=log_total - torch.bmm(weights[:, None], z[:, :, None]).view(n) / total,
+            self_certainty=log_total - z.mean(-1) - math.log(v),
+        )
 
 
 def uniforms(seeds: Tensor, count: int) -> Tensor:

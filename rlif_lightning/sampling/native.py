@@ -11,7 +11,7 @@ from rlif_lightning.references import free_memory
 from rlif_lightning.rollout import Samples
 from rlif_lightning.sampling.cache import bytes_per_token
 from rlif_lightning.sampling.decoders import PlainDecoder
-from rlif_lightning.sampling.draw import draw_with_stats, filter_logits, inverse_cdf, uniforms
+from rlif_lightning.sampling.draw import Drawer, filter_logits, inverse_cdf, uniforms
 from rlif_lightning.sampling.lean import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling
 
@@ -134,6 +134,7 @@ class _Record:
     def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device, fast: bool) -> None:
         shape = (rows, sampling.max_new_tokens)
         self.sampling, self.pad_id, self.fast = sampling, pad_id, fast
+        self.draw = Drawer()
         self.ids = torch.full(shape, pad_id, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
@@ -150,12 +151,13 @@ class _Record:
         wanted = s.statistics_temperature or own
         live = ~done
         z = logits.float()
-        tempered = z / own if own != 1.0 else z
+        tempered = z if own == 1.0 else z / own
         if self.fast and not s.filtered:
-            token, stats = draw_with_stats(tempered, u)
+            other = z.clone() if wanted != own or s.statistics else None
+            token, stats = self.draw(tempered, u)
             logprob = stats.logprob
-            if wanted != own or s.statistics:
-                stats = token_stats(z, token, wanted, s.statistics)
+            if other is not None:
+                stats = token_stats(other, token, wanted, s.statistics)
         else:
             filtered = filter_logits(tempered, s) if s.filtered else tempered
             if u is None:
