@@ -28,9 +28,10 @@ class Head(NamedTuple):
     @property
     def weight(self) -> Tensor | None:
         """The weight [V, H] where logits are scale x weight hidden and nothing else; None otherwise."""
-        plain = type(self.module) is nn.Linear and self.module.bias is None and self.softcap is None
-        hooked = self.module._forward_hooks or self.module._forward_pre_hooks
-        return self.module.weight if plain and not hooked else None
+        module = self.module
+        if type(module) is not nn.Linear or module.bias is not None or self.softcap is not None:
+            return None
+        return None if module._forward_hooks or module._forward_pre_hooks else module.weight
 
 
 def body_and_head(policy: Any) -> tuple[nn.Module, Head]:

@@ -61,8 +61,8 @@ class Scored:
         self.mask = samples.completion_mask  # [N, T]
         self.hidden = completion_hidden(model, samples, share_prompts=not plain)[self.mask]  # [M, H]
         self.ids = samples.completion_ids[self.mask]  # [M]
-        bare = head.weight is not None and not torch.is_grad_enabled()
-        self.head = PlainHead(head.weight, head.scale) if bare else head.logits
+        weight = None if torch.is_grad_enabled() else head.weight
+        self.head = head.logits if weight is None else PlainHead(weight, head.scale)
         width = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         self.tile = max(1, len(self.ids)) if plain else tile_rows(width)
 

@@ -544,7 +544,7 @@ def sampled(name, problems):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))  # minutes each; seeds 0 to 4 stand in docs/toy.md
 def test_addition_is_learned_and_often_wrong(seed):
     accuracy, entropy = sampled(f"toy-addition:{seed}", toy_problems("held_out", 200, variant="toy-addition"))
     assert 0.15 < accuracy < 0.45  # measured with more samples: 0.33, 0.23, 0.24

@@ -82,11 +82,12 @@ class SlabCache(Cache):
     """
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[SlabLayer() for _ in range(layers)])
+        self.slabs = [SlabLayer() for _ in range(layers)]
+        super().__init__(layers=[*self.slabs])
 
     def take(self, rows: Tensor) -> None:
         """Go on with these rows of the batch [n]; one may come several times."""
-        for layer in self.layers:
+        for layer in self.slabs:
             layer.take(rows)
 
 

@@ -42,7 +42,7 @@ class LeanDecoder(SlabDecoder):
         if mask is not None:
             # To be added to the products: torch takes half as long again for a bool mask, at every layer.
             seen = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, torch.finfo(x.dtype).min)[:, None, None]
-        for layer, kept in zip(body.layers, self.cache.layers, strict=True):
+        for layer, kept in zip(body.layers, self.cache.slabs, strict=True):
             attention = layer.self_attn
             y = _rms(x, layer.input_layernorm)
             q, k, v = (f(y).unflatten(1, (-1, attention.head_dim)) for f in _projections(attention))  # [n, heads, D]
