@@ -98,7 +98,8 @@ class NativeSampler:
                 "The policy's logits are not numbers any more: training has diverged",
                 do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
             )
-        record = _Record(len(seeds), sampling, self.pad_id, device, fast=not self.plain and _finite(logits))
+        fast = not self.plain and bool(logits.isfinite().all())  # tokens may be ruled out by a logit of -inf
+        record = _Record(len(seeds), sampling, self.pad_id, device, fast)
         group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
         decoder.take(group)
         logits, ids, mask = logits[group], ids[group], mask[group]  # [N, ...]
@@ -122,10 +123,6 @@ class NativeSampler:
                     open_rows, token, done = open_rows[keep], token[keep], done[keep]
             logits = decoder.step(token)
         return record.samples(ids, mask, end_ids)
-
-
-def _finite(logits: Tensor) -> bool:
-    return bool(logits.isfinite().all())
 
 
 class _Record:
