@@ -291,7 +291,7 @@ class RolloutCallback(Callback):
             names = [a for a in self._annotators if ANNOTATORS[a] == which]
             with module.version(which) as model:
                 logprob, stats = score_slices(
-                    model, rollout, slices, self.sampling, bool(names), module.plain_forward
+                    model, rollout, slices, self.sampling, bool(names), module.plain_forward, module.one_pass
                 )
             if stats is not None:
                 rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})

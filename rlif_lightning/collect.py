@@ -111,6 +111,7 @@ def score_slices(
     sampling: Sampling,
     statistics: bool,
     plain: bool = False,
+    bare: bool = True,
 ) -> tuple[Tensor, TokenStats | None]:
     """Score the rollout under another model.
 
@@ -123,7 +124,8 @@ def score_slices(
         slices: Row numbers that together are all rows.
         sampling: For the statistics' temperature, and which they are.
         statistics: Whether they are wanted.
-        plain: As the update's forward.
+        plain: As the update's forward, see :class:`~rlif_lightning.scoring.Scored`.
+        bare: As the update's head.
 
     Returns:
         Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
@@ -134,7 +136,7 @@ def score_slices(
         stats = rollout.samples.stats.map(torch.zeros_like)
     for rows in slices:
         part = rollout.samples.rows(rows)
-        scored = Scored(model, part, plain)
+        scored = Scored(model, part, plain, bare)
         at = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
         logprob[at] = scored.logprobs(rollout.temperature)
         if stats is not None:

@@ -28,7 +28,7 @@ from rlif_lightning.references import Version, Versions
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
 from rlif_lightning.trainable import trainable
-from rlif_lightning.update import slice_loss
+from rlif_lightning.update import slice_loss, takes_one_pass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -235,6 +235,12 @@ class RLIFModule(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         assert self.policy is not None
         self.versions.follow(self.policy, self.trainer.global_step + 1)  # counted after this hook
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether updates take loss and gradient of the logits together."""
+        assert self.policy is not None
+        return takes_one_pass(self.policy, self.loss, self.entropy_bonus.measured, self.plain_forward)
 
     # -- one update ------------------------------------------------------------------------------------------
 

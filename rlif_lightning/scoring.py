@@ -54,14 +54,16 @@ class Scored:
         model: The policy, or another version of it.
         samples: Prompts and completions.
         plain: Every prompt as often as it comes and all logits at once, to compare with.
+        bare: Without gradient and where the head is a weight alone, multiply by that, as an update in one pass does.
+            False: call the head, as an update by autograd does. What is done alike agrees bit for bit.
     """
 
-    def __init__(self, model: nn.Module, samples: Samples, plain: bool = False) -> None:
+    def __init__(self, model: nn.Module, samples: Samples, plain: bool = False, bare: bool = True) -> None:
         _, head = body_and_head(model)
         self.mask = samples.completion_mask  # [N, T]
         self.hidden = completion_hidden(model, samples, share_prompts=not plain)[self.mask]  # [M, H]
         self.ids = samples.completion_ids[self.mask]  # [M]
-        weight = None if torch.is_grad_enabled() else head.weight
+        weight = head.weight if bare and not plain and not torch.is_grad_enabled() else None
         self.head = head.logits if weight is None else PlainHead(weight, head.scale)
         width = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         self.tile = max(1, len(self.ids)) if plain else tile_rows(width)

@@ -47,8 +47,9 @@ def slice_loss(
         "reference_logprob": rollout.reference_logprob,
         "surrogate_mask": rollout.surrogate_mask,
     }
-    _, head = body_and_head(policy)
-    if head.weight is not None and is_separable(loss) and not with_entropy and not plain:
+    if takes_one_pass(policy, loss, with_entropy, plain):
+        _, head = body_and_head(policy)
+        assert head.weight is not None
         return one_pass_policy_loss(
             completion_hidden(policy, samples),
             head.weight,
@@ -75,3 +76,9 @@ def slice_loss(
         entropy_coefficient=entropy_coefficient,
         **settings,
     )
+
+
+def takes_one_pass(policy: nn.Module, loss: Loss, with_entropy: bool, plain: bool) -> bool:
+    """Whether :func:`slice_loss` takes loss and gradient of the logits together."""
+    _, head = body_and_head(policy)
+    return head.weight is not None and is_separable(loss) and not with_entropy and not plain

@@ -215,6 +215,23 @@ def test_divergence_is_exactly_0_and_the_ratio_exactly_1_at_the_start(train, lor
     assert run.column("rollout/kl")[1] > 1e-6
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"loss": "gspo"},
+        {"entropy_coefficient": 0.01},
+        {"plain_forward": True},
+        {"lora": LORA | {"target_modules": ["lm_head"]}},
+    ],
+    ids=str,
+)
+def test_the_divergence_starts_at_0_however_the_logits_are_made(train, model):
+    settings = {k: v for k, v in model.items() if k != "lora"}
+    lora = model.get("lora") and {**model["lora"], "init_lora_weights": True}  # B is 0: equal to its reference
+    run = train(loss=settings.pop("loss", "grpo"), lora=lora, model=settings)
+    assert run.column("train/kl")[0] == 0.0 < run.column("train/kl")[1]
+
+
 def test_the_logged_loss_is_that_of_the_whole_step(train):
     """On policy it is -mean A = 0 for grpo, plus the KL; dr_grpo has length-weighted advantages: not 0."""
     run = train("dr_grpo", kl=0.0, rollout={"micro_batch_size": 2})

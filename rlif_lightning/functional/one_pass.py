@@ -29,8 +29,7 @@ from rlif_lightning.functional.losses import (
     token_loss,
     token_weights,
 )
-from rlif_lightning.functional.tiles import PlainHead, log_softmaxes, tile_rows
-from rlif_lightning.functional.token_stats import _pick
+from rlif_lightning.functional.tiles import PlainHead, exponentials, tile_rows
 
 
 def one_pass_policy_loss(
@@ -186,29 +185,28 @@ class _OnePass(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=dtype)
         dh = torch.zeros_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(weight, dtype=dtype) if with_gradient and ctx.needs_input_grad[1] else None
-        for rows, log_p in log_softmaxes(hidden, head, ids, temperature, tile):
-            logprob[rows] = _pick(log_p, ids[rows])
+        for rows, values, e, sums in exponentials(hidden, head, ids, temperature, tile):
+            logprob[rows] = values
             with torch.enable_grad():
-                leaf = logprob[rows].detach().requires_grad_()
+                leaf = values.detach().requires_grad_()
                 part = loss(leaf, rows).sum()
             total += part.detach()
             if dh is None and dw is None:
                 continue
             (c,) = torch.autograd.grad(part, leaf)
-            c = c * (scale / temperature)  # [tile]
             live = c.nonzero().squeeze(1)  # clipped, masked or without advantage: no product is spent on a token
             if not len(live):
                 continue
-            here, p = slice(rows.start, rows.stop), log_p.exp_()
+            here = slice(rows.start, rows.stop)
             if len(live) < len(c):
-                p, c, here = p[live], c[live], live + rows.start
-            # From here on p is p - onehot; c goes to the small side of each product, negated.
-            p[torch.arange(len(c), device=c.device), ids[here].long()] -= 1
-            p, c = p.to(head.weight.dtype), -c[:, None]
+                e, c, sums, here = e[live], c[live], sums[live], live + rows.start
+            # From here on e is sums x (p - onehot); the rest of the factor goes to the small side of each product.
+            e[torch.arange(len(c), device=c.device), ids[here].long()] -= sums
+            e, c = e.to(head.weight.dtype), (c * -(scale / temperature) / sums)[:, None]
             if dh is not None:
-                dh[here] = (c * (p @ head.weight)).to(dh.dtype)
+                dh[here] = (c * (e @ head.weight)).to(dh.dtype)
             if dw is not None:
-                _add_product(dw, p.t(), (c * hidden[here]).to(p.dtype))
+                _add_product(dw, e.t(), (c * hidden[here]).to(e.dtype))
         ctx.gradients = dh, dw
         ctx.mark_non_differentiable(logprob)
         return total, logprob

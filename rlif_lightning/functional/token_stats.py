@@ -104,8 +104,8 @@ def logprobs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) 
     return _pick(log_p, ids), _entropy(log_p.exp(), log_p)
 
 
-def _log_softmax(logits: Tensor, ids: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
-    """Log-probabilities [..., V] of the tempered logits, in fp32 at least; without gradient into ``out``."""
+def _log_softmax(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities [..., V] of the tempered logits, in fp32 at least."""
     if logits.shape[:-1] != ids.shape:
         # gather would take the first rows in silence: every token scored by a wrong position.
         raise ValueError(
@@ -113,13 +113,17 @@ def _log_softmax(logits: Tensor, ids: Tensor, temperature: float, out: Tensor | 
             f"  got: ids {list(ids.shape)}, logits {list(logits.shape)}\n"
             f"  expected: ids {list(logits.shape[:-1])}"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive\n  got: {temperature}\n  expected: a number above 0")
+    _check_temperature(temperature)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if temperature != 1.0:
         logits = logits.to(dtype) / temperature
     # The dtype raises bf16 inside the kernel: no fp32 copy of z.
-    return torch.log_softmax(logits, -1, dtype=dtype, out=out)
+    return torch.log_softmax(logits, -1, dtype=dtype)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive\n  got: {temperature}\n  expected: a number above 0")
 
 
 def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
