@@ -11,10 +11,10 @@ import yaml
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlif_lightning.commands.export import choose_checkpoint
 from rlif_lightning.errors import UserError
 from rlif_lightning.exporting import hub
 from rlif_lightning.exporting.card import code, fenced
+from rlif_lightning.exporting.cli import choose_checkpoint
 from rlif_lightning.exporting.prompt import chat_template, differing
 from rlif_lightning.exporting.weights import compare, merge, reload, save_merged
 from rlif_lightning.prompts import Template
@@ -104,6 +104,35 @@ def test_a_lora_run_merged_and_as_an_adapter(rlif, fit, model_folder, lora):
     assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(model_folder())), atol=0.01)
 
 
+def test_a_4_bit_run_is_merged_into_the_whole_weights(rlif, fit, model_folder, capsys):
+    run = fit(f"--model.lora={json.dumps(LORA)}", "--model.quantization=nf4")
+    expected = logits(trained(run, model_folder(), LORA))  # on the base as its file has it
+    for form in ("merged", "adapter"):
+        rlif("export", run, "--format", form)
+        said = capsys.readouterr().out
+        assert "held in 4 bits while training (nf4)" in said
+        assert said.rpartition("Read again")[2].strip().splitlines()[0] in (
+            (run / "export" / form / "README.md").read_text()
+        )
+    close(logits(AutoModelForCausalLM.from_pretrained(run / "export" / "merged")), expected)
+    close(logits(AutoPeftModelForCausalLM.from_pretrained(run / "export" / "adapter")), expected)
+    assert not hasattr(AutoModelForCausalLM.from_pretrained(run / "export" / "merged").config, "quantization_config")
+    off = refused(rlif, capsys, run, "--model.quantization", "null")
+    assert "model.quantization nf4" in off
+
+
+def test_a_run_that_began_with_an_adapter(rlif, fit, model_folder, tmp_path):
+    start = get_peft_model(make_model(), LoraConfig(task_type="CAUSAL_LM", **LORA))
+    start.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.data.fill_(0.1)
+    start.save_pretrained(tmp_path / "start")
+    run = fit(f"--model.adapter={tmp_path / 'start'}")
+    expected = logits(trained(run, model_folder(), LORA))
+    for form, load in (("merged", AutoModelForCausalLM), ("adapter", AutoPeftModelForCausalLM)):
+        rlif("export", run, "--format", form)
+        close(logits(load.from_pretrained(run / "export" / form)), expected)
+    assert ".../start" in (run / "export" / "adapter" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "lora",
     [
@@ -179,7 +208,7 @@ def test_a_wrong_export_is_not_kept(rlif, fit, monkeypatch, capsys):
         return model
 
     run = fit()
-    monkeypatch.setattr("rlif_lightning.exporting.weights.reload", wrong)
+    monkeypatch.setattr("rlif_lightning.exporting.write.reload", wrong)
     with pytest.raises(SystemExit):
         rlif("export", run)
     assert "was not kept" in capsys.readouterr().err
@@ -197,7 +226,7 @@ def greedy(folder, questions):
         [[{"role": "user", "content": q}] for q in questions],
         add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
-    output = model.generate(**prompts, do_sample=False)[:, prompts["input_ids"].shape[1] :]
+    output = model.generate(**prompts, do_sample=False, max_new_tokens=32)[:, prompts["input_ids"].shape[1] :]
     return tokenizer.batch_decode(output, skip_special_tokens=True)
 
 
@@ -213,7 +242,7 @@ def test_the_trained_toy_says_the_same_from_the_folder_alone(rlif, capsys):
     assert "what the collapse guard hands back" in out
     assert "--ckpt_path last" in out
     folder = root / "runs/quickstart/1/export/merged"
-    own = [row["greedy"]["completion"] for row in said]
+    own = [row["greedy"][0]["text"] for row in said]
     assert greedy(folder, [row["problem"] for row in said]) == own
     assert len(set(own)) > 20
     rlif("test", *test, "--model.name", folder)
@@ -232,7 +261,7 @@ def test_generation_settings(rlif, fit, model_folder, tmp_path):
     assert found.eos_token_id == [0, 2, 7, 9]
     assert (found.do_sample, found.temperature, found.top_p, found.top_k) == (True, 0.7, 1.0, 0)
     assert found.repetition_penalty in (None, 1.0)
-    assert found.max_new_tokens == 8
+    assert found.max_new_tokens is None
     card = (run / "export" / "merged" / "README.md").read_text()
     assert "`<|im_end|>`" in card.replace("\\|", "|")
 
@@ -263,6 +292,21 @@ def test_a_named_checkpoint_of_a_run(rlif, fit, model_folder):
     close(logits(model), logits(trained(run, model_folder(), weights="step=1.ckpt")))
     assert not torch.allclose(logits(model), logits(trained(run, model_folder())), atol=1e-3)
     assert json.loads(Path("out/rlif_export.json").read_text())["step"] == 1
+
+
+def test_a_recipe_names_its_newest_run_and_that_runs_settings_count(rlif, small_fit, model_folder, tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {kl_coefficient: 0.02}\n")
+    more = ["--model.loss=dr_grpo", f"--model.lora={json.dumps(LORA)}"]  # not in the recipe
+    for _ in range(2):
+        rlif("fit", *small_fit, "--config", "mine.yaml", *more)
+    rlif("export", "--config", "mine.yaml", "--model.name", model_folder(), "--evaluation.temperature=0.5")
+    assert not (tmp_path / "runs/mine/1/export").exists()
+    folder = tmp_path / "runs/mine/2/export/merged"
+    assert "dr_grpo" in (folder / "README.md").read_text()
+    assert GenerationConfig.from_pretrained(folder).temperature == 0.5  # the command line's word is the last
+    rlif("fit", *small_fit, "--config", "mine.yaml", *more, "--trainer.max_steps=3", "--ckpt_path=last")
+    rlif("export", tmp_path / "runs/mine/2")  # its settings now name the checkpoint that it went on from
+    assert json.loads((folder / "rlif_export.json").read_text())["step"] == 3
 
 
 # -- prompts ------------------------------------------------------------------------------------------------
@@ -344,9 +388,12 @@ def test_the_card_states_method_data_metrics_and_the_guard(rlif, fit, problems_f
     assert "base_model" not in header  # a folder is no name on the hub
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     entropy = rows[0].index("rollout/entropy")
-    assert f"| rollout/entropy | {float(rows[1][entropy]):.3f} |  |  | {float(rows[3][entropy]):.3f} (at step 2) |" in card
-    for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl", "Collapse guard: it did",
-                 "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5"):  # fmt: skip
+    assert (
+        f"| rollout/entropy | {float(rows[1][entropy]):.3f} |  |  | {float(rows[3][entropy]):.3f} (at step 2) |"
+        in card
+    )
+    for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl",
+                 "Collapse guard: it did", "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5"):  # fmt: skip
         assert text in card
     assert str(problems_file.parent) not in card
 
@@ -409,7 +456,7 @@ def test_mistakes_are_named(rlif, fit, model_folder, capsys, tmp_path, monkeypat
         assert message in refused(rlif, capsys, *args)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     (run / "checkpoints" / "last.ckpt").unlink()
-    assert "no checkpoint" in refused(rlif, capsys, run)
+    assert "no last checkpoint" in refused(rlif, capsys, run)
 
 
 def test_a_checkpoint_of_another_model_is_refused(rlif, fit, model_folder, capsys):
@@ -424,7 +471,9 @@ def test_a_later_export_takes_the_place_of_an_earlier_one(rlif, fit, monkeypatch
     rlif("export", run, "--ckpt_path", run / "checkpoints" / "step=1.ckpt", "--output", "out")
     before = Path("out/model.safetensors").read_bytes()
     with monkeypatch.context() as patch:  # the disk is full
-        patch.setattr(Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         assert "No space left" in refused(rlif, capsys, run, "--output", "out")
     assert Path("out/model.safetensors").read_bytes() == before
     rlif("export", run, "--output", "out")

@@ -56,7 +56,7 @@ def model_card(export: Export, name: str | None = None) -> str:
     """
     parts = [
         _header(export),
-        f"# {_plain(name or _base(export.settings['model']['name']))}",
+        f"# {_plain(name or base_label(export.settings['model']['name']))}",
         _what(export),
         _section("Method", _table(_method(export.settings))),
         _section("Data", _table(_data(export.settings))),
@@ -133,7 +133,7 @@ def _license(base: str) -> str | None:
 
 
 def _what(export: Export) -> str:
-    base = code(_base(export.settings["model"]["name"]))
+    base = code(base_label(export.settings["model"]["name"]))
     form = {
         "merged": f"a whole model in {export.dtype}",
         "adapter": "a PEFT adapter: it needs its base model",
@@ -144,8 +144,8 @@ def _what(export: Export) -> str:
     )
 
 
-def _base(name: str) -> str:
-    """A base model without the folders of the machine that it lay on."""
+def base_label(name: str) -> str:
+    """A base model's name without the folders of the machine that it lay on."""
     if parse_toy_name(name) is None and is_local(name):
         return f".../{Path(name).expanduser().name}"
     return name
@@ -177,7 +177,7 @@ def _method(settings: dict[str, Any]) -> list[tuple[str, object]]:
         ("optimizer", optimizer if isinstance(optimizer, str) else _call(optimizer)),
         ("schedule", f"{model['schedule']}, warm-up {model['warmup_ratio']}"),
         ("LoRA", model["lora"]),
-        ("started from adapter", model.get("adapter") and _base(model["adapter"])),
+        ("started from adapter", model.get("adapter") and base_label(model["adapter"])),
         ("quantization while training", model.get("quantization")),
         ("precision", trainer["precision"] or "32-true"),
         ("prompts x completions per step", f"{rollout['prompts_per_step']} x {rollout['group_size']}"),
@@ -206,7 +206,9 @@ def _data(settings: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _table(rows: list[tuple[str, object]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {code(value)} |" for key, value in rows if value is not None)])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {key} | {code(value)} |" for key, value in rows if value is not None)]
+    )
 
 
 def _result(export: Export) -> list[str]:
@@ -215,7 +217,11 @@ def _result(export: Export) -> list[str]:
     curves = load_run(export.run)
     rows = [row for metric, has_best in SUMMARY_METRICS if (row := _row(curves, metric, has_best, export.step))]
     head = [f"| metric | start | best | at step | exported (step {export.step}) |", "|---|---|---|---|---|"]
-    return ["\n".join(head + rows), _verdict(export.run), *([f"![Curves of the run]({export.picture})"] * bool(export.picture))]
+    return [
+        "\n".join(head + rows),
+        _verdict(export.run),
+        *([f"![Curves of the run]({export.picture})"] * bool(export.picture)),
+    ]
 
 
 def _row(curves: Curves, metric: str, has_best: bool, step: int) -> str | None:
@@ -279,8 +285,8 @@ model = {load}.from_pretrained(name, dtype="auto")
 prompt = tokenizer.apply_chat_template(
     [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )
-output = model.generate(**prompt)[0, prompt["input_ids"].shape[1] :]
-print(tokenizer.decode(output, skip_special_tokens=True))"""
+output = model.generate(**prompt, max_new_tokens={export.settings["evaluation"]["max_new_tokens"]})[0]
+print(tokenizer.decode(output[prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
 def _section(title: str, *parts: str) -> str:

@@ -8,7 +8,8 @@ from rlif_lightning.callbacks import Evaluation
 def generation_config(base: Any, tokenizer: Any, end_ids: list[int], evaluation: Evaluation) -> Any:
     """Every end token of training, and the sampling of the recipe's evaluation: nothing filtered, nothing penalised.
 
-    What the base brings along, such as a repetition penalty or a top-k filter, never acted in training.
+    What the base brings along, such as a repetition penalty or a top-k filter, never acted in training. No longest
+    completion: vLLM's server would take it for a limit, and lm-evaluation-harness could not set its own.
 
     Args:
         base: The base model's generation config; only its beginning token is taken.
@@ -24,6 +25,5 @@ def generation_config(base: Any, tokenizer: Any, end_ids: list[int], evaluation:
         bos_token_id=getattr(base, "bos_token_id", None),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=end_ids,
-        max_new_tokens=evaluation.sampling.max_new_tokens,
         **(sampled if evaluation.samples else {"do_sample": False}),
     )

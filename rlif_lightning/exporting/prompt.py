@@ -30,7 +30,9 @@ def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     if not template.uses_chat(tokenizer):
         before, _, after = (template.template or "{prompt}").partition("{prompt}")
         if "{prompt}" in after:  # in it twice: Jinja can do that as well
-            return _around(" + message['content'] + ".join(map(_literal, [before, *after.split("{prompt}")])), tokenizer)
+            return _around(
+                " + message['content'] + ".join(map(_literal, [before, *after.split("{prompt}")])), tokenizer
+            )
         return _around(f"{_literal(before)} + message['content'] + {_literal(after)}", tokenizer)
     own = template.chat_template or tokenizer.chat_template
     if not template.system_prompt:

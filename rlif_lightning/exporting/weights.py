@@ -56,7 +56,7 @@ def merge(policy: Any, dtype: torch.dtype) -> Any:
 
 
 def _untie(policy: Any) -> None:
-    """Give the head weights of its own where an adapter on it, or on the embedding, is about to change one of both."""
+    """Give the head weights of its own where an adapter is about to change one of head and embedding."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
