@@ -162,18 +162,19 @@ def test_an_adapter_on_tied_weights_is_merged_into_one_of_them(tmp_path, lora):
     assert still_tied == (lora == {"target_modules": ["q_proj"]})
 
 
-def test_half_precision_rounds_once_and_says_what_that_costs(rlif, fit, model_folder, capsys):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_once_and_says_so(rlif, fit, model_folder, capsys, dtype):
     run = fit(f"--model.lora={json.dumps(LORA)}")
-    rlif("export", run, "--dtype", "bfloat16")
+    rlif("export", run, "--dtype", dtype)
     model = AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
     exact = trained(run, model_folder(), LORA).merge_and_unload()
     base = dict(AutoModelForCausalLM.from_pretrained(model_folder()).named_parameters())
     for name, weight in exact.named_parameters():
         rounding = weight.abs() * 2**-8 + base[name].abs() * 2**-8  # of the base, and of the sum
         assert ((dict(model.named_parameters())[name].float() - weight).abs() <= rounding).all()
-    assert "bfloat16" in capsys.readouterr().out
-    assert "bfloat16" in (run / "export" / "merged" / "README.md").read_text()
+    assert dtype in capsys.readouterr().out
+    assert dtype in (run / "export" / "merged" / "README.md").read_text()
 
 
 def test_an_update_lost_in_rounding_is_said(rlif, fit, capsys):
@@ -297,6 +298,7 @@ def test_a_named_checkpoint_of_a_run(rlif, fit, model_folder):
 def test_a_recipe_names_its_newest_run_and_that_runs_settings_count(rlif, small_fit, model_folder, tmp_path):
     (tmp_path / "mine.yaml").write_text("model: {kl_coefficient: 0.02}\n")
     more = ["--model.loss=dr_grpo", f"--model.lora={json.dumps(LORA)}"]  # not in the recipe
+    more += ["--checkpoint.every=1", "--checkpoint.keep=null"]
     for _ in range(2):
         rlif("fit", *small_fit, "--config", "mine.yaml", *more)
     rlif("export", "--config", "mine.yaml", "--model.name", model_folder(), "--evaluation.temperature=0.5")
@@ -304,14 +306,15 @@ def test_a_recipe_names_its_newest_run_and_that_runs_settings_count(rlif, small_
     folder = tmp_path / "runs/mine/2/export/merged"
     assert "dr_grpo" in (folder / "README.md").read_text()
     assert GenerationConfig.from_pretrained(folder).temperature == 0.5  # the command line's word is the last
-    rlif("fit", *small_fit, "--config", "mine.yaml", *more, "--trainer.max_steps=3", "--ckpt_path=last")
+    rlif("fit", *small_fit, "--config", "mine.yaml", *more, "--trainer.max_steps=3",
+         "--ckpt_path", tmp_path / "runs/mine/2/checkpoints/step=1.ckpt")  # fmt: skip
     rlif("export", tmp_path / "runs/mine/2")  # its settings now name the checkpoint that it went on from
     assert json.loads((folder / "rlif_export.json").read_text())["step"] == 3
 
 
 # -- prompts ------------------------------------------------------------------------------------------------
 
-SYSTEM = 'Answer in \\boxed{}, "shortly".\n{{ not }} {% jinja %} it\'s \U0001f600 ä'
+SYSTEM = 'Answer in \\boxed{}, "shortly".\n{{ not }} {% jinja %}\r\nit\'s \U0001f600 ä'
 
 
 def with_bos(tokenizer):
@@ -457,6 +460,10 @@ def test_mistakes_are_named(rlif, fit, model_folder, capsys, tmp_path, monkeypat
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     (run / "checkpoints" / "last.ckpt").unlink()
     assert "no last checkpoint" in refused(rlif, capsys, run)
+    (run / "checkpoints" / "last.ckpt").mkdir()
+    assert "in shards" in refused(rlif, capsys, run)
+    shutil.rmtree(run / "checkpoints")
+    assert "holds no checkpoint" in refused(rlif, capsys, run)
 
 
 def test_a_checkpoint_of_another_model_is_refused(rlif, fit, model_folder, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.run_folder import CONFIG
+from rlif_lightning.run_folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -55,6 +55,8 @@ def _run_words(args: list[str]) -> list[str]:
             if inside
             else "correct the path; rlif fit makes runs",
         )
+    if not (run / CHECKPOINTS).is_dir():
+        find_checkpoint(str(run), run.parent.parent, run.parent.name)  # says that it is a run without
     # A continued run's settings name the checkpoint that it began with.
     return ["--config", str(run / CONFIG), "--ckpt_path=null", *args[1:]]
 

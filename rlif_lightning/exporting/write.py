@@ -83,6 +83,8 @@ class Exporting:
         self.dtype: torch.dtype = getattr(torch, self.options.dtype or usual)
         if self.form == "adapter" and self.options.dtype is not None:
             raise UserError("An adapter is always written in float32", do="leave out --dtype")
+        if self.source.is_dir():
+            raise UserError("A checkpoint in shards cannot be exported", got=self.source)
         self.checkpoint = read_checkpoint(self.source, mmap=True)
         self.step = int(self.checkpoint["global_step"])
 
@@ -232,10 +234,9 @@ class Exporting:
 
     def _write_card(self, folder: Path, check: str, differs: bool, end_ids: list[int]) -> None:
         picture = self.run / CURVES if self.run is not None else None
-        if picture is not None and picture.is_file():
-            shutil.copyfile(picture, folder / picture.name)
-        else:
-            picture = None
+        has_picture = picture is not None and picture.is_file()
+        if picture is not None and has_picture:
+            shutil.copyfile(picture, folder / CURVES)
         export = Export(
             settings=self.settings,
             run=self.run,
@@ -244,10 +245,10 @@ class Exporting:
             form=self.form,
             dtype=_name(self.dtype),
             check=check,
-            end_tokens=self.module.tokenizer.convert_ids_to_tokens(end_ids),
+            end_tokens=[str(self.module.tokenizer.convert_ids_to_tokens(i)) for i in end_ids],
             prompt_differs=differs,
             versions=versions(),
-            picture=picture and picture.name,
+            picture=CURVES if has_picture else None,
         )
         card = model_card(export, self.options.push_to_hub)
         (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")
