@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlif_lightning.adapters import adapter_mark, check_lora, find_adapter, off_is_the_start, same_lora
+from rlif_lightning.adapters import adapter_mark, check_lora, find_adapter, off_is_the_start
 from rlif_lightning.entropy_bonus import EntropyBonus
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
 from rlif_lightning.noise import quiet_lightning
+from rlif_lightning.origin import Origin, check_origin
 from rlif_lightning.policy import (
     check_ids,
     end_token_ids,
@@ -24,6 +25,7 @@ from rlif_lightning.policy import (
     load_tokenizer,
     set_training_mode,
 )
+from rlif_lightning.precision import check_trains, frozen_dtype
 from rlif_lightning.quantization import Quantization, check_quantization, check_trainable
 from rlif_lightning.references import Version, Versions
 from rlif_lightning.rollout import Rollout
@@ -210,19 +212,9 @@ class RLIFModule(pl.LightningModule):
             return
         self._can_train = training
         precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        if training and precision.endswith("-true") and precision not in ("32-true", "64-true"):
-            raise UserError(
-                "Training weights in half precision loses most updates to rounding",
-                got=f"trainer.precision {precision}",
-                do="set --trainer.precision bf16-mixed",
-            )
-        if training and precision == "16-mixed":
-            raise UserError(
-                "Training in float16 is not supported: gradients of single tokens are rounded to 0",
-                got=f"trainer.precision {precision}",
-                do="set --trainer.precision bf16-mixed, or 32-true on a device without bfloat16",
-            )
-        half = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        if training:
+            check_trains(precision)
+        half = frozen_dtype(precision)
         device = self._trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
         stored = None if self.adapter is None else find_adapter(self.adapter)
         if stored is not None:
@@ -390,8 +382,8 @@ class RLIFModule(pl.LightningModule):
         return {name: weight.shape for name, weight in trainable(self).items()}
 
     @property
-    def origin(self) -> dict[str, Any]:
-        """What trainable weights alone do not say: of which model they are, and what they started from."""
+    def origin(self) -> Origin:
+        """What trainable weights alone do not say."""
         return {
             "model": self.name,
             "fingerprint": self.fingerprint,
@@ -413,34 +405,7 @@ class RLIFModule(pl.LightningModule):
         mark = checkpoint.get("rlif")
         if mark is None:
             raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
-        if mark.get("quantization") != self.quantization:
-            raise UserError(
-                "The checkpoint was trained on the same weights in another form, or on others",
-                got=f"a checkpoint with model.quantization {mark.get('quantization') or 'null'}",
-                expected=self.quantization or "null",
-                do="give the model.quantization that it was trained with",
-            )
-        if mark["fingerprint"] != self.fingerprint:
-            raise UserError(
-                "The checkpoint belongs to another model",
-                got=f"a checkpoint of '{mark['model']}'",
-                expected=f"a checkpoint of '{self.name}'",
-                do="give the recipe, or the --model.name, that it was trained with",
-            )
-        stored = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
-        if self._trainable() != stored or not same_lora(mark["lora"], self.lora):
-            raise UserError(
-                "The checkpoint holds other trainable weights than this recipe",
-                got=f"LoRA settings {mark['lora']}",
-                expected=f"{self.lora}",
-                do="use the model.lora settings that it was trained with",
-            )
-        if self._can_train and mark.get("adapter_mark", "") != self.adapter_mark:
-            raise UserError(
-                "The checkpoint began with another adapter, which was its reference",
-                got=f"a checkpoint that began with {mark.get('adapter') or 'a fresh one'}",
-                expected=self.adapter or "a fresh one, as model.lora makes it",
-                do="give the model.adapter that the run began with; if its files were changed, begin a new run",
-            )
+        shapes = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
+        check_origin(mark, self.origin, self._trainable() == shapes, self._can_train)
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
         self.versions.from_checkpoint(mark.get("versions", {}))  # a checkpoint from before there were any: none kept

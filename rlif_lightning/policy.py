@@ -16,7 +16,9 @@ from rlif_lightning.quantization import Quantization, keep_as_quantised, quantiz
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ADAPTED = ("lora_", ".modules_to_save.", ".token_adapter.trainable_tokens")  # in the names of an adapter's weights
+# What PEFT puts into the names of an adapter's own weights, and of those of the base around which it stands.
+ADAPTED = ("lora_", ".modules_to_save.", ".trainable_tokens_")
+WRAPPERS = (".token_adapter", ".base_layer", ".original_module")
 
 
 def load_tokenizer(
@@ -213,7 +215,9 @@ def fingerprint(model: Any) -> str:
             continue
         state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose own shape is that of packed bytes
         shape = parameter.shape if state is None else state.shape
-        mark.update(f"{name.replace('.base_layer', '').replace('.original_module', '')}{tuple(shape)}".encode())
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        mark.update(f"{name}{tuple(shape)}".encode())
         if state is None:
             weight = parameter.detach().flatten()
             sample = weight[:: max(1, len(weight) // 256)].to("cpu", torch.bfloat16).float()

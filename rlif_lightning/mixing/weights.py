@@ -240,6 +240,12 @@ def _with_checkpoint(model: nn.Module, path: Path, name: str) -> nn.Module:
     mark = checkpoint.get("rlif")
     if mark is None:
         raise UserError("The checkpoint was not written by rlif_lightning", got=path)
+    if mark.get("quantization") is not None:
+        raise UserError(
+            "The checkpoint was trained on 4-bit weights, which cannot be mixed",
+            got=f"{path} with model.quantization {mark['quantization']}",
+            do="export it to a model first (rlif export), and give that as the tuned one",
+        )
     if mark["fingerprint"] != fingerprint(model):
         raise UserError(
             "The checkpoint was not trained from the base",
