@@ -202,7 +202,7 @@ HOSTILE = [
 
 def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
     """Each hostile answer costs at most the grader's limit, and the rows can be written."""
-    from rlif_lightning.callbacks.evaluation import write_rows
+    from rlif_lightning.evaluation_files import write_rows
     from rlif_lightning.policy import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(str(model_folder()))
