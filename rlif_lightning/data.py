@@ -200,9 +200,9 @@ class PromptDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         tokenizer: Any = self.trainer.lightning_module.tokenizer
         problems = read_problems(source, held_out=name != "train")
-        for problem in problems:
+        for number, problem in enumerate(problems, 1):
             if problem.gold is not None:
-                check_gold(self.answers, problem.gold)
+                check_gold(self.answers, problem.gold, f"Row {number} of {source.path}")
         prompts = [self.template.encode(p, tokenizer) for p in problems]
         if name != "train":
             return prompts

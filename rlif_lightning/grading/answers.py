@@ -93,16 +93,21 @@ class AnswerFormat:
         return next((found for where in self.places if (found := extract(completion, where))), None)
 
 
-def check_gold(format: AnswerFormat, gold: Gold) -> None:
+def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
     """Refuse a right answer that no completion could equal.
+
+    Args:
+        format: How answers are compared.
+        gold: The right answer.
+        place: Which row it is from, for the complaint.
 
     Raises:
         UserError: Literals are compared, and it is none.
     """
     if format.compare == "literal" and not is_literal(gold.text):
         raise UserError(
-            "A right answer is no Python literal",
-            got=gold.text[:80],
+            f"{place}: the right answer is no Python literal",
+            got=repr(gold.text)[:80],
             expected="a number, string, bytes, True, False, None, or a list, tuple, dict or set of these",
             do="name another answer field, or set answers.compare to text",
         )

@@ -50,7 +50,7 @@ def read_literal(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "\d" is read as Python reads it, with a warning
             return ast.literal_eval(text)
-    except (SyntaxError, TypeError, MemoryError, RecursionError, OverflowError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, OverflowError) as error:
         raise ValueError(f"no Python literal: {type(error).__name__}") from None
 
 
