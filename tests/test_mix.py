@@ -434,11 +434,20 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, t
         (["--steps=-1"], "too small"),
         (["--tuned=nowhere/at/all"], "does not exist"),
         (["--tuned=toy-tuned:x"], "toy:3"),
+        (["--tuned=toy-tuend"], "did you mean 'toy-tuned'"),
+        (["--tuned=adapter"], "adapter's weights can't be read"),
+        (["--tuned=bad.ckpt"], "bad.ckpt"),
+        (["--tuned=other.ckpt"], "not written by rlif_lightning"),
         (["--base=toy:0"], "not of one architecture"),
         (["--stepps=3"], "steps"),
     ],
 )
 def test_mistakes_are_named_before_weights_are_loaded(rlif, words, capsys, unloaded, more, message, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("cut short")
+    (tmp_path / "bad.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit) as ended:
         rlif("mix", *words, *more)
     assert ended.value.code == 2
