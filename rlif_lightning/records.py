@@ -162,7 +162,7 @@ def _label(name: str, value: Any, place: str) -> str:
 
 
 def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
-    from rlif_lightning.toy import parse_toy_name, toy_problems
+    from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_problems
 
     toy = parse_toy_name(source.path)
     if toy is not None:
@@ -181,6 +181,8 @@ def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
         return
     if is_local(source.path):
         raise UserError("The data file has no known ending", got=source.path, expected=", ".join(readers))
+
+    refuse_almost_toy(source.path)
 
     def load() -> Any:
         import datasets
