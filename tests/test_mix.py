@@ -424,6 +424,20 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, t
     assert column(one, "rollout/reward") == column(other, "rollout/reward")
 
 
+def test_a_fit_interrupted_before_it_began_says_how_to_go_on(rlif, words, monkeypatch, tmp_path, capsys):
+    def interrupted(self, trainer, module):
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "on_train_start", interrupted)
+        stopped(rlif, *words, "--ratios", 0.5, "--steps=1")
+    signal.signal(signal.SIGINT, handler)  # the Trainer ignores it while it ends
+    assert "--output out goes on" in capsys.readouterr().err
+    rlif("mix", *words, "--ratios", 0.5, "--steps=1")
+    assert [row["steps"] for row in table(tmp_path / "out")] == [1]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -285,7 +285,10 @@ class Mixing:
         done = 0 if run is None else read_checkpoint(run / CHECKPOINTS / LAST_CHECKPOINT, mmap=True)["global_step"]
         if done < self.steps:
             recipe = self._recipe(folder, model)
-            cli = RLIFCLI.run(["fit", "--config", str(recipe), *(["--ckpt_path", str(run)] if run else [])])
+            try:
+                cli = RLIFCLI.run(["fit", "--config", str(recipe), *(["--ckpt_path", str(run)] if run else [])])
+            except SystemExit as end:  # so the Trainer ends after Ctrl-C before the fit's first rollout
+                raise KeyboardInterrupt from end
             if cli.trainer.global_step < self.steps:  # Ctrl-C: the fit has saved a checkpoint and ended
                 raise KeyboardInterrupt
             run = latest_run_folder(folder, FIT)
