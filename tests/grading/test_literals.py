@@ -60,6 +60,7 @@ def test_the_parser_sees_nothing_but_literals(monkeypatch):
     deepest = max(max(itertools.accumulate((c in "([{") - (c in ")]}") for c in text)) for text in seen)
     assert deepest <= module.MAX_DEPTH and max(map(len, seen)) <= module.MAX_LITERAL
     assert len(seen) < 10 * len(HOSTILE + LONG)  # hostile texts are hardly ever tried
+    assert not {"[0]" * 3_000, "'a'[0]" * 1_500, "1" + "-1" * 4_000} & set(seen)  # trees as deep as they are long
     assert not any("**" in text or "lambda" in text or "f'" in text for text in seen)
 
 
