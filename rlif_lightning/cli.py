@@ -24,9 +24,9 @@ TRAINER_COMMANDS = {
 
 def commands() -> dict[str, Callable[[list[str]], None]]:
     """The commands that need no Trainer."""
-    from rlif_lightning.commands import diagnose, mix, report
+    from rlif_lightning.commands import diagnose, export, mix, report
 
-    return {"report": report.main, "diagnose": diagnose.main, "mix": mix.main}
+    return {"report": report.main, "diagnose": diagnose.main, "mix": mix.main, "export": export.main}
 
 
 def main(args: Sequence[str] | None = None) -> None:

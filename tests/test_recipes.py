@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from rlif_lightning.grading import AnswerFormat, Grader
@@ -99,7 +100,9 @@ def rows_of(recipe):
 
 def test_no_recipe_is_forgotten_here():
     """A new recipe must be added to one of the lists below, or nothing runs it."""
-    assert set(shipped_recipes()) == {"quickstart", "toy_addition", "alpaca_eval", *OVERLAYS, *TRAINING, *EVALUATIONS}
+    evaluations = {*EVALUATIONS, "alpaca_eval"}
+    shipped = {"quickstart", "toy_addition", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
+    assert set(shipped_recipes()) == shipped
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
@@ -129,6 +132,25 @@ def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
     )  # fmt: skip
     lines = (folder / f"runs/quickstart+{overlay}/1/completions.jsonl").read_text().splitlines()
     assert {tuple(json.loads(line)["rewards"]) for line in lines} == {(overlay,)}
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_an_adapter_in_4_bits_over_a_recipe_of_full_training(rlif, model_folder, data):
+    """The optimiser's class is another, its settings stay those of the recipe."""
+    paths = [f"--data.{part}.path={data / 'math.jsonl'}" for part in ("train", "val", "test")]
+    model = ["--model.name", model_folder("qwen2", chat=True)]
+    folder = rlif(
+        "fit", "--config", "intuitor", "--config", "lora", "--config", "nf4", *model, *paths, *TINY, *TINY_FIT
+    )
+    run = folder / "runs" / "intuitor+lora+nf4" / "1"
+    settings = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    shipped = yaml.safe_load(Path(shipped_recipes()["intuitor"]).read_text())["model"]
+    assert settings["quantization"] == "nf4" and settings["lora"]["r"] == 32 and settings["gradient_checkpointing"]
+    assert settings["optimizer"]["class_path"] == "bitsandbytes.optim.PagedAdamW8bit"
+    own = settings["optimizer"]["init_args"]
+    assert {name: own[name] for name in shipped["optimizer"]["init_args"]} == shipped["optimizer"]["init_args"]
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["rlif"]["quantization"] == "nf4" and all("lora_" in name for name in stored["state_dict"])
 
 
 def test_toy_addition_brings_its_own_task(rlif, model_folder):
