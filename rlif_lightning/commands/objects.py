@@ -109,6 +109,7 @@ def load(
     module.trainer = data.trainer = trainer
     trainer.datamodule = data  # type: ignore[attr-defined]
     init = cli.config_init
+    init.evaluation.take_sampler(trainer)
     return Objects(command, cli.recipe, cli.root, module, data, init.rollout, init.evaluation, trainer, init, cli)
 
 
