@@ -233,7 +233,7 @@ class Mixing:
                     module.decode,
                     self.grader,
                 )
-                drawn = with_scores(drawn, module.policy, rollout.sampling.statistics_temperature)
+                drawn = with_scores(drawn, module.policy, rollout.sampling)
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
