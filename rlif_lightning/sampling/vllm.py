@@ -69,7 +69,7 @@ class VLLMSampler:
         sleep: bool = True,
         engine: dict[str, Any] | None = None,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
+        if not installed():
             raise UserError(
                 "VLLMSampler needs vLLM, which is not installed",
                 do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
@@ -104,14 +104,15 @@ class VLLMSampler:
         self._device = next(policy.parameters()).device
         config = _plain_config(policy)
         size, wide = head_size(config.get_text_config()), None
+        settings = self._settings(policy)
         with _undisturbed(self._device):
             if self._device.type == "cpu":
                 wide = _cpu_head_size(config.get_text_config())
             if wide is not None:
                 config.get_text_config().head_dim = wide
-            key = json.dumps([config.to_dict(), self._settings(policy)], sort_keys=True, default=str)
+            key = json.dumps([config.to_dict(), settings], sort_keys=True, default=str)
             if key not in _ENGINES:
-                _ENGINES[key] = _start(config, self._settings(policy))
+                _ENGINES[key] = _start(config, settings)
             self._llm = _ENGINES[key]
             weights = dense_weights(policy)
             if wide is not None:
@@ -138,7 +139,8 @@ class VLLMSampler:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`.
 
         Raises:
-            UserError: A prompt leaves no room for its completion; or the policy's logits are not numbers.
+            UserError: vLLM refuses the law; a prompt leaves no room for its completion; or the policy's logits are
+                not numbers.
         """
         assert self._llm is not None, "call update() before sample()"
         longest, most = max(map(len, prompts)), self._llm.llm_engine.model_config.max_model_len
@@ -191,18 +193,21 @@ class VLLMSampler:
     def _law(self, sampling: Sampling, seed: int, measured: bool) -> Any:
         from vllm import SamplingParams
 
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            seed=seed,
-            max_tokens=sampling.max_new_tokens,
-            stop_token_ids=self.end_ids,
-            ignore_eos=True,  # our end tokens are the whole list
-            logprobs=0 if measured else None,  # of the sampled token alone
-            detokenize=False,
-        )
+        try:
+            return SamplingParams(
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                seed=seed,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=self.end_ids,
+                ignore_eos=True,  # our end tokens are the whole list
+                logprobs=0 if measured else None,  # of the sampled token alone
+                detokenize=False,
+            )
+        except Exception as error:  # vLLM has classes of its own, other ones in each version
+            raise UserError("vLLM can't sample so", got=str(error).splitlines()[0]) from error
 
     def _settings(self, policy: nn.Module) -> dict[str, Any]:
         """Arguments of the engine."""
@@ -229,6 +234,11 @@ class VLLMSampler:
             self._llm.wake_up(tags=[what])
 
 
+def installed() -> bool:
+    """Whether there is a vLLM; it is not imported to know."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def _start(config: Any, settings: dict[str, Any]) -> Any:
     """An engine of this configuration; its weights are yet to come."""
     os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
@@ -250,7 +260,7 @@ def _start(config: Any, settings: dict[str, Any]) -> Any:
                 seed=0,
                 **settings,
             )
-        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # vLLM has classes of its own, other ones in each version
             lines = str(error).strip().splitlines()
             raise UserError(
                 "vLLM can't start an engine for this model",
