@@ -84,6 +84,17 @@ def test_a_changed_weight_changes_the_next_rollout_and_an_unchanged_one_does_not
     assert not torch.equal(first.completion_ids, changed.completion_ids)
 
 
+def test_cached_prompts_of_old_weights_are_forgotten(engine, toy):
+    """A prompt of more than one block of the cache, 128 tokens: shorter ones are never kept."""
+    prompt = [[1, *(4 + i % 10 for i in range(150)), 3]]
+    for seed in range(2):
+        samples, off = draw(engine, toy, Sampling(16), SEEDS[:4], prompt)
+        assert off < 1e-4
+        cached = engine.sample(prompt, 4, SEEDS[:4], Sampling(16))
+        assert torch.equal(cached.completion_ids, samples.completion_ids)
+        shaken(toy, seed=seed)
+
+
 @pytest.mark.parametrize("name", [None, "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight",
                                   "model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight",
                                   "model.layers.1.input_layernorm.weight"])  # fmt: skip
