@@ -14,8 +14,15 @@ from rlif_lightning.batches import BatchPlan
 from rlif_lightning.callbacks.logs import clock, gathered, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
-from rlif_lightning.callbacks.sampling import ready
-from rlif_lightning.collect import AdvantageSettings, sample_rollout, score_slices, with_advantages, with_scores
+from rlif_lightning.callbacks.sampling import check_sampler, ready
+from rlif_lightning.collect import (
+    AdvantageSettings,
+    sample_rollout,
+    score_slices,
+    with_advantages,
+    with_importance,
+    with_scores,
+)
 from rlif_lightning.data import PromptDataModule, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import Baseline, Scale
@@ -30,6 +37,8 @@ from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 
 ANNOTATORS: dict[str, Version] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
+ENGINE_KL = 0.1
+"""Nats per token between engine and policy from which on the engine computes something else than the policy."""
 
 
 class RolloutCallback(Callback):
@@ -60,6 +69,8 @@ class RolloutCallback(Callback):
         agreement_band: Keep prompts whose agreement lies in ``[low, high]``, the others are left out of the
             loss; null: all.
         sampler: The engine.
+        importance_cap: Where the engine is not the policy itself (VLLMSampler), a token's surrogate is multiplied by
+            min(policy / engine, this cap), by the probabilities that the two gave it when it was sampled; null: off.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class RolloutCallback(Callback):
         mask_truncated: bool = False,
         agreement_band: tuple[float, float] | None = None,
         sampler: Sampler | None = None,
+        importance_cap: float | None = 2.0,
     ) -> None:
         if temperature <= 0:
             raise UserError(
@@ -126,6 +138,13 @@ class RolloutCallback(Callback):
         if agreement_band is not None and not 0 <= agreement_band[0] <= agreement_band[1] <= 1:
             raise UserError("rollout.agreement_band is no band", got=agreement_band, expected="0 <= low <= high <= 1")
         self.advantage = AdvantageSettings(scale, baseline, min_spread, mask_truncated, agreement_band)
+        if importance_cap is not None and importance_cap < 1:
+            raise UserError(
+                "rollout.importance_cap is too small",
+                got=importance_cap,
+                expected="1 or more, or null for no weights",
+            )
+        self.importance_cap = importance_cap
         self.sampler: Sampler = sampler or NativeSampler()
         self.plan = BatchPlan(*self.sizes)
         self.rollout: Rollout | None = None
@@ -145,6 +164,7 @@ class RolloutCallback(Callback):
             return
         datamodule = _datamodule(trainer)
         assert isinstance(pl_module, RLIFModule)
+        check_sampler(self.sampler, trainer)
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches is derived from the rollout's sizes",
@@ -263,10 +283,13 @@ class RolloutCallback(Callback):
                 sampling_progress(trainer),
                 self.votes,
             )
-            rollout = with_scores(rollout, module.policy, self.sampling)
-            sampled = clock(module)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
+            rollout = with_scores(
+                rollout, module.policy, self.sampling, first_pass, module.plain_forward, module.one_pass
+            )
+            rollout = with_importance(rollout, self.importance_cap)
+            sampled = clock(module)
             rollout = self._with_versions(rollout, module, first_pass)
             referred = clock(module)
             weights = [r.weight_at(trainer.global_step) for r in self.rewards]
@@ -305,11 +328,19 @@ class RolloutCallback(Callback):
         """Refuse, before the first update, rewards that can't work on this data.
 
         Raises:
-            UserError: Answers are needed and not one completion has one; or the rewards cancel.
+            UserError: The engine is not the policy; answers are needed and not one completion has one; or the rewards
+                cancel.
         """
         if self._checked:
             return
         self._checked = True
+        if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
+            raise UserError(
+                "The engine of rollout.sampler computes something else than the policy",
+                got=f"{metrics['rollout/engine_kl']:.3g} nats per token between them",
+                expected=f"at most {ENGINE_KL}; below 0.01 in bfloat16, near 0 in float32",
+                do="leave rollout.sampler out",
+            )
         if self._needs_answers and not metrics.get("rollout/answered_fraction"):
             names = [r.name for r in self.rewards if "answers" in r.requires] or ["agreement_band"]
             raise UserError(

@@ -51,6 +51,12 @@ def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float]
     if rollout.reference_logprob is not None:
         divergence = k3_divergence(samples.logprob[mask], rollout.reference_logprob[mask])
         means.add("rollout/kl", divergence.sum(), tokens)
+    if samples.engine_logprob is not None:
+        engine = samples.engine_logprob[mask]
+        means.add("rollout/engine_kl", k3_divergence(engine, samples.logprob[mask]).sum(), tokens)
+        if rollout.importance is not None:
+            cut = samples.logprob[mask] - engine > rollout.importance[mask].log() + 1e-6
+            means.add("rollout/importance_capped", cut.sum(), tokens)
     means.rows("rollout/completion_tokens", samples.lengths.float())
     means.rows("rollout/truncated_fraction", (~samples.ended).float())
     means.rows("rollout/gated_fraction", gated.float())
@@ -67,6 +73,9 @@ def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float]
         means.rows("rollout/accuracy", rollout.correct)
     means.add("rollout/tokens_per_second", tokens * trainer.world_size, seconds)
     metrics = means.reduce(trainer)
+    if samples.engine_logprob is not None:
+        largest = (samples.logprob - samples.engine_logprob)[mask].max().exp()
+        metrics["rollout/engine_ratio_max"] = float(trainer.strategy.reduce(largest, reduce_op="max"))
     if rollout.correct is None and not metrics["rollout/answered_fraction"]:
         del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
         trainer.callback_metrics.pop("rollout/agreement", None)  # an earlier rollout's is not this one's

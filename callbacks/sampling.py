@@ -6,9 +6,28 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch import Trainer
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
-from rlif_lightning.sampling import Sampler
+from rlif_lightning.sampling import Sampler, VLLMSampler
+
+
+def check_sampler(sampler: Sampler, trainer: Trainer) -> None:
+    """Refuse, before the weights are loaded, an engine that could not get them.
+
+    Raises:
+        UserError: vLLM beside a strategy that cuts the policy into shards.
+    """
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+    if isinstance(sampler, VLLMSampler) and isinstance(
+        trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
+    ):
+        raise UserError(
+            "VLLMSampler needs the whole policy in each process, and this strategy cuts it into shards",
+            got=type(trainer.strategy).__name__,
+            do="use --trainer.strategy ddp, or leave rollout.sampler out",
+        )
 
 
 @contextmanager
@@ -23,4 +42,7 @@ def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[No
     set_training_mode(module.policy, training=False)
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         sampler.update(module.policy, module.end_ids, module.tokenizer.pad_token_id)
-        yield
+        try:
+            yield
+        finally:
+            sampler.release()

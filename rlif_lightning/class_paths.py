@@ -56,9 +56,9 @@ def _subclasses(base: type) -> Iterator[type]:
     if base.__module__ == "builtins" or base.__module__.startswith("torch.nn"):
         return
     if base.__name__ == "Sampler":  # a protocol has no subclasses to ask for
-        from rlif_lightning.sampling import NativeSampler
+        from rlif_lightning.sampling import NativeSampler, VLLMSampler
 
-        yield NativeSampler
+        yield from (NativeSampler, VLLMSampler)
     cls: type
     for cls in base.__subclasses__():
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):

@@ -92,16 +92,49 @@ def completion_texts(ids: Tensor, lengths: Tensor, decode: Callable[[list[list[i
     return decode([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
 
 
-def with_scores(rollout: Rollout, policy: nn.Module, sampling: Sampling) -> Rollout:
-    """Fill in what an engine without statistics left out, by one scoring pass of the policy."""
+def with_scores(
+    rollout: Rollout,
+    policy: nn.Module,
+    sampling: Sampling,
+    slices: Sequence[Tensor] | None = None,
+    plain: bool = False,
+    bare: bool = True,
+) -> Rollout:
+    """Fill in what an engine without statistics left out, by one scoring pass of the policy.
+
+    Args:
+        rollout: As it was sampled.
+        policy: That the engine sampled for.
+        sampling: Which statistics, and their temperature.
+        slices: As in :func:`score_slices`: those of the update, so that its first ratio is 1 to the last bit. null:
+            all at once.
+        plain: As in :func:`score_slices`.
+        bare: As in :func:`score_slices`.
+    """
     samples = rollout.samples
-    if samples.stats is None:
-        own, wanted = rollout.temperature, sampling.statistics_temperature
-        scored = Scored(policy, samples)
-        stats = scored.stats(wanted or own, sampling.statistics)
-        logprob = stats.logprob if wanted in (None, own) else scored.logprobs(own)
-        samples = replace(samples, logprob=logprob, stats=stats)
-    return replace(rollout, samples=samples)
+    if samples.stats is not None:
+        return rollout
+    everything = [torch.arange(len(samples.completion_ids))]
+    logprob, stats = score_slices(policy, rollout, slices or everything, sampling, True, plain, bare)
+    return replace(rollout, samples=replace(samples, logprob=logprob, stats=stats))
+
+
+def with_importance(rollout: Rollout, cap: float | None) -> Rollout:
+    """Weigh tokens that another engine drew from a law slightly unlike the policy's.
+
+    w = min(policy / engine, cap), the truncated importance weight of Yao et al., "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training" (2025).
+
+    Args:
+        rollout: With the log-probabilities of the policy.
+        cap: Largest weight; null: no weights.
+    """
+    samples = rollout.samples
+    if cap is None or samples.engine_logprob is None:
+        return rollout
+    assert samples.logprob is not None
+    ratio = (samples.logprob - samples.engine_logprob).exp()
+    return replace(rollout, importance=ratio.clamp(max=cap).where(samples.completion_mask, 1.0))
 
 
 def score_slices(
@@ -120,7 +153,7 @@ def score_slices(
 
     Args:
         model: Whose distributions.
-        rollout: Completions, with statistics of their own policy.
+        rollout: Completions.
         slices: Row numbers that together are all rows.
         sampling: For the statistics' temperature, and which they are.
         statistics: Whether they are wanted.
@@ -132,8 +165,9 @@ def score_slices(
     """
     logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
     stats = None
-    if statistics and rollout.samples.stats is not None:
-        stats = rollout.samples.stats.map(torch.zeros_like)
+    if statistics:
+        names = ("logprob", "entropy", "self_certainty", *sampling.statistics)
+        stats = TokenStats(**{name: torch.zeros_like(logprob) for name in names})
     for rows in slices:
         part = rollout.samples.rows(rows)
         scored = Scored(model, part, plain, bare)

@@ -25,6 +25,9 @@ class Samples:
     logprob: Tensor | None = None  # [N, T] log softmax(z / tau) of the token, unfiltered
     stats: TokenStats | None = None  # [N, T] each, at the statistics temperature
     kept_mass: Tensor | None = None  # [N, T] probability that top-p, top-k and min-p left to choose from
+    engine_logprob: Tensor | None = (
+        None  # [N, T] as logprob, by the engine that drew it, where that is another program
+    )
 
     @property
     def lengths(self) -> Tensor:
@@ -49,6 +52,7 @@ class Samples:
             logprob=cut(self.logprob),
             stats=None if self.stats is None else self.stats.map(lambda x: x[index, :width]),
             kept_mass=cut(self.kept_mass),
+            engine_logprob=cut(self.engine_logprob),
         )
 
 
@@ -72,6 +76,7 @@ class Rollout:
     advantages: Tensor | None = None  # [N]
     loss_mask: Tensor | None = None  # [N, T] tokens that enter the loss
     surrogate_mask: Tensor | None = None  # [N, T] those of them that learn from the advantage; None: all
+    importance: Tensor | None = None  # [N, T] factor of the surrogate, min(policy / engine, cap); None: 1
 
     def statistics(self, annotator: str = "policy") -> TokenStats:
         """Per-token statistics [N, T] of the completions under the sampling policy, or another annotator."""
@@ -103,6 +108,7 @@ class Rollout:
             advantages=None if self.advantages is None else self.advantages[index],
             loss_mask=cut(self.loss_mask),
             surrogate_mask=cut(self.surrogate_mask),
+            importance=cut(self.importance),
         )
 
 

@@ -46,6 +46,7 @@ def slice_loss(
         "old_logprob": old_logprob,
         "reference_logprob": rollout.reference_logprob,
         "surrogate_mask": rollout.surrogate_mask,
+        "importance": rollout.importance,
     }
     if takes_one_pass(policy, loss, with_entropy, plain):
         _, head = body_and_head(policy)

@@ -254,6 +254,7 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
         (["--rollout.top_p=0"], ["top_p is out of range"]),
         (["--rollout.max_new_tokens=0"], ["max_new_tokens is out of range"]),
         (["--rollout.steps_per_rollout=2", "--trainer.max_steps=3"], ["middle of a rollout", "a multiple of 2"]),
+        (["--rollout.importance_cap=0.5"], ["importance_cap is too small", "1 or more"]),
         (["--trainer.accumulate_grad_batches=2"], ["derived from", "--rollout.micro_batch_size"]),
         (["--rollout.rewards=[Random,Random]"], ["named twice"]),
         (["--rollout.rewards=[Random]", "--rollout.rewards.weight=0"], ["weight 0"]),
@@ -275,6 +276,12 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
 def test_settings_that_cannot_work(args, parts, refused):
     message = refused(*args)
     assert all(part in message for part in parts), message
+
+
+def test_vllm_that_is_not_installed(refused, monkeypatch):
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: False)
+    message = refused("--rollout.sampler=rlif_lightning.sampling.VLLMSampler")
+    assert "vLLM, which is not installed" in message and "rlif-lightning[vllm]" in message
 
 
 # -- output ---------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def rollout_of(policy, vocabulary, tau=0.8, lengths=(3, 19, 11), group=4, new=16
         loss_mask=mask,
         reference_logprob=samples.logprob + 0.2 * torch.randn(n, t, generator=g),
         surrogate_mask=mask & (torch.rand(n, t, generator=g) < 0.8),
+        importance=(0.4 * torch.randn(n, t, generator=g)).exp().clamp(max=1.5),
     ), samples.logprob + 0.3 * torch.randn(n, t, generator=g)
 
 
@@ -56,6 +57,7 @@ def plain_loss(policy, rollout, old, loss, denominator, bonus):
         old_logprob=old,
         reference_logprob=rollout.reference_logprob,
         surrogate_mask=rollout.surrogate_mask,
+        importance=rollout.importance,
         entropy=entropy if bonus else None,
         entropy_coefficient=bonus,
         loss=loss,

@@ -85,6 +85,7 @@ def policy_loss(
     reference_logprob: Tensor | None = None,
     entropy: Tensor | None = None,
     surrogate_mask: Tensor | None = None,
+    importance: Tensor | None = None,
     loss: Loss = "grpo",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -98,8 +99,8 @@ def policy_loss(
     -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = pi / pi_old of the token and A the advantage of its
     row, KL the estimate of :func:`kl_estimate` and H the entropy::
 
-        l    = S [surrogate_mask] + kl_coefficient KL - entropy_coefficient H
-        loss = sum(w l) / D,    w = mask / tokens of the row for grpo and gspo, else mask
+        l    = w S [surrogate_mask] + kl_coefficient KL - entropy_coefficient H
+        loss = sum(c l) / D,    c = mask / tokens of the row for grpo and gspo, else mask
 
     A positive advantage raises the log-probability. So the bonus is the mean entropy with the loss's own token
     weights: sequences weigh equally for grpo and gspo, tokens for dapo, bnpo and cispo; for dr_grpo it is that
@@ -117,6 +118,8 @@ def policy_loss(
         entropy: [N, T] of the policy, with gradient where it is rewarded.
         surrogate_mask: [N, T] bool, the tokens that learn from the advantage; None: all in the mask. KL, bonus
             and denominator stay with all.
+        importance: [N, T] w, how much likelier a token was under the policy that is called old than under the engine
+            that drew it, capped; None: 1. It corrects the surrogate alone (Yao et al. 2025).
         loss: Surrogate and weights of the tokens; must be that of the denominator.
         clip_low: The ratio is clipped below at 1 - clip_low; cispo has no lower bound.
         clip_high: And above at 1 + clip_high.
@@ -140,6 +143,7 @@ def policy_loss(
         reference_logprob=reference_logprob,
         entropy=entropy,
         surrogate_mask=surrogate_mask,
+        importance=importance,
     )
     _check_given("a KL penalty", "kl_coefficient", kl_coefficient, "reference_logprob", reference_logprob)
     _check_given("an entropy bonus", "entropy_coefficient", entropy_coefficient, "entropy", entropy)
@@ -151,6 +155,7 @@ def policy_loss(
         reference_logprob=reference_logprob,
         entropy=entropy,
         surrogate_mask=surrogate_mask,
+        importance=importance,
         loss=loss,
         clip_low=clip_low,
         clip_high=clip_high,
@@ -178,6 +183,7 @@ def token_loss(
     reference_logprob: Tensor | None = None,
     entropy: Tensor | None = None,
     surrogate_mask: Tensor | None = None,
+    importance: Tensor | None = None,
     loss: Loss = "grpo",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -198,6 +204,7 @@ def token_loss(
         reference_logprob: [...] of the frozen reference.
         entropy: [...] of the policy.
         surrogate_mask: [...] bool, the tokens that learn from the advantage; None: all in the mask.
+        importance: [...] factor of the surrogate; None: 1.
         loss: Whose surrogate.
         clip_low: The ratio is clipped below at 1 - clip_low.
         clip_high: And above at 1 + clip_high.
@@ -218,6 +225,8 @@ def token_loss(
     logprob = unpad(logprob)
     old = logprob.detach() if old_logprob is None else unpad(old_logprob.detach())
     value, ratio, clipped = surrogate(logprob, old, unpad(advantages.detach()), mask, clip_low, clip_high)
+    if importance is not None:
+        value = value * unpad(importance.detach())
     if surrogate_mask is not None:
         value, clipped = value.where(surrogate_mask, 0), clipped & surrogate_mask
     kl = bonus = torch.zeros_like(ratio)
@@ -235,7 +244,7 @@ def token_loss(
 def token_weights(
     mask: Tensor, loss: Loss, denominator: Tensor | float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The factor w / D of each token's loss in :func:`policy_loss`, whose loss is the sum of the products.
+    """The factor c / D of each token's loss in :func:`policy_loss`, whose loss is the sum of the products.
 
     Args:
         mask: [N, T] bool, the tokens that enter the loss, in whole rows.

@@ -48,6 +48,7 @@ def one_pass_policy_loss(
     old_logprob: Tensor | None = None,
     reference_logprob: Tensor | None = None,
     surrogate_mask: Tensor | None = None,
+    importance: Tensor | None = None,
     loss: Loss = "grpo",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -72,6 +73,7 @@ def one_pass_policy_loss(
         old_logprob: [N, T] of the policy that sampled; None: on policy.
         reference_logprob: [N, T] of the frozen reference.
         surrogate_mask: [N, T] bool, the tokens that learn from the advantage; None: all in the mask.
+        importance: [N, T] factor of the surrogate; None: 1.
         loss: Surrogate and weights of the tokens, any but gspo.
         clip_low: The ratio is clipped below at 1 - clip_low.
         clip_high: And above at 1 + clip_high.
@@ -93,6 +95,7 @@ def one_pass_policy_loss(
         "old_logprob": old_logprob,
         "reference_logprob": reference_logprob,
         "surrogate_mask": surrogate_mask,
+        "importance": importance,
     }
     _check_shapes(hidden[..., 0], advantages, ids=ids, completion_mask=completion_mask, **per_token)
     if (mask & ~completion_mask).any():

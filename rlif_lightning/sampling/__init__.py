@@ -2,5 +2,6 @@
 
 from rlif_lightning.sampling.native import NativeSampler
 from rlif_lightning.sampling.protocol import Sampler, Sampling
+from rlif_lightning.sampling.vllm import VLLMSampler
 
-__all__ = ["NativeSampler", "Sampler", "Sampling"]
+__all__ = ["NativeSampler", "Sampler", "Sampling", "VLLMSampler"]

@@ -52,6 +52,9 @@ class NativeSampler:
         self.policy, self.pad_id = policy, pad_id
         self.end_ids = torch.tensor(sorted(end_ids))
 
+    def release(self) -> None:
+        """Nothing is kept between two rollouts."""
+
     @torch.no_grad()
     def sample(
         self,

@@ -84,3 +84,6 @@ class Sampler(Protocol):
         Returns:
             N = P * G completions, groups next to each other; statistics where the engine has them.
         """
+
+    def release(self) -> None:
+        """Give back what memory the sampler can until the next update; called after each rollout."""

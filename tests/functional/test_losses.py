@@ -11,7 +11,7 @@ BY_SEQUENCE = ("grpo", "gspo")
 LENGTHS = [5, 1, 3, 0, 7, 2, 7, 4]  # of the window's rows; one is masked out altogether
 N, T, MAX_TOKENS = len(LENGTHS), 9, 12  # wider than the longest row, and narrower than the sampler allows
 SETTINGS = {"clip_low": 0.1, "clip_high": 0.3, "kl_coefficient": 0.7, "entropy_coefficient": 0.4}
-PER_TOKEN = ("logprob", "old_logprob", "reference_logprob", "entropy")
+PER_TOKEN = ("logprob", "old_logprob", "reference_logprob", "entropy", "importance")
 
 
 def window(seed=0):
@@ -30,6 +30,7 @@ def window(seed=0):
         "reference_logprob": logprob + normal(N, T) * 0.5,
         "entropy": normal(N, T).abs(),
         "surrogate_mask": normal(N, T) > -0.5,
+        "importance": (normal(N, T) * 0.4).exp().clamp(max=1.5),
     }
 
 
@@ -57,6 +58,7 @@ def naive(w, loss, clip_low, clip_high, kl_coefficient, kl_estimator="k3", entro
                 inside = low if r < low else high if r > high else r
                 cut = r * a > inside * a
                 surrogate = inside * a if cut else moving * a
+            surrogate = surrogate * float(w["importance"][i, t])
             kl = KL[kl_estimator](float(w["reference_logprob"][i, t]) - lp)
             term = kl_coefficient * kl - entropy_coefficient * w["entropy"][i, t] - (surrogate if learns else 0)
             total = total + (term / length if loss in BY_SEQUENCE else term)
@@ -153,7 +155,7 @@ def test_gspo_by_hand():
 def test_gspo_has_the_gradient_of_the_sequence_ratio_itself():
     """The token form against s = exp(mean log ratio), differentiated as it stands."""
     w = window()
-    for key in ("entropy", "surrogate_mask", "reference_logprob"):
+    for key in ("entropy", "surrogate_mask", "reference_logprob", "importance"):
         del w[key]
     grad, _ = gradient(w, 7.0, "gspo", clip_low=0.05, clip_high=0.1)
     lp, n = w["logprob"].detach().requires_grad_(), w["mask"].sum(1).clamp(min=1)
@@ -178,6 +180,37 @@ def test_cispo_by_hand():
     # every token keeps the gradient -weight A / 5
     want = torch.tensor([[-0.3, -0.02], [0.6, 0.0]]).double()
     torch.testing.assert_close(torch.autograd.grad(out.loss, p)[0], want)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "cispo"])
+def test_importance_by_hand(loss):
+    """Two rows on policy, with weights of 2, 1/2 and 1 on the surrogate; the KL term has none."""
+    logprob = torch.tensor([[-1.0, -2.0], [-0.5, 9.0]], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([[-1.0, -1.0], [-0.5, 9.0]], dtype=torch.float64)
+    weights = torch.tensor([[2.0, 0.5], [1.0, torch.nan]], dtype=torch.float64)
+    mask = torch.tensor([[True, True], [True, False]])
+    out = policy_loss(
+        logprob,
+        torch.tensor([1.0, -3.0]),
+        mask,
+        loss_denominator(mask, loss, 2),
+        reference_logprob=reference,
+        importance=weights,
+        loss=loss,
+        kl_coefficient=0.1,
+    )
+    kl = math.e - 2  # exp(1) - 1 - 1 of the second token, whose gradient is 1 - exp(1)
+    if loss == "grpo":  # means of the rows, then of the two rows
+        value = ((-2 - 0.5 + 0.1 * kl) / 2 + 3) / 2
+        gradient = [[-0.5, -0.125 + 0.1 * (1 - math.e) / 4], [1.5, 0.0]]
+    else:
+        value = (-2 - 0.5 + 0.1 * kl + 3) / 3
+        gradient = [[-2 / 3, (-0.5 + 0.1 * (1 - math.e)) / 3], [1.0, 0.0]]
+    if loss == "cispo":  # its value holds the log-probability
+        value = (2 * 1 + 0.5 * 2 + 0.1 * kl - 3 * 0.5) / 3
+    assert out.loss.item() == pytest.approx(value, rel=1e-12)
+    out.loss.backward()
+    torch.testing.assert_close(logprob.grad, torch.tensor(gradient, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_denominators():
@@ -322,7 +355,7 @@ def test_on_policy_is_reinforce(loss):
     share = w["mask"].double()
     if loss in BY_SEQUENCE:
         share = share / w["mask"].sum(1, keepdim=True).clamp(min=1)
-    want = -w["advantages"][:, None] * share / denominator
+    want = -w["advantages"][:, None] * w["importance"] * share / denominator
     torch.testing.assert_close(grad, want, rtol=1e-13, atol=0)
 
 
@@ -376,10 +409,10 @@ def test_clip_on_both_sides(ratio, advantage, cut):
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "bnpo", "dr_grpo", "gspo"])
 def test_gradcheck(loss):
-    """Not for cispo, nor for gspo where tokens are left out: their gradient is by design not that of their value."""
+    """Not for cispo, nor for gspo whose tokens differ: their gradient is by design not that of their value."""
     w = window()
     if loss == "gspo":
-        del w["surrogate_mask"]
+        del w["surrogate_mask"], w["importance"]
     for key in ("logprob", "entropy"):
         w[key].requires_grad_()
 
@@ -498,6 +531,7 @@ def test_a_window_without_a_token_is_zero(loss):
         ("reference_logprob", (N, T + 1)),
         ("entropy", (1, T)),
         ("surrogate_mask", (N, 1)),
+        ("importance", (N, 1)),
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(key, shape):

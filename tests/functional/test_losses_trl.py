@@ -12,8 +12,8 @@ What is equated, since the two put their factors in different places:
   one thing where tokens weigh equally (dapo, bnpo, cispo), for rows of equal length (grpo, gspo), and for dr_grpo up
   to tokens / (rows x max_tokens). With a top-entropy mask TRL's bonus acts on the mask, ours on all tokens.
 - The top-entropy threshold is a quantile of the update's own entropies in TRL, of the sampler's in training here; on
-  policy they are one. With gspo TRL's mask scales a sequence's loss, and ours picks the tokens that have a gradient:
-  the values are one, the gradients are not.
+  policy they are one. With gspo TRL's mask, and its weights of tokens that vLLM drew, scale a sequence's loss; ours
+  act on each token's gradient: the values are one, the gradients are not.
 """
 
 from collections import defaultdict
@@ -67,7 +67,7 @@ class StandIn:
             use_bias_correction_kl=False, delta=None, steps_per_generation=1, entropy_target=adaptive,
             entropy_coef_delta=0.005, entropy_coef_min=0.0, entropy_coef_max=1.0,
         )  # fmt: skip
-        self.aux_loss_enabled = self.use_vllm = False
+        self.aux_loss_enabled = self.use_vllm = self.vllm_importance_sampling_correction = False
         self.off_policy_mask_threshold, self.current_gradient_accumulation_steps = None, 1
         self.model = SimpleNamespace(training=True)
         self.accelerator = Accelerator()
@@ -89,6 +89,9 @@ class StandIn:
         }
         if "old_logprob" in w:
             inputs["old_per_token_logps"] = w["old_logprob"]
+        if "importance" in w:
+            self.use_vllm = self.vllm_importance_sampling_correction = True
+            inputs["importance_sampling_ratio"] = w["importance"]
         return self._compute_loss(None, inputs)
 
     def logged(self, name):
@@ -153,6 +156,19 @@ def test_top_entropy_mask(loss, fraction):
     chosen = top_entropy_mask(w["entropy"].detach(), w["mask"], fraction)
     assert 0 < chosen.sum() < w["mask"].sum()
     assert_same(ours({**w, "surrogate_mask": chosen}, loss, kl_coefficient=0.4).loss, theirs, w, loss != "gspo")
+
+
+@pytest.mark.parametrize("off_policy", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_importance(loss, off_policy):
+    """The weight of tokens that vLLM drew: TRL's token_truncate."""
+    w = window(off_policy=off_policy)
+    w["importance"] = torch.linspace(0.2, 3.0, N * T).view(N, T).clamp(max=2.0)
+    theirs = StandIn(loss, w["logprob"], w["entropy"], beta=0.4).loss(w)
+    mine = ours(w, loss, kl_coefficient=0.4)
+    assert_same(mine.loss, theirs, w, loss != "gspo")
+    without = ours({k: x for k, x in w.items() if k != "importance"}, loss, kl_coefficient=0.4)
+    assert (mine.loss - without.loss).abs() > 1e-3
 
 
 @pytest.mark.parametrize("loss", LOSSES)

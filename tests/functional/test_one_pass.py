@@ -35,11 +35,13 @@ def window(seed=0, dtype=torch.float64, spread=0.3):
     }
     logprob = token_logprobs(w["hidden"] @ w["weight"].T, w["ids"])
     w["old_logprob"], w["reference_logprob"] = logprob + normal(N, T) * spread, logprob + normal(N, T) * spread
+    w["importance"] = (normal(N, T) * 0.4).exp().clamp(max=1.5)
     outside = ~completion_mask
     w["hidden"][outside] = torch.nan
     w["ids"][outside] = -100
     w["old_logprob"][~w["mask"]] = torch.nan
     w["reference_logprob"][~w["mask"]] = torch.inf
+    w["importance"][outside] = torch.nan
     return w
 
 
@@ -78,7 +80,8 @@ OPTIONAL = {
     "on policy": ("old_logprob",),
     "no reference": ("reference_logprob",),
     "all tokens learn": ("surrogate_mask",),
-    "bare": ("old_logprob", "reference_logprob", "surrogate_mask"),
+    "no other engine": ("importance",),
+    "bare": ("old_logprob", "reference_logprob", "surrogate_mask", "importance"),
 }
 
 
@@ -123,7 +126,8 @@ def test_on_policy_is_reinforce():
     hidden = w["hidden"].masked_fill(~w["completion_mask"][..., None], 0).requires_grad_()
     weight = w["weight"].requires_grad_()
     logprob = F.log_softmax(hidden @ weight.T, -1).gather(-1, w["ids"].clamp(min=0)[..., None])[..., 0]
-    reinforce = -(w["advantages"][:, None] * logprob * w["mask"]).sum() / 4
+    weights = w["importance"].masked_fill(~w["mask"], 0)
+    reinforce = -(w["advantages"][:, None] * weights * logprob * w["mask"]).sum() / 4
     for g, want in zip((dh, dw), torch.autograd.grad(reinforce, (hidden, weight)), strict=True):
         torch.testing.assert_close(g, want)
 
@@ -402,7 +406,7 @@ def test_gspo_is_refused():
 
 
 @pytest.mark.parametrize(
-    "key", ["ids", "completion_mask", "mask", "old_logprob", "reference_logprob", "surrogate_mask"]
+    "key", ["ids", "completion_mask", "mask", "old_logprob", "reference_logprob", "surrogate_mask", "importance"]
 )
 def test_shapes_that_would_broadcast_are_refused(key):
     w = window()

@@ -1,0 +1,206 @@
+"""Rollouts by another engine than the policy itself: scored by the policy, measured against it, weighed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlif_lightning.collect import with_importance, with_scores
+from rlif_lightning.errors import UserError
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
+from tests.conftest import make_model
+from tests.training import fit
+
+
+class Engine(NativeSampler):
+    """Gives tokens and log-probabilities as vLLM does, off by some noise."""
+
+    noise, released = 0.0, 0
+
+    def sample(self, prompts, group_size, seeds, sampling, progress=None):
+        samples = super().sample(prompts, group_size, seeds, sampling, progress)
+        noise = self.noise * torch.randn(samples.logprob.shape, generator=torch.Generator().manual_seed(0))
+        return replace(samples, engine_logprob=samples.logprob + noise, logprob=None, stats=None)
+
+    def release(self):
+        self.released += 1
+
+
+def drawn(noise=0.3, tau=0.7, wanted=None):
+    """A rollout by an engine, and what the native sampler says of the same completions."""
+    model, sampling = make_model(), Sampling(12, tau, statistics_temperature=wanted, statistics=("margin",))
+    native, engine = NativeSampler(), Engine()
+    engine.noise = noise
+    samples = []
+    for sampler in (native, engine):
+        sampler.update(model, range(0, 320, 15), 0)
+        samples.append(sampler.sample([[5, 6, 7], [8, 9, 10, 11, 12]], 4, torch.arange(8), sampling))
+    return model, sampling, Rollout(samples[1], 4, tau, torch.arange(8)), samples[0]
+
+
+@pytest.mark.parametrize("wanted", [None, 1.3])
+@pytest.mark.parametrize("slices", [None, [torch.tensor([7, 0, 3]), torch.tensor([1, 2, 4, 5, 6])]])
+def test_one_scoring_pass_gives_what_the_engine_does_not(wanted, slices):
+    model, sampling, rollout, native = drawn(wanted=wanted)
+    with torch.no_grad():
+        scored = with_scores(rollout, model, sampling, slices).samples
+    torch.testing.assert_close(scored.logprob, native.logprob, atol=1e-5, rtol=1e-4)
+    for mine, theirs in zip(scored.stats, native.stats, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    assert torch.equal(scored.engine_logprob, rollout.samples.engine_logprob)
+    whole = Rollout(native, 4, 0.7, torch.arange(8))
+    assert with_scores(whole, model, sampling) is whole
+
+
+def test_the_weight_is_the_ratio_up_to_the_cap():
+    model, sampling, rollout, native = drawn(noise=0.5)
+    with torch.no_grad():
+        rollout = with_scores(rollout, model, sampling)
+    weights = with_importance(rollout, 1.3).importance
+    for i in range(8):
+        for t in range(weights.shape[1]):
+            inside = t < native.lengths[i]
+            ratio = float((rollout.samples.logprob[i, t] - rollout.samples.engine_logprob[i, t]).double().exp())
+            assert float(weights[i, t]) == pytest.approx(min(ratio, 1.3) if inside else 1.0, rel=1e-5)
+    assert (weights == 1.3).any() and (weights < 1).any()
+    part = with_importance(rollout, 1.3).slice(torch.tensor([4, 1]))
+    assert torch.equal(part.importance, weights[[4, 1], : part.importance.shape[1]])
+    assert with_importance(rollout, None).importance is None
+    assert with_importance(Rollout(native, 4, 0.7, torch.arange(8)), 2.0).importance is None
+
+
+def run(model_folder, problems_file, sampler, **rollout):
+    sizes = {"micro_batch_size": 4, "sampler": sampler, "max_new_tokens": 16, **rollout}
+    return fit(model_folder(), problems_file, model={"kl_coefficient": 0.05}, rollout=sizes, steps=4)
+
+
+def test_training_with_an_engine_that_is_exact_is_training_without_one(model_folder, problems_file):
+    native = run(model_folder, problems_file, NativeSampler(), passes=2)
+    engine = Engine()
+    other = run(model_folder, problems_file, engine, passes=2)
+    for name, weight in native.weights().items():
+        torch.testing.assert_close(other.weights()[name], weight, atol=1e-5, rtol=1e-4)
+    assert "rollout/engine_kl" not in native.trainer.logger.steps[0]
+    assert max(other.column("rollout/engine_kl")) < 1e-9
+    assert other.column("rollout/engine_ratio_max") == pytest.approx([1.0, 1.0], abs=1e-4)
+    # Scored on the slices that the update uses: the first ratio is 1 to the last bit, as it is on policy.
+    assert other.column("train/ratio_mean")[0] == 1.0 and other.column("train/ratio_mean")[1] != 1.0
+    assert engine.released == 2
+
+
+def test_the_mismatch_is_logged_and_corrected(model_folder, problems_file):
+    ends = {}
+    for cap in (1.05, None):
+        engine = Engine()
+        engine.noise = 0.1
+        done = run(model_folder, problems_file, engine, importance_cap=cap)
+        ends[cap] = torch.cat([x.flatten() for x in done.weights().values()])
+        samples = done.rollouts[0].samples
+        mask = samples.completion_mask
+        d = (samples.logprob - samples.engine_logprob)[mask].double()
+        first = done.trainer.logger.steps[0]
+        assert first["rollout/engine_kl"] == pytest.approx(float((d.exp() - 1 - d).mean()), rel=1e-4)
+        assert first["rollout/engine_ratio_max"] == pytest.approx(float(d.exp().max()), rel=1e-4)
+        if cap:
+            share = float((d.exp() > cap).double().mean())
+            assert 0.1 < share < 0.6 and first["rollout/importance_capped"] == pytest.approx(share)
+        else:
+            assert "rollout/importance_capped" not in first and done.rollouts[0].importance is None
+    assert (ends[1.05] - ends[None]).abs().max() > 1e-5
+
+
+def test_an_engine_that_is_another_model_is_refused(model_folder, problems_file):
+    engine = Engine()
+    engine.noise = 1.0
+    with pytest.raises(UserError, match="computes something else than the policy"):
+        run(model_folder, problems_file, engine)
+
+
+# -- VLLMSampler where vLLM is not --------------------------------------------------------------------------
+
+
+def test_importing_the_sampler_does_not_import_vllm():
+    code = "import sys, rlif_lightning.sampling, rlif_lightning.callbacks; sys.exit('vllm' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization"),
+        ({"engine": {"logprobs_mode": "raw_logprobs"}}, "logprobs_mode"),
+        ({"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused(monkeypatch, settings, told):
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    with pytest.raises(UserError, match=told):
+        VLLMSampler(**settings)
+
+
+class Recorded:
+    """In vLLM's place: what it is asked, in order."""
+
+    def __init__(self):
+        self.calls, self.llm_engine, self.sleeping = [], self, False
+        self.weights = {}
+
+    def is_sleeping(self):
+        return self.sleeping
+
+    def sleep(self, level):
+        self.calls.append(f"sleep {level}")
+        self.sleeping = True
+
+    def wake_up(self, tags):
+        self.calls.append(f"wake {tags[0]}")
+        self.sleeping = tags != ["kv_cache"]
+
+    def collective_rpc(self, name, kwargs):
+        self.calls.append(name)
+        self.weights = dict(kwargs["weights_iterator"])
+
+    def reset_prefix_cache(self):
+        self.calls.append("reset_prefix_cache")
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
+    """Sleeping has never run on a GPU here: this is what it would be told."""
+    engine = Recorded()
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm._cpu_head_size", lambda config: None)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm._start", lambda config, settings: engine)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm._ENGINES", {})
+    monkeypatch.setattr(VLLMSampler, "_sleeps", sleeps)
+    sampler, model = VLLMSampler(), make_model()
+    sampler.release()
+    for _ in range(2):
+        sampler.update(model, [0], 0)
+        sampler.release()
+        sampler.release()
+    load = ["reload_weights", "reset_prefix_cache"]
+    woken = ["wake weights", "reload_weights", "wake kv_cache", "reset_prefix_cache"]
+    assert engine.calls == ([*load, "sleep 2", *woken, "sleep 2"] if sleeps else load * 2)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    assert engine.weights.keys() == own.keys() and all(torch.equal(x, own[n]) for n, x in engine.weights.items())
+
+
+def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
+    from types import SimpleNamespace
+
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+    from rlif_lightning.callbacks.sampling import check_sampler
+
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    sharded = SimpleNamespace(strategy=ModelParallelStrategy())
+    with pytest.raises(UserError, match="ModelParallelStrategy"):
+        check_sampler(VLLMSampler(), sharded)
+    check_sampler(VLLMSampler(), SimpleNamespace(strategy=DDPStrategy()))
+    check_sampler(NativeSampler(), sharded)
