@@ -250,7 +250,7 @@ class RolloutCallback(Callback):
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> None:
         start = clock(module)
         assert module.policy is not None
-        with ready(self.sampler, trainer, module):
+        with ready(self.sampler, trainer, module) as policy:
             rollout = sample_rollout(
                 self.sampler,
                 batch["prompts"],
@@ -263,7 +263,7 @@ class RolloutCallback(Callback):
                 sampling_progress(trainer),
                 self.votes,
             )
-            rollout = with_scores(rollout, module.policy, self.sampling)
+            rollout = with_scores(rollout, policy, self.sampling)
             sampled = clock(module)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
@@ -12,8 +13,8 @@ from rlif_lightning.sampling import Sampler
 
 
 @contextmanager
-def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[None]:
-    """Dropout and gradients off, the Trainer's precision on, the sampler up to date with the policy.
+def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
+    """Dropout and gradients off, the Trainer's precision on, the sampler up to date with the policy, which it yields.
 
     Lightning enters its precision context around its own steps only, not around callbacks.
     """
@@ -21,6 +22,6 @@ def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[No
     for optimizer in trainer.optimizers:
         optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
     set_training_mode(module.policy, training=False)
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        sampler.update(module.policy, module.end_ids, module.tokenizer.pad_token_id)
-        yield
+    with torch.no_grad(), trainer.precision_plugin.forward_context(), module.whole_policy() as policy:
+        sampler.update(policy, module.end_ids, module.tokenizer.pad_token_id)
+        yield policy

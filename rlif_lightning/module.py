@@ -1,7 +1,7 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,10 +24,11 @@ from rlif_lightning.policy import (
     same_lora,
     set_training_mode,
 )
-from rlif_lightning.references import Version, Versions
+from rlif_lightning.references import Version, Versions, frozen_copy
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
-from rlif_lightning.trainable import trainable
+from rlif_lightning.sharding import FrozenShares, FSDP2Strategy, Whole, check_strategy, shard
+from rlif_lightning.trainable import trainable, whole
 from rlif_lightning.update import slice_loss, takes_one_pass
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class RLIFModule(pl.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.policy: nn.Module | None = None
         self._can_train = False
+        self._whole: Whole | None = None  # where processes share the weights out
         self.reference: Version = reference
         self.versions = Versions(ema_decay, reference_every)
         if kl_coefficient > 0:
@@ -218,7 +220,11 @@ class RLIFModule(pl.LightningModule):
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
         if training:
-            self.versions.make(policy, self.lora is not None, half, self.trainer.strategy.root_device)
+            strategy, copied = self.trainer.strategy, frozen_copy
+            if isinstance(strategy, FSDP2Strategy):
+                self._whole, copied = Whole(policy, strategy.root_device, half), FrozenShares
+                shard(policy, strategy.device_mesh["data_parallel"])
+            self.versions.make(policy, self.lora is not None, half, strategy.root_device, copied)
 
     @property
     def needs(self) -> set[Version]:
@@ -228,7 +234,14 @@ class RLIFModule(pl.LightningModule):
     def version(self, which: Version) -> AbstractContextManager[nn.Module]:
         """The policy as it was at the start (``frozen``), as a running mean (``ema``), or ``synced``."""
         assert self.policy is not None
+        if self._whole is not None:
+            return self._whole.version(which, self.versions, self.policy)
         return self.versions.at(which, self.policy)
+
+    def whole_policy(self) -> AbstractContextManager[nn.Module]:
+        """The policy to sample from. Where processes share its weights out they are gathered; no gradients then."""
+        assert self.policy is not None
+        return nullcontext(self.policy) if self._whole is None else self._whole.policy(self.policy)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class; then the versions of the policy follow it."""
@@ -305,7 +318,7 @@ class RLIFModule(pl.LightningModule):
         """Keep what the step is taken with: the gradient's norm before clipping, the learning rate."""
         self._learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = nn.utils.get_total_norm(grads)
+        self._grad_norm = whole(nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the trainable weights, and its schedule in optimiser steps."""
@@ -336,6 +349,7 @@ class RLIFModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a Trainer that would run through these commands without doing anything."""
         quiet_lightning()
+        check_strategy(type(self.trainer.strategy).__name__)
         from rlif_lightning.callbacks import Evaluation
 
         if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Other versions of the policy, to hold it against: frozen at the start, its running mean, or synchronised."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from torch import nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.policy import adapter_off, frozen_copy
-from rlif_lightning.trainable import trainable
+from rlif_lightning.trainable import share, trainable, whole, write
 
 Version = Literal["frozen", "ema", "synced"]
 
@@ -36,7 +36,8 @@ class Snapshot(nn.Module):
     def follow(self, policy: nn.Module, decay: float) -> None:
         """Move towards the policy: decay x own + (1 - decay) x policy's; 0 copies it."""
         for own, new in zip(self.weights, trainable(policy).values(), strict=True):
-            own.copy_(new) if decay == 0 else own.lerp_(new, 1 - decay)
+            mine, new = share(own), share(new)
+            mine.copy_(new) if decay == 0 else mine.lerp_(new, 1 - decay)
 
     @contextmanager
     def in_place(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -69,7 +70,14 @@ class Versions(nn.Module):
         self.frozen: nn.Module | None = None  # a copy; None under LoRA, whose adapter is switched off
         self.snapshots = nn.ModuleDict()  # "ema", "synced"
 
-    def make(self, policy: nn.Module, lora: bool, half: torch.dtype, device: torch.device) -> None:
+    def make(
+        self,
+        policy: nn.Module,
+        lora: bool,
+        half: torch.dtype,
+        device: torch.device,
+        copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy,
+    ) -> None:
         """Copy what is needed from the policy as it is now.
 
         Args:
@@ -77,6 +85,7 @@ class Versions(nn.Module):
             lora: Whether only an adapter trains.
             half: Dtype of a frozen copy's linear layers.
             device: Where everything will lie.
+            copied: Makes the frozen copy.
 
         Raises:
             UserError: The memory for it is not there.
@@ -92,7 +101,7 @@ class Versions(nn.Module):
             "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
         )
         if "frozen" in copies:
-            self.frozen = frozen_copy(policy, half)
+            self.frozen = copied(policy, half)
         self.snapshots.update({which: Snapshot(policy) for which in copies if which != "frozen"})
 
     @contextmanager
@@ -117,7 +126,10 @@ class Versions(nn.Module):
 
     def to_checkpoint(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {which: snapshot.state_dict() for which, snapshot in self.snapshots.items()}
+        return {
+            which: {name: whole(weight) for name, weight in snapshot.state_dict().items()}
+            for which, snapshot in self.snapshots.items()
+        }
 
     def from_checkpoint(self, stored: dict[str, Any]) -> None:
         """Go on from there.
@@ -132,7 +144,8 @@ class Versions(nn.Module):
                     expected="the model.reference and the rewards' annotators that the run began with",
                     do="continue with those, or begin a new run",
                 )
-            snapshot.load_state_dict(stored[which])
+            for name, weight in snapshot.named_parameters():
+                write(weight, stored[which][name])
 
     def _snapshot(self, which: str) -> Snapshot:
         snapshot = self.snapshots[which]
@@ -141,7 +154,7 @@ class Versions(nn.Module):
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
-    return sum(w.numel() * w.element_size() for w in weights)
+    return sum(share(w).numel() * w.element_size() for w in weights)
 
 
 def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:
