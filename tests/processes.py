@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,17 @@ class Result:
         """metrics.csv without times and memory."""
         with (self.folder / "metrics.csv").open() as file:
             return [{k: v for k, v in row.items() if not k.startswith(UNCOMPARED)} for row in csv.DictReader(file)]
+
+    def copy(self, runs: str, step: int) -> str:
+        """Copy the run as if it had been killed after a step whose checkpoint it has kept; returns the new name."""
+        target = self.runs.with_name(runs)
+        shutil.copytree(self.runs, target)
+        checkpoints = target / "run" / "1" / "checkpoints"
+        for path in checkpoints.glob("*.ckpt"):
+            if path.name != f"step={step}.ckpt":
+                path.unlink()
+        (checkpoints / f"step={step}.ckpt").rename(checkpoints / "last.ckpt")
+        return runs
 
     def ends(self) -> list[dict[str, torch.Tensor]]:
         """The weights of each process at the end of training."""

@@ -24,7 +24,7 @@ def fit(model_folder, problems_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(fit):
     """An uninterrupted run of two processes."""
-    return fit("two", TOP)
+    return fit("two", TOP, "--checkpoint.keep=null")
 
 
 def test_processes_see_disjoint_prompts_and_differ_in_length(two):
@@ -83,27 +83,23 @@ def test_killed_and_continued(fit, two):
     assert (two.folder / "completions.jsonl").read_bytes() == (part.folder / "completions.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("processes", [1, 4])
-def test_continued_by_another_number_of_processes(fit, two, processes):
+def test_continued_by_another_number_of_processes(fit, two):
     """The same prompts in the same order; the same weights up to rounding."""
-    runs = f"then-{processes}"
-    fit(runs, TOP, kill_at=8)
-    end = fit(runs, TOP, "--ckpt_path=last", processes=processes)
-    assert end.said.count("the checkpoint was written by 2") == 1
-    for step in (3, 4):
-        parts = [[note for note in notes if note["step"] == step][-1] for notes in end.notes]
-        whole = [notes[step] for notes in two.notes]
-        assert [p for part in parts for p in part["prompts"]] == [p for part in whole for p in part["prompts"]]
+    end = fit(two.copy("alone", step=3), TOP, "--ckpt_path=last", processes=1)
+    assert end.said.count("Continued by 1 process; the checkpoint was written by 2") == 1
+    for note, *parts in zip(end.notes[0], *(notes[3:] for notes in two.notes), strict=True):
+        assert note["prompts"] == [prompt for part in parts for prompt in part["prompts"]]
     assert largest_difference(end.weights, two.weights) < TOLERANCE
     for step, name, one, other in differences(end, two):
         assert float(one) == pytest.approx(float(other), rel=1e-3, abs=1e-5), (step, name)
 
 
 @pytest.mark.parametrize("action", ["warn", "restore"])
-def test_the_guard_decides_and_hands_back_for_both(fit, action):
+def test_the_guard_decides_and_hands_back_for_both(fit, model_folder, action):
     """Only the first process keeps weights; both evaluate them, and both get them."""
     rule = ["--guard.signals=[similarity]", "--guard.warmup=0", "--guard.patience=1", "--guard.smoothing=1"]
-    run = fit(f"guard-{action}", *rule, "--guard.drop=0.01", "--guard.action", action)
+    model = ("--model.name", model_folder())
+    run = fit(f"guard-{action}", *model, *rule, "--guard.drop=0.01", "--guard.action", action)
     told = json.loads((run.folder / "guard.json").read_text())
     step = told["fired"]["step"]
     assert len(run.notes[0]) == len(run.notes[1]) == (5 if action == "warn" else step + 1)

@@ -3,15 +3,16 @@
 import re
 import socket
 import sys
-import time
 
 import pytest
 
-from tests.processes import Processes, Result, assert_same_state, differences, finish, largest_difference, start
+from tests.processes import Processes, Result, differences, finish, largest_difference, start
 from tests.training import many_ends
 
 pytestmark = pytest.mark.slow
 
+TOLERANCE = 5e-5  # of any weight after three steps with a learning rate of 0.03
+SECONDS = 60  # between a process's death and the other's end
 SHORT = ("--trainer.max_steps=3", "--evaluation.n=3")
 
 
@@ -38,8 +39,8 @@ def nodes(fit):
                      f"--trainer.strategy={strategy}", "--runs", runs, *settings]  # fmt: skip
             environment = {**fit.environment(runs, kill_at, kill_rank="1"), "GLOO_SOCKET_IFNAME": "lo"}
             started.append(start(words, fit.root, environment))
-        last = time.monotonic() + 200
-        said = [sum(finish(node, max(1, last - time.monotonic())), "") for node in started]
+        # The killed one first; then the other has to end by itself, or it is killed and this fails.
+        said = ["".join(finish(started[1], 200)), "".join(finish(started[0], SECONDS))][::-1]
         codes = [node.returncode for node in started]
         assert all(code != 0 for code in codes) if kill_at else codes == [0, 0], "\n".join(said)[-3000:]
         return Result(fit.root / runs, 2, "".join(said), max(codes)), said
@@ -58,21 +59,16 @@ def test_two_nodes_train_like_one_process_in_one_folder(fit, two):
     folders = {note["folder"] for notes in two.notes for note in notes}
     assert len(folders) == 1 and folders.pop().endswith("two/run/1")
     alone = fit("one", *SHORT, processes=1)
-    assert largest_difference(alone.weights, two.weights) < 1e-5
+    assert largest_difference(alone.weights, two.weights) < TOLERANCE
     for step, name, one, other in differences(alone, two):
         assert float(one) == pytest.approx(float(other), rel=1e-3, abs=1e-5), (step, name)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_killed_process_ends_the_other_and_the_run_continues(nodes, two, strategy):
-    begun = time.monotonic()
-    part, (first, second) = nodes(strategy, strategy=strategy, kill_at=4)
-    assert re.search(r"error: Another process of this run has ended .*\n.*\n.*--ckpt_path last", first), first[-3000:]
-    assert "Traceback" not in first.split("torch.distributed.elastic")[0]
+def test_a_killed_process_ends_the_other_and_the_run_continues(nodes, two):
+    """The one that is left says why it ends; and all this with weights that are shared out over the nodes."""
+    part, (left, _) = nodes("killed", strategy="fsdp2", kill_at=4)
+    assert re.search(r"error: Another process of this run has ended .*\n.*\n.*--ckpt_path last", left), left[-3000:]
+    assert "Traceback" not in left[: left.index("error: Another")]
     assert part.checkpoint["global_step"] == 1
-    end, _ = nodes(strategy, "--ckpt_path=last", strategy=strategy)
-    if strategy == "ddp":
-        assert_same_state(two, end)
-    else:
-        assert largest_difference(end.weights, two.weights) < 1e-5
-    del begun, second
+    end, _ = nodes("killed", "--ckpt_path=last", strategy="fsdp2")
+    assert largest_difference(end.weights, two.weights) < TOLERANCE
