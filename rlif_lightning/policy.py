@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.products import speed_up
 from rlif_lightning.hub import from_hub, is_local, resolve_model
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def load_policy(
             trust_remote_code=trust_remote_code,
         ),
     )
+    speed_up(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is None:
