@@ -27,7 +27,7 @@ from rlif_lightning.policy import (
 from rlif_lightning.references import Version, Versions, frozen_copy
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
-from rlif_lightning.sharding import FrozenShares, FSDP2Strategy, Whole, check_strategy, shard
+from rlif_lightning.sharding import FrozenShares, FSDP2Strategy, Whole, check_sharding, check_strategy, shard
 from rlif_lightning.trainable import trainable, whole
 from rlif_lightning.update import slice_loss, takes_one_pass
 
@@ -350,6 +350,8 @@ class RLIFModule(pl.LightningModule):
         """Refuse a Trainer that would run through these commands without doing anything."""
         quiet_lightning()
         check_strategy(type(self.trainer.strategy).__name__)
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
         from rlif_lightning.callbacks import Evaluation
 
         if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]

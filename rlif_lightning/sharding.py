@@ -141,6 +141,20 @@ def check_strategy(name: str) -> None:
         )
 
 
+def check_sharding(optimizer: Optimizer) -> None:
+    """Refuse an optimiser that can't work on shares.
+
+    Raises:
+        UserError: One of bitsandbytes.
+    """
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        raise UserError(
+            "The optimisers of bitsandbytes can't work on weights that processes share out",
+            got=type(optimizer).__name__,
+            do="set --model.optimizer torch.optim.AdamW, or --trainer.strategy ddp",
+        )
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes share the model's weights out."""
     return isinstance(model, FSDPModule)

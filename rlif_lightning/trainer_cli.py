@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from rlif_lightning.batches import BatchPlan
 from rlif_lightning.callbacks import (
     CollapseGuard,
     Completions,
@@ -142,6 +143,12 @@ class RLIFCLI(LightningCLI):
             callbacks.append(Report())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
         return self.make_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutCallback):
+                BatchPlan(*callback.sizes, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
     def make_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the settings.
