@@ -7,7 +7,7 @@ set -euo pipefail
 : "${MASTER_ADDR:?a name of node 0 that the others can reach}"
 
 # runs/ must be on a file system that all nodes see: node 0 writes it, and all read checkpoints from it.
-exec torchrun --nnodes "$NODES" --node_rank "$NODE_RANK" --nproc_per_node "$GPUS" \
+exec python -m torch.distributed.run --nnodes "$NODES" --node_rank "$NODE_RANK" --nproc_per_node "$GPUS" \
     --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}" \
     --no-python rlif fit \
     --trainer.num_nodes "$NODES" --trainer.devices "$GPUS" --trainer.strategy "${STRATEGY:-fsdp2}" "$@"

@@ -1,8 +1,10 @@
 """Two torchrun groups on loopback, each a "node" of one process: one run, one folder, and its end when one dies."""
 
+import os
 import re
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.training import many_ends
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 5e-5  # of any weight after three steps with a learning rate of 0.03
+TORCHRUN = Path(__file__).parents[1] / "docs" / "torchrun.sh"
 SECONDS = 60  # between a process's death and the other's end
 SHORT = ("--trainer.max_steps=3", "--evaluation.n=3")
 
@@ -25,7 +28,14 @@ def fit(model_folder, problems_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nodes(fit):
-    """``nodes(runs, *settings, strategy="ddp", kill_at=0)``: the result, and what each node said and returned."""
+    """``nodes(runs, *settings, strategy="ddp", kill_at=0)``: the result, and what each node said.
+
+    By the script that users are given, with another ``rlif``.
+    """
+    programs = fit.root / "bin"
+    programs.mkdir()
+    (programs / "rlif").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{fit.script}" "$@"\n')
+    (programs / "rlif").chmod(0o755)
 
     def run(runs, *settings, strategy="ddp", kill_at=0):
         with socket.socket() as free:
@@ -33,11 +43,13 @@ def nodes(fit):
             port = free.getsockname()[1]
         started = []
         for rank in (0, 1):
-            words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--node_rank", rank,
-                     "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", port,
-                     fit.script, "fit", *fit.arguments, *SHORT, "--trainer.num_nodes", 2, "--trainer.devices", 1,
-                     f"--trainer.strategy={strategy}", "--runs", runs, *settings]  # fmt: skip
-            environment = {**fit.environment(runs, kill_at, kill_rank="1"), "GLOO_SOCKET_IFNAME": "lo"}
+            environment = {
+                **fit.environment(runs, kill_at, kill_rank="1"),
+                "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+                "NODES": "2", "NODE_RANK": str(rank), "GPUS": "1", "STRATEGY": strategy,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+            }  # fmt: skip
+            words = ["bash", TORCHRUN, *fit.arguments, *SHORT, "--runs", runs, *settings]
             started.append(start(words, fit.root, environment))
         # The killed one first; then the other has to end by itself, or it is killed and this fails.
         said = ["".join(finish(started[1], 200)), "".join(finish(started[0], SECONDS))][::-1]
