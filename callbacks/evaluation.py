@@ -239,6 +239,8 @@ class Evaluation(Callback):
             "template": asdict(datamodule.template),
             "evaluation": {"samples": self.samples, "greedy": self.greedy, **asdict(self.sampling)},
             "lora": module.lora,
+            "adapter": module.adapter,
+            "quantization": module.quantization,
             "precision": str(trainer.precision),
             "end_token_ids": module.end_ids,
             "config": str(folder / CONFIG),

@@ -21,8 +21,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
+from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
-from rlif_lightning.policy import adapter_off, linear_weights
+from rlif_lightning.policy import linear_weights
 from rlif_lightning.references import Version, Versions
 from rlif_lightning.trainable import like, trainable, whole, write
 

@@ -198,6 +198,8 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
         "min_spread": rollout.advantage.min_spread,
         "sampling": asdict(rollout.sampling),
         "lora": module.lora,
+        "adapter": module.adapter,
+        "quantization": module.quantization,
         "precision": str(objects.trainer.precision),
         "versions": versions(),
     }

@@ -121,6 +121,8 @@ class Mixing:
                 raise UserError(f"--{name} is too small", got=self.options[name], expected=f"{least} or more")
         if self.options.ckpt_path is not None:
             raise UserError("rlif mix takes a checkpoint as the tuned model", do="give it as --tuned")
+        if module.adapter is not None:
+            raise UserError("rlif mix takes an adapter as the tuned model", do="give it as --tuned")
         per_rollout = objects.rollout.plan.rollout_steps
         if self.steps % per_rollout:
             raise UserError(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.adapters import add_lora
 from rlif_lightning.errors import UserError
-from rlif_lightning.hub import from_hub, is_local, resolve_model
-from rlif_lightning.policy import add_lora, end_token_ids, fingerprint, load_policy, load_tokenizer
+from rlif_lightning.hub import resolve_model
+from rlif_lightning.policy import end_token_ids, fingerprint, load_config, load_policy, load_tokenizer
 from rlif_lightning.run_folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 NOTE = "mix.json"  # in a mixed model's folder: what it was mixed from
@@ -83,15 +84,7 @@ class Pair:
         _check_vocabularies(base, tuned, self)
 
     def _config(self, name: str, revision: str | None) -> Any:
-        from transformers import AutoConfig
-
-        path = resolve_model(name)
-        own = None if is_local(path) else revision
-        return from_hub(
-            "model",
-            name,
-            lambda: AutoConfig.from_pretrained(path, revision=own, trust_remote_code=self.trust_remote_code),
-        )
+        return load_config(name, revision=revision, trust_remote_code=self.trust_remote_code)
 
     def _load(self, name: str, revision: str | None, dtype: torch.dtype | None) -> nn.Module:
         return load_policy(
@@ -247,6 +240,12 @@ def _with_checkpoint(model: nn.Module, path: Path, name: str) -> nn.Module:
     mark = checkpoint.get("rlif")
     if mark is None:
         raise UserError("The checkpoint was not written by rlif_lightning", got=path)
+    if mark.get("quantization") is not None:
+        raise UserError(
+            "The checkpoint was trained on 4-bit weights, which cannot be mixed",
+            got=f"{path} with model.quantization {mark['quantization']}",
+            do="export it to a model first (rlif export), and give that as the tuned one",
+        )
     if mark["fingerprint"] != fingerprint(model):
         raise UserError(
             "The checkpoint was not trained from the base",
