@@ -245,7 +245,7 @@ class RLIFModule(pl.LightningModule):
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
         if training:
-            copied = frozen_copy
+            copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy
             if isinstance(self.trainer.strategy, FSDP2Strategy):
                 self._whole, copied = Whole(policy, device, half), FrozenShares
                 shard(policy, self.trainer.strategy.device_mesh["data_parallel"])

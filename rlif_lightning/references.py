@@ -37,8 +37,8 @@ class Snapshot(nn.Module):
     def follow(self, policy: nn.Module, decay: float) -> None:
         """Move towards the policy: decay x own + (1 - decay) x policy's; 0 copies it."""
         for own, new in zip(self.weights, trainable(policy).values(), strict=True):
-            mine, new = share(own), share(new)
-            mine.copy_(new) if decay == 0 else mine.lerp_(new, 1 - decay)
+            mine, its = share(own), share(new)
+            mine.copy_(its) if decay == 0 else mine.lerp_(its, 1 - decay)
 
     @contextmanager
     def in_place(self, policy: nn.Module) -> Iterator[nn.Module]:

@@ -230,9 +230,9 @@ class Whole:
         dtype: Of the linear layers' weights: that of autocast, which would round them alike for every token.
     """
 
-    def __init__(self, policy: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, policy: Any, device: torch.device, dtype: torch.dtype) -> None:
         empty = {id(p): nn.Parameter(p.detach().new_empty(0), requires_grad=False) for p in policy.parameters()}
-        self.model: nn.Module = copy.deepcopy(policy, empty).eval().to(device)
+        self.model: Any = copy.deepcopy(policy, empty).eval().to(device)
         self.model.shares_prompts = False
         self.rounded = linear_weights(policy) if dtype != torch.float32 else set()
         self.dtype = dtype

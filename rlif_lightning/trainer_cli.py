@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from rlif_lightning.batches import BatchPlan
 from rlif_lightning.callbacks import (
     CollapseGuard,
     Completions,
@@ -148,7 +148,7 @@ class RLIFCLI(LightningCLI):
         """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutCallback):
-                BatchPlan(*callback.sizes, world_size=self.trainer.num_nodes * self.trainer.num_devices)
+                replace(callback.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
     def make_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the settings.
