@@ -138,6 +138,14 @@ class RolloutCheckpoint(Checkpoint):
             loop = checkpoint["loops"]["fit_loop"]
             (place,) = loop["state_dict"]["combined_loader"]
             trainer.datamodule.train_dataloader().load_state_dict(place)  # type: ignore[attr-defined] # refuses other data
+            before, here = place.get("world_size", trainer.world_size), trainer.world_size
+            if before != here:
+                dealt = self._rollout.plan.steps_per_rollout > 1
+                rank_zero_info(
+                    f"Continued by {here} process{'es' if here > 1 else ''}; the checkpoint was written by {before}. "
+                    "The same prompts follow, but the run is no longer the same bit by bit"
+                    + (", and a rollout's prompts come in another order." if dealt else ".")
+                )
             was, now = place["rollout_batches"], self._rollout.plan.rollout_batches
             for counts in (loop["epoch_loop.batch_progress"][k] for k in ("total", "current")):
                 rollouts = counts["ready"] // was

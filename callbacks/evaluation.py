@@ -151,8 +151,10 @@ class Evaluation(Callback):
         loader = datamodule.evaluation_loader("val", self.n)
         results: list[Answered] = []
         total = sum(len(batch) for batch in loader.batches)
-        for batch in loader:
-            results += self._answer(trainer, module, "val", batch, (len(results), total))
+        assert isinstance(module, RLIFModule)
+        with torch.no_grad(), module.whole_policy():  # once: processes may have more batches than others
+            for batch in loader:
+                results += self._answer(trainer, module, "val", batch, (len(results), total))
         summary = summarise(_gather(trainer, results))
         names = ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
                  "truncated_fraction", "truncated_fraction_sampled")  # fmt: skip

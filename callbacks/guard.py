@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -18,7 +17,8 @@ from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, Collapse
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.run_folder import GUARD, GUARD_WEIGHTS, replacing
 from rlif_lightning.run_logger import RunLogger
-from rlif_lightning.trainable import Weights, put_weights, trainable, trainable_weights
+from rlif_lightning.sharding import is_sharded
+from rlif_lightning.trainable import Weights, put_weights, trainable_weights
 
 SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "reference_logprob": REFERENCE}
 Signal = Literal["agreement", "similarity", "reference_logprob"]
@@ -193,8 +193,8 @@ class CollapseGuard(Callback):
             values.pop(AGREEMENT, None)  # no completion holds an answer: with labels that is logged as 0
         self._check_signals(values)
         decision = self.rule.update(step, values)
-        if trainer.is_global_zero:
-            self._kept.keep(self.rule.needed_steps, step, pl_module.policy)
+        if trainer.is_global_zero or is_sharded(pl_module.policy):
+            self._kept.keep(self.rule.needed_steps, step, pl_module.policy, trainer.is_global_zero)
         shown = {f"guard/{w.signal.split('/')[-1]}": w.smoothed[-1] for w in self.rule.watches if w.steps}
         if self.rule.best_step is not None:
             shown["guard/best_step"] = float(self.rule.best_step)
@@ -280,7 +280,8 @@ class CollapseGuard(Callback):
         if evaluation is not None:
             evaluation.evaluate(trainer, module)  # the end, if that has not been done yet
             self.accuracy["end"] = evaluation.latest[1]
-        end = trainable_weights(module.policy) if trainer.is_global_zero and not stay else None
+        takes_part = trainer.is_global_zero or is_sharded(module.policy)
+        end = trainable_weights(module.policy) if takes_part and not stay else None
         kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
         if not self._put(trainer, module, kept):
             rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
@@ -299,11 +300,7 @@ class CollapseGuard(Callback):
         if not trainer.strategy.broadcast(weights is not None):
             return False
         assert module.policy is not None
-        if weights is not None:
-            put_weights(module.policy, weights)
-        if trainer.world_size > 1:
-            for weight in trainable(module.policy).values():
-                torch.distributed.broadcast(weight.data, src=0)
+        put_weights(module.policy, weights)
         return True
 
     # -- files -----------------------------------------------------------------------------------------------

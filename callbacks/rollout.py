@@ -270,7 +270,7 @@ class RolloutCallback(Callback):
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> None:
         start = clock(module)
         assert module.policy is not None
-        with ready(self.sampler, trainer, module):
+        with ready(self.sampler, trainer, module) as policy:
             rollout = sample_rollout(
                 self.sampler,
                 batch["prompts"],
@@ -285,9 +285,7 @@ class RolloutCallback(Callback):
             )
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
-            rollout = with_scores(
-                rollout, module.policy, self.sampling, first_pass, module.plain_forward, module.one_pass
-            )
+            rollout = with_scores(rollout, policy, self.sampling, first_pass, module.plain_forward, module.one_pass)
             rollout = with_importance(rollout, self.importance_cap)
             sampled = clock(module)
             rollout = self._with_versions(rollout, module, first_pass)

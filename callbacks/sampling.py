@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
@@ -31,8 +32,8 @@ def check_sampler(sampler: Sampler, trainer: Trainer) -> None:
 
 
 @contextmanager
-def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[None]:
-    """Dropout and gradients off, the Trainer's precision on, the sampler up to date with the policy.
+def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
+    """Dropout and gradients off, the Trainer's precision on, the sampler up to date with the policy, which it yields.
 
     Lightning enters its precision context around its own steps only, not around callbacks.
     """
@@ -40,9 +41,9 @@ def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[No
     for optimizer in trainer.optimizers:
         optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
     set_training_mode(module.policy, training=False)
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        sampler.update(module.policy, module.end_ids, module.tokenizer.pad_token_id)
+    with torch.no_grad(), trainer.precision_plugin.forward_context(), module.whole_policy() as policy:
+        sampler.update(policy, module.end_ids, module.tokenizer.pad_token_id)
         try:
-            yield
+            yield policy
         finally:
             sampler.release()

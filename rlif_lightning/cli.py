@@ -42,11 +42,11 @@ def main(args: Sequence[str] | None = None) -> None:
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
-        mistake = users_mistake(error)
-        if mistake is None:
+        mistake, lost = users_mistake(error), lost_process(error)
+        if mistake is None and lost is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
-        raise SystemExit(2) from None
+        print(f"error: {mistake or lost}", file=sys.stderr, flush=True)
+        raise SystemExit(2 if mistake else 1) from None
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -108,6 +108,36 @@ def users_mistake(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out",
+    "Socket Timeout",
+    "communicator was aborted",
+    "remote process exited",
+)
+
+
+def lost_process(error: BaseException | None) -> UserError | None:
+    """What to say where another process of the run has gone: gloo and NCCL only tell of a connection."""
+    while error is not None:
+        said = str(error)
+        distributed = "gloo" in said or type(error).__name__ in (
+            "DistBackendError",
+            "DistNetworkError",
+            "DistStoreError",
+        )
+        if distributed and any(words in said for words in LOST):
+            return UserError(
+                "Another process of this run has ended or does not answer, so this one ends as well",
+                got=said.splitlines()[0][:200],
+                do="look for the first error among the processes' messages; continue with --ckpt_path last",
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def run_trainer(arguments: list[str]) -> None:

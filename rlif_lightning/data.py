@@ -81,6 +81,7 @@ class PromptLoader:
             "rollout_prompts": self.plan.rollout_prompts,
             "prompts": self.count,
             "seed": self.seed,
+            "world_size": self.plan.world_size,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:

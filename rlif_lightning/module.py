@@ -1,7 +1,7 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,10 +27,11 @@ from rlif_lightning.policy import (
 )
 from rlif_lightning.precision import check_trains, frozen_dtype
 from rlif_lightning.quantization import Quantization, check_quantization, check_trainable
-from rlif_lightning.references import Version, Versions
+from rlif_lightning.references import Version, Versions, frozen_copy
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
-from rlif_lightning.trainable import trainable
+from rlif_lightning.sharding import FrozenShares, FSDP2Strategy, Whole, check_sharding, check_strategy, shard
+from rlif_lightning.trainable import trainable, whole
 from rlif_lightning.update import slice_loss, takes_one_pass
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class RLIFModule(pl.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.policy: nn.Module | None = None
         self._can_train = False
+        self._whole: Whole | None = None  # where processes share the weights out
         self.reference: Version = reference
         self.versions = Versions(ema_decay, reference_every)
         if kl_coefficient > 0:
@@ -243,7 +245,11 @@ class RLIFModule(pl.LightningModule):
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
         if training:
-            self.versions.make(policy, adapts, half, device, off_is_the_start(self.lora, self.adapter))
+            copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy
+            if isinstance(self.trainer.strategy, FSDP2Strategy):
+                self._whole, copied = Whole(policy, device, half), FrozenShares
+                shard(policy, self.trainer.strategy.device_mesh["data_parallel"])
+            self.versions.make(policy, adapts, half, device, off_is_the_start(self.lora, self.adapter), copied)
 
     @property
     def needs(self) -> set[Version]:
@@ -253,7 +259,14 @@ class RLIFModule(pl.LightningModule):
     def version(self, which: Version) -> AbstractContextManager[nn.Module]:
         """The policy as it was at the start (``frozen``), as a running mean (``ema``), or ``synced``."""
         assert self.policy is not None
+        if self._whole is not None:
+            return self._whole.version(which, self.versions, self.policy)
         return self.versions.at(which, self.policy)
+
+    def whole_policy(self) -> AbstractContextManager[nn.Module]:
+        """The policy to sample from. Where processes share its weights out they are gathered; no gradients then."""
+        assert self.policy is not None
+        return nullcontext(self.policy) if self._whole is None else self._whole.policy(self.policy)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class; then the versions of the policy follow it."""
@@ -330,7 +343,7 @@ class RLIFModule(pl.LightningModule):
         """Keep what the step is taken with: the gradient's norm before clipping, the learning rate."""
         self._learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = nn.utils.get_total_norm(grads)
+        self._grad_norm = whole(nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the trainable weights, and its schedule in optimiser steps."""
@@ -361,6 +374,9 @@ class RLIFModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a Trainer that would run through these commands without doing anything."""
         quiet_lightning()
+        check_strategy(type(self.trainer.strategy).__name__)
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
         from rlif_lightning.callbacks import Evaluation
 
         if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]

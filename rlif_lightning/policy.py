@@ -181,11 +181,18 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     it may run if the dtype is a half one, the copy computes exactly what the policy did.
     """
     reference = copy.deepcopy(model)
-    embedding = reference.get_input_embeddings().weight  # type: ignore[operator]
-    for layer in reference.modules():
-        if isinstance(layer, nn.Linear) and layer.weight is not embedding:
-            layer.to(dtype)
+    rounded = linear_weights(model)
+    for name, weight in reference.named_parameters():
+        if name in rounded:
+            weight.data = weight.data.to(dtype)
     return reference.requires_grad_(False).eval()
+
+
+def linear_weights(model: nn.Module) -> set[str]:
+    """Names of the parameters that autocast rounds: those of linear layers, but for a head that is the embedding."""
+    linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
+    linear.discard(id(model.get_input_embeddings().weight))  # type: ignore[operator]
+    return {name for name, p in model.named_parameters() if id(p) in linear}
 
 
 def set_training_mode(model: nn.Module, training: bool, dropout: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Other versions of the policy, to hold it against: frozen at the start, its running mean, or synchronised."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from torch import nn
 from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
 from rlif_lightning.policy import frozen_copy
-from rlif_lightning.trainable import trainable
+from rlif_lightning.trainable import share, trainable, whole, write
 
 Version = Literal["frozen", "ema", "synced"]
 
@@ -37,7 +37,8 @@ class Snapshot(nn.Module):
     def follow(self, policy: nn.Module, decay: float) -> None:
         """Move towards the policy: decay x own + (1 - decay) x policy's; 0 copies it."""
         for own, new in zip(self.weights, trainable(policy).values(), strict=True):
-            own.copy_(new) if decay == 0 else own.lerp_(new, 1 - decay)
+            mine, its = share(own), share(new)
+            mine.copy_(its) if decay == 0 else mine.lerp_(its, 1 - decay)
 
     @contextmanager
     def in_place(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -71,7 +72,13 @@ class Versions(nn.Module):
         self.snapshots = nn.ModuleDict()  # "ema", "synced"; "frozen" where an adapter was trained before
 
     def make(
-        self, policy: nn.Module, lora: bool, half: torch.dtype, device: torch.device, off_is_start: bool = True
+        self,
+        policy: nn.Module,
+        lora: bool,
+        half: torch.dtype,
+        device: torch.device,
+        off_is_start: bool = True,
+        copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy,
     ) -> None:
         """Copy what is needed from the policy as it is now.
 
@@ -81,6 +88,7 @@ class Versions(nn.Module):
             half: Dtype of a frozen copy's linear layers.
             device: Where everything will lie.
             off_is_start: Whether an adapter that is switched off gives the policy as it is now.
+            copied: Makes the frozen copy.
 
         Raises:
             UserError: The memory for it is not there.
@@ -97,7 +105,7 @@ class Versions(nn.Module):
             "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
         )
         if "frozen" in copies and not lora:
-            self.frozen = frozen_copy(policy, half)
+            self.frozen = copied(policy, half)
             copies.remove("frozen")
         self.snapshots.update({which: Snapshot(policy) for which in copies})
 
@@ -123,7 +131,10 @@ class Versions(nn.Module):
 
     def to_checkpoint(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {which: snapshot.state_dict() for which, snapshot in self.snapshots.items()}
+        return {
+            which: {name: whole(weight) for name, weight in snapshot.state_dict().items()}
+            for which, snapshot in self.snapshots.items()
+        }
 
     def from_checkpoint(self, stored: dict[str, Any]) -> None:
         """Go on from there.
@@ -140,7 +151,8 @@ class Versions(nn.Module):
                     expected="the model.reference and the rewards' annotators that the run began with",
                     do="continue with those, or begin a new run",
                 )
-            snapshot.load_state_dict(stored[which])
+            for name, weight in snapshot.named_parameters():
+                write(weight, stored[which][name])
 
     def _snapshot(self, which: str) -> Snapshot:
         snapshot = self.snapshots[which]
@@ -149,7 +161,7 @@ class Versions(nn.Module):
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
-    return sum(w.numel() * w.element_size() for w in weights)
+    return sum(share(w).numel() * w.element_size() for w in weights)
 
 
 def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:

@@ -19,6 +19,7 @@ from rlif_lightning.functional.tiles import (
 from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.parts import body_and_head
 from rlif_lightning.rollout import Samples
+from rlif_lightning.sharding import shares_prompts
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -95,12 +96,13 @@ def completion_hidden(model: nn.Module, samples: Samples, share_prompts: bool = 
         model: The policy, or another version of it.
         samples: Prompts and completions.
         share_prompts: False computes every prompt as often as it comes. So does a model under gradient
-            checkpointing, whose layers drop a cache in silence.
+            checkpointing, whose layers drop a cache in silence, and one whose weights are shared out: all processes
+            have to call its layers equally often.
     """
     body, _ = body_and_head(model)
     ids, mask = samples.prompt_ids, samples.prompt_mask
     first, group = _distinct(ids, mask)
-    if not share_prompts or len(first) == len(ids) or _checkpoints(body):
+    if not share_prompts or len(first) == len(ids) or _checkpoints(body) or not shares_prompts(model):
         start = ids.shape[1] - 1
         ids = torch.cat([ids, samples.completion_ids[:, :-1]], 1)
         mask = torch.cat([mask, samples.completion_mask[:, :-1]], 1)

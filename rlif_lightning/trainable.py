@@ -1,10 +1,14 @@
-"""The trainable weights of a policy, all of them or its adapter, kept by name: in memory and in a file."""
+"""The trainable weights of a policy, all of them or its adapter, kept by name: in memory and in a file.
+
+Processes may share each weight out (see ``sharding.py``): the copies are whole, and making them takes all processes.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.run_folder import replacing
@@ -19,26 +23,60 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
 
 def trainable_weights(policy: nn.Module) -> Weights:
     """Copies on the CPU, by the names of ``policy.named_parameters()``."""
-    return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in trainable(policy).items()}
+    return {
+        name: whole(weight.detach()).to("cpu", copy=True).contiguous() for name, weight in trainable(policy).items()
+    }
 
 
-def put_weights(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def whole(weight: Tensor) -> Tensor:
+    """A weight of which this process may hold a share only, gathered from all processes: to be called on all."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def like(weight: Tensor, values: Tensor) -> Tensor:
+    """Values in the shape of a weight, or this process's share of them where the weight is shared out."""
+    if not isinstance(weight, DTensor):
+        return values
+    values = values.to(weight.device)
+    return distribute_tensor(values, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def write(weight: Tensor, values: Tensor) -> None:
+    """Write whole values into a weight, in place."""
+    weight.copy_(like(weight, values))
+
+
+def share(weight: Tensor) -> Tensor:
+    """What of a weight lies on this process."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
     """Write weights into the policy, in place: its optimiser keeps its parameters.
+
+    Args:
+        policy: Of this process; where there are several, to be called on all.
+        weights: Whole, by name; with several processes those of the first reach all, and others may have none.
 
     Raises:
         UserError: They are not the trainable weights of this policy.
     """
     own = trainable(policy)
-    if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
+    if weights is not None and {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
         other = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
         raise UserError(
             "The weights do not belong to this model",
             got=f"{len(weights)} weights; others here and there: {', '.join(other[:3])}",
             expected=f"the {len(own)} trainable weights of the policy",
         )
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(weights[name])
+    for name, weight in own.items():
+        values = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        if weights is not None:
+            values.copy_(weights[name])
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(values, src=0)
+        write(weight, values)
 
 
 def save_trainable(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:

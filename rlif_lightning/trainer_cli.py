@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from rlif_lightning.noise import short_warnings
 from rlif_lightning.recipes import Parser
 from rlif_lightning.run_folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 from rlif_lightning.run_logger import RunLogger
+from rlif_lightning.sharding import check_strategy
 
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
@@ -102,8 +104,10 @@ class RLIFCLI(LightningCLI):
         """Nothing: a value on the command line wins over one stored in a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before anything is loaded."""
+        """Look at the strategy and find the checkpoint before anything is loaded."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
+        strategy = config.trainer.strategy
+        check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
         self.root = run_root(config.runs)
         self.recipe = recipe_name(config.config)
         if config.ckpt_path is not None:
@@ -139,6 +143,12 @@ class RLIFCLI(LightningCLI):
             callbacks.append(Report())
         trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
         return self.make_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutCallback):
+                replace(callback.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
     def make_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the settings.

@@ -9,8 +9,10 @@ from rlif_lightning.functional.one_pass import one_pass_policy_loss
 from rlif_lightning.parts import body_and_head
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.scoring import Scored, completion_hidden
+from rlif_lightning.sharding import runs_inside
 
 
+@runs_inside
 def slice_loss(
     policy: nn.Module,
     rollout: Rollout,

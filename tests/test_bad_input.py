@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+import torch
 
 from rlif_lightning.cli import discard_run_folder, main
 
@@ -332,3 +333,66 @@ def test_a_folder_that_holds_anything_of_worth_is_kept(name, tmp_path):
     (folder / name).unlink()
     discard_run_folder(folder)
     assert not (tmp_path / "runs").exists()
+
+
+# -- processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["--trainer.strategy=fsdp"], ["first FSDP is not supported", "fsdp", "--trainer.strategy fsdp2"]),
+        (["--trainer.strategy=deepspeed_stage_2"], ["DeepSpeed is not supported", "deepspeed_stage_2"]),
+        (["--trainer.strategy=DeepSpeedStrategy"], ["DeepSpeed is not supported"]),
+        (["--trainer.strategy=lightning.pytorch.strategies.FSDPStrategy"], ["first FSDP is not supported"]),
+        (["--trainer.strategy=ModelParallelStrategy"], ["Tensor parallelism is not supported", "fsdp2"]),
+        (
+            ["--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.tensor_parallel_size=2"],
+            ["Tensor parallelism is not supported", "fsdp2"],
+        ),
+        (["--trainer.devices=3", "--trainer.strategy=ddp"], ["2 prompts, 3 processes", "a multiple of 3"]),
+        (["--trainer.devices=2", "--trainer.num_nodes=4", "--trainer.strategy=fsdp2"], ["2 prompts, 8 processes"]),
+    ],
+)
+def test_strategies_and_processes(settings, parts, refused):
+    message = refused(*settings)
+    for part in parts:
+        assert part in message
+
+
+@pytest.fixture
+def alone():
+    """What a strategy of several processes has set up for its one is taken down again."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_8_bit_optimizer_on_shares(refused):
+    message = refused(
+        "--trainer.strategy=fsdp2", "--trainer.devices=1", "--model.optimizer=bitsandbytes.optim.AdamW8bit"
+    )
+    assert "bitsandbytes can't work on weights that processes share out" in message and "AdamW8bit" in message
+
+
+@pytest.mark.usefixtures("alone")
+def test_lightnings_own_sharding_strategies_in_python(model_folder, problems_file):
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from rlif_lightning.callbacks import RolloutCallback
+    from rlif_lightning.data import PromptDataModule
+    from rlif_lightning.errors import UserError
+    from rlif_lightning.module import RLIFModule
+    from rlif_lightning.records import Source
+
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=ModelParallelStrategy(),
+        logger=False,
+        callbacks=[RolloutCallback(2, 2)],
+    )
+    with pytest.raises(UserError, match="Tensor parallelism is not supported"):
+        trainer.fit(RLIFModule(str(model_folder())), PromptDataModule(Source(str(problems_file))))

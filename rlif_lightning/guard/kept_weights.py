@@ -19,11 +19,20 @@ class KeptWeights:
         self.steps: dict[int, Weights] = {}
         self._written: dict[Path, int] = {}
 
-    def keep(self, needed: set[int], step: int, policy: nn.Module) -> None:
-        """Let go of what is no longer needed; copy the present weights if they are."""
+    def keep(self, needed: set[int], step: int, policy: nn.Module, first: bool = True) -> None:
+        """Let go of what is no longer needed; copy the present weights if they are.
+
+        Args:
+            needed: Steps.
+            step: The present one.
+            policy: Where its weights are shared out, to be called on all processes.
+            first: Whether this is the first process, which keeps them.
+        """
         self.steps = {n: weights for n, weights in self.steps.items() if n in needed}
-        if step in needed and step not in self.steps:
-            self.steps[step] = trainable_weights(policy)
+        if step in needed:  # though they may have been read from a file: that only the first process knows
+            weights = trainable_weights(policy)
+            if first:
+                self.steps[step] = weights
 
     def write(self, folder: Path, handed: int | None, **facts: object) -> None:
         """Bring all copies to the disk, unless they are there already, and remove other files."""

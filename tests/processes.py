@@ -1,0 +1,208 @@
+"""``rlif fit`` in several processes, with what each of them has seen; what hangs is killed."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")
+
+# Runs `rlif` in each process; each notes its rollouts, and all can be killed in a micro-batch, or one of them.
+SCRIPT = """
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+from rlif_lightning.callbacks.guard import CollapseGuard
+from rlif_lightning.callbacks.rollout import RolloutCallback
+from rlif_lightning.cli import main
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.trainable import share, trainable_weights
+
+collect, step, calls = RolloutCallback._collect, RLIFModule.training_step, []
+kill_at, kill_rank, notes = int(os.environ["KILL_AT"]), os.environ["KILL_RANK"], os.environ["NOTES"]
+
+def noted(self, trainer, module, batch):
+    collect(self, trainer, module, batch)
+    r = self.rollout
+    row = {"step": trainer.global_step, "rank": trainer.global_rank, "folder": trainer.log_dir,
+           "held": sum(share(p).numel() for p in module.policy.parameters()),
+           "prompts": [p.text for p in batch["prompts"]], "texts": r.texts, "lengths": r.samples.lengths.tolist(),
+           "rewards": next(iter(r.rewards.values())).tolist(), "entropy": float(r.samples.stats.entropy.sum())}
+    with open(f"{notes}.{trainer.global_rank}", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+
+def counted(self, batch, batch_idx):
+    calls.append(1)
+    if len(calls) == kill_at and kill_rank in ("all", str(self.global_rank)):
+        os._exit(9)
+    return step(self, batch, batch_idx)
+
+def ended(self, trainer, module):
+    train_end(self, trainer, module)
+    torch.save(trainable_weights(module.policy), f"{notes}.end.{trainer.global_rank}")
+
+train_end, CollapseGuard.on_train_end = CollapseGuard.on_train_end, ended
+RolloutCallback._collect, RLIFModule.training_step = noted, counted
+main(sys.argv[1:])
+"""
+
+
+class Processes:
+    """Runs of a tiny model in a folder.
+
+    Args:
+        root: The folder.
+        model: The model's.
+        problems: A file of problems.
+        strategy: Of several processes.
+    """
+
+    def __init__(self, root: Path, model: Path, problems: Path, strategy: str = "ddp") -> None:
+        self.root, self.strategy = root, strategy
+        self.script = root / "train.py"
+        self.script.write_text(SCRIPT)
+        self.arguments = [
+            "--model.name", model, "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.03",
+            "--model.optimizer.eps=0.01", "--model.kl_coefficient=0.01", "--model.schedule=cosine",
+            "--data.train.path", problems, "--data.train.gold", r"[#]{4}\s*(.+)", "--data.train.limit=13",
+            "--data.val.path", problems, "--data.val.gold", r"[#]{4}\s*(.+)",
+            "--data.answers.completion=last_number", "--data.template={prompt} ",
+            "--rollout.prompts_per_step=4", "--rollout.group_size=4", "--rollout.max_new_tokens=40",
+            "--rollout.micro_batch_size=4", "--rollout.temperature=2.0", "--completions.keep=null",
+            "--evaluation.max_new_tokens=6", "--evaluation.every=2", "--evaluation.n=5", "--checkpoint.every=1",
+            "--trainer.gradient_clip_val=1.0", "--trainer.accelerator=cpu", "--trainer.max_steps=5",
+            "--trainer.enable_progress_bar=false",
+        ]  # fmt: skip
+
+    def environment(self, notes: str, kill_at: int = 0, kill_rank: str = "all") -> dict[str, str]:
+        """Of a process that notes its rollouts under a name."""
+        own = {
+            "OMP_NUM_THREADS": "1",
+            "KILL_AT": str(kill_at),
+            "KILL_RANK": kill_rank,
+            "NOTES": str(self.root / notes),
+        }
+        return {**os.environ, **own}
+
+    def __call__(
+        self,
+        runs: str,
+        *settings: object,
+        processes: int = 2,
+        strategy: str | None = None,
+        kill_at: int = 0,
+        kill_rank: str = "all",
+        command: str = "fit",
+        seconds: float = 120,
+    ) -> "Result":
+        """Run a command in a folder of runs; Lightning starts the other processes. All that is left is killed."""
+        devices = ["--trainer.devices", processes]
+        devices += [f"--trainer.strategy={strategy or self.strategy}"] if processes > 1 else []
+        words = [sys.executable, self.script, command, *self.arguments, *devices, "--runs", runs, *settings]
+        environment = self.environment(runs, kill_at, kill_rank)
+        started = start(words, self.root, environment)
+        output, errors = finish(started, seconds)
+        if command == "fit":
+            assert (started.returncode == 0) == (kill_at == 0), errors[-3000:]
+        return Result(self.root / runs, processes, output + errors, started.returncode)
+
+
+def start(words: list[Any], folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a command at the head of a process group of its own."""
+    return subprocess.Popen(
+        [str(word) for word in words], cwd=folder, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """Wait for its end; whatever of its group is left then is killed. Returns output and errors."""
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+class Result:
+    """What the processes of a run have left."""
+
+    def __init__(self, runs: Path, processes: int, said: str, code: int) -> None:
+        self.runs, self.said, self.code, self.folder = runs, said, code, runs / "run" / "1"
+        self.notes = [
+            [json.loads(line) for line in path.read_text().splitlines()]
+            for path in (Path(f"{runs}.{rank}") for rank in range(processes))
+            if path.exists()
+        ]
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """The last one."""
+        return read(self.folder / "checkpoints" / "last.ckpt")
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Those of the last checkpoint."""
+        return self.checkpoint["state_dict"]
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """metrics.csv without times and memory."""
+        with (self.folder / "metrics.csv").open() as file:
+            return [{k: v for k, v in row.items() if not k.startswith(UNCOMPARED)} for row in csv.DictReader(file)]
+
+    def copy(self, runs: str, step: int) -> str:
+        """Copy the run as if it had been killed after a step whose checkpoint it has kept; returns the new name."""
+        target = self.runs.with_name(runs)
+        shutil.copytree(self.runs, target)
+        checkpoints = target / "run" / "1" / "checkpoints"
+        for path in checkpoints.glob("*.ckpt"):
+            if path.name != f"step={step}.ckpt":
+                path.unlink()
+        (checkpoints / f"step={step}.ckpt").rename(checkpoints / "last.ckpt")
+        return runs
+
+    def ends(self) -> list[dict[str, torch.Tensor]]:
+        """The weights of each process at the end of training."""
+        return [read(f"{self.runs}.end.{rank}") for rank in range(len(self.notes))]
+
+
+def read(path: str | Path) -> Any:
+    """A file of torch.save."""
+    return torch.load(path, weights_only=True)
+
+
+def differences(one: Result, other: Result) -> list[tuple[str, str, str | None, str | None]]:
+    """Metrics that are not the same, as (step, name, one, other)."""
+    a, b = one.table, other.table
+    assert [row["step"] for row in a] == [row["step"] for row in b]
+    return [
+        (x["step"], name, x.get(name), y.get(name))
+        for x, y in zip(a, b, strict=True)
+        for name in {**x, **y}
+        if x.get(name) != y.get(name)
+    ]
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Of any weight."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def assert_same_state(one: Result, other: Result) -> None:
+    """Weights and optimiser states agree bit by bit."""
+    a, b = one.checkpoint, other.checkpoint
+    assert largest_difference(a["state_dict"], b["state_dict"]) == 0
+    states = [x["optimizer_states"][0]["state"] for x in (a, b)]
+    assert states[0].keys() == states[1].keys() and states[0]
+    for number, own in states[0].items():
+        assert all(torch.equal(own[key], states[1][number][key]) for key in own)
