@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.callbacks.logs import log_now
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout import RolloutCallback
-from rlif_lightning.callbacks.sampling import ready
+from rlif_lightning.callbacks.sampling import check_sampler, ready
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation import Answered, answer_problems, summarise, summarise_by
@@ -97,6 +97,7 @@ class Evaluation(Callback):
             datamodule.eval_batch_size = self.batch_size
             self._grader = Grader(datamodule.answers)
         self.take_sampler(trainer)
+        check_sampler(self.sampler, trainer)
 
     def take_sampler(self, trainer: Trainer) -> None:
         """Use the rollout's engine where no other is given: there may be room for one only."""

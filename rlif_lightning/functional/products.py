@@ -135,7 +135,7 @@ def _suits(x: Tensor, weight: Tensor, multiplications: int) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and is_faster_here()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
     )
 
