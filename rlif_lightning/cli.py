@@ -24,9 +24,9 @@ TRAINER_COMMANDS = {
 
 def commands() -> dict[str, Callable[[list[str]], None]]:
     """The commands that need no Trainer."""
-    from rlif_lightning.commands import diagnose, mix, report
+    from rlif_lightning.commands import diagnose, mix, plan, report
 
-    return {"report": report.main, "diagnose": diagnose.main, "mix": mix.main}
+    return {"plan": plan.main, "report": report.main, "diagnose": diagnose.main, "mix": mix.main}
 
 
 def main(args: Sequence[str] | None = None) -> None:
