@@ -63,7 +63,7 @@ def knobs(settings: Settings) -> list[list[Knob]]:
     return [time, training, shorter]
 
 
-def advise(settings: Settings, plan: Memory, available: int) -> list[Advice]:
+def advise(settings: Settings, plan: Memory, available: int | None) -> list[Advice]:
     """Every single knob that lowers the peak, the most effective first."""
     every = [knob for group in knobs(settings) for knob in group]
     found = [Advice(knob, memory(settings.but(**knob.change), available).peak) for knob in every]

@@ -88,10 +88,10 @@ def known_config(name: str) -> Any | None:
 
 
 def with_layers(config: Any, layers: int) -> Any:
-    """The configuration with its first layers only."""
+    """The configuration with its first layers only, or with some of them again."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+        text.layer_types = (text.layer_types * layers)[:layers]
     return config
