@@ -102,10 +102,10 @@ def _pretend(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if weight not in made:
-                made[weight] = nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad)
+                made[weight] = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
             setattr(module, name, made[weight])
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     return model
 
 
@@ -145,8 +145,9 @@ def forward(network: Network, batch: Batch, frozen: bool = False) -> Activations
 def cache_bytes_per_token(network: Network) -> tuple[int, int]:
     """Of one token in the sampler's cache, all layers: keys, and values. They may differ in precision."""
     layers = network.config.get_text_config().num_hidden_layers
+    model = build(network, 1)
     with fake():
-        kept = _read(_pretend(build(network, 1)), network, Batch(1, 1, 1, 0)).slabs[0]
+        kept = _read(_pretend(model), network, Batch(1, 1, 1, 0)).slabs[0]
         keys, values = (layers * x[:, :, :1].numel() * x.element_size() for x in (kept.keys, kept.values))
     return keys, values
 
@@ -160,25 +161,25 @@ def _extrapolated(network: Network, few: Activations, more: Activations) -> Acti
 def _update(network: Network, batch: Batch, layers: int) -> Activations:
     from rlif_lightning.policy import set_training_mode
 
+    model = build(network, layers)
     with fake():
-        model = _pretend(build(network, layers))
+        model = _pretend(model)
         set_training_mode(model, training=True)
-        result = Activations()
-        for _ in range(2):  # the second time gradients are there already, as in all slices but the first
-            with Alive() as alive:
-                with network.autocast():
-                    chosen = _hidden(model, batch, network)
-                    kept, peak = alive.now, alive.peak
-                kept_backward = alive.now
-                alive.peak = alive.now
-                chosen.backward(torch.empty_like(chosen))
-                result = Activations(kept, peak, kept_backward, alive.peak)
-        return result
+        for weight in model.parameters():  # as in all slices but the first
+            weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+        with Alive() as alive:
+            with network.autocast():
+                chosen = _hidden(model, batch, network)
+                kept, peak = alive.now, alive.peak
+            kept_backward = alive.peak = alive.now
+            chosen.backward(torch.empty_like(chosen))
+        return Activations(kept, peak, kept_backward, alive.peak)
 
 
 def _forward(network: Network, batch: Batch, layers: int, frozen: bool) -> Activations:
+    model = build(network, layers)
     with fake():
-        model = _pretend(build(network, layers)).requires_grad_(False)
+        model = _pretend(model).requires_grad_(False)
         if frozen and network.half is not None:
             for layer in model.modules():
                 if isinstance(layer, nn.Linear):  # not .to(): fake weights cannot be swapped in place

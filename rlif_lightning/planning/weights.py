@@ -1,7 +1,7 @@
 """Weights of a policy, counted on a model without memory: how many, in which precision, how many of them train."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +37,7 @@ class Weights:
 
 def count(settings: Settings) -> Weights:
     """Count the weights of a recipe's policy."""
-    return _count(settings.network, settings.quantization)
+    return _count(replace(settings.network, gradient_checkpointing=False), settings.quantization)
 
 
 @remembered
@@ -51,12 +51,13 @@ def _count(network: Network, quantization: str | None) -> Weights:
     output = getattr(head.module, "base_layer", head.module).weight
     own = {n: p for n, p in model.named_parameters() if "lora_" not in n}
     adapter = [p for n, p in model.named_parameters() if "lora_" in n]
-    linear = {
-        id(m.weight): m.weight
+    layers = [
+        m
         for n, m in base.named_modules()
         if isinstance(m, nn.Linear) and "lora_" not in n and m.weight is not embedding
-    }
-    body = {key: w for key, w in linear.items() if w is not output}
+    ]
+    linear = {id(p) for layer in layers for p in layer.parameters(recurse=False)}  # biases too
+    body = {id(m.weight): m.weight for m in layers if m.weight is not output}
     half = 2 if network.half is not None else 4
     packed = {id(w) for w in body.values()} if quantization else set()
     loaded = sum(p.numel() * (NF4_BITS / 8 if id(p) in packed else p.element_size()) for p in own.values())
