@@ -86,7 +86,12 @@ def _kept_by_the_guard(path: Path) -> dict[str, Any]:
         "rlif": {
             "model": facts["model"],
             "fingerprint": facts["fingerprint"],
-            "lora": json.loads(facts.get("lora", "null")),
+            "lora": None,
+            **{
+                key: json.loads(facts[key])
+                for key in ("lora", "adapter", "adapter_mark", "quantization")
+                if key in facts
+            },
         },
     }
 

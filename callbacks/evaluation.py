@@ -1,12 +1,11 @@
 """Held-out evaluation while training, and the work of validate, test and predict."""
 
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.logs import log_now
 from rlif_lightning.callbacks.progress import sampling_progress
+from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.callbacks.sampling import ready
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
-from rlif_lightning.evaluation import Answered, answer_problems, summarise
+from rlif_lightning.evaluation import Answered, answer_problems, summarise, summarise_by
+from rlif_lightning.evaluation_files import by_table, generator, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.run_folder import CONFIG
@@ -29,7 +30,8 @@ class Evaluation(Callback):
 
     While fitting it logs ``val/accuracy`` (greedy) and ``val/accuracy_sampled`` before the first step, every
     so many steps, and after the last. ``rlif validate`` and ``rlif test`` write ``results.json`` and one row
-    per problem; ``rlif predict`` writes ``predictions.jsonl``.
+    per problem; ``rlif predict`` writes completions. Several processes share the problems out and give the same
+    results as one.
 
     Args:
         every: Optimiser steps between evaluations while fitting; 0: only before and after.
@@ -40,7 +42,9 @@ class Evaluation(Callback):
         temperature: Of the samples.
         max_new_tokens: Longest completion.
         batch_size: Problems answered at the same time.
-        sampler: The engine.
+        predictions: What ``rlif predict`` writes. rows: ``predictions.jsonl``, as the other commands' rows.
+            alpaca_eval: ``model_outputs.json`` in AlpacaEval's format, with one completion per instruction.
+        sampler: The engine; null: that of the rollout.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Evaluation(Callback):
         temperature: float = 1.0,
         max_new_tokens: int = 512,
         batch_size: int = 64,
+        predictions: Literal["rows", "alpaca_eval"] = "rows",
         sampler: Sampler | None = None,
     ) -> None:
         for name, value, least in (
@@ -67,8 +72,16 @@ class Evaluation(Callback):
             )
         if not samples and not greedy:
             raise UserError("evaluation.samples is 0 and evaluation.greedy is false: nothing to evaluate")
+        if predictions == "alpaca_eval" and samples + greedy != 1:
+            raise UserError(
+                "AlpacaEval takes one output per instruction",
+                got=f"evaluation.samples {samples}, evaluation.greedy {str(greedy).lower()}",
+                expected="samples 0 with greedy true, or samples 1 with greedy false",
+            )
+        self.predictions = predictions
         self.every, self.n, self.samples, self.greedy, self.batch_size = every, n, samples, greedy, batch_size
         self.sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
+        self._own_sampler = sampler is not None
         self.sampler: Sampler = sampler or NativeSampler()
         self.latest: tuple[int, dict[str, float]] = (-1, {})
         """Step and metrics of the newest evaluation of this fit."""
@@ -78,11 +91,18 @@ class Evaluation(Callback):
     # -- while fitting ---------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the data how many problems go at a time; make a grader."""
+        """Tell the data how many problems go at a time; make a grader; find the engine."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, PromptDataModule):
             datamodule.eval_batch_size = self.batch_size
             self._grader = Grader(datamodule.answers)
+        self.take_sampler(trainer)
+
+    def take_sampler(self, trainer: Trainer) -> None:
+        """Use the rollout's engine where no other is given: there may be room for one only."""
+        rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
+        if rollout is not None and not self._own_sampler:
+            self.sampler = rollout.sampler
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the grader's worker."""
@@ -148,7 +168,9 @@ class Evaluation(Callback):
     ) -> list[Answered]:
         assert isinstance(module, RLIFModule) and self._grader is not None
         prompts = trainer.datamodule.prompts[name]  # type: ignore[attr-defined]
-        with ready(self.sampler, trainer, module):
+        with ready(self.sampler, trainer, module):  # on all processes as often, with problems left or without
+            if not rows:
+                return []
             return answer_problems(
                 self.sampler,
                 [(row, prompts[row]) for row in rows],
@@ -210,9 +232,15 @@ class Evaluation(Callback):
         """Write the completions of ``rlif predict``."""
         results = self._take(trainer)
         folder = trainer.log_dir or trainer.default_root_dir
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if self.predictions == "alpaca_eval":
+            assert isinstance(pl_module, RLIFModule)
+            name = generator(pl_module.name, trainer.ckpt_path)
+            path = write_outputs(Path(folder) / "model_outputs.json", results, name)
+        else:
             path = write_rows(Path(folder) / "predictions.jsonl", results)
-            rank_zero_info(f"Completions of {len(results)} problems: {path}")
+        rank_zero_info(f"Completions of {len(results)} problems: {path}")
 
     def _take(self, trainer: Trainer) -> list[Answered]:
         results, self._results = _gather(trainer, self._results), []
@@ -222,13 +250,16 @@ class Evaluation(Callback):
         assert isinstance(module, RLIFModule) and self._grader is not None
         results = self._take(trainer)
         summary = summarise(results, intervals=True)
+        timeouts = sum(_everyones(trainer, self._grader.timeouts))
         log_now(trainer, {f"{name}/{key}": value for key, value in summary.items()})
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        parts = summarise_by(results)
         report = {
             **summary,
+            "by": parts,
             "model": module.name,
             "fingerprint": module.fingerprint,
             "checkpoint": trainer.ckpt_path,
@@ -237,10 +268,12 @@ class Evaluation(Callback):
             "template": asdict(datamodule.template),
             "evaluation": {"samples": self.samples, "greedy": self.greedy, **asdict(self.sampling)},
             "lora": module.lora,
+            "adapter": module.adapter,
+            "quantization": module.quantization,
             "precision": str(trainer.precision),
             "end_token_ids": module.end_ids,
             "config": str(folder / CONFIG),
-            "grading_timeouts": self._grader.timeouts,
+            "grading_timeouts": timeouts,
             "versions": versions(),
         }
         rows = write_rows(folder / "problems.jsonl", results)
@@ -249,6 +282,8 @@ class Evaluation(Callback):
         width = max(map(len, summary))
         for key, value in summary.items():
             rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
+        for field, values in parts.items():
+            rank_zero_info("\n".join(by_table(field, values)))
         rank_zero_info(f"Results: {file}\nProblems: {rows}")
 
 
@@ -260,24 +295,13 @@ def interrupted(trainer: Trainer) -> bool:
 
 def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:
     """Results of all processes in the order of the data, on every process."""
-    if trainer.world_size > 1:
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, results)
-        results = [r for part in parts for r in part]
-    return sorted(results, key=lambda r: r.index)
+    return sorted((r for part in _everyones(trainer, results) for r in part), key=lambda r: r.index)
 
 
-def write_rows(path: Path, results: Sequence[Answered]) -> Path:
-    """One JSON object per problem."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps(r.row(), ensure_ascii=False) + "\n" for r in results)
-    return path
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    from importlib.metadata import version
-
-    names = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "tokenizers", "math-verify")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+def _everyones(trainer: Trainer, own: Any) -> list[Any]:
+    """What each process has, on every process."""
+    if trainer.world_size == 1:
+        return [own]
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, own)
+    return parts

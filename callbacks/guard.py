@@ -313,7 +313,7 @@ class CollapseGuard(Callback):
         handed = self.rule.handed_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
-        facts = {"model": module.name, "fingerprint": module.fingerprint, "lora": json.dumps(module.lora)}
+        facts = {k: v if k in ("model", "fingerprint") else json.dumps(v) for k, v in module.origin.items()}
         self._kept.write(folder, handed, **facts, **signals)
 
     def _write_decision(self) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rlif_lightning.batches import BatchPlan
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import AnswerFormat
+from rlif_lightning.grading import AnswerFormat, check_gold
 from rlif_lightning.prompts import Prompt, Template
 from rlif_lightning.records import Source, read_problems
 from rlif_lightning.rollout import completion_seed
@@ -114,6 +114,8 @@ class PromptLoader:
 class EvaluationLoader:
     """Yields lists of row numbers; process r takes every world-th, none twice.
 
+    Every process yields as many lists, the last of them shorter or empty: a sharded model answers together.
+
     Args:
         count: Prompts there are.
         batch_size: Prompts per batch.
@@ -123,7 +125,8 @@ class EvaluationLoader:
 
     def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
         own = list(range(count))[rank::world_size]
-        self.batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+        most = -(-count // world_size)  # of any process
+        self.batches = [own[i : i + batch_size] for i in range(0, most, batch_size)]
 
     def __len__(self) -> int:
         """Batches of this process."""
@@ -197,6 +200,9 @@ class PromptDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         tokenizer: Any = self.trainer.lightning_module.tokenizer
         problems = read_problems(source, held_out=name != "train")
+        for number, problem in enumerate(problems, 1):
+            if problem.gold is not None:
+                check_gold(self.answers, problem.gold, f"Row {number} of {source.path}")
         prompts = [self.template.encode(p, tokenizer) for p in problems]
         if name != "train":
             return prompts

@@ -36,6 +36,7 @@ class Answered:
     gold: str | None
     greedy: list[Attempt] = field(default_factory=list)  # one, or none where it was not asked for
     samples: list[Attempt] = field(default_factory=list)
+    by: dict[str, str] = field(default_factory=dict)  # field -> value, by which results are given apart
 
     def row(self) -> dict[str, Any]:
         """For a JSONL file."""
@@ -65,7 +66,7 @@ def answer_problems(
         progress: Told how far the sampler is.
     """
     results = [
-        Answered(i, p.problem.text, p.text, None if p.problem.gold is None else p.problem.gold.text)
+        Answered(i, p.problem.text, p.text, p.problem.gold.text if p.problem.gold else None, by=p.problem.by)
         for i, p in prompts
     ]
     rounds = [("greedy", 1, Sampling(sampling.max_new_tokens, temperature=0.0))] if greedy else []
@@ -124,3 +125,22 @@ def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str,
             if k > 1:  # the majority of one is the sample
                 summary[f"maj@{k}"] = fmean(float(maj_at_k(a, x, k)) for a, x in zip(answers, right, strict=True))
     return summary
+
+
+def summarise_by(results: Sequence[Answered]) -> dict[str, dict[str, dict[str, float]]]:
+    """The summary, with intervals, of the problems that share a value: field -> value -> numbers.
+
+    Values come in their order, numbers as numbers.
+    """
+    fields = list(results[0].by) if results else []
+    return {
+        name: {
+            value: summarise([r for r in results if r.by[name] == value], intervals=True)
+            for value in sorted({r.by[name] for r in results}, key=_order)
+        }
+        for name in fields
+    }
+
+
+def _order(value: str) -> tuple[bool, int, str]:
+    return (False, int(value), value) if value.isdecimal() and len(value) < 20 else (True, 0, value)

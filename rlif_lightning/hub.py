@@ -24,11 +24,12 @@ def resolve_model(name: str) -> str:
     Raises:
         UserError: The folder is missing, or holds no config.json or no safetensors weights.
     """
-    from rlif_lightning.toy import parse_toy_name, toy_model
+    from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_model
 
     if parse_toy_name(name) is not None:
         return str(toy_model(name))
     if not is_local(name):
+        refuse_almost_toy(name)
         return name
     folder = Path(name).expanduser()
     if not folder.is_dir():

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlif_lightning.adapters import adapter_mark, check_lora, find_adapter, off_is_the_start
 from rlif_lightning.entropy_bonus import EntropyBonus
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
 from rlif_lightning.noise import quiet_lightning
+from rlif_lightning.origin import Origin, check_origin
 from rlif_lightning.policy import (
     check_ids,
-    check_lora,
     end_token_ids,
     fingerprint,
+    load_config,
     load_policy,
     load_tokenizer,
-    same_lora,
     set_training_mode,
 )
+from rlif_lightning.precision import check_trains, frozen_dtype
+from rlif_lightning.quantization import Quantization, check_quantization, check_trainable
 from rlif_lightning.references import Version, Versions
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check import check_decoding
@@ -71,6 +74,10 @@ class RLIFModule(pl.LightningModule):
         top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
             learns from the advantage; the KL term and the bonus stay on all. 1: all.
         lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
+        adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
+            place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
+        quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
+            precision): less memory, but slower. Needs ``lora`` or ``adapter``. null: none.
         optimizer: Class path and settings of the optimiser.
         schedule: Learning rate after the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
@@ -100,6 +107,8 @@ class RLIFModule(pl.LightningModule):
         target_entropy: float | None = None,
         top_entropy_fraction: float = 1.0,
         lora: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        quantization: Quantization | None = None,
         optimizer: OptimizerFactory = default_optimizer,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.0,
@@ -143,7 +152,14 @@ class RLIFModule(pl.LightningModule):
             raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
         if lora is not None:
             check_lora(lora)
+        if lora is not None and adapter is not None:
+            raise UserError(
+                "model.lora and model.adapter exclude each other: an adapter has settings of its own",
+                got=f"model.adapter {adapter}, model.lora {lora}",
+                do="set model.lora to null to train this adapter on, or leave model.adapter out for a fresh one",
+            )
         self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
+        self.adapter, self.quantization = adapter, quantization
         self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
         self.kl_estimator, self.top_entropy_fraction = kl_estimator, top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
@@ -157,7 +173,7 @@ class RLIFModule(pl.LightningModule):
         self.versions = Versions(ema_decay, reference_every)
         if kl_coefficient > 0:
             self.needs.add(reference)
-        self.fingerprint = ""
+        self.fingerprint = self.adapter_mark = ""
         self.strict_loading = False  # checkpoints hold trainable weights only
         self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
         self._grad_norm: Tensor | None = None
@@ -196,29 +212,38 @@ class RLIFModule(pl.LightningModule):
             return
         self._can_train = training
         precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        if training and precision.endswith("-true") and precision not in ("32-true", "64-true"):
-            raise UserError(
-                "Training weights in half precision loses most updates to rounding",
-                got=f"trainer.precision {precision}",
-                do="set --trainer.precision bf16-mixed",
-            )
-        half = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-        frozen = not training or self.lora is not None
+        if training:
+            check_trains(precision)
+        half = frozen_dtype(precision)
+        device = self._trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+        stored = None if self.adapter is None else find_adapter(self.adapter)
+        if stored is not None:
+            self.lora = stored.lora
+        adapts = self.lora is not None
+        if self.quantization is not None:
+            check_quantization(device, None if self._trainer is None else self._trainer.strategy)
+        if training:
+            config = load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+            check_trainable(self.quantization, adapts, config)
         policy = load_policy(
             self.name,
-            dtype=half if frozen else torch.float32,
+            dtype=torch.float32 if training and not adapts else half,
             lora=self.lora,
+            adapter=stored,
+            quantization=self.quantization,
+            device=device,
             gradient_checkpointing=self.gradient_checkpointing,
             revision=self.revision,
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
         self.fingerprint = fingerprint(policy)
+        self.adapter_mark = "" if stored is None else adapter_mark(policy)
         self.policy = policy
         check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
         check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
         if training:
-            self.versions.make(policy, self.lora is not None, half, self.trainer.strategy.root_device)
+            self.versions.make(policy, adapts, half, device, off_is_the_start(self.lora, self.adapter))
 
     @property
     def needs(self) -> set[Version]:
@@ -356,16 +381,23 @@ class RLIFModule(pl.LightningModule):
         """Names and shapes of what a checkpoint holds."""
         return {name: weight.shape for name, weight in trainable(self).items()}
 
+    @property
+    def origin(self) -> Origin:
+        """What trainable weights alone do not say."""
+        return {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "lora": self.lora,
+            "adapter": self.adapter,
+            "adapter_mark": self.adapter_mark,
+            "quantization": self.quantization,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are."""
         names = self._trainable()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["rlif"] = {
-            "model": self.name,
-            "fingerprint": self.fingerprint,
-            "lora": self.lora,
-            "versions": self.versions.to_checkpoint(),
-        }
+        checkpoint["rlif"] = {**self.origin, "versions": self.versions.to_checkpoint()}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -373,20 +405,7 @@ class RLIFModule(pl.LightningModule):
         mark = checkpoint.get("rlif")
         if mark is None:
             raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
-        if mark["fingerprint"] != self.fingerprint:
-            raise UserError(
-                "The checkpoint belongs to another model",
-                got=f"a checkpoint of '{mark['model']}'",
-                expected=f"a checkpoint of '{self.name}'",
-                do="give the recipe, or the --model.name, that it was trained with",
-            )
-        stored = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
-        if self._trainable() != stored or not same_lora(mark["lora"], self.lora):
-            raise UserError(
-                "The checkpoint holds other trainable weights than this recipe",
-                got=f"LoRA settings {mark['lora']}",
-                expected=f"{self.lora}",
-                do="use the model.lora settings that it was trained with",
-            )
+        shapes = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
+        check_origin(mark, self.origin, self._trainable() == shapes, self._can_train)
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
         self.versions.from_checkpoint(mark.get("versions", {}))  # a checkpoint from before there were any: none kept

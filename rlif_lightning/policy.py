@@ -1,21 +1,25 @@
 """Load a policy, its tokenizer and its frozen reference."""
 
 import copy
-import dataclasses
-import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from rlif_lightning.adapters import StoredAdapter, add_adapter, add_lora, check_base, check_fit
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.products import speed_up
 from rlif_lightning.hub import from_hub, is_local, resolve_model
+from rlif_lightning.quantization import Quantization, keep_as_quantised, quantization_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# What PEFT puts into the names of an adapter's own weights, and of those of the base around which it stands.
+ADAPTED = ("lora_", ".modules_to_save.", ".trainable_tokens_")
+WRAPPERS = (".token_adapter", ".base_layer", ".original_module")
 
 
 def load_tokenizer(
@@ -89,30 +93,19 @@ def check_ids(policy: Any, ids: Sequence[int]) -> None:
         )
 
 
-def check_lora(lora: dict[str, Any]) -> None:
-    """Refuse settings that peft's LoraConfig does not have.
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights.
 
     Raises:
-        UserError: An unknown key, with the nearest known one.
+        UserError: No such model.
     """
-    from peft import LoraConfig
+    from transformers import AutoConfig
 
-    known = [f.name for f in dataclasses.fields(LoraConfig)]
-    for key in lora:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise UserError(
-                f"model.lora has no setting '{key}'",
-                expected="a field of peft.LoraConfig" + (f", perhaps '{near[0]}'" if near else ""),
-            )
-
-
-def same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
-    from peft import LoraConfig
-
-    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
-    return full[0] == full[1]
+    path = resolve_model(name)
+    own = None if is_local(path) else revision
+    return from_hub(
+        "model", name, lambda: AutoConfig.from_pretrained(path, revision=own, trust_remote_code=trust_remote_code)
+    )
 
 
 def load_policy(
@@ -120,28 +113,43 @@ def load_policy(
     *,
     dtype: torch.dtype,
     lora: dict[str, Any] | None = None,
+    adapter: StoredAdapter | None = None,
+    quantization: Quantization | None = None,
+    device: torch.device | None = None,
     gradient_checkpointing: bool = False,
     revision: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Load a causal language model from safetensors, with a fresh LoRA adapter where asked.
+    """Load a causal language model from safetensors, with a LoRA adapter where asked.
 
     Args:
         name: ``toy``, a folder or a hub name.
-        dtype: Of the weights; a LoRA adapter is always float32.
-        lora: Fields of ``peft.LoraConfig``.
+        dtype: Of the weights that are not quantised, and of products with those that are; an adapter is float32.
+        lora: Fields of ``peft.LoraConfig`` for a fresh adapter.
+        adapter: One that was trained before, in place of a fresh one.
+        quantization: Hold the weights of the linear layers, but for the head, in 4 bits.
+        device: Where 4-bit weights are made, piece by piece; null: on the CPU. Others are always loaded there.
         gradient_checkpointing: Recompute the layers' activations in the backward pass.
         revision: Of a hub repository.
         attn_implementation: As transformers names it; null: its choice.
         trust_remote_code: Run Python code that comes with the model.
 
     Raises:
-        UserError: No such model, no such weights, or LoRA targets that match nothing.
+        UserError: No such model, no such weights, or an adapter that does not fit; the last before weights are read.
     """
     from transformers import AutoModelForCausalLM
 
     path = resolve_model(name)
+    if adapter is not None:
+        lora = adapter.lora
+        check_base(adapter, name, path)
+    if lora is not None:
+        config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+        check_fit(config, lora, adapter, trust_remote_code)
+    own: dict[str, Any] = {}
+    if quantization is not None:
+        own = {"quantization_config": quantization_config(dtype), "device_map": {"": device or torch.device("cpu")}}
     model = from_hub(
         "model",
         name,
@@ -152,32 +160,17 @@ def load_policy(
             use_safetensors=True,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            **own,
         ),
     )
+    if quantization is not None:
+        keep_as_quantised(model)
+    speed_up(model)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if lora is None:
-        return model
-    return add_lora(model, lora)
-
-
-def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
-    """Wrap a model with a fresh float32 LoRA adapter; only the adapter trains.
-
-    Raises:
-        UserError: Unknown settings, or targets that match nothing.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    check_lora(lora)
-    try:
-        policy = get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
-    except ValueError as error:
-        raise UserError("The LoRA adapter does not fit the model", got=lora, expected=str(error)) from error
-    for parameter in policy.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return policy.eval()  # as from_pretrained leaves a model; peft's own modules start with dropout on
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # so inputs need no gradient for an adapter's
+    if adapter is not None:
+        return add_adapter(model, adapter)
+    return model if lora is None else add_lora(model, lora)
 
 
 def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -210,24 +203,24 @@ def set_training_mode(model: nn.Module, training: bool, dropout: bool = False) -
                 layer.training = True
 
 
-@contextmanager
-def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
-    """The bare base model under a LoRA policy, bit by bit."""
-    with policy.disable_adapter():  # type: ignore[operator]
-        yield policy
-
-
 def fingerprint(model: Any) -> str:
     """A short mark of a model's shape and starting weights.
 
     Shapes and a sample of all weights, rounded to bfloat16, so that the same model loaded in another precision
-    has the same mark.
+    has the same mark. Of 4-bit weights the shapes alone, as rounding to them may depend on the device; so a model
+    has another mark in 4 bits.
     """
     mark = hashlib.sha256()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for name, parameter in base.named_parameters():
-        if "lora_" not in name:
-            mark.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
+        if any(part in name for part in ADAPTED):
+            continue
+        state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose own shape is that of packed bytes
+        shape = parameter.shape if state is None else state.shape
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        mark.update(f"{name}{tuple(shape)}".encode())
+        if state is None:
             weight = parameter.detach().flatten()
             sample = weight[:: max(1, len(weight) // 256)].to("cpu", torch.bfloat16).float()
             mark.update(sample.numpy().tobytes())

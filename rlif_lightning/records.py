@@ -2,17 +2,20 @@
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading import Gold, check_where, read_gold
+from rlif_lightning.grading.choices import lettered, right_letter
 from rlif_lightning.hub import from_hub, is_local
 
 TOY_TRAIN, TOY_HELD_OUT = 8192, 1000
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 @dataclass
@@ -21,10 +24,13 @@ class Source:
 
     Args:
         path: A .jsonl, .json, .csv or .parquet file, ``toy``, ``toy-addition``, or a data set's name on the hub.
-        prompt: Field of the problem's text.
+        prompt: Field of the problem's text, or a text with fields in braces: ``"{code}\nassert f({input}) == ??"``.
         answer: Field of the reference answer; null: the data has no answers and nothing label-based is computed.
         gold: Where in that field the answer stands: ``whole``, ``boxed``, ``last_number``, or a regular
             expression with one group, such as ``'####\s*(.+)'``.
+        options: Field of a list of choices. They read as lines ``A. first``, ``B. second`` below the problem, or
+            where the prompt names the field in braces; the answer is then one of these letters.
+        by: Field, or list of fields, by whose values results are given apart as well, such as a subject or a level.
         unit: Field of the answer's unit, which a completion may write or leave out.
         tolerance: Field of the absolute error that an answer may have.
         subset: Configuration of a hub data set.
@@ -38,6 +44,8 @@ class Source:
     gold: str = "whole"
     unit: str | None = None
     tolerance: str | None = None
+    options: str | None = None
+    by: str | list[str] | None = None
     subset: str | None = None
     split: str = "train"
     limit: int | None = None
@@ -54,6 +62,11 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise UserError("data.*.limit is too small", got=self.limit, expected="1 or more, or null for all rows")
 
+    @property
+    def groupings(self) -> list[str]:
+        """The fields of ``by``."""
+        return [self.by] if isinstance(self.by, str) else list(self.by or [])
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -61,6 +74,7 @@ class Problem:
 
     text: str
     gold: Gold | None
+    by: dict[str, str] = field(default_factory=dict)  # the fields by which results are given apart
 
 
 def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
@@ -81,38 +95,74 @@ def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
 
 
 def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
+    place = f"Row {number} of {source.path}"
+
     def field(name: str, key: str) -> Any:
         if name not in row:
             raise UserError(
-                f"Row {number} of {source.path} has no field '{name}'",
+                f"{place} has no field '{name}'",
                 got=f"fields {', '.join(row) or 'none'}",
                 do=f"name the right one in data.*.{key}"
                 + (", or set it to null where the data has no answers" if key == "answer" else ""),
             )
         return row[name]
 
-    text = field(source.prompt, "prompt")
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"Row {number} of {source.path} has no text in '{source.prompt}'", got=repr(text)[:80])
-    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
-        raise UserError(f"Row {number} of {source.path} holds half a character", got=ascii(text)[:80])
+    options = field(source.options, "options") if source.options else None
+    text = _text(source, field, None if options is None else lettered(options, place), place)
+    by = {name: _label(name, field(name, "by"), place) for name in source.groupings}
     if source.answer is None:
-        return Problem(text, None)
+        return Problem(text, None, by)
     value = field(source.answer, "answer")
+    if options is not None:
+        return Problem(text, Gold(right_letter(value, len(options), place)), by)
     unit = field(source.unit, "unit") if source.unit else None
     tolerance = field(source.tolerance, "tolerance") if source.tolerance else None
     gold = read_gold(value, source.gold, unit, tolerance)
     if gold is None:
         raise UserError(
-            f"Row {number} of {source.path} has no answer in '{source.answer}' at '{source.gold}'",
+            f"{place} has no answer in '{source.answer}' at '{source.gold}'",
             got=repr(value)[-80:],
             do="set data.*.gold to where the answer stands",
         )
-    return Problem(text, gold)
+    return Problem(text, gold, by)
+
+
+def _text(source: Source, field: Callable[[str, str], Any], choices: str | None, place: str) -> str:
+    """The problem as the policy is told it, with the choices where there are any."""
+
+    def inserted(match: re.Match[str]) -> str:
+        name = match[1]
+        value = choices if name == source.options else field(name, "prompt")
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{place} has no text in '{name}'", got=repr(value)[:80])
+        return str(value)
+
+    if _FIELD.search(source.prompt):
+        text: Any = _FIELD.sub(inserted, source.prompt)  # in one pass: problems are full of braces
+    else:
+        text = field(source.prompt, "prompt")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{place} has no text in '{source.prompt}'", got=repr(text)[:80])
+    if choices is not None and f"{{{source.options}}}" not in source.prompt:
+        text = f"{text}\n\n{choices}"
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        raise UserError(f"{place} holds half a character", got=ascii(text)[:80])
+    return text
+
+
+def _label(name: str, value: Any, place: str) -> str:
+    if not isinstance(value, str | int | float | None):
+        raise UserError(
+            f"{place} has nothing in '{name}' that results could be given by",
+            got=repr(value)[:80],
+            expected="a text or a number",
+            do="name another field in data.*.by",
+        )
+    return "null" if value is None else str(value)
 
 
 def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
-    from rlif_lightning.toy import parse_toy_name, toy_problems
+    from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_problems
 
     toy = parse_toy_name(source.path)
     if toy is not None:
@@ -131,6 +181,8 @@ def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
         return
     if is_local(source.path):
         raise UserError("The data file has no known ending", got=source.path, expected=", ".join(readers))
+
+    refuse_almost_toy(source.path)
 
     def load() -> Any:
         import datasets

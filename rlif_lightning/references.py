@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
-from rlif_lightning.policy import adapter_off, frozen_copy
+from rlif_lightning.policy import frozen_copy
 from rlif_lightning.trainable import trainable
 
 Version = Literal["frozen", "ema", "synced"]
@@ -66,10 +67,12 @@ class Versions(nn.Module):
         self.ema_decay, self.renew_every = ema_decay, renew_every
         self.needs: set[Version] = set()
         """Which; to be settled before the weights are loaded."""
-        self.frozen: nn.Module | None = None  # a copy; None under LoRA, whose adapter is switched off
-        self.snapshots = nn.ModuleDict()  # "ema", "synced"
+        self.frozen: nn.Module | None = None  # a copy; None under LoRA
+        self.snapshots = nn.ModuleDict()  # "ema", "synced"; "frozen" where an adapter was trained before
 
-    def make(self, policy: nn.Module, lora: bool, half: torch.dtype, device: torch.device) -> None:
+    def make(
+        self, policy: nn.Module, lora: bool, half: torch.dtype, device: torch.device, off_is_start: bool = True
+    ) -> None:
         """Copy what is needed from the policy as it is now.
 
         Args:
@@ -77,11 +80,13 @@ class Versions(nn.Module):
             lora: Whether only an adapter trains.
             half: Dtype of a frozen copy's linear layers.
             device: Where everything will lie.
+            off_is_start: Whether an adapter that is switched off gives the policy as it is now.
 
         Raises:
             UserError: The memory for it is not there.
         """
-        copies = [which for which in sorted(self.needs) if which != "frozen" or not lora]
+        switched = lora and off_is_start  # the frozen version is then the policy without its adapter
+        copies = [which for which in sorted(self.needs) if which != "frozen" or not switched]
         if not copies:
             return
         moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
@@ -91,15 +96,16 @@ class Versions(nn.Module):
             f"other versions of the policy's weights ({', '.join(copies)})",
             "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
         )
-        if "frozen" in copies:
+        if "frozen" in copies and not lora:
             self.frozen = frozen_copy(policy, half)
-        self.snapshots.update({which: Snapshot(policy) for which in copies if which != "frozen"})
+            copies.remove("frozen")
+        self.snapshots.update({which: Snapshot(policy) for which in copies})
 
     @contextmanager
     def at(self, which: Version, policy: nn.Module) -> Iterator[nn.Module]:
         """A version in use: a model of its own, or the policy with other weights for a moment."""
         assert which in self.needs
-        if which != "frozen":
+        if which in self.snapshots:
             with self._snapshot(which).in_place(policy) as model:
                 yield model
         elif self.frozen is not None:
@@ -126,6 +132,8 @@ class Versions(nn.Module):
             UserError: The run began without one of the versions.
         """
         for which, snapshot in self.snapshots.items():
+            if which not in stored and which == "frozen":  # weights that the guard has kept, to be evaluated
+                continue
             if which not in stored:
                 raise UserError(
                     f"The checkpoint holds no {which} version of the policy",

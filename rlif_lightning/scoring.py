@@ -145,8 +145,12 @@ def _prompt_cache() -> Any:
 
 
 def _checkpoints(body: nn.Module) -> bool:
-    """Whether the layers are about to recompute their activations."""
+    """Whether the layers recompute their activations when they train.
+
+    Whether they train now does not matter: a reference computes what the update does, so that the divergence starts
+    at exactly 0.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = (m for m in body.modules() if isinstance(m, GradientCheckpointingLayer))
-    return any(layer.training and layer.gradient_checkpointing for layer in layers)
+    return any(layer.gradient_checkpointing for layer in layers)

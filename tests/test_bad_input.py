@@ -64,13 +64,48 @@ def test_broken_data(name, content, parts, refused, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"options": ["x", "y"], "answer": "C"}, ["Row 2", "none of the options", "from A to B"]),
+        ({"options": ["x"] * 27, "answer": "A"}, ["Row 2", "too many options", "27"]),
+        ({"options": [], "answer": "A"}, ["Row 2", "too few", "0 options"]),
+        ({"options": "x, y", "answer": "A"}, ["Row 2", "options are no list"]),
+        ({"options": ["x", None], "answer": "A"}, ["Row 2", "option is no text"]),
+        ({"options": ["x", "y"], "answer": "A", "kind": ["k"]}, ["Row 2", "nothing in 'kind'", "data.*.by"]),
+        ({"answer": "A"}, ["Row 2", "no field 'options'"]),
+    ],
+)
+def test_broken_choices(row, parts, refused, tmp_path):
+    rows = [
+        {"question": "a?", "options": ["x", "y"], "answer": "A", "kind": "k"},
+        {"question": "b?", "kind": "k", **row},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    choices = ["--data.train.path", tmp_path / "a.jsonl", "--data.train.options=options", "--data.train.by=kind"]
+    message = refused(*choices)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
     ("args", "parts"),
     [
         (["--data.train.path=nosuch.jsonl"], ["does not exist", "nosuch.jsonl"]),
+        (["--data.train.path=toy-adition"], ["did you mean 'toy-addition'"]),
+        (["--model.name=toy-tunned:2"], ["did you mean 'toy-tuned'"]),
         (["--data.train.prompt=problem"], ["Row 1", "no field 'problem'", "question, answer", "data.*.prompt"]),
         (["--data.train.answer=solution"], ["no field 'solution'", "set it to null"]),
         (["--data.train.unit=unit"], ["no field 'unit'", "data.*.unit"]),
         (["--data.train.limit=0"], ["limit is too small"]),
+        (["--data.train.by=subject"], ["Row 1", "no field 'subject'", "data.*.by"]),
+        (["--data.train.by=[question,level]"], ["Row 1", "no field 'level'", "data.*.by"]),
+        (["--data.train.options=choices"], ["Row 1", "no field 'choices'", "data.*.options"]),
+        (["--data.train.options=question"], ["Row 1", "options are no list", "2 to 26"]),
+        (["--data.train.prompt={question} {x}"], ["Row 1", "no field 'x'", "data.*.prompt"]),
+        (["--data.answers.compare=literal", "--data.train.gold=whole"], ["Row 1", "no Python literal", "<<0>>"]),
+        (["--data.answers.compare=litral"], ["compare"]),
+        (["--data.answers.completion=choise"], ["choice"]),
+        (["--evaluation.predictions=alpaca_eval", "--evaluation.samples=2"], ["one output per instruction"]),
+        (["--evaluation.predictions=alpaca"], ["predictions", "alpaca_eval"]),
         (["--data.train.gold=(x"], ["no valid regular expression"]),
         (["--data.train.gold=####"], ["no text", "[#]"]),
         (["--data.answers.completion=(x"], ["no valid regular expression"]),

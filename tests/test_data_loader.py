@@ -3,7 +3,7 @@
 import pytest
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.data import PromptLoader
+from rlif_lightning.data import EvaluationLoader, PromptLoader
 from rlif_lightning.errors import UserError
 
 COUNT = 23
@@ -98,3 +98,14 @@ def test_too_few_prompts():
         loader(count=7)
     assert "7 prompts" in str(error.value) and "at least 8" in str(error.value)
     assert len(loader(count=8)) == 24
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 12])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_process_answers_as_many_batches_and_no_problem_twice(count, world):
+    """A sharded model generates together: a process without problems left must still take part."""
+    batches = [EvaluationLoader(count, 2, rank, world).batches for rank in range(world)]
+    assert len({len(own) for own in batches}) == 1
+    assert sorted(row for own in batches for batch in own for row in batch) == list(range(count))
+    assert all(len(batch) <= 2 for own in batches for batch in own)
+    assert all(any(own[i] for own in batches) for i in range(len(batches[0])))  # none that is empty everywhere

@@ -1,13 +1,17 @@
 """validate, test and predict: what they write, against a computation by hand; and what they say on the way."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
 import pytest
 import torch
 
-from rlif_lightning.evaluation import SEED, Answered, Attempt, answer_problems, summarise
+from rlif_lightning.evaluation import SEED, Answered, Attempt, answer_problems, summarise, summarise_by
+from rlif_lightning.evaluation_files import by_table, write_rows
 from rlif_lightning.grading import AnswerFormat, Gold, Grader
 from rlif_lightning.prompts import Template
 from rlif_lightning.records import Problem, Source, read_problems
@@ -202,7 +206,6 @@ HOSTILE = [
 
 def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
     """Each hostile answer costs at most the grader's limit, and the rows can be written."""
-    from rlif_lightning.callbacks.evaluation import write_rows
     from rlif_lightning.policy import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(str(model_folder()))
@@ -354,3 +357,99 @@ def test_half_precision(rlif, args, tmp_path, precision):
     """Under bf16-true the statistics' stores and the uniform numbers took the default dtype."""
     rlif("test", *args, f"--trainer.precision={precision}")
     assert json.loads((tmp_path / "runs/run/1/results.json").read_text())["precision"] == precision
+
+
+# -- any engine, any number of processes -----------------------------------------------------------------------
+
+# A sampler of the user's own: no statistics, no log-probabilities.
+OWN_SAMPLER = """
+from collections.abc import Sequence
+import torch
+from rlif_lightning.rollout import Samples
+from rlif_lightning.sampling.protocol import Progress, Sampling
+
+class Echo:
+    def __init__(self, token: int = 70) -> None:
+        self.token = token
+
+    def update(self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+        self.end = min(end_ids)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], group_size: int, seeds: torch.Tensor, sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> Samples:
+        n = len(prompts) * group_size
+        assert len(seeds) == n
+        ids = torch.tensor([[self.token, self.token, self.end]] * n)
+        ones = torch.ones(n, 3, dtype=torch.bool)
+        return Samples(ids, ones, ids, ones, torch.ones(n, dtype=torch.bool))
+"""
+
+
+@pytest.fixture
+def own_sampler(tmp_path, monkeypatch):
+    (tmp_path / "own_sampler.py").write_text(OWN_SAMPLER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_sampler.Echo"
+    sys.modules.pop("own_sampler", None)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_engine_without_statistics_is_enough(command, own_sampler, rlif, args, model_folder):
+    from transformers import AutoTokenizer
+
+    folder = rlif(command, *args, f"--evaluation.sampler={own_sampler}", "--evaluation.sampler.token=75")
+    name = "predictions.jsonl" if command == "predict" else "problems.jsonl"
+    found = rows(folder / "runs/run/1" / name)
+    text = AutoTokenizer.from_pretrained(model_folder()).decode([75, 75])
+    assert {(a["text"], a["tokens"], a["ended"]) for r in found for a in r["greedy"] + r["samples"]} == {
+        (text, 3, True)
+    }
+
+
+def test_the_rollouts_engine_answers_where_no_other_is_given(own_sampler, rlif, args):
+    folder = rlif("test", *args, f"--rollout.sampler={own_sampler}")
+    assert {a["tokens"] for r in rows(folder / "runs/run/1/problems.jsonl") for a in r["greedy"]} == {3}
+    native = "--evaluation.sampler=rlif_lightning.sampling.NativeSampler"
+    rlif("test", *args, f"--rollout.sampler={own_sampler}", native)
+    assert {a["tokens"] for r in rows(folder / "runs/run/2/problems.jsonl") for a in r["greedy"]} != {3}
+
+
+def test_results_by_a_field_worked_out_by_hand():
+    def answered(index, level, kind, right):
+        return Answered(index, "p", "p", "7", [attempt("7", right)], by={"level": level, "kind": kind})
+
+    results = [answered(0, "10", "b", True), answered(1, "9", "a", False), answered(2, "10", "a", False)]
+    by = summarise_by(results)
+    assert [(name, list(parts)) for name, parts in by.items()] == [("level", ["9", "10"]), ("kind", ["a", "b"])]
+    assert [(part["n"], part["accuracy"]) for part in by["level"].values()] == [(1, 0.0), (2, 0.5)]
+    assert [(part["n"], part["accuracy"]) for part in by["kind"].values()] == [(2, 0.0), (1, 1.0)]
+    assert (by["level"]["10"]["accuracy_low"], by["level"]["10"]["accuracy_high"]) == (0.0, 1.0)
+    lines = by_table("level", by["level"])
+    assert lines[1].split() == ["9", "1", "0.0000", "[0.0000,", "0.0000]"]
+    assert lines[2].split() == ["10", "2", "0.5000", "[0.0000,", "1.0000]"]
+    assert by_table("x", {"long value": {"n": 3}})[1].split() == ["long", "value", "3"]
+    assert summarise_by([]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "name", "limit"), [("test", "problems.jsonl", 7), ("predict", "predictions.jsonl", 1)]
+)
+def test_two_processes_answer_as_one(command, name, limit, rlif, args, tmp_path):
+    """Seven problems in batches of two: four and three; one problem: the second process has none."""
+    sizes = [f"--data.test.limit={limit}", "--evaluation.batch_size=2", "--data.test.by=question"]
+    rlif(command, *args, *sizes, "--runs=one")
+    words = [command, *args, *sizes, "--runs=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    python = [sys.executable, "-m", "rlif_lightning"]
+    subprocess.run([*python, *words], cwd=tmp_path, check=True, timeout=120, capture_output=True, env=environment)
+    one, two = tmp_path / "one/run", tmp_path / "two/run"
+    assert [f.name for f in two.iterdir()] == ["1"]
+    assert (one / "1" / name).read_bytes() == (two / "1" / name).read_bytes()
+    assert [r["index"] for r in rows(two / "1" / name)] == list(range(limit))
+    if command == "test":
+        results = [read(runs / "1/results.json") for runs in (one, two)]
+        assert results[0].pop("config") != results[1].pop("config")
+        assert results[0] == results[1]

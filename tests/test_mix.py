@@ -424,6 +424,20 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, t
     assert column(one, "rollout/reward") == column(other, "rollout/reward")
 
 
+def test_a_fit_interrupted_before_it_began_says_how_to_go_on(rlif, words, monkeypatch, tmp_path, capsys):
+    def interrupted(self, trainer, module):
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "on_train_start", interrupted)
+        stopped(rlif, *words, "--ratios", 0.5, "--steps=1")
+    signal.signal(signal.SIGINT, handler)  # the Trainer ignores it while it ends
+    assert "--output out goes on" in capsys.readouterr().err
+    rlif("mix", *words, "--ratios", 0.5, "--steps=1")
+    assert [row["steps"] for row in table(tmp_path / "out")] == [1]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -434,11 +448,20 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(rlif, words, monkeypatch, t
         (["--steps=-1"], "too small"),
         (["--tuned=nowhere/at/all"], "does not exist"),
         (["--tuned=toy-tuned:x"], "toy:3"),
+        (["--tuned=toy-tuend"], "did you mean 'toy-tuned'"),
+        (["--tuned=adapter"], "adapter's weights can't be read"),
+        (["--tuned=bad.ckpt"], "bad.ckpt"),
+        (["--tuned=other.ckpt"], "not written by rlif_lightning"),
         (["--base=toy:0"], "not of one architecture"),
         (["--stepps=3"], "steps"),
     ],
 )
 def test_mistakes_are_named_before_weights_are_loaded(rlif, words, capsys, unloaded, more, message, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_text("cut short")
+    (tmp_path / "bad.ckpt").write_text("no checkpoint")
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit) as ended:
         rlif("mix", *words, *more)
     assert ended.value.code == 2

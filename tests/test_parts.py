@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, PhiConfig, Qwen2Config
 
+from rlif_lightning.adapters import add_lora
 from rlif_lightning.parts import body_and_head
-from rlif_lightning.policy import add_lora
 from rlif_lightning.sampling.check import check_decoding
 
 SIZES = {

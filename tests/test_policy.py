@@ -8,12 +8,10 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rlif_lightning.adapters import adapter_off, add_lora, check_lora
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.policy import (
-    adapter_off,
-    add_lora,
-    check_lora,
     fingerprint,
     frozen_copy,
     load_policy,

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from rlif_lightning.grading import AnswerFormat, Grader
@@ -19,8 +20,20 @@ ROWS = {  # two rows in each data set's own format
         {"question": "What is 900 + 900?", "answer": "It is\n#### 1,800"},
     ],
     "math": [
-        {"problem": "What is $1/2$?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "answer": r"\frac{1}{2}"},
-        {"problem": "Name a point.", "solution": r"So \boxed{(3, 4)}.", "answer": "(3, 4)"},
+        {
+            "problem": "What is $1/2$?",
+            "solution": r"It is $\boxed{\frac{1}{2}}$.",
+            "answer": r"\frac{1}{2}",
+            "subject": "Algebra",
+            "level": 2,
+        },
+        {
+            "problem": "Name a point.",
+            "solution": r"So \boxed{(3, 4)}.",
+            "answer": "(3, 4)",
+            "subject": "Geometry",
+            "level": 1,
+        },
     ],
     "aime24": [{"id": 1, "problem": "Count.", "answer": "025"}, {"id": 2, "problem": "Count on.", "answer": "204"}],
     "amc23": [{"problem": "How far?", "answer": 27.0}, {"problem": "How long?", "answer": 1.5}],
@@ -32,7 +45,38 @@ ROWS = {  # two rows in each data set's own format
         {"question": "Both?", "final_answer": ["$1$, $2$"], "unit": None, "error": None},
         {"question": "Speed?", "final_answer": ["31"], "unit": "km/h", "error": "1e-1"},
     ],
+    "mmlu_pro": [
+        {
+            "question_id": 70,
+            "question": "Which?",
+            "options": ["one", "two", "three"],
+            "answer": "C",
+            "answer_index": 2,
+            "cot_content": "",
+            "category": "business",
+            "src": "ori_mmlu-business_ethics",
+        },
+        {
+            "question_id": 71,
+            "question": "Why?",
+            "options": [f"because {i}" for i in range(10)],
+            "answer": "J",
+            "answer_index": 9,
+            "cot_content": "",
+            "category": "law",
+            "src": "stemez-Law",
+        },
+    ],
+    "cruxeval_o": [
+        {"code": "def f(x):\n    return {x: [x]}", "input": "'=='", "output": "{'==': ['==']}", "id": "sample_0"},
+        {"code": "def f(x, y):\n    return x, y", "input": "True, 2.5", "output": "(True, 2.5)", "id": "sample_1"},
+    ],
+    "alpaca_eval": [
+        {"instruction": "Name a fruit.", "output": "Pear.", "generator": "text_davinci_003", "dataset": "koala"},
+        {"instruction": "Sing, {x}!", "output": "La.", "generator": "text_davinci_003", "dataset": "vicuna"},
+    ],
 }
+EVALUATIONS = ("math500", "aime24", "amc23", "minerva_math", "olympiadbench", "mmlu_pro", "cruxeval_o")
 TINY = [
     "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
     "--evaluation.max_new_tokens=4", "--evaluation.n=2",
@@ -56,8 +100,9 @@ def rows_of(recipe):
 
 def test_no_recipe_is_forgotten_here():
     """A new recipe must be added to one of the lists below, or nothing runs it."""
-    evaluations = {"math500", "aime24", "amc23", "minerva_math", "olympiadbench"}
-    assert set(shipped_recipes()) == {"quickstart", "toy_addition", *OVERLAYS, *TRAINING, *evaluations}
+    evaluations = {*EVALUATIONS, "alpaca_eval"}
+    shipped = {"quickstart", "toy_addition", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
+    assert set(shipped_recipes()) == shipped
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
@@ -89,6 +134,25 @@ def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
     assert {tuple(json.loads(line)["rewards"]) for line in lines} == {(overlay,)}
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_an_adapter_in_4_bits_over_a_recipe_of_full_training(rlif, model_folder, data):
+    """The optimiser's class is another, its settings stay those of the recipe."""
+    paths = [f"--data.{part}.path={data / 'math.jsonl'}" for part in ("train", "val", "test")]
+    model = ["--model.name", model_folder("qwen2", chat=True)]
+    folder = rlif(
+        "fit", "--config", "intuitor", "--config", "lora", "--config", "nf4", *model, *paths, *TINY, *TINY_FIT
+    )
+    run = folder / "runs" / "intuitor+lora+nf4" / "1"
+    settings = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    shipped = yaml.safe_load(Path(shipped_recipes()["intuitor"]).read_text())["model"]
+    assert settings["quantization"] == "nf4" and settings["lora"]["r"] == 32 and settings["gradient_checkpointing"]
+    assert settings["optimizer"]["class_path"] == "bitsandbytes.optim.PagedAdamW8bit"
+    own = settings["optimizer"]["init_args"]
+    assert {name: own[name] for name in shipped["optimizer"]["init_args"]} == shipped["optimizer"]["init_args"]
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["rlif"]["quantization"] == "nf4" and all("lora_" in name for name in stored["state_dict"])
+
+
 def test_toy_addition_brings_its_own_task(rlif, model_folder):
     """The toy's own model takes a minute to build; any other stands in for it here."""
     assert yaml.safe_load(Path(shipped_recipes()["toy_addition"]).read_text())["model"] == {"name": "toy-addition"}
@@ -106,9 +170,7 @@ def test_toy_addition_brings_its_own_task(rlif, model_folder):
     assert grader.grade([(*text, gold.gold) for text in texts]) == [True, False, False, False]
 
 
-@pytest.mark.parametrize(
-    "recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench", "intuitor", "gsm8k"]
-)
+@pytest.mark.parametrize("recipe", [*EVALUATIONS, "intuitor", "gsm8k"])
 def test_evaluation_recipe(recipe, rlif, model_folder, data):
     folder = rlif(
         "test", "--config", recipe, "--model.name", model_folder("qwen2", chat=True),
@@ -119,9 +181,7 @@ def test_evaluation_recipe(recipe, rlif, model_folder, data):
     assert {"accuracy", "accuracy_sampled", "pass@2", "maj@2"} <= set(results)
 
 
-@pytest.mark.parametrize(
-    "recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench", "intuitor", "gsm8k"]
-)
+@pytest.mark.parametrize("recipe", [*EVALUATIONS, "intuitor", "gsm8k"])
 def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
     """The mapping of fields finds the reference answers, and an answer written like them is right."""
     settings = yaml.safe_load(Path(shipped_recipes()[recipe]).read_text())["data"]
@@ -133,7 +193,7 @@ def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
 
 
 @pytest.mark.parametrize("training", [*TRAINING, "quickstart"])
-@pytest.mark.parametrize("recipe", ["math500", "aime24", "amc23", "minerva_math", "olympiadbench"])
+@pytest.mark.parametrize("recipe", EVALUATIONS)
 def test_evaluation_recipe_over_a_training_recipe(training, recipe, capsys):
     """What a training recipe says of its own test set used to leak into the next one's: gold, subset, answers."""
     from rlif_lightning.cli import main
@@ -157,3 +217,43 @@ def test_last_checkpoint_of_the_training_recipe(rlif, model_folder, data):
     folder = rlif("test", "--config", "gsm8k", *evaluation, *model, *TINY, "--ckpt_path", "last")
     results = json.loads((folder / "runs/gsm8k+math500/1/results.json").read_text())
     assert results["checkpoint"].endswith("runs/gsm8k/1/checkpoints/last.ckpt")
+
+
+def test_results_are_given_apart_by_the_fields_that_a_recipe_names(rlif, model_folder, data):
+    model = ["--model.name", model_folder("qwen2", chat=True), *TINY]
+    file = f"--data.test.path={data / 'math.jsonl'}"
+    folder = rlif("test", "--config", "math500", *model, file, "--evaluation.samples=2")
+    by = json.loads((folder / "runs/math500/1/results.json").read_text())["by"]
+    assert [(name, list(parts)) for name, parts in by.items()] == [
+        ("subject", ["Algebra", "Geometry"]), ("level", ["1", "2"])
+    ]  # fmt: skip
+    for numbers in [part for parts in by.values() for part in parts.values()]:
+        assert numbers["n"] == 2
+        assert {"accuracy", "accuracy_low", "accuracy_high", "accuracy_sampled", "pass@2"} <= set(numbers)
+
+
+def test_choices_reach_the_prompt_and_letters_the_grader(rlif, model_folder, data):
+    model = ["--model.name", model_folder("qwen2", chat=True), *TINY, f"--data.test.path={data / 'mmlu_pro.jsonl'}"]
+    folder = rlif("test", "--config", "mmlu_pro", *model)
+    rows = [json.loads(line) for line in (folder / "runs/mmlu_pro/1/problems.jsonl").read_text().splitlines()]
+    assert "user\nWhich?\n\nA. one\nB. two\nC. three\n\nThink step" in rows[0]["prompt"]
+    assert "\nI. because 8\nJ. because 9\n\n" in rows[1]["prompt"]
+    assert [(row["gold"], row["by"]) for row in rows[:2]] == [
+        ("C", {"category": "business"}),
+        ("J", {"category": "law"}),
+    ]
+
+
+def test_outputs_for_alpaca_eval(rlif, model_folder, data):
+    """As `alpaca_eval --model_outputs` reads them: one list of instruction, output, generator, dataset."""
+    (data / "alpaca_eval.json").write_text(json.dumps(ROWS["alpaca_eval"]))
+    model = ["--model.name", model_folder("qwen2", chat=True), *TINY]
+    folder = rlif("predict", "--config", "alpaca_eval", *model)  # finds the file of this name here
+    rlif("predict", "--config", "alpaca_eval", *model, "--evaluation.predictions=rows")
+    outputs = json.loads((folder / "runs/alpaca_eval/1/model_outputs.json").read_text())
+    lines = (folder / "runs/alpaca_eval/2/predictions.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["greedy"][0]["text"] for line in lines]
+    assert outputs == [
+        {"instruction": row["instruction"], "output": text, "generator": str(model[1]), "dataset": row["dataset"]}
+        for row, text in zip(ROWS["alpaca_eval"], texts, strict=True)
+    ]

@@ -146,3 +146,42 @@ def test_training_and_evaluating_without_answers(rlif, small_fit, tmp_path):
     assert results["n"] == 8
     assert not [k for k in results if k.startswith(("accuracy", "pass@", "maj@"))]
     assert {"mean_tokens", "truncated_fraction", "mean_tokens_sampled"} <= set(results)
+
+
+# -- several fields, choices, groups ---------------------------------------------------------------------------
+
+CHOICES = [
+    {"question": "Which {n}?", "options": ["{x}", "two", 3], "answer": "B", "answer_index": 1, "category": "law"},
+    {"question": "Where?", "options": ["here", "there"], "answer": "a", "answer_index": 0, "category": 7},
+]
+
+
+def test_a_prompt_of_several_fields_is_filled_in_one_pass(tmp_path):
+    rows = [{"code": "def f(input):\n    return {input}", "input": "{code}", "n": 2, "output": "1"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    (problem,) = read_problems(Source(path, prompt="{code}\n{n}: f({input}) == {} {2}", answer="output"))
+    assert problem.text == "def f(input):\n    return {input}\n2: f({code}) == {} {2}"
+    for prompt, message in (("{code} {nosuch}", "no field 'nosuch'"), ("{none}", "no text in 'none'")):
+        with pytest.raises(UserError, match=message):
+            read_problems(Source(write(tmp_path / "rows.jsonl", [{**rows[0], "none": None}]), prompt=prompt))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
+def test_choices(ending, tmp_path):
+    rows = [{**row, "options": [str(x) for x in row["options"]], "category": "law"} for row in CHOICES]
+    path = write(tmp_path / f"rows{ending}", rows)
+    plain = read_problems(Source(path, options="options"))
+    assert [p.text for p in plain] == ["Which {n}?\n\nA. {x}\nB. two\nC. 3", "Where?\n\nA. here\nB. there"]
+    assert [p.gold.text for p in plain] == ["B", "A"]
+    placed = read_problems(Source(path, prompt="{options}\n{question}", options="options", answer="answer_index"))
+    assert [p.text for p in placed] == ["A. {x}\nB. two\nC. 3\nWhich {n}?", "A. here\nB. there\nWhere?"]
+    assert [p.gold.text for p in placed] == ["B", "A"]
+    assert [p.gold for p in read_problems(Source(path, options="options", answer=None))] == [None, None]
+
+
+def test_fields_that_results_are_given_by(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{**row, "level": None} for row in CHOICES])
+    assert [p.by for p in read_problems(Source(path))] == [{}, {}]
+    assert [p.by for p in read_problems(Source(path, by="category"))] == [{"category": "law"}, {"category": "7"}]
+    both = read_problems(Source(path, by=["level", "category"]))
+    assert [list(p.by.items()) for p in both][1] == [("level", "null"), ("category", "7")]

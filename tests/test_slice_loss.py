@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from rlif_lightning.adapters import add_lora
 from rlif_lightning.functional.losses import loss_denominator, policy_loss
 from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_stats
-from rlif_lightning.policy import add_lora, set_training_mode
+from rlif_lightning.policy import set_training_mode
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.scoring import Scored, completion_hidden, completion_logits

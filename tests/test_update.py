@@ -220,8 +220,14 @@ ON_THE_HEAD = {**LORA, "target_modules": ["lm_head"], "init_lora_weights": True}
 
 @pytest.mark.parametrize(
     "model",
-    [{"loss": "gspo"}, {"entropy_coefficient": 0.01}, {"plain_forward": True}, {"lora": ON_THE_HEAD}],
-    ids=["gspo", "bonus", "plain", "lora"],
+    [
+        {"loss": "gspo"},
+        {"entropy_coefficient": 0.01},
+        {"plain_forward": True},
+        {"lora": ON_THE_HEAD},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["gspo", "bonus", "plain", "lora", "checkpointing"],
 )
 def test_the_divergence_starts_at_0_however_the_logits_are_made(train, model):
     rest = {k: v for k, v in model.items() if k not in ("loss", "lora")}

@@ -157,12 +157,12 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
     """Everything after sampling: numbers, verdict, files, table."""
     from dataclasses import asdict
 
-    from rlif_lightning.callbacks.evaluation import versions
     from rlif_lightning.data import run_seed
     from rlif_lightning.diagnosis.figure import draw_diagnosis
     from rlif_lightning.diagnosis.measures import compare, describe, difference, measure, value_correlations
     from rlif_lightning.diagnosis.text import completion_rows, table, write_json, write_rows
     from rlif_lightning.diagnosis.verdict import verdict
+    from rlif_lightning.evaluation_files import versions
     from rlif_lightning.rewards import Random, Verifiable
 
     rollout, module, options = objects.rollout, objects.module, objects.options
@@ -198,6 +198,8 @@ def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], pr
         "min_spread": rollout.advantage.min_spread,
         "sampling": asdict(rollout.sampling),
         "lora": module.lora,
+        "adapter": module.adapter,
+        "quantization": module.quantization,
         "precision": str(objects.trainer.precision),
         "versions": versions(),
     }

@@ -121,6 +121,8 @@ class Mixing:
                 raise UserError(f"--{name} is too small", got=self.options[name], expected=f"{least} or more")
         if self.options.ckpt_path is not None:
             raise UserError("rlif mix takes a checkpoint as the tuned model", do="give it as --tuned")
+        if module.adapter is not None:
+            raise UserError("rlif mix takes an adapter as the tuned model", do="give it as --tuned")
         per_rollout = objects.rollout.plan.rollout_steps
         if self.steps % per_rollout:
             raise UserError(
@@ -233,7 +235,7 @@ class Mixing:
                     module.decode,
                     self.grader,
                 )
-                drawn = with_scores(drawn, module.policy, rollout.sampling.statistics_temperature)
+                drawn = with_scores(drawn, module.policy, rollout.sampling)
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
@@ -285,7 +287,10 @@ class Mixing:
         done = 0 if run is None else read_checkpoint(run / CHECKPOINTS / LAST_CHECKPOINT, mmap=True)["global_step"]
         if done < self.steps:
             recipe = self._recipe(folder, model)
-            cli = RLIFCLI.run(["fit", "--config", str(recipe), *(["--ckpt_path", str(run)] if run else [])])
+            try:
+                cli = RLIFCLI.run(["fit", "--config", str(recipe), *(["--ckpt_path", str(run)] if run else [])])
+            except SystemExit as end:  # so the Trainer ends after Ctrl-C before the fit's first rollout
+                raise KeyboardInterrupt from end
             if cli.trainer.global_step < self.steps:  # Ctrl-C: the fit has saved a checkpoint and ended
                 raise KeyboardInterrupt
             run = latest_run_folder(folder, FIT)

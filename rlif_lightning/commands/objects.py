@@ -83,7 +83,11 @@ class Objects:
 
 
 def load(
-    command: str, arguments: list[str], add_options: Callable[[Any], None], description: str | None = None
+    command: str,
+    arguments: list[str],
+    add_options: Callable[[Any], None],
+    description: str | None = None,
+    make: "type[PlainCLI] | None" = None,
 ) -> Objects:
     """Read the words after ``rlif <command>`` like those after ``rlif fit``.
 
@@ -92,18 +96,20 @@ def load(
         arguments: The words after it.
         add_options: Adds the command's own options to a parser.
         description: For ``--help``.
+        make: Another class that reads the settings.
 
     Raises:
         UserError: A word or a recipe is wrong.
         SystemExit: After ``--help`` or ``--print_config``.
     """
     prepare()
-    cli = PlainCLI(command, arguments, add_options, description)
+    cli = (make or PlainCLI)(command, arguments, add_options, description)
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     trainer.strategy.connect(module)
     module.trainer = data.trainer = trainer
     trainer.datamodule = data  # type: ignore[attr-defined]
     init = cli.config_init
+    init.evaluation.take_sampler(trainer)
     return Objects(command, cli.recipe, cli.root, module, data, init.rollout, init.evaluation, trainer, init, cli)
 
 

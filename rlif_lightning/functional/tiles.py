@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlif_lightning.functional.products import multiply_into
 from rlif_lightning.functional.token_stats import (
     TokenStats,
     _check_temperature,
@@ -59,7 +60,7 @@ class PlainHead:
     """Logits of a head that is a weight alone, without gradient, in a buffer that the next call overwrites.
 
     Under autocast the weight is cast once, here, and not at every tile. Otherwise hidden states and weight have
-    one dtype. Logits are those of ``scale * F.linear(hidden, weight)``, bit for bit.
+    one dtype. Logits are those of ``scale * F.linear(hidden, weight)``.
 
     Args:
         weight: [V, H].
@@ -79,7 +80,7 @@ class PlainHead:
         """Hidden states [M, H] to logits [M, V] in the weight's dtype."""
         if len(hidden) > len(self._buffer):
             self._buffer = self.weight.new_empty(len(hidden), len(self.weight))
-        logits = torch.mm(hidden.to(self.weight.dtype), self.weight.t(), out=self._buffer[: len(hidden)])
+        logits = multiply_into(self._buffer[: len(hidden)], hidden.to(self.weight.dtype), self.weight)
         return logits if self.scale == 1.0 else logits.mul_(self.scale)
 
 

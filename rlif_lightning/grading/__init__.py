@@ -1,6 +1,6 @@
 """Reading answers out of texts and comparing them: hostile input is expected, and costs little."""
 
-from rlif_lightning.grading.answers import AnswerFormat, Gold, gold_text, read_gold, read_tolerance
+from rlif_lightning.grading.answers import AnswerFormat, Gold, check_gold, gold_text, read_gold, read_tolerance
 from rlif_lightning.grading.extraction import check_where, extract
 from rlif_lightning.grading.grader import Grader
 from rlif_lightning.grading.metrics import agreement, bootstrap_interval, maj_at_k, pass_at_k
@@ -12,6 +12,7 @@ __all__ = [
     "Grader",
     "agreement",
     "bootstrap_interval",
+    "check_gold",
     "check_where",
     "extract",
     "gold_text",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.extraction import check_where, extract
+from rlif_lightning.grading.literals import is_literal
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Gold:
 class AnswerFormat:
     r"""How the answer of a completion is found and compared; a recipe writes these settings in YAML.
 
-    A place is `whole` (all of the text), `boxed` (the last `\boxed{}`), `last_number`, or a regular
-    expression with one capture group, of which the last match counts.
+    A place is `whole` (all of the text), `boxed` (the last `\boxed{}`), `last_number`, `choice` (the letter of an
+    option), `literal` (a Python literal), or a regular expression with one capture group, of which the last match
+    counts.
 
     Args:
         completion: The place of the answer in a completion; several are tried in their order.
         compare: `math`: equal in value (numbers exactly, formulas by math-verify). `text`: equal after
-            normalisation of numbers, spaces and LaTeX. `exact`: equal letter for letter.
+            normalisation of numbers, spaces and LaTeX. `exact`: equal letter for letter. `literal`: equal as
+            values of Python, which are read and never run.
         several: Where the right answer is a comma-separated list: `one` takes it as a single answer,
             `ordered` compares part by part, `set` in any order. A point or interval in brackets is one part.
         relative_tolerance: Share of the right number by which a number may differ. 0 compares integers and
@@ -50,7 +53,7 @@ class AnswerFormat:
     """
 
     completion: str | list[str] = "boxed"
-    compare: Literal["math", "text", "exact"] = "math"
+    compare: Literal["math", "text", "exact", "literal"] = "math"
     several: Literal["one", "ordered", "set"] = "one"
     relative_tolerance: float = 0.0
     unfinished_is_wrong: bool = False
@@ -61,7 +64,7 @@ class AnswerFormat:
         for where in self.places:
             check_where(where)
         for name, value, allowed in (
-            ("compare", self.compare, ("math", "text", "exact")),
+            ("compare", self.compare, ("math", "text", "exact", "literal")),
             ("several", self.several, ("one", "ordered", "set")),
         ):
             if value not in allowed:
@@ -88,6 +91,26 @@ class AnswerFormat:
         if self.unfinished_is_wrong and not ended:
             return None
         return next((found for where in self.places if (found := extract(completion, where))), None)
+
+
+def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
+    """Refuse a right answer that no completion could equal.
+
+    Args:
+        format: How answers are compared.
+        gold: The right answer.
+        place: Which row it is from, for the complaint.
+
+    Raises:
+        UserError: Literals are compared, and it is none.
+    """
+    if format.compare == "literal" and not is_literal(gold.text):
+        raise UserError(
+            f"{place}: the right answer is no Python literal",
+            got=repr(gold.text)[:80],
+            expected="a number, string, bytes, True, False, None, or a list, tuple, dict or set of these",
+            do="name another answer field, or set answers.compare to text",
+        )
 
 
 def read_gold(value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None) -> Gold | None:

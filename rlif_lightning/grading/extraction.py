@@ -1,4 +1,4 @@
-r"""Find the answer in a text: the last box, the last number, the whole, or a pattern's last match.
+r"""Find the answer in a text: a box, a number, a letter, a literal, the whole, or a pattern's last match.
 
 Texts are a model's own words and may be hostile. Boxes are found in one pass, whatever their number and
 nesting; patterns look only at the last `PATTERN_WINDOW` characters, and patterns that can take exponential
@@ -11,8 +11,10 @@ from functools import lru_cache
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.backtracking import can_explode
+from rlif_lightning.grading.choices import find_choice
+from rlif_lightning.grading.literals import find_literal
 
-PLACES = ("whole", "boxed", "last_number")
+PLACES = ("whole", "boxed", "last_number", "choice", "literal")
 
 PATTERN_WINDOW = 4_000
 """A pattern and `last_number` see this many characters at the end of a text: 4,000 bounds a quadratic
@@ -87,8 +89,11 @@ def extract(text: str, where: str) -> str | None:
         text: A completion, or the value of a data set's answer field.
         where: `"whole"`: all of the text. `"boxed"`: the inside of the last closed `\boxed{}`, `\fbox{}` or
             `\framebox{}`. `"last_number"`: the last number, with sign, thousands commas, decimals, exponent
-            or as a fraction. Anything else is a regular expression whose one group is the answer; its last
-            match counts. The last two see only the last `PATTERN_WINDOW` characters.
+            or as a fraction. `"choice"`: the letter of an option, see
+            :func:`~rlif_lightning.grading.choices.find_choice`. `"literal"`: a Python literal, see
+            :func:`~rlif_lightning.grading.literals.find_literal`. Anything else is a regular expression whose one
+            group is the answer; its last match counts. A pattern and `"last_number"` see only the last
+            `PATTERN_WINDOW` characters.
 
     Returns:
         The answer without surrounding white space, or None where there is none.
@@ -99,6 +104,10 @@ def extract(text: str, where: str) -> str | None:
         found = _last_box(text)
     elif where == "last_number":
         found = _last_number(text[-PATTERN_WINDOW:])
+    elif where == "choice":
+        found = find_choice(text)
+    elif where == "literal":
+        found = find_literal(text)
     else:
         found = None
         for match in _compiled(where).finditer(text[-PATTERN_WINDOW:]):

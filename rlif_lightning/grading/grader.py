@@ -7,6 +7,7 @@ from typing import Any
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.answers import AnswerFormat, Gold
 from rlif_lightning.grading.compare import Rule, equal, too_costly
+from rlif_lightning.grading.literals import canonical_literal, same_literal
 from rlif_lightning.grading.normalise import clean, normalise, split_answers, without_name
 from rlif_lightning.grading.process import WorkerDiedError, WorkerProcess, WorkerTimeoutError
 
@@ -106,6 +107,8 @@ class Grader:
     def _key(self, answer: str | None) -> str | None:
         if answer is None or self.format.compare == "exact":
             return answer
+        if self.format.compare == "literal":
+            return canonical_literal(answer)
         if too_costly(answer):
             return None
         if self.format.several == "one" or self.format.compare == "text":
@@ -120,6 +123,8 @@ class Grader:
             return False
         if self.format.compare == "exact":
             return answer == gold.text.strip()
+        if self.format.compare == "literal":
+            return same_literal(gold.text, answer)
         if self.format.compare == "text":
             if too_costly(answer):
                 return answer == gold.text.strip()

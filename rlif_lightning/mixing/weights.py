@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.adapters import add_lora
 from rlif_lightning.errors import UserError
-from rlif_lightning.hub import from_hub, is_local, resolve_model
-from rlif_lightning.policy import add_lora, end_token_ids, fingerprint, load_policy, load_tokenizer
+from rlif_lightning.hub import resolve_model
+from rlif_lightning.policy import end_token_ids, fingerprint, load_config, load_policy, load_tokenizer
 from rlif_lightning.run_folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 NOTE = "mix.json"  # in a mixed model's folder: what it was mixed from
@@ -73,8 +74,15 @@ class Pair:
             UserError: The tuned model cannot be mixed with the base.
         """
         own = self._config(self.base, self.revision)
-        if (Path(self.tuned).expanduser() / "adapter_config.json").is_file() or _checkpoint(self.tuned) is not None:
-            return  # both know their base themselves
+        # An adapter and a checkpoint know their base themselves; here it is seen whether they can be read.
+        folder = Path(self.tuned).expanduser()
+        if (folder / "adapter_config.json").is_file():
+            _check_adapter(folder)
+            return
+        checkpoint = _checkpoint(self.tuned)
+        if checkpoint is not None:
+            _marked_checkpoint(checkpoint)
+            return
         _check_configs(own.to_dict(), self._config(self.tuned, None).to_dict(), self)
         base, tuned = (
             load_tokenizer(name, revision=revision, trust_remote_code=self.trust_remote_code).get_vocab()
@@ -83,15 +91,7 @@ class Pair:
         _check_vocabularies(base, tuned, self)
 
     def _config(self, name: str, revision: str | None) -> Any:
-        from transformers import AutoConfig
-
-        path = resolve_model(name)
-        own = None if is_local(path) else revision
-        return from_hub(
-            "model",
-            name,
-            lambda: AutoConfig.from_pretrained(path, revision=own, trust_remote_code=self.trust_remote_code),
-        )
+        return load_config(name, revision=revision, trust_remote_code=self.trust_remote_code)
 
     def _load(self, name: str, revision: str | None, dtype: torch.dtype | None) -> nn.Module:
         return load_policy(
@@ -240,13 +240,25 @@ def _checkpoint(tuned: str) -> Path | None:
     return None
 
 
-def _with_checkpoint(model: nn.Module, path: Path, name: str) -> nn.Module:
+def _marked_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours; its weights stay on the disk until they are asked for."""
     from rlif_lightning.callbacks.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(path, mmap=True)
-    mark = checkpoint.get("rlif")
-    if mark is None:
+    if checkpoint.get("rlif") is None:
         raise UserError("The checkpoint was not written by rlif_lightning", got=path)
+    if checkpoint["rlif"].get("quantization") is not None:
+        raise UserError(
+            "The checkpoint was trained on 4-bit weights, which cannot be mixed",
+            got=f"{path} with model.quantization {checkpoint['rlif']['quantization']}",
+            do="export it to a model first (rlif export), and give that as the tuned one",
+        )
+    return checkpoint
+
+
+def _with_checkpoint(model: nn.Module, path: Path, name: str) -> nn.Module:
+    checkpoint = _marked_checkpoint(path)
+    mark = checkpoint["rlif"]
     if mark["fingerprint"] != fingerprint(model):
         raise UserError(
             "The checkpoint was not trained from the base",
@@ -264,15 +276,27 @@ def _with_checkpoint(model: nn.Module, path: Path, name: str) -> nn.Module:
     return policy if mark["lora"] is None else policy.merge_and_unload()
 
 
-def _with_adapter(model: nn.Module, folder: Path, name: str) -> nn.Module:
-    from peft import PeftModel
+def _check_adapter(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
 
-    if not (folder / "adapter_model.safetensors").is_file():
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
         raise UserError(
             "The adapter's folder holds no weights in safetensors format",
             got=folder,
             expected="adapter_model.safetensors; pickled weights can run code and are not loaded",
         )
+    try:
+        with safe_open(weights, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError("The adapter's weights can't be read", got=f"{weights}: {error}") from error
+
+
+def _with_adapter(model: nn.Module, folder: Path, name: str) -> nn.Module:
+    from peft import PeftModel
+
+    _check_adapter(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")

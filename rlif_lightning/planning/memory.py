@@ -169,9 +169,10 @@ def cache_room(prompt: int, tokens: int) -> int:
 # -- reference and update ------------------------------------------------------------------------------------
 
 
-def _slice(settings: Settings, shares: bool) -> Batch:
-    """The rows of a slice, with as many different prompts as there can be."""
+def _slice(settings: Settings) -> Batch:
+    """The rows of a slice, with as many different prompts as there can be; layers that recompute share none."""
     rows = settings.micro_rows
+    shares = not settings.plain and not settings.gradient_checkpointing and settings.shards == 1
     prompts = settings.batch.prompts_per_step // settings.batch.world_size if shares else rows
     return Batch(rows, min(rows, prompts), settings.prompt_tokens, settings.max_new_tokens)
 
@@ -191,7 +192,7 @@ def _tile(settings: Settings) -> tuple[int, int]:
 def _reference(settings: Settings, weights: Weights) -> Parts:
     """One slice under another version of the policy."""
     copied = settings.lora is None and "frozen" in settings.versions
-    found = dry_run.forward(settings.network, _slice(settings, shares=not settings.plain), True)
+    found = dry_run.forward(settings.network, _slice(settings), True)
     tile, size = _tile(settings)
     head = tile * (2 * size + (4 if size < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
     if settings.plain:
@@ -207,8 +208,8 @@ def _reference(settings: Settings, weights: Weights) -> Parts:
 
 def _update(settings: Settings, weights: Weights) -> Parts:
     """The slice whose gradients come on top of those of all others: the largest of four moments."""
-    shares = not settings.plain and not settings.gradient_checkpointing
-    found = dry_run.update(settings.network, _slice(settings, shares))
+    batch = _slice(settings)
+    found = dry_run.update(settings.network, batch)
     tile, size = _tile(settings)
     unpacked = _unpacked(settings, weights)
     own = 4 * weights.head if weights.head_trains else 0  # the head's gradient of this slice
@@ -217,8 +218,8 @@ def _update(settings: Settings, weights: Weights) -> Parts:
     if settings.one_pass and weights.head_is_weight:
         hidden = settings.micro_rows * settings.max_new_tokens * settings.config.get_text_config().hidden_size
         product = size * weights.head if own and size < 4 else 0
-        # Logits as made; raised; those with an advantage; rounded again for the products.
-        tiles = tile * (size + 8 + size if size < 4 else 8)
+        # Logits as made; raised; rounded again for the products.
+        tiles = tile * (size + 4 + size if size < 4 else 4)
         head, begun = tiles + hidden * settings.base.itemsize + own + cast + product, own
     else:
         # Computed again in the backward: logits, their log-softmax and its gradient.
@@ -231,7 +232,9 @@ def _update(settings: Settings, weights: Weights) -> Parts:
         "head": begun,
         "temporary": found.backward - found.kept_backward + unpacked,
     }
-    backward_end = {"head": late, "temporary": 0 if settings.lora is not None else 4 * weights.head}
+    # Where prompts are shared every layer runs twice, and the first gradients of its weights wait for the second.
+    waiting = 4 * (weights.trainable - weights.head) if batch.shares else 0
+    backward_end = {"head": late, "temporary": 0 if settings.lora is not None else 4 * weights.head + waiting}
     return {
         "gathered": _gathered(settings, weights, whole=False),
         "rollout": _rollout_data(settings),

@@ -13,7 +13,7 @@ The recipe of ``toy`` was searched until internal rewards made accuracy rise and
 a property of these toys and proves nothing about language models.
 """
 
-from rlif_lightning.toy.cache import cache_dir, parse_toy_name, toy_model
+from rlif_lightning.toy.cache import cache_dir, parse_toy_name, refuse_almost_toy, toy_model
 from rlif_lightning.toy.problems import toy_problems
 
-__all__ = ["cache_dir", "parse_toy_name", "toy_model", "toy_problems"]
+__all__ = ["cache_dir", "parse_toy_name", "refuse_almost_toy", "toy_model", "toy_problems"]

@@ -1,5 +1,6 @@
 """Names of the toy model and its place in the user's cache. Fast to import: torch is loaded only to build."""
 
+import difflib
 import os
 import re
 import shutil
@@ -46,6 +47,17 @@ def parse_toy_name(name: str) -> tuple[Variant, int] | None:
     if colon and not re.fullmatch(r"[0-9]{1,9}", seed):
         raise UserError("The seed of the toy model is not a number.", got=name, expected=_EXPECTED)
     return cast(Variant, variant), int(seed or DEFAULT_SEED)
+
+
+def refuse_almost_toy(name: str) -> None:
+    """Answer a slip in a toy's name before it is looked for on the hub.
+
+    Raises:
+        UserError: It is almost a toy's name and has no user before a /, as names of the hub have.
+    """
+    near = difflib.get_close_matches(name.partition(":")[0], get_args(Variant), 1, cutoff=0.8)
+    if near and "/" not in name:
+        raise UserError(f"Nothing is called '{name}'; did you mean '{near[0]}'?", expected=_EXPECTED)
 
 
 def toy_model(name: str = "toy", seed: int | None = None, progress: bool = True) -> Path:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from rlif_lightning.functional.products import linear
 from rlif_lightning.functional.tiles import (
     TILE_BYTES,
     PlainHead,
@@ -112,7 +112,7 @@ def test_a_plain_head_has_the_logits_of_linear_bit_for_bit(scale, temperature, a
         ids = torch.randint(vocabulary, (rows,))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             head = PlainHead(weight, scale)
-            want = F.linear(hidden, weight)
+            want = linear(hidden, weight)
             want = want if scale == 1.0 else scale * want
             got = head(hidden)
             assert got.dtype == want.dtype == (torch.bfloat16 if autocast else torch.float32)

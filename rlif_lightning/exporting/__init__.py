@@ -1,0 +1,1 @@
+"""Write trained weights as folders that other programs load."""

@@ -1,0 +1,68 @@
+"""The folder of an export: whole or not at all, and never in the place of something else."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.errors import UserError
+
+MARK = "rlif_export.json"
+"""In every export: where its weights come from."""
+
+
+def check_target(folder: Path, model: str) -> None:
+    """Refuse to write where something else lies. An earlier export is replaced.
+
+    Args:
+        folder: Where the export will be.
+        model: The base model, as resolved.
+
+    Raises:
+        UserError: A file, a folder that holds something else, or the base model itself.
+    """
+    if not folder.exists():
+        return
+    if Path(model).is_dir() and folder.samefile(model):
+        raise UserError("The export would replace the model that was trained", got=folder, do="give another --output")
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file()):
+        raise UserError(
+            "The folder for the export holds something else",
+            got=folder,
+            expected="no such folder, an empty one, or an earlier export",
+            do="give another --output",
+        )
+
+
+@contextmanager
+def writing(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside the target that takes its place when the block ends without an error.
+
+    Args:
+        folder: The target, as :func:`check_target` allows.
+        facts: About the export; they are written into it.
+
+    Raises:
+        UserError: It can't be written.
+    """
+    from safetensors import SafetensorError
+
+    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
+    try:
+        for left in (unfinished, old):  # of a command that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        (unfinished / MARK).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            "The export cannot be written", got=f"{folder}: {error}", do="make room or give another --output"
+        ) from error
+    finally:
+        for left in (unfinished, old):
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""Send an export to the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.hub import hub_answers
+
+
+def check_hub(name: str) -> None:
+    """Refuse a push that can't work, before a model is loaded.
+
+    Raises:
+        UserError: No such name is possible, the hub is out of reach, or nobody is logged in.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(
+            "--push_to_hub takes the name of a repository", got=name, expected="such as you/model"
+        ) from error
+    if not hub_answers():
+        raise UserError(
+            "The Hugging Face hub does not answer or is off (HF_HUB_OFFLINE), so nothing can be pushed",
+            do="leave out --push_to_hub; later: hf upload NAME FOLDER",
+        )
+    if get_token() is None:
+        raise UserError("Nobody is logged in to the Hugging Face hub", do="run hf auth login, or set HF_TOKEN")
+
+
+def push(folder: Path, name: str, api: Any = None) -> str:
+    """Upload a folder; a repository that is not there yet is made, and is private.
+
+    Args:
+        folder: The export.
+        name: Of the repository.
+        api: A ``huggingface_hub.HfApi``; None: a new one.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UserError: The hub refuses it. The folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    api = api or HfApi()
+    try:
+        made = api.create_repo(name, repo_type="model", private=True, exist_ok=True)
+        return str(api.upload_folder(folder_path=str(folder), repo_id=made.repo_id, repo_type="model"))
+    except (
+        Exception
+    ) as error:  # the hub's library passes on those of its http library, whose name depends on its version
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            "The Hugging Face hub refuses the export",
+            got=f"{name}: {reason}",
+            do=f"the folder is complete; later: hf upload {name} {folder}",
+        ) from error

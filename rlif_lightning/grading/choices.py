@@ -1,0 +1,81 @@
+"""Multiple choice: options as lettered lines, and the letter that a text chooses."""
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from rlif_lightning.errors import UserError
+
+WINDOW = 4_000  # characters at the end of a text: an answer stands there
+
+_DRESS = r"(?:[\s:=*_$`\"'({\[]|\\[(\[]|\\(?:text|textbf|mathrm|mathbf|boxed)(?=\{))"
+_STATED = re.compile(
+    rf"\b(?:answer|option|choice)\b\s{{0,4}}(?:(?:is|:|=)|(?={_DRESS}{{0,4}}\())"
+    rf"{_DRESS}{{0,12}}(?:(?:option|choice|letter)\s{{1,4}}{_DRESS}{{0,4}})?"
+    r"(?-i:([A-Z]))(?![\w'])",
+    re.IGNORECASE,
+)
+_BOXED = re.compile(rf"\\(?:boxed|fbox)\s{{0,4}}\{{{_DRESS}{{0,8}}([A-Z])(?![\w'])")
+# A lone A or I before a small letter is a word of English.
+_ALONE = re.compile(r"(?<![\w'.$\\])(?:[B-HJ-Z]|[AI](?![ \t]{1,4}[a-z]))(?![\w'])(?!\.[A-Za-z])")
+
+
+def find_choice(text: str) -> str | None:
+    r"""The letter that a text chooses.
+
+    The last ``\boxed{C}``; else the last letter that is called the answer, as in "the answer is (C)"; else the last
+    capital letter that stands alone.
+    """
+    end = text[-WINDOW:]
+    for pattern in (_BOXED, _STATED):
+        found = None
+        for match in pattern.finditer(end):
+            found = match.group(1)
+        if found is not None:
+            return found
+    alone = _ALONE.findall(end)
+    return alone[-1] if alone else None
+
+
+def lettered(options: Any, place: str) -> str:
+    """Options as lines ``A. first``, ``B. second``.
+
+    Args:
+        options: A list of 2 to 26 texts or numbers.
+        place: Which row they are from, for the complaint.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    expected = f"a list of 2 to {len(ascii_uppercase)} texts or numbers"
+    if not isinstance(options, Sequence) or isinstance(options, str | bytes):
+        raise UserError(f"{place}: the options are no list", got=repr(options)[:80], expected=expected)
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        raise UserError(f"{place}: too few or too many options", got=f"{len(options)} options", expected=expected)
+    if not all(isinstance(option, str | int | float) for option in options):
+        raise UserError(f"{place}: an option is no text", got=repr(options)[:80], expected=expected)
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+
+
+def right_letter(answer: Any, count: int, place: str) -> str:
+    """The letter of the right option.
+
+    Args:
+        answer: The letter, or the option's number from 0.
+        count: How many options there are.
+        place: Which row they are from, for the complaint.
+
+    Raises:
+        UserError: There is no such option.
+    """
+    letters = ascii_uppercase[:count]
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < count:
+        return letters[answer]
+    if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
+        return answer.strip().upper()
+    raise UserError(
+        f"{place}: the answer is none of the options",
+        got=repr(answer)[:80],
+        expected=f"a letter from A to {letters[-1]}, or the option's number from 0 to {count - 1}",
+    )

@@ -1,0 +1,163 @@
+"""Python literals in texts, compared by value and never evaluated.
+
+Texts are a model's own words and may be hostile. What reaches Python's parser is a literal by its letters already:
+strings, numbers, True, False, None, brackets, commas and colons, not long and not deep.
+"""
+
+import ast
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+MAX_LITERAL = 10_000
+"""Longer literals are not read; those of CRUXEval have at most some dozen characters."""
+
+MAX_DEPTH = 50
+MAX_PLACES = 64
+"""So many `==`, and so many other marks, are tried in one text."""
+
+_STRING = (
+    r"(?:[bB][rR]?|[rR][bB]?|[uU])?"  # no f: it holds code
+    r"(?:'''(?:[^\\]|\\.)*?'''|" + r'"""(?:[^\\]|\\.)*?"""' + r"|'(?:[^'\\\n]|\\.)*'|" + r'"(?:[^"\\\n]|\\.)*")'
+)
+_DECIMAL = r"(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+_REAL = rf"(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+|{_DECIMAL})"
+_TOKEN = re.compile(
+    rf"(?P<string>{_STRING})"
+    rf"|(?P<value>[-+]?\s?{_REAL}(?:[jJ]|\s?[-+]\s?{_REAL}[jJ])?(?![0-9A-Za-z_.])"
+    r"|(?:True|False|None)(?![0-9A-Za-z_])|set\(\s?\))"
+    r"|(?P<open>[\[({])|(?P<close>[\])}])|(?P<colon>:)|(?P<comma>,)|(?P<space>\s+)",
+    re.DOTALL,
+)
+_MARK = re.compile(r"==|->|[:=]|\b(?:is|be|answer|output|result|returns?)\b", re.IGNORECASE)
+_AROUND = "`*$ \t\r\n"
+
+
+def read_literal(text: str) -> Any:
+    """The value that a literal stands for.
+
+    Args:
+        text: A number, string, bytes, boolean, None, or a list, tuple, dictionary or set of these.
+
+    Raises:
+        ValueError: It is no literal, or longer or deeper than any honest one.
+    """
+    text = text.strip()
+    if not _looks_literal(text):
+        raise ValueError("no Python literal")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\d" is read as Python reads it, with a warning
+            return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, OverflowError) as error:
+        raise ValueError(f"no Python literal: {type(error).__name__}") from None
+
+
+def is_literal(text: str) -> bool:
+    """Whether :func:`read_literal` reads it."""
+    try:
+        read_literal(text)
+    except ValueError:
+        return False
+    return True
+
+
+def same_literal(gold: str, answer: str) -> bool:
+    """Whether ``assert gold == answer`` would hold: 1 equals 1.0 and True, [1] does not equal (1,).
+
+    Args:
+        gold: The right answer.
+        answer: The answer given; anything that is no literal is wrong.
+    """
+    try:
+        return bool(read_literal(gold) == read_literal(answer))
+    except ValueError:
+        return False
+
+
+def canonical_literal(text: str) -> str | None:
+    """One text for all literals of equal value, by which answers can be grouped; None for what is no literal."""
+    try:
+        return _canonical(read_literal(text))
+    except ValueError:
+        return None
+
+
+def find_literal(text: str) -> str | None:
+    """The literal that a text gives as its answer.
+
+    It stands between ``[ANSWER]`` and ``[/ANSWER]``, in the first such pair that holds one: what a model writes on
+    after its answer does not count. Without such a pair it stands in the last line. There it is all of the text, or
+    all that follows a ``==``, as in ``assert f(2) == 4``, or a mark such as ``=``, ``:`` or ``is``.
+    """
+    parts = text.split("[/ANSWER]", MAX_PLACES)
+    for part in parts[:-1]:
+        _, mark, inside = part.rpartition("[ANSWER]")
+        found = _answer_in(inside) if mark else None
+        if found is not None:
+            return found
+    _, mark, inside = parts[-1].rpartition("[ANSWER]")
+    if mark:
+        return _answer_in(inside)
+    lines = [line for line in text[-2 * MAX_LITERAL :].splitlines() if line.strip(_AROUND)]
+    return _answer_in(lines[-1]) if lines else None
+
+
+def _answer_in(text: str) -> str | None:
+    for candidate in _candidates(text[: 2 * MAX_LITERAL]):
+        bare = candidate.strip(_AROUND)
+        for form in (bare, bare.removesuffix(".").rstrip(_AROUND)):
+            if is_literal(form):
+                return form
+    return None
+
+
+def _candidates(text: str) -> Iterator[str]:
+    """All of a text; what follows each ``==``, which may also stand inside a string; what follows other marks."""
+    text = re.sub(r"^\s*```[a-zA-Z]*\n", "", text)
+    yield text
+    marks = list(_MARK.finditer(text))
+    for wanted in (True, False):
+        ends = [mark.end() for mark in marks if (mark.group() == "==") is wanted]
+        yield from (text[end:] for end in ends[-MAX_PLACES:])
+
+
+def _looks_literal(text: str) -> bool:
+    """Whether a text has the letters of a literal: linear in its length, and all that the parser needs to be safe."""
+    if not text or len(text) > MAX_LITERAL or "\0" in text:
+        return False
+    place, depth, after = 0, 0, ""
+    while place < len(text):
+        token = _TOKEN.match(text, place)
+        if token is None:
+            return False
+        place, kind = token.end(), str(token.lastgroup)
+        begins = kind in ("string", "value", "open")
+        if begins and after not in ("", "open", "colon", "comma") and (kind, after) != ("string", "string"):
+            return False  # 1 -2 -3 -4 or [0][0][0]: a tree as deep as the text is long
+        if kind == "open":
+            depth += 1
+        elif kind == "close":
+            depth -= 1
+        if not 0 <= depth <= MAX_DEPTH or (kind == "colon" and not depth):
+            return False
+        after = after if kind == "space" else kind
+    return depth == 0
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, complex) and not value.imag:
+        value = value.real
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, list | tuple):
+        inside = ", ".join(_canonical(part) for part in value)
+        return f"[{inside}]" if isinstance(value, list) else f"({inside},)"
+    if isinstance(value, set):
+        return "{" + ", ".join(sorted(_canonical(part) for part in value)) + "}" if value else "set()"
+    if isinstance(value, dict):
+        return "{" + ", ".join(sorted(f"{_canonical(k)}: {_canonical(v)}" for k, v in value.items())) + "}"
+    return repr(value)
