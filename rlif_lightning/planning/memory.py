@@ -194,7 +194,7 @@ def _reference(settings: Settings, weights: Weights) -> Parts:
     copied = settings.lora is None and "frozen" in settings.versions
     found = dry_run.forward(settings.network, _slice(settings), True)
     tile, size = _tile(settings)
-    head = tile * (2 * size + (4 if size < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
+    head = tile * (size + (4 if size < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
     if settings.plain:
         head = tile * (size + 8)
     return {

@@ -65,6 +65,8 @@ def precision_name(precision: Any) -> str:
 def shard_count(strategy: Any, processes: int, nodes: int) -> int:
     """Processes that share weights: those of a ModelParallelStrategy, both of its sizes together."""
     path = str(getattr(strategy, "class_path", strategy))
+    if "fsdp2" in path.lower():
+        return processes
     if "ModelParallel" not in path:
         return 1
     init = getattr(strategy, "init_args", None) or {}

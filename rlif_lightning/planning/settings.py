@@ -30,7 +30,7 @@ class Settings:
     prompt_tokens: int  # of the longest prompt
     optimizer: Callable[[Any], torch.optim.Optimizer]
     lora: dict[str, Any] | None = None
-    from_adapter: bool = False  # the adapter is not a fresh one: its start is the reference
+    from_adapter: bool = False  # switching the adapter off does not give its start, so a copy is kept
     quantization: str | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
@@ -114,6 +114,7 @@ def read_settings(
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
+    from rlif_lightning.adapters import off_is_the_start
     from rlif_lightning.callbacks.rollout import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.sampling import NativeSampler
@@ -129,7 +130,7 @@ def read_settings(
         prompt_tokens=prompt_tokens,
         optimizer=module.make_optimizer,
         lora=module.lora if adapter is None else adapter_settings(adapter),
-        from_adapter=adapter is not None,
+        from_adapter=not off_is_the_start(module.lora, adapter),
         quantization=getattr(module, "quantization", None),
         gradient_checkpointing=module.gradient_checkpointing,
         attn_implementation=module.attn_implementation,
