@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> None:
     from rlif_lightning.planning.text import advice_lines, fits_line, gpu_title, head_lines, memory_table, time_lines
 
     held = fits(settings)
-    size, gpu = (next((s for s in SIZES if held[s]), SIZES[-1]), None)
+    size: float = next((s for s in SIZES if held[s]), SIZES[-1])
+    gpu = None
     if options.device is not None:
         size, gpu = parse_device(options.device)
     plan = memory(settings, usable(size))

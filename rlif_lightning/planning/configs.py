@@ -7,9 +7,10 @@ from typing import Any
 from rlif_lightning.errors import UserError
 from rlif_lightning.hub import from_hub, is_local
 
-QWEN2 = ("qwen2", 1e6, {})
-QWEN3 = ("qwen3", 1e6, {"head_dim": 128})
-LLAMA = ("llama", 5e5, {})
+Kind = tuple[str, float, dict[str, int]]
+QWEN2: Kind = ("qwen2", 1e6, {})
+QWEN3: Kind = ("qwen3", 1e6, {"head_dim": 128})
+LLAMA: Kind = ("llama", 5e5, {})
 FIGURES: dict[str, tuple[Any, ...]] = {
     # hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
     "Qwen/Qwen2.5-0.5B": (QWEN2, 896, 24, 14, 2, 4864, 151936, True),

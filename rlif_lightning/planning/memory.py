@@ -223,8 +223,8 @@ def _update(settings: Settings, weights: Weights) -> Parts:
         head, begun = tiles + hidden * settings.base.itemsize + own + cast + product, own
     else:
         # Computed again in the backward: logits, their log-softmax and its gradient.
-        head = tile * (size + 8) + cast
-        begun = tile * (size + 12) + own + cast + (size * weights.head if own else 0)
+        head = tile * (size + 4) + cast
+        begun = tile * (size + 8) + own + cast + (size * weights.head if own else 0)
     forward = {"activations": found.kept, "temporary": found.forward - found.kept + unpacked}
     forward_end = {"activations": found.kept, "head": head}
     backward = {

@@ -125,7 +125,7 @@ def read_settings(
         model=module.name,
         config=model_config(module.name, revision=module.revision, trust_remote_code=module.trust_remote_code),
         precision=precision,
-        batch=BatchPlan(*rollout.sizes, world_size=devices),
+        batch=replace(BatchPlan(*rollout.sizes), world_size=devices),
         max_new_tokens=rollout.sampling.max_new_tokens,
         prompt_tokens=prompt_tokens,
         optimizer=module.make_optimizer,

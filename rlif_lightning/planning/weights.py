@@ -43,12 +43,12 @@ def count(settings: Settings) -> Weights:
 @remembered
 def _count(network: Network, quantization: str | None) -> Weights:
     model: Any = build(network)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     from rlif_lightning.parts import body_and_head
 
     head = body_and_head(model)[1]
     embedding = base.get_input_embeddings().weight
-    output = getattr(head.module, "base_layer", head.module).weight
+    output = _weight(head.module)
     own = {n: p for n, p in model.named_parameters() if "lora_" not in n}
     adapter = [p for n, p in model.named_parameters() if "lora_" in n]
     layers = [
@@ -78,6 +78,12 @@ def _count(network: Network, quantization: str | None) -> Weights:
         largest=max(w.numel() for w in body.values()),
         largest_trainable=max(p.numel() for p in model.parameters() if p.requires_grad),
     )
+
+
+def _weight(head: Any) -> nn.Parameter:
+    """Of a head, whether an adapter is around it or not."""
+    weight: nn.Parameter = getattr(head, "base_layer", head).weight
+    return weight
 
 
 @lru_cache(maxsize=32)
