@@ -92,6 +92,7 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     assert counted.parameters == sum(p.numel() for p in own)
     assert counted.trainable == sum(p.numel() for p in policy.parameters() if p.requires_grad)
     assert counted.loaded == sum(p.numel() * p.element_size() for p in own)
+    assert counted.body == count(s.but(lora=None)).body
     assert counted.adapter == sum(p.numel() * p.element_size() for p in adapter)
     if lora is None:
         versions = Versions(0.9, 1)
@@ -225,6 +226,15 @@ def test_what_changes_the_peak():
     assert half.phases["update"]["optimiser"] == full.phases["update"]["optimiser"] // 2
 
 
+def test_gradients_wait_where_a_prompt_is_shared():
+    """Next to no tokens, so the end of the backward is the peak: the embedding's gradient, and all that waits."""
+    s = settings(max_new_tokens=2, prompt_tokens=4, prompts_per_step=2, precision="32-true")
+    update = memory(s).phases["update"]
+    assert update["temporary"] == update["gradients"]
+    assert update["head"] == 4 * memory(s).weights.head  # tied: it waits for the embedding's
+    assert memory(s.but(gradient_checkpointing=True)).phases["update"]["temporary"] < update["gradients"] / 2
+
+
 def test_rows_follow_the_memory():
     s = settings(lora=LORA, rows=None, prompts_per_step=512, max_new_tokens=4096)
     small, large = (memory(s, usable(size)) for size in (8, 24))
@@ -262,19 +272,29 @@ def test_time_by_hand():
 # -- against the allocator -------------------------------------------------------------------------------------
 
 
-def check(case, tmp_path, least):
+def check(case, tmp_path, least, rel=0.2):
     shapes.save(tmp_path, "A", case.prompt, **case.sizes)
     found, planned, parameters = bench.measured(case, str(tmp_path))
     assert parameters >= least
-    assert max(planned.values()) == pytest.approx(max(found.values()), rel=0.2)
+    assert max(planned.values()) == pytest.approx(max(found.values()), rel=rel)
     for phase in found:
         assert planned[phase] == pytest.approx(found[phase], rel=0.3, abs=2e6), phase
 
 
-@pytest.mark.parametrize("model", [{"kl_coefficient": 0.01}, {"lora": bench.LORA, "gradient_checkpointing": True}])
-def test_small_model_against_the_allocator(model, tmp_path):
-    sizes = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768}
-    check(bench.Case("small", sizes, model), tmp_path, 4e6)
+DEEP = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768}
+BROAD = {"vocab_size": 16384, "hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "model", "rel"),
+    [
+        (DEEP, {"kl_coefficient": 0.01}, 0.06),  # shared prompts: gradients wait for the second use of the weights
+        (DEEP, {"lora": bench.LORA, "gradient_checkpointing": True}, 0.2),
+        (BROAD, {}, 0.06),  # the gradients of a tied head, last of all
+    ],
+)
+def test_small_model_against_the_allocator(sizes, model, rel, tmp_path):
+    check(bench.Case("small", sizes, model, tokens=24), tmp_path, 4e6, rel)
 
 
 @pytest.mark.slow
