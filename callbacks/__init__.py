@@ -4,6 +4,7 @@ from rlif_lightning.callbacks.checkpoint import RolloutCheckpoint
 from rlif_lightning.callbacks.completions import Completions
 from rlif_lightning.callbacks.evaluation import Evaluation
 from rlif_lightning.callbacks.guard import CollapseGuard
+from rlif_lightning.callbacks.probe import LongestBatch
 from rlif_lightning.callbacks.progress import StepProgressBar
 from rlif_lightning.callbacks.report import Report
 from rlif_lightning.callbacks.rollout import RolloutCallback
@@ -12,6 +13,7 @@ __all__ = [
     "CollapseGuard",
     "Completions",
     "Evaluation",
+    "LongestBatch",
     "Report",
     "RolloutCallback",
     "RolloutCheckpoint",

@@ -24,9 +24,10 @@ TRAINER_COMMANDS = {
 
 def commands() -> dict[str, Callable[[list[str]], None]]:
     """The commands that need no Trainer."""
-    from rlif_lightning.commands import diagnose, export, mix, report
+    from rlif_lightning.commands import diagnose, export, mix, plan, report
 
-    return {"report": report.main, "diagnose": diagnose.main, "mix": mix.main, "export": export.main}
+    modules = {"plan": plan, "diagnose": diagnose, "mix": mix, "export": export, "report": report}
+    return {name: module.main for name, module in modules.items()}
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,12 +17,14 @@ from rlif_lightning.callbacks import (
     CollapseGuard,
     Completions,
     Evaluation,
+    LongestBatch,
     Report,
     RolloutCallback,
     RolloutCheckpoint,
     StepProgressBar,
 )
 from rlif_lightning.callbacks.checkpoint import KEPT, read_checkpoint
+from rlif_lightning.callbacks.probe import out_of_memory
 from rlif_lightning.cli import RUN_FOLDER, TRAINER_COMMANDS, discard_run_folder, run_root
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
@@ -51,6 +54,8 @@ class RLIFCLI(LightningCLI):
         """Parse and run one command."""
         try:
             return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error) from error
         except BaseException:
             if cls.created is not None:
                 discard_run_folder(cls.created)
@@ -76,6 +81,7 @@ class RLIFCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The callbacks have keys of their own: lists of callbacks would merge by position."""
+        parser.add_lightning_class_args(LongestBatch, "probe")  # first: before the evaluation takes its time
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(CollapseGuard, "guard")

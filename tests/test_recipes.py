@@ -14,6 +14,13 @@ from rlif_lightning.records import Source, read_problems
 
 OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable", "majority_vote")
 TRAINING = ("gsm8k", "intuitor")
+MATH_OVERLAYS = ("card_8gb", "card_16gb", "card_24gb", "full_80gb", "intuitor_7b", "no_free_lunch")
+SEVERAL_GPUS = ("ddp", "fsdp2", "two_nodes")  # planned here; strategies have tests of their own
+PLANNED = [
+    (overlay, *found)
+    for overlay in (*MATH_OVERLAYS, *SEVERAL_GPUS)
+    for found in re.findall(r"^# +([\d.]+) GiB  (--.*)$", Path(shipped_recipes()[overlay]).read_text(), re.MULTILINE)
+]
 ROWS = {  # two rows in each data set's own format
     "gsm8k": [
         {"question": "What is 2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"},
@@ -102,6 +109,7 @@ def test_no_recipe_is_forgotten_here():
     """A new recipe must be added to one of the lists below, or nothing runs it."""
     evaluations = {*EVALUATIONS, "alpaca_eval"}
     shipped = {"quickstart", "toy_addition", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
+    shipped |= {*MATH_OVERLAYS, *SEVERAL_GPUS, "frozen_annotator"}
     assert set(shipped_recipes()) == shipped
 
 
@@ -132,6 +140,57 @@ def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
     )  # fmt: skip
     lines = (folder / f"runs/quickstart+{overlay}/1/completions.jsonl").read_text().splitlines()
     assert {tuple(json.loads(line)["rewards"]) for line in lines} == {(overlay,)}
+
+
+@pytest.mark.parametrize("overlay", [*MATH_OVERLAYS, "frozen_annotator"])
+def test_overlay_over_the_settings_of_a_paper(overlay, rlif, model_folder, data):
+    paths = [f"--data.{part}.path={data / 'math.jsonl'}" for part in ("train", "val", "test")]
+    model = ["--model.name", model_folder("qwen2", chat=True), "--trainer.precision", "bf16-mixed"]
+    folder = rlif("fit", "--config", "intuitor", "--config", overlay, *model, *paths, *TINY, *TINY_FIT)
+    run = folder / f"runs/intuitor+{overlay}/1"
+    assert len((run / "metrics.csv").read_text().splitlines()) == 4
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    shipped = yaml.safe_load(Path(shipped_recipes()["intuitor"]).read_text())
+    assert config["data"]["system_prompt"] == shipped["data"]["system_prompt"]
+    rewards = config["rollout"]["rewards"]
+    assert [r["init_args"]["annotator"] for r in rewards] == [
+        "reference" if overlay == "frozen_annotator" else "policy"
+    ]
+
+
+def test_settings_of_the_paper_for_7b(capsys):
+    """arXiv 2505.19590: learning rate 1e-6, 64 x 14, KL 0.01; the rest as for 1.5B."""
+    from rlif_lightning.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "intuitor", "--config", "intuitor_7b", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    own = config["model"]["optimizer"]["init_args"]
+    assert own["lr"] == 1e-6 and own["betas"] == [0.9, 0.999] and config["model"]["kl_coefficient"] == 0.01
+    rollout = config["rollout"]
+    assert (rollout["prompts_per_step"], rollout["group_size"], rollout["temperature"]) == (64, 14, 0.9)
+    assert config["trainer"]["max_steps"] == 117 == 7500 // 64
+
+
+@pytest.mark.parametrize(
+    ("overlay", "gigabytes", "arguments"),
+    [pytest.param(*p, marks=[] if p[0] == "full_80gb" else pytest.mark.slow) for p in PLANNED],
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_headers_figures_are_those_of_rlif_plan(overlay, gigabytes, arguments):
+    from rlif_lightning.commands.plan import read
+    from rlif_lightning.planning.devices import parse_device
+    from rlif_lightning.planning.memory import GIB, memory, usable
+
+    settings, options = read(arguments.split())
+    size = 80 if options.device is None else parse_device(options.device)[0]
+    peak = memory(settings, usable(size)).peak
+    assert f"{peak / GIB:.1f}" == gigabytes
+    assert peak <= usable(size)
+
+
+def test_every_hardware_recipe_has_figures():
+    assert {overlay for overlay, *_ in PLANNED} == {*MATH_OVERLAYS, *SEVERAL_GPUS} - {"intuitor_7b"}
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers")

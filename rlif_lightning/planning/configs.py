@@ -1,0 +1,98 @@
+"""The config.json of a model: from its folder, the cache, the hub, or a small table. Never its weights."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.hub import from_hub, is_local
+
+Kind = tuple[str, float, dict[str, int]]
+QWEN2: Kind = ("qwen2", 1e6, {})
+QWEN3: Kind = ("qwen3", 1e6, {"head_dim": 128})
+LLAMA: Kind = ("llama", 5e5, {})
+FIGURES: dict[str, tuple[Any, ...]] = {
+    # hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
+    "Qwen/Qwen2.5-0.5B": (QWEN2, 896, 24, 14, 2, 4864, 151936, True),
+    "Qwen/Qwen2.5-1.5B": (QWEN2, 1536, 28, 12, 2, 8960, 151936, True),
+    "Qwen/Qwen2.5-3B": (QWEN2, 2048, 36, 16, 2, 11008, 151936, True),
+    "Qwen/Qwen2.5-7B": (QWEN2, 3584, 28, 28, 4, 18944, 152064, False),
+    "Qwen/Qwen2.5-14B": (QWEN2, 5120, 48, 40, 8, 13824, 152064, False),
+    "Qwen/Qwen3-0.6B": (QWEN3, 1024, 28, 16, 8, 3072, 151936, True),
+    "Qwen/Qwen3-1.7B": (QWEN3, 2048, 28, 16, 8, 6144, 151936, True),
+    "Qwen/Qwen3-4B": (QWEN3, 2560, 36, 32, 8, 9728, 151936, True),
+    "Qwen/Qwen3-8B": (QWEN3, 4096, 36, 32, 8, 12288, 151936, False),
+    "Qwen/Qwen3-14B": (QWEN3, 5120, 40, 40, 8, 17408, 151936, False),
+    "meta-llama/Llama-3.2-1B": (LLAMA, 2048, 16, 32, 8, 8192, 128256, True),
+    "meta-llama/Llama-3.2-3B": (LLAMA, 3072, 28, 24, 8, 8192, 128256, True),
+    "meta-llama/Llama-3.1-8B": (LLAMA, 4096, 32, 32, 8, 14336, 128256, False),
+}
+"""What decides about memory, of models that recipes name. Only plans use it: weights bring their own config.json."""
+
+
+def model_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model, without its weights.
+
+    A folder's or a cached config.json wins over the table, and the table over asking the hub.
+
+    Args:
+        name: ``toy``, a folder that holds a config.json, or a hub name.
+        revision: Of a hub repository.
+        trust_remote_code: Run Python code that comes with the model.
+
+    Raises:
+        UserError: There is none, and the hub does not have it or does not answer.
+    """
+    from transformers import AutoConfig
+
+    from rlif_lightning.toy import parse_toy_name, toy_model
+
+    if parse_toy_name(name) is not None:
+        name = str(toy_model(name))
+    path = Path(name).expanduser()
+    if is_local(name) and not (path / "config.json").is_file():
+        raise UserError("The model folder holds no config.json", got=path, do="check --model.name")
+
+    def load(**where: Any) -> Any:
+        source = str(path) if is_local(name) else name
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
+
+    if is_local(name):
+        return from_hub("model", name, load)
+    try:
+        return load(revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        known = known_config(name)
+        return known if known is not None else from_hub("model", name, lambda: load(revision=revision))
+
+
+def known_config(name: str) -> Any | None:
+    """The configuration of a model in the table; variants (-Base, -Instruct) have the same sizes."""
+    from transformers import AutoConfig
+
+    figures = FIGURES.get(name) or FIGURES.get(name.removesuffix("-Base").removesuffix("-Instruct"))
+    if figures is None:
+        return None
+    (kind, theta, more), hidden, layers, heads, shared, intermediate, vocabulary, tied = figures
+    return AutoConfig.for_model(
+        kind,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        **more,
+    )
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """The configuration with its first layers only, or with some of them again."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = (text.layer_types * layers)[:layers]
+    return config

@@ -1,0 +1,169 @@
+"""What of a recipe decides about memory and time."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlif_lightning.batches import BatchPlan
+from rlif_lightning.errors import UserError
+from rlif_lightning.planning.configs import model_config
+from rlif_lightning.planning.dry_run import Network
+
+if TYPE_CHECKING:
+    from rlif_lightning.callbacks import RolloutCallback
+    from rlif_lightning.module import RLIFModule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A recipe's settings as a plan sees them; its methods say what follows from them."""
+
+    model: str
+    config: Any  # of the model
+    precision: str
+    batch: BatchPlan
+    max_new_tokens: int
+    prompt_tokens: int  # of the longest prompt
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    lora: dict[str, Any] | None = None
+    from_adapter: bool = False  # switching the adapter off does not give its start, so a copy is kept
+    quantization: str | None = None
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    one_pass: bool = True  # loss and gradient of the logits together, where the head is a weight alone
+    plain: bool = False  # all logits of a slice at once
+    versions: frozenset[str] = frozenset()  # frozen, ema, synced
+    statistics: int = 3  # per token, kept of a rollout
+    drawn: int = 0  # completions per prompt, votes among them; 0: the group
+    rows: int | None = None  # decoded at a time; None: as many as half of the free memory holds
+    native: bool = True  # our own sampler, not another engine
+    steps: int = 1
+    shards: int = 1  # processes that share weights, gradients and optimiser states
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """Of the autocast; None: full precision throughout."""
+        if self.precision in ("bf16-mixed", "16-mixed"):
+            return torch.bfloat16 if self.precision.startswith("bf16") else torch.float16
+        return None
+
+    @property
+    def base(self) -> torch.dtype:
+        """Of the weights as they are loaded, see :meth:`RLIFModule.configure_model`."""
+        frozen = self.lora is not None
+        return torch.bfloat16 if frozen and self.precision.startswith("bf16") else torch.float32
+
+    @property
+    def network(self) -> Network:
+        """For dry runs."""
+        return Network(
+            self.config, self.half, self.base, self.lora, self.gradient_checkpointing, self.attn_implementation
+        )
+
+    @property
+    def micro_rows(self) -> int:
+        """Completions of one forward and backward."""
+        return self.batch.window_rows // self.batch.slices
+
+    @property
+    def rollout_rows(self) -> int:
+        """Completions of one rollout on one process."""
+        return self.batch.rank_prompts * self.batch.group_size
+
+    @property
+    def per_prompt(self) -> int:
+        """Completions that are drawn of a prompt."""
+        return self.drawn or self.batch.group_size
+
+    def wave(self, rows: int) -> tuple[int, int]:
+        """Prompts and completions that the sampler decodes at a time, if it may decode so many rows."""
+        prompts = min(self.batch.rank_prompts, max(1, rows // self.per_prompt))
+        return prompts, prompts * self.per_prompt
+
+    def but(self, **changes: Any) -> "Settings":
+        """With other values; those of the batch by their own names."""
+        sizes = {k: changes.pop(k) for k in ("micro_batch_size", "prompts_per_step", "group_size") if k in changes}
+        return replace(self, batch=replace(self.batch, **sizes), **changes)
+
+
+def read_settings(
+    module: "RLIFModule",
+    rollout: "RolloutCallback",
+    *,
+    precision: str,
+    prompt_tokens: int,
+    devices: int = 1,
+    shards: int = 1,
+    steps: int = 1,
+) -> Settings:
+    """The settings of a recipe's objects; no weights are loaded.
+
+    Args:
+        module: Its settings and the name of its model.
+        rollout: Sizes, sampler and rewards.
+        precision: Of the Trainer.
+        prompt_tokens: Of the longest prompt.
+        devices: Processes, over all nodes.
+        shards: Processes that share weights, gradients and optimiser states.
+        steps: Optimiser steps of the run.
+
+    Raises:
+        UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
+    """
+    from rlif_lightning.adapters import off_is_the_start
+    from rlif_lightning.callbacks.rollout import ANNOTATORS
+    from rlif_lightning.functional.losses import is_separable
+    from rlif_lightning.sampling import NativeSampler
+
+    needs = frozenset().union(*(r.requires for r in rollout.rewards)) & ANNOTATORS.keys()
+    sampler, adapter = rollout.sampler, getattr(module, "adapter", None)
+    return Settings(
+        model=module.name,
+        config=model_config(module.name, revision=module.revision, trust_remote_code=module.trust_remote_code),
+        precision=precision,
+        batch=replace(BatchPlan(*rollout.sizes), world_size=devices),
+        max_new_tokens=rollout.sampling.max_new_tokens,
+        prompt_tokens=prompt_tokens,
+        optimizer=module.make_optimizer,
+        lora=module.lora if adapter is None else adapter_settings(adapter),
+        from_adapter=not off_is_the_start(module.lora, adapter),
+        quantization=getattr(module, "quantization", None),
+        gradient_checkpointing=module.gradient_checkpointing,
+        attn_implementation=module.attn_implementation,
+        one_pass=is_separable(module.loss) and not module.entropy_bonus.measured and not module.plain_forward,
+        plain=module.plain_forward,
+        versions=frozenset({*module.needs, *(ANNOTATORS[a] for a in needs)}),
+        statistics=3 + len(rollout.sampling.statistics),
+        drawn=rollout.votes or 0,
+        rows=getattr(sampler, "rows", None),
+        native=isinstance(sampler, NativeSampler),
+        steps=steps,
+        shards=shards,
+    )
+
+
+def adapter_settings(adapter: str) -> dict[str, Any]:
+    """Fields of ``peft.LoraConfig`` of an adapter that lies in a folder or in the hub's cache.
+
+    Raises:
+        UserError: There is no adapter_config.json.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    file = Path(adapter).expanduser() / "adapter_config.json"
+    if not file.is_file():
+        cached = (
+            None if file.parent.exists() or adapter.count("/") != 1 else try_to_load_from_cache(adapter, file.name)
+        )
+        if not isinstance(cached, str):
+            raise UserError(
+                "The adapter has no adapter_config.json on this machine", got=adapter, do="check --model.adapter"
+            )
+        file = Path(cached)
+    keys = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "rank_pattern", "layers_to_transform")
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    return {key: stored[key] for key in keys if stored.get(key) is not None}

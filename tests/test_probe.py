@@ -1,0 +1,128 @@
+"""The longest batch, tried before the first step: it leaves no trace, and says what to change where it fails."""
+
+import pytest
+import torch
+
+from rlif_lightning.callbacks import LongestBatch, RolloutCallback, probe
+from rlif_lightning.errors import UserError
+from rlif_lightning.module import RLIFModule
+from rlif_lightning.sampling import NativeSampler
+from rlif_lightning.sampling.lean import LeanDecoder
+from tests.training import fit
+
+LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("model", "rollout"),
+    [
+        ({"kl_coefficient": 0.01}, {"micro_batch_size": 4}),
+        ({"lora": LORA, "dropout": True, "kl_coefficient": 0.01}, {"micro_batch_size": 2}),
+        ({"gradient_checkpointing": True, "loss": "gspo"}, {"passes": 2}),
+    ],
+)
+def test_run_is_the_same_bit_for_bit(model, rollout, model_folder, problems_file):
+    folder = model_folder()
+    runs = [fit(folder, problems_file, model, rollout, callbacks=[LongestBatch(action)]) for action in ("off", "try")]
+    for name, weight in runs[0].weights().items():
+        assert torch.equal(weight, runs[1].weights()[name]), name
+    for name in ("train/loss", "train/ratio_mean", "rollout/reward"):
+        assert runs[0].column(name) == runs[1].column(name)
+
+
+def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
+    """A full slice twice, since gradients of the first are there in the second; the last token of a full wave."""
+    seen, decoded = [], []
+    step, decode = RLIFModule.training_step, LeanDecoder.step
+
+    def training_step(self, batch, batch_idx):
+        samples = batch["rollout"].samples
+        seen.append((tuple(samples.completion_mask.shape), int(samples.completion_mask.sum()),
+                     samples.prompt_ids.shape[1], any(p.grad is not None for p in self.parameters())))  # fmt: skip
+        return step(self, batch, batch_idx)
+
+    def decoder_step(self, token):
+        logits = decode(self, token)
+        decoded.append((len(token), self.cache.get_seq_length()))
+        return logits
+
+    monkeypatch.setattr(RLIFModule, "training_step", training_step)
+    monkeypatch.setattr(LeanDecoder, "step", decoder_step)
+    probed = {}
+
+    class After(LongestBatch):
+        def on_train_start(self, trainer, pl_module):
+            seen.clear(), decoded.clear()
+            super().on_train_start(trainer, pl_module)
+            probed.update(seen=[*seen], decoded=[*decoded], left=[p.grad for p in pl_module.parameters()])
+            lengths = [len(p.ids) for p in trainer.datamodule.prompts["train"]]
+            probed["longest"] = max(lengths)
+
+    rollout = {"micro_batch_size": 4, "sampler": NativeSampler(rows=4)}
+    fit(model_folder(), problems_file, rollout=rollout, callbacks=[After("try")], steps=1)
+    longest = probed["longest"]
+    assert probed["seen"] == [((4, 12), 48, longest, False), ((4, 12), 48, longest, True)]
+    assert probed["decoded"] == [(4, longest + 11)]  # the last token needs no step of its own
+    assert all(g is None for g in probed["left"])
+
+
+@pytest.mark.parametrize(
+    ("method", "phase"), [("_sample", "rollout"), ("_refer", "reference"), ("_update", "update")]
+)
+def test_out_of_memory_names_phase_and_settings(method, phase, model_folder, problems_file, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(probe, method, fails)
+    with pytest.raises(UserError) as caught:
+        fit(model_folder(), problems_file, callbacks=[LongestBatch("try")])
+    text = str(caught.value)
+    assert f"phase '{phase}'" in text and "Tried to allocate 2.00 GiB" in text and "rlif plan expects" in text
+    assert "--rollout.micro_batch_size" in text
+
+
+def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypatch):
+    monkeypatch.setattr(probe, "TOY", 0)
+    monkeypatch.setattr(probe, "free_memory", lambda device: 2**40)
+    fit(model_folder(), problems_file, callbacks=[LongestBatch()])
+    monkeypatch.setattr(probe, "free_memory", lambda device: 2**20)
+    with pytest.raises(UserError, match="no memory for the longest batch"):
+        fit(model_folder(), problems_file, callbacks=[LongestBatch()])
+    fit(model_folder(), problems_file, callbacks=[LongestBatch("off")])
+
+
+def test_toy_is_not_looked_at(model_folder, problems_file, monkeypatch):
+    def fails(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(probe, "compare", fails)
+    fit(model_folder(), problems_file, callbacks=[LongestBatch()])
+
+
+def test_later_out_of_memory_is_a_message(rlif, small_fit, monkeypatch, capsys):
+    def fails(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(RLIFModule, "training_step", fails)
+    with pytest.raises(SystemExit) as caught:
+        rlif("fit", *small_fit)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "memory ran out" in error and "20.00 MiB" in error and "--rollout.micro_batch_size" in error
+
+
+def test_action_is_checked():
+    with pytest.raises(UserError, match=r"probe.action"):
+        LongestBatch("maybe")
+
+
+def test_command_line_tries_before_it_evaluates(rlif, small_fit, monkeypatch):
+    """An evaluation of the start may take long."""
+    order = []
+    from rlif_lightning.callbacks import Evaluation
+
+    for cls in (LongestBatch, Evaluation, RolloutCallback):
+        monkeypatch.setattr(cls, "on_train_start", lambda self, *_: order.append(type(self)))
+    rlif("fit", *small_fit, "--probe.action=try")
+    assert order[0] is LongestBatch and Evaluation in order
