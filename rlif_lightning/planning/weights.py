@@ -1,5 +1,6 @@
 """Weights of a policy, counted on a model without memory: how many, in which precision, how many of them train."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -92,6 +93,8 @@ def state_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> float:
     weight = nn.Parameter(torch.zeros(256, 256, device="cpu", dtype=torch.float32))
     weight.grad = torch.ones_like(weight)
     made = optimizer([weight])
-    made.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # paged optimisers are none on a CPU; the size is the same
+        made.step()
     kept = [t for state in made.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return sum(t.numel() * t.element_size() for t in kept if t.numel() > 1) / weight.numel()
