@@ -282,6 +282,14 @@ def _wrong_value(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) ->
     words = [TYPES.get(_name(kind), _name(kind)) for kind in kinds if not _choices(kind)] + choices
     words.sort(key=lambda w: w == "null")
     near = difflib.get_close_matches(value, choices, 1)
+    protocol = re.search(r"does not implement protocol (\w+)", block)
+    if protocol is not None:
+        return _complaint(
+            f"{key}: '{value}' is no {protocol[1]}",
+            parser,
+            place=locate(recipes, key.rpartition(".")[0], value),
+            expected=f"a class with every method of {protocol[1]}, and with its type hints",
+        )
     return _complaint(
         f"{key} can't be '{value}'",
         parser,

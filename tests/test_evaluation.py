@@ -384,6 +384,9 @@ class Echo:
         ids = torch.tensor([[self.token, self.token, self.end]] * n)
         ones = torch.ones(n, 3, dtype=torch.bool)
         return Samples(ids, ones, ids, ones, torch.ones(n, dtype=torch.bool))
+
+    def release(self) -> None:
+        pass
 """
 
 
