@@ -188,7 +188,9 @@ def check_memory(needed: int, device: torch.device, what: str, instead: str) -> 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken on a device; None where nobody knows."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch has kept from before and does not use can be taken again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.is_file():
         return None

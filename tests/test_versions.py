@@ -218,3 +218,9 @@ def test_free_memory_of_this_machine():
     assert free is None or 2**20 < free < 2**50
     assert free_memory(torch.device("meta")) is None
     check_memory(10**18, torch.device("meta"), "x", "y")  # nobody knows: not refused
+
+
+def test_free_memory_of_a_gpu_counts_what_torch_keeps_for_later(monkeypatch):
+    for name, value in [("mem_get_info", (300, 1000)), ("memory_reserved", 600), ("memory_allocated", 450)]:
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda")) == 300 + 150
