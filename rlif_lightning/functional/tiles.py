@@ -32,8 +32,8 @@ def tile_rows(vocabulary: int) -> int:
     From 16 to 1,024 tokens, in multiples of 64 where there is room. The policy and a frozen reference agree bit for
     bit only where their tiles have the same size, since a matrix product may be rounded otherwise at another size.
 
-    Measured on one CPU core with H = 256, V = 151,936 and 768 tokens, products by MKL, CPU seconds of :mod:`one_pass` (forward and
-    backward) and of scoring::
+    Measured on one CPU core with H = 256, V = 151,936 and 768 tokens, products by MKL, CPU seconds of :mod:`one_pass`
+    (forward and backward) and of scoring::
 
         tile 64: 2.33, 0.96    128: 2.10, 0.84    192: 2.08, 0.83    256: 2.05, 0.80
 

@@ -25,7 +25,7 @@ class SlabLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Memory of the first tokens' shape."""
         self.dtype, self.device = value_states.dtype, key_states.device
-        # Under autocast keys come from the rotation in float32, and the attention would round them to the values' dtype.
+        # Under autocast keys come from the rotation in float32, and attention would round them to the values' dtype.
         self.keys, self.values = key_states[:, :, :0].to(self.dtype), value_states[:, :, :0]
         self.is_initialized = True
 
