@@ -498,3 +498,16 @@ def test_the_memory_of_a_cache_is_known(monkeypatch):
     monkeypatch.setattr(native, "free_memory", lambda device: 2 * 9 * row)  # half of it: nine rows, two groups of 4
     assert_same(draw(model), expected)
     assert waves == [2, 2, 1]
+
+
+def test_under_autocast_keys_take_no_more_memory_than_values(model_folder):
+    from rlif_lightning.policy import load_policy
+    from rlif_lightning.sampling.decoders import SlabDecoder
+
+    policy = load_policy(str(model_folder("qwen2")), dtype=torch.float32)
+    ids = torch.randint(20, (2, 5))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        decoder = SlabDecoder(policy)
+        decoder.prefill(ids, torch.ones_like(ids, dtype=torch.bool))
+        decoder.step(ids[:, 0])
+    assert {x.dtype for slab in decoder.cache.slabs for x in (slab.keys, slab.values)} == {torch.bfloat16}
