@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -224,6 +225,18 @@ def test_what_changes_the_peak():
     full = memory(settings())
     half = memory(settings(shards=2))
     assert half.phases["update"]["optimiser"] == full.phases["update"]["optimiser"] // 2
+
+
+def test_buckets_of_ddp():
+    """As DDP allocates them: 4 bytes of each number that trains, from the start to the end of a run."""
+    two = replace(settings().batch, world_size=2)
+    for lora in (None, LORA):
+        alone, several = memory(settings(lora=lora)), memory(settings(lora=lora, batch=two))
+        assert several.phases["load"] == alone.phases["load"]
+        for phase in ("rollout", "update", "optimiser step"):
+            assert several.phases[phase]["buckets"] == 4 * alone.weights.trainable
+            assert "buckets" not in alone.phases[phase]
+    assert "buckets" not in memory(settings(batch=two, shards=2)).phases["update"]
 
 
 def test_gradients_wait_where_a_prompt_is_shared():

@@ -78,13 +78,14 @@ def _standing(settings: Settings, weights: Weights) -> Parts:
         "adapter": weights.adapter // n,
         "reference": versions // n,
         "optimiser": int(state_bytes(settings.optimizer) * weights.trainable) // n,
+        "buckets": trainable if settings.reduces else 0,
     }
 
 
 def _load(settings: Settings, weights: Weights, standing: Parts) -> Parts:
     """The weights, and a full copy on its way to a smaller one."""
     copying = settings.lora is None and "frozen" in settings.versions
-    return {k: v for k, v in standing.items() if k != "optimiser"} | {
+    return {k: v for k, v in standing.items() if k not in ("optimiser", "buckets")} | {
         "temporary": (weights.loaded - weights.frozen_copy) // settings.shards if copying else 0
     }
 

@@ -65,6 +65,11 @@ class Settings:
         )
 
     @property
+    def reduces(self) -> bool:
+        """Whether processes with a whole model each add their gradients up (DDP)."""
+        return self.batch.world_size > 1 and self.shards == 1
+
+    @property
     def micro_rows(self) -> int:
         """Completions of one forward and backward."""
         return self.batch.window_rows // self.batch.slices

@@ -8,10 +8,11 @@ from rlif_lightning.planning.memory import GIB, Memory
 from rlif_lightning.planning.settings import Settings
 
 ROWS = (
-    "weights", "adapter", "reference", "optimiser", "gradients", "activations", "casts", "gathered", "KV cache",
-    "rollout", "logits", "head", "temporary",
+    "weights", "adapter", "reference", "optimiser", "gradients", "buckets", "activations", "casts", "gathered",
+    "KV cache", "rollout", "logits", "head", "temporary",
 )  # fmt: skip
 MEANING = {
+    "buckets": "copies of gradients that DDP sends",
     "casts": "half-precision copies of trained weights",
     "gathered": "weights of other processes",
     "rollout": "tokens and statistics",
