@@ -28,6 +28,7 @@ from rlif_lightning.planning.weights import NF4_BITS, count, state_bytes
 from rlif_lightning.policy import load_policy, set_training_mode
 from rlif_lightning.references import Versions
 from rlif_lightning.sampling.cache import SlabLayer
+from rlif_lightning.sharding import Whole
 from tests.conftest import make_config, make_model
 
 PARAMETERS = {  # as the models' cards and weight files have them
@@ -206,9 +207,8 @@ def test_hand_worked_parts():
     assert phases["optimiser step"]["temporary"] == 4 * w
     tied = 151_936 * 1536  # and norms and biases stay in fp32
     assert phases["update"]["reference"] == pytest.approx(2 * (w - tied) + 4 * tied, rel=1e-3)
-    # 16 rows with room for 385 tokens, 28 layers, 2 heads of 128: keys in fp32 as the rotation leaves them, where
-    # embeddings are fp32, values in bf16.
-    assert phases["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (4 + 2)
+    # 16 rows with room for 385 tokens, 28 layers, 2 heads of 128, bf16.
+    assert phases["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (2 + 2)
     adapted = memory(settings(lora=LORA, precision="bf16-mixed")).phases
     assert adapted["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (2 + 2)
 
@@ -237,6 +237,32 @@ def test_buckets_of_ddp():
             assert several.phases[phase]["buckets"] == 4 * alone.weights.trainable
             assert "buckets" not in alone.phases[phase]
     assert "buckets" not in memory(settings(batch=two, shards=2)).phases["update"]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])  # one of them with a tied head
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_gathered_weights_are_those_of_the_module(architecture, lora, model_folder):
+    folder = str(model_folder(architecture))
+    s = settings(model_config(folder), lora=lora, shards=4, versions=frozenset({"frozen"}))
+    phases = memory(s).phases
+    policy = load_policy(folder, dtype=s.base, lora=lora)
+    in_layers = [p for n, p in policy.named_parameters() if ".layers." in n]
+    others = [p for n, p in policy.named_parameters() if ".layers." not in n]
+    layers = s.config.num_hidden_layers
+    expected = sum(p.nbytes for p in others) + sum(p.nbytes for p in in_layers) * 2 / layers
+    assert phases["update"]["gathered"] == pytest.approx(expected, rel=0.01)  # the last norm
+    whole = Whole(policy, torch.device("cpu"), torch.bfloat16)
+    with whole.at("policy", dict(policy.named_parameters())) as model:
+        expected = sum(p.nbytes for p in model.parameters())
+    assert phases["rollout"]["gathered"] == phases["reference"]["gathered"] == expected
+
+
+def test_sharded_layers_that_recompute_keep_no_casts():
+    """2 bytes per number of the body's linear layers, less what a copy takes for a moment."""
+    s = settings(gradient_checkpointing=True)
+    batch, body = Batch(4, 4, 128, 256), 2 * count(s).body
+    kept, sharded = (dry_run.update(x.network, batch).kept for x in (s, s.but(shards=2)))
+    assert kept - sharded == pytest.approx(body, rel=0.01)
 
 
 def test_gradients_wait_where_a_prompt_is_shared():

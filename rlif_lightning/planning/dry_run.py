@@ -31,16 +31,19 @@ class Network:
     lora: dict[str, Any] | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    caches_casts: bool = True  # autocast keeps its copies of weights; not of sharded ones
 
     @property
     def key(self) -> str:
         """Equal for equal networks."""
-        own = (self.half, self.base, self.gradient_checkpointing, self.attn_implementation)
+        own = (self.half, self.base, self.gradient_checkpointing, self.attn_implementation, self.caches_casts)
         return f"{own} {json.dumps(self.lora, default=str)} {self.config.to_json_string(use_diff=False)}"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The Trainer's precision."""
-        return nullcontext() if self.half is None else torch.autocast("cpu", self.half)
+        return (
+            nullcontext() if self.half is None else torch.autocast("cpu", self.half, cache_enabled=self.caches_casts)
+        )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,13 @@ class Settings:
     def network(self) -> Network:
         """For dry runs."""
         return Network(
-            self.config, self.half, self.base, self.lora, self.gradient_checkpointing, self.attn_implementation
+            self.config,
+            self.half,
+            self.base,
+            self.lora,
+            self.gradient_checkpointing,
+            self.attn_implementation,
+            caches_casts=self.shards == 1,
         )
 
     @property
