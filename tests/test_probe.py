@@ -91,6 +91,18 @@ def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypa
     fit(model_folder(), problems_file, callbacks=[LongestBatch("off")])
 
 
+def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, monkeypatch, caplog):
+    def fails(*_):
+        raise NotImplementedError("this operation has no fake")
+
+    monkeypatch.setattr(probe, "TOY", 0)
+    monkeypatch.setattr(probe, "memory", fails)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        run = fit(model_folder(), problems_file, callbacks=[LongestBatch()], steps=1)
+    assert len(run.column("train/loss")) == 1
+    assert "was not looked at" in caplog.text
+
+
 def test_toy_is_not_looked_at(model_folder, problems_file, monkeypatch):
     def fails(*_):
         raise AssertionError
