@@ -193,7 +193,7 @@ def planned(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> S
 
 
 def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
-    """Hold a plan against the free memory of a CPU.
+    """Hold a plan against the free memory of a CPU, of which the processes of a machine have a part each.
 
     Raises:
         UserError: It is larger.
@@ -201,6 +201,8 @@ def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
     free = free_memory(module.device)
     if free is None:
         return
+    processes = trainer.num_devices
+    free //= processes
     there = sum(p.numel() * p.element_size() for p in module.parameters())
     try:
         settings = planned(trainer, module, rollout)
@@ -213,7 +215,8 @@ def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
         return
     raise UserError(
         f"There is no memory for the longest batch that there can be, in the phase '{plan.worst}'",
-        got=f"{(plan.peak - there) / GIB:.1f} GiB needed beside the weights, {free / GIB:.1f} GiB free",
+        got=f"{(plan.peak - there) / GIB:.1f} GiB needed beside the weights, {free / GIB:.1f} GiB free"
+        + (f" for each of {processes} processes" if processes > 1 else ""),
         do=do,
     )
 

@@ -91,6 +91,25 @@ def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypa
     fit(model_folder(), problems_file, callbacks=[LongestBatch("off")])
 
 
+def test_processes_of_a_machine_share_what_is_free(model_folder, problems_file, monkeypatch):
+    """What is just enough for one is not for each of two."""
+    run = fit(model_folder(), problems_file, callbacks=[LongestBatch("off")], steps=1)
+    trainer, rollout = run.trainer, next(c for c in run.trainer.callbacks if isinstance(c, RolloutCallback))
+    free = 2**20
+    monkeypatch.setattr(probe, "free_memory", lambda device: free)
+    with pytest.raises(UserError):
+        probe.compare(trainer, run.module, rollout)
+    while True:
+        try:
+            probe.compare(trainer, run.module, rollout)
+            break
+        except UserError:
+            free = free * 5 // 4
+    monkeypatch.setattr(type(trainer), "num_devices", 2)
+    with pytest.raises(UserError, match="for each of 2 processes"):
+        probe.compare(trainer, run.module, rollout)
+
+
 def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, monkeypatch, caplog):
     def fails(*_):
         raise NotImplementedError("this operation has no fake")
