@@ -109,12 +109,11 @@ def _prompts(trainer: Trainer, count: int) -> list[list[int]]:
 @torch.no_grad()
 def _sample(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
     """The last token of a wave whose completions have all grown as long as they may."""
-    sampler, policy = rollout.sampler, module.policy
+    sampler = rollout.sampler
     if not isinstance(sampler, NativeSampler) or sampler.plain:
         return
-    assert policy is not None
     drawn, tokens = rollout.votes or rollout.plan.group_size, rollout.sampling.max_new_tokens
-    with ready(sampler, trainer, module):
+    with ready(sampler, trainer, module) as policy:
         longest = len(_prompts(trainer, 1)[0])
         rows = sampler._rows_that_fit(longest + tokens) if sampler.rows is None else sampler.rows
         count = rollout.plan.rank_prompts

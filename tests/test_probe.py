@@ -1,5 +1,8 @@
 """The longest batch, tried before the first step: it leaves no trace, and says what to change where it fails."""
 
+import copy
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -64,6 +67,23 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
     assert probed["seen"] == [((4, 12), 48, longest, False), ((4, 12), 48, longest, True)]
     assert probed["decoded"] == [(4, longest + 11)]  # the last token needs no step of its own
     assert all(g is None for g in probed["left"])
+
+
+def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
+    """Where weights are shared out the rollout has a module of its own."""
+    made, decoded = [], []
+    own, for_policy = RLIFModule.whole_policy, probe.decoder_for
+
+    @contextmanager
+    def whole_policy(self):
+        with own(self) as policy:
+            made.append(copy.deepcopy(policy))
+            yield made[-1]
+
+    monkeypatch.setattr(RLIFModule, "whole_policy", whole_policy)
+    monkeypatch.setattr(probe, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
+    fit(model_folder(), problems_file, callbacks=[LongestBatch("try")], steps=1)
+    assert len(decoded) == 1 and decoded[0] is made[0]
 
 
 @pytest.mark.parametrize(
