@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.hub import from_hub, is_local
+from rlif_lightning.meta import meta_model
 from rlif_lightning.trainable import trainable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -218,11 +219,8 @@ def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, 
     Raises:
         UserError: Targets that match nothing, or weights of another model's shape.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = meta_model(config, trust_remote_code=trust_remote_code)
     except Exception:  # a model whose own code needs real tensors: loading it will tell
         return
     policy = add_lora(model, lora)

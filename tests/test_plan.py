@@ -27,6 +27,7 @@ from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.planning.weights import NF4_BITS, count, state_bytes
 from rlif_lightning.policy import load_policy, set_training_mode
 from rlif_lightning.references import Versions
+from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.cache import SlabLayer
 from rlif_lightning.sharding import Whole
 from tests.conftest import make_config, make_model
@@ -78,6 +79,37 @@ def test_a_folders_own_configuration_wins(tmp_path, monkeypatch):
     assert model_config("Qwen/Qwen3-8B-Base").num_hidden_layers == 36
     with pytest.raises(UserError, match="nobody/nothing"):
         model_config("nobody/nothing")
+
+
+CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+class OwnConfig(Qwen2Config):
+    model_type = "own"
+
+class Own(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_models_own_code(tmp_path, monkeypatch):
+    """It is run where the recipe trusts it, and nobody is asked on stdin."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    folder = tmp_path / "own"
+    make_config("qwen2", 320).save_pretrained(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    stored |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(stored))
+    (folder / "own.py").write_text(CODE)
+    rollout = RolloutCallback(rewards=[SelfCertainty()])
+    module = RLIFModule(str(folder), lora=LORA, trust_remote_code=True)
+    s = read_settings(module, rollout, precision="32-true", prompt_tokens=9)
+    usual = count(settings(make_config("qwen2", 320), lora=LORA, precision="32-true"))
+    assert type(s.config).__name__ == "OwnConfig" and count(s) == usual
+    assert memory(s).peak > 0
+    with pytest.raises(UserError):
+        read_settings(RLIFModule(str(folder)), rollout, precision="32-true", prompt_tokens=9)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma3"])
@@ -405,8 +437,6 @@ def test_settings_of_the_trainer():
 
 
 def test_settings_of_a_recipe(model_folder):
-    from rlif_lightning.rewards import SelfCertainty
-
     module = RLIFModule(str(model_folder()), kl_coefficient=0.1, reference="ema", loss="gspo", lora=LORA)
     rollout = RolloutCallback(prompts_per_step=8, rewards=[SelfCertainty(annotator="reference")])
     found = read_settings(module, rollout, precision="32-true", prompt_tokens=9, devices=2, shards=2)

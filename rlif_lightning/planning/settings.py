@@ -34,6 +34,7 @@ class Settings:
     quantization: str | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    trust_remote_code: bool = False
     one_pass: bool = True  # loss and gradient of the logits together, where the head is a weight alone
     plain: bool = False  # all logits of a slice at once
     versions: frozenset[str] = frozenset()  # frozen, ema, synced
@@ -68,6 +69,7 @@ class Settings:
             self.gradient_checkpointing,
             self.attn_implementation,
             caches_casts=self.shards == 1,
+            trust_remote_code=self.trust_remote_code,
         )
 
     @property
@@ -145,6 +147,7 @@ def read_settings(
         quantization=getattr(module, "quantization", None),
         gradient_checkpointing=module.gradient_checkpointing,
         attn_implementation=module.attn_implementation,
+        trust_remote_code=module.trust_remote_code,
         one_pass=is_separable(module.loss) and not module.entropy_bonus.measured and not module.plain_forward,
         plain=module.plain_forward,
         versions=frozenset({*module.needs, *(ANNOTATORS[a] for a in needs)}),
