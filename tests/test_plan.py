@@ -444,5 +444,24 @@ def test_settings_of_a_recipe(model_folder):
     assert found.base == torch.float32 and found.half is None and found.rows is None and found.native
 
 
+def test_an_adapters_own_settings(model_folder, tmp_path):
+    """All that decide about its size; its weights are not needed, a broken file is a message."""
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "bias": "lora_only", "rank_pattern": {"v_proj": 8}}
+    folder = str(model_folder())
+    load_policy(folder, dtype=torch.float32, lora=lora).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    rollout = RolloutCallback(rewards=[SelfCertainty()])
+
+    def read():
+        module = RLIFModule(folder, adapter=str(tmp_path))
+        return read_settings(module, rollout, precision="32-true", prompt_tokens=9)
+
+    assert count(read()) == count(settings(model_config(folder), lora=lora, precision="32-true"))
+    assert read().from_adapter and read().lora["bias"] == "lora_only"
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
+        read()
+
+
 def test_larger_gpus_leave_more():
     assert usable(8) < 8 * GIB and usable(24) > 21 * GIB

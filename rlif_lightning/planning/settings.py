@@ -1,15 +1,12 @@
 """What of a recipe decides about memory and time."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.errors import UserError
 from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.dry_run import Network
 
@@ -127,7 +124,7 @@ def read_settings(
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
-    from rlif_lightning.adapters import off_is_the_start
+    from rlif_lightning.adapters import adapter_settings, off_is_the_start
     from rlif_lightning.callbacks.rollout import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.sampling import NativeSampler
@@ -158,26 +155,3 @@ def read_settings(
         steps=steps,
         shards=shards,
     )
-
-
-def adapter_settings(adapter: str) -> dict[str, Any]:
-    """Fields of ``peft.LoraConfig`` of an adapter that lies in a folder or in the hub's cache.
-
-    Raises:
-        UserError: There is no adapter_config.json.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    file = Path(adapter).expanduser() / "adapter_config.json"
-    if not file.is_file():
-        cached = (
-            None if file.parent.exists() or adapter.count("/") != 1 else try_to_load_from_cache(adapter, file.name)
-        )
-        if not isinstance(cached, str):
-            raise UserError(
-                "The adapter has no adapter_config.json on this machine", got=adapter, do="check --model.adapter"
-            )
-        file = Path(cached)
-    keys = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "rank_pattern", "layers_to_transform")
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    return {key: stored[key] for key in keys if stored.get(key) is not None}
