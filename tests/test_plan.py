@@ -271,7 +271,7 @@ def test_buckets_of_ddp():
     assert "buckets" not in memory(settings(batch=two, shards=2)).phases["update"]
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama"])  # one of them with a tied head
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_gathered_weights_are_those_of_the_module(architecture, lora, model_folder):
     folder = str(model_folder(architecture))
@@ -395,6 +395,17 @@ def test_command(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "plan.png").stat().st_size > 10_000
     report = json.loads((tmp_path / "plan.json").read_text())
     assert report["peak"] == max(sum(p.values()) for p in report["phases"].values())
+
+
+def test_time_of_a_recipe_by_epochs(capsys):
+    """How many steps it takes is not known before the data are read."""
+    recipe = ["--config", "gsm8k", "--device", "rtx4090"]
+    plan(*recipe, "--trainer.max_steps", "-1")
+    by_epochs = capsys.readouterr().out
+    plan(*recipe, "--trainer.max_steps", "70")
+    by_steps = capsys.readouterr().out
+    assert "70 steps" in by_steps and "s per step" in by_epochs
+    assert " steps" not in by_epochs[by_epochs.index("s per step") :]
 
 
 @pytest.mark.slow

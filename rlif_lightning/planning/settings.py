@@ -39,7 +39,7 @@ class Settings:
     drawn: int = 0  # completions per prompt, votes among them; 0: the group
     rows: int | None = None  # decoded at a time; None: as many as half of the free memory holds
     native: bool = True  # our own sampler, not another engine
-    steps: int = 1
+    steps: int | None = None  # of the run, where it is not epochs that end it
     shards: int = 1  # processes that share weights, gradients and optimiser states
 
     @property
@@ -108,7 +108,7 @@ def read_settings(
     prompt_tokens: int,
     devices: int = 1,
     shards: int = 1,
-    steps: int = 1,
+    steps: int | None = None,
 ) -> Settings:
     """The settings of a recipe's objects; no weights are loaded.
 
@@ -119,7 +119,7 @@ def read_settings(
         prompt_tokens: Of the longest prompt.
         devices: Processes, over all nodes.
         shards: Processes that share weights, gradients and optimiser states.
-        steps: Optimiser steps of the run.
+        steps: Optimiser steps of the run; None: not known before the data are read.
 
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
