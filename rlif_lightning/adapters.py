@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.hub import from_hub, is_local
+from rlif_lightning.meta import meta_model
 from rlif_lightning.trainable import trainable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -148,16 +149,7 @@ def find_adapter(name: str) -> StoredAdapter:
     Raises:
         UserError: It is not there, is none of LoRA, is pickled, or is of a kind that is not supported.
     """
-    folder = Path(name).expanduser()
-    if not is_local(name):
-        from huggingface_hub import snapshot_download
-
-        folder = Path(from_hub("adapter", name, lambda: snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS])))
-    if not folder.is_dir():
-        raise UserError("The adapter's folder does not exist", got=folder, do="check --model.adapter")
-    file = folder / CONFIG
-    if not file.is_file():
-        raise UserError(f"The adapter's folder holds no {CONFIG}", got=folder, expected="a PEFT adapter")
+    folder, lora, base = _read(name, [CONFIG, WEIGHTS])
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             "The adapter's folder holds no weights in safetensors format",
@@ -165,6 +157,30 @@ def find_adapter(name: str) -> StoredAdapter:
             expected=f"{WEIGHTS}; pickled weights (.bin) can run code and are not loaded",
             do="load it with peft and write it again with save_pretrained()",
         )
+    return StoredAdapter(folder, lora, base)
+
+
+def adapter_settings(name: str) -> dict[str, Any]:
+    """Settings of an adapter as ``model.lora`` would give them, whose weights need not be on this machine.
+
+    Raises:
+        UserError: As :func:`find_adapter`.
+    """
+    return _read(name, [CONFIG])[1]
+
+
+def _read(name: str, files: list[str]) -> tuple[Path, dict[str, Any], str | None]:
+    """Folder, settings and base of an adapter, with these of its files where it comes from the hub."""
+    folder = Path(name).expanduser()
+    if not is_local(name):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(from_hub("adapter", name, lambda: snapshot_download(name, allow_patterns=files)))
+    if not folder.is_dir():
+        raise UserError("The adapter's folder does not exist", got=folder, do="check --model.adapter")
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(f"The adapter's folder holds no {CONFIG}", got=folder, expected="a PEFT adapter")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind = config["peft_type"]
@@ -177,7 +193,7 @@ def find_adapter(name: str) -> StoredAdapter:
         check_lora(lora)
     except UserError as error:
         raise UserError(f"The adapter can't be trained on here: {error}", do="start from another one") from error
-    return StoredAdapter(folder, lora, config.get("base_model_name_or_path"))
+    return folder, lora, config.get("base_model_name_or_path")
 
 
 def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -218,11 +234,8 @@ def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, 
     Raises:
         UserError: Targets that match nothing, or weights of another model's shape.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = meta_model(config, trust_remote_code=trust_remote_code)
     except Exception:  # a model whose own code needs real tensors: loading it will tell
         return
     policy = add_lora(model, lora)

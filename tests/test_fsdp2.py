@@ -71,6 +71,13 @@ def test_continued_bit_by_bit(fit, two):
 
 
 @slow
+def test_longest_batch_can_be_tried(fit, two):
+    """Where it is asked for; it leaves no trace."""
+    tried = fit("tried", *SHORT, "--probe.action=try")
+    assert largest_difference(tried.weights, two.weights) == 0
+
+
+@slow
 def test_continued_by_one_process_that_shares_nothing_out(fit, two):
     """A checkpoint is the same file with any strategy."""
     end = fit(two.copy("alone", step=1), *SHORT, "--ckpt_path=last", processes=1)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,9 @@ from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.planning.weights import NF4_BITS, count, state_bytes
 from rlif_lightning.policy import load_policy, set_training_mode
 from rlif_lightning.references import Versions
+from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.cache import SlabLayer
+from rlif_lightning.sharding import Whole
 from tests.conftest import make_config, make_model
 
 PARAMETERS = {  # as the models' cards and weight files have them
@@ -76,6 +79,37 @@ def test_a_folders_own_configuration_wins(tmp_path, monkeypatch):
     assert model_config("Qwen/Qwen3-8B-Base").num_hidden_layers == 36
     with pytest.raises(UserError, match="nobody/nothing"):
         model_config("nobody/nothing")
+
+
+CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+class OwnConfig(Qwen2Config):
+    model_type = "own"
+
+class Own(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_models_own_code(tmp_path, monkeypatch):
+    """It is run where the recipe trusts it, and nobody is asked on stdin."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    folder = tmp_path / "own"
+    make_config("qwen2", 320).save_pretrained(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    stored |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(stored))
+    (folder / "own.py").write_text(CODE)
+    rollout = RolloutCallback(rewards=[SelfCertainty()])
+    module = RLIFModule(str(folder), lora=LORA, trust_remote_code=True)
+    s = read_settings(module, rollout, precision="32-true", prompt_tokens=9)
+    usual = count(settings(make_config("qwen2", 320), lora=LORA, precision="32-true"))
+    assert type(s.config).__name__ == "OwnConfig" and count(s) == usual
+    assert memory(s).peak > 0
+    with pytest.raises(UserError):
+        read_settings(RLIFModule(str(folder)), rollout, precision="32-true", prompt_tokens=9)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma3"])
@@ -205,9 +239,8 @@ def test_hand_worked_parts():
     assert phases["optimiser step"]["temporary"] == 4 * w
     tied = 151_936 * 1536  # and norms and biases stay in fp32
     assert phases["update"]["reference"] == pytest.approx(2 * (w - tied) + 4 * tied, rel=1e-3)
-    # 16 rows with room for 385 tokens, 28 layers, 2 heads of 128: keys in fp32 as the rotation leaves them, where
-    # embeddings are fp32, values in bf16.
-    assert phases["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (4 + 2)
+    # 16 rows with room for 385 tokens, 28 layers, 2 heads of 128, bf16.
+    assert phases["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (2 + 2)
     adapted = memory(settings(lora=LORA, precision="bf16-mixed")).phases
     assert adapted["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (2 + 2)
 
@@ -224,6 +257,44 @@ def test_what_changes_the_peak():
     full = memory(settings())
     half = memory(settings(shards=2))
     assert half.phases["update"]["optimiser"] == full.phases["update"]["optimiser"] // 2
+
+
+def test_buckets_of_ddp():
+    """As DDP allocates them: 4 bytes of each number that trains, from the start to the end of a run."""
+    two = replace(settings().batch, world_size=2)
+    for lora in (None, LORA):
+        alone, several = memory(settings(lora=lora)), memory(settings(lora=lora, batch=two))
+        assert several.phases["load"] == alone.phases["load"]
+        for phase in ("rollout", "update", "optimiser step"):
+            assert several.phases[phase]["buckets"] == 4 * alone.weights.trainable
+            assert "buckets" not in alone.phases[phase]
+    assert "buckets" not in memory(settings(batch=two, shards=2)).phases["update"]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])  # one of them with a tied head
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_gathered_weights_are_those_of_the_module(architecture, lora, model_folder):
+    folder = str(model_folder(architecture))
+    s = settings(model_config(folder), lora=lora, shards=4, versions=frozenset({"frozen"}))
+    phases = memory(s).phases
+    policy = load_policy(folder, dtype=s.base, lora=lora)
+    in_layers = [p for n, p in policy.named_parameters() if ".layers." in n]
+    others = [p for n, p in policy.named_parameters() if ".layers." not in n]
+    layers = s.config.num_hidden_layers
+    expected = sum(p.nbytes for p in others) + sum(p.nbytes for p in in_layers) * 2 / layers
+    assert phases["update"]["gathered"] == pytest.approx(expected, rel=0.01)  # the last norm
+    whole = Whole(policy, torch.device("cpu"), torch.bfloat16)
+    with whole.at("policy", dict(policy.named_parameters())) as model:
+        expected = sum(p.nbytes for p in model.parameters())
+    assert phases["rollout"]["gathered"] == phases["reference"]["gathered"] == expected
+
+
+def test_sharded_layers_that_recompute_keep_no_casts():
+    """2 bytes per number of the body's linear layers, less what a copy takes for a moment."""
+    s = settings(gradient_checkpointing=True)
+    batch, body = Batch(4, 4, 128, 256), 2 * count(s).body
+    kept, sharded = (dry_run.update(x.network, batch).kept for x in (s, s.but(shards=2)))
+    assert kept - sharded == pytest.approx(body, rel=0.01)
 
 
 def test_gradients_wait_where_a_prompt_is_shared():
@@ -326,6 +397,17 @@ def test_command(capsys, tmp_path, monkeypatch):
     assert report["peak"] == max(sum(p.values()) for p in report["phases"].values())
 
 
+def test_time_of_a_recipe_by_epochs(capsys):
+    """How many steps it takes is not known before the data are read."""
+    recipe = ["--config", "gsm8k", "--device", "rtx4090"]
+    plan(*recipe, "--trainer.max_steps", "-1")
+    by_epochs = capsys.readouterr().out
+    plan(*recipe, "--trainer.max_steps", "70")
+    by_steps = capsys.readouterr().out
+    assert "70 steps" in by_steps and "s per step" in by_epochs
+    assert " steps" not in by_epochs[by_epochs.index("s per step") :]
+
+
 @pytest.mark.slow
 def test_command_refuses_what_cannot_fit_and_says_what_would(capsys):
     recipe = ["--config", "intuitor", "--rollout.prompts_per_step", "16"]
@@ -366,13 +448,30 @@ def test_settings_of_the_trainer():
 
 
 def test_settings_of_a_recipe(model_folder):
-    from rlif_lightning.rewards import SelfCertainty
-
     module = RLIFModule(str(model_folder()), kl_coefficient=0.1, reference="ema", loss="gspo", lora=LORA)
     rollout = RolloutCallback(prompts_per_step=8, rewards=[SelfCertainty(annotator="reference")])
     found = read_settings(module, rollout, precision="32-true", prompt_tokens=9, devices=2, shards=2)
     assert found.versions == {"ema", "frozen"} and not found.one_pass and found.batch.world_size == 2
     assert found.base == torch.float32 and found.half is None and found.rows is None and found.native
+
+
+def test_an_adapters_own_settings(model_folder, tmp_path):
+    """All that decide about its size; its weights are not needed, a broken file is a message."""
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "bias": "lora_only", "rank_pattern": {"v_proj": 8}}
+    folder = str(model_folder())
+    load_policy(folder, dtype=torch.float32, lora=lora).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    rollout = RolloutCallback(rewards=[SelfCertainty()])
+
+    def read():
+        module = RLIFModule(folder, adapter=str(tmp_path))
+        return read_settings(module, rollout, precision="32-true", prompt_tokens=9)
+
+    assert count(read()) == count(settings(model_config(folder), lora=lora, precision="32-true"))
+    assert read().from_adapter and read().lora["bias"] == "lora_only"
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
+        read()
 
 
 def test_larger_gpus_leave_more():

@@ -1,5 +1,8 @@
 """The longest batch, tried before the first step: it leaves no trace, and says what to change where it fails."""
 
+import copy
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -66,6 +69,23 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
     assert all(g is None for g in probed["left"])
 
 
+def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
+    """Where weights are shared out the rollout has a module of its own."""
+    made, decoded = [], []
+    own, for_policy = RLIFModule.whole_policy, probe.decoder_for
+
+    @contextmanager
+    def whole_policy(self):
+        with own(self) as policy:
+            made.append(copy.deepcopy(policy))
+            yield made[-1]
+
+    monkeypatch.setattr(RLIFModule, "whole_policy", whole_policy)
+    monkeypatch.setattr(probe, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
+    fit(model_folder(), problems_file, callbacks=[LongestBatch("try")], steps=1)
+    assert len(decoded) == 1 and decoded[0] is made[0]
+
+
 @pytest.mark.parametrize(
     ("method", "phase"), [("_sample", "rollout"), ("_refer", "reference"), ("_update", "update")]
 )
@@ -89,6 +109,37 @@ def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypa
     with pytest.raises(UserError, match="no memory for the longest batch"):
         fit(model_folder(), problems_file, callbacks=[LongestBatch()])
     fit(model_folder(), problems_file, callbacks=[LongestBatch("off")])
+
+
+def test_processes_of_a_machine_share_what_is_free(model_folder, problems_file, monkeypatch):
+    """What is just enough for one is not for each of two."""
+    run = fit(model_folder(), problems_file, callbacks=[LongestBatch("off")], steps=1)
+    trainer, rollout = run.trainer, next(c for c in run.trainer.callbacks if isinstance(c, RolloutCallback))
+    free = 2**20
+    monkeypatch.setattr(probe, "free_memory", lambda device: free)
+    with pytest.raises(UserError):
+        probe.compare(trainer, run.module, rollout)
+    while True:
+        try:
+            probe.compare(trainer, run.module, rollout)
+            break
+        except UserError:
+            free = free * 5 // 4
+    monkeypatch.setattr(type(trainer), "num_devices", 2)
+    with pytest.raises(UserError, match="for each of 2 processes"):
+        probe.compare(trainer, run.module, rollout)
+
+
+def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, monkeypatch, caplog):
+    def fails(*_):
+        raise NotImplementedError("this operation has no fake")
+
+    monkeypatch.setattr(probe, "TOY", 0)
+    monkeypatch.setattr(probe, "memory", fails)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        run = fit(model_folder(), problems_file, callbacks=[LongestBatch()], steps=1)
+    assert len(run.column("train/loss")) == 1
+    assert "was not looked at" in caplog.text
 
 
 def test_toy_is_not_looked_at(model_folder, problems_file, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.meta import meta_model
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.tracker import Alive
 
@@ -31,16 +32,20 @@ class Network:
     lora: dict[str, Any] | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    caches_casts: bool = True  # autocast keeps its copies of weights; not of sharded ones
+    trust_remote_code: bool = False
 
     @property
     def key(self) -> str:
         """Equal for equal networks."""
-        own = (self.half, self.base, self.gradient_checkpointing, self.attn_implementation)
+        own = (self.half, self.base, self.gradient_checkpointing, self.attn_implementation, self.caches_casts)
         return f"{own} {json.dumps(self.lora, default=str)} {self.config.to_json_string(use_diff=False)}"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The Trainer's precision."""
-        return nullcontext() if self.half is None else torch.autocast("cpu", self.half)
+        return (
+            nullcontext() if self.half is None else torch.autocast("cpu", self.half, cache_enabled=self.caches_casts)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,16 @@ def fake() -> Iterator[None]:
 
 def build(network: Network, layers: int | None = None) -> nn.Module:
     """The policy with its adapter on the meta device, which counts and computes nothing; some layers, or all."""
-    from transformers import AutoModelForCausalLM
-
-    from rlif_lightning.policy import add_lora
+    from rlif_lightning.adapters import add_lora
 
     config = network.config if layers is None else with_layers(network.config, layers)
+    model = meta_model(
+        config,
+        trust_remote_code=network.trust_remote_code,
+        dtype=network.base,
+        attn_implementation=network.attn_implementation,
+    ).eval()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=network.base, attn_implementation=network.attn_implementation
-        ).eval()
         if network.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model if network.lora is None else add_lora(model, network.lora)

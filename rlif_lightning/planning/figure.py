@@ -9,7 +9,7 @@ from rlif_lightning.planning.text import ROWS
 
 COLOURS = {
     "weights": "#1f4e79", "adapter": "#2e75b6", "reference": "#9dc3e6", "optimiser": "#7f6000",
-    "gradients": "#c55a11", "activations": "#f4b183", "casts": "#bdd7ee", "gathered": "#5b9bd5",
+    "gradients": "#c55a11", "buckets": "#843c0c", "activations": "#f4b183", "casts": "#bdd7ee", "gathered": "#5b9bd5",
     "KV cache": "#548235", "rollout": "#a9d18e", "logits": "#c5e0b4", "head": "#ffd966", "temporary": "#bfbfbf",
 }  # fmt: skip
 

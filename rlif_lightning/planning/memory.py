@@ -78,13 +78,14 @@ def _standing(settings: Settings, weights: Weights) -> Parts:
         "adapter": weights.adapter // n,
         "reference": versions // n,
         "optimiser": int(state_bytes(settings.optimizer) * weights.trainable) // n,
+        "buckets": trainable if settings.reduces else 0,
     }
 
 
 def _load(settings: Settings, weights: Weights, standing: Parts) -> Parts:
     """The weights, and a full copy on its way to a smaller one."""
     copying = settings.lora is None and "frozen" in settings.versions
-    return {k: v for k, v in standing.items() if k != "optimiser"} | {
+    return {k: v for k, v in standing.items() if k not in ("optimiser", "buckets")} | {
         "temporary": (weights.loaded - weights.frozen_copy) // settings.shards if copying else 0
     }
 
@@ -97,12 +98,18 @@ def _casts(settings: Settings, weights: Weights) -> int:
 
 
 def _gathered(settings: Settings, weights: Weights, whole: bool) -> int:
-    """Of sharded weights, what one process holds beside its share: all of them in a rollout, else two layers."""
+    """Of sharded weights, what one process holds beside its share.
+
+    Without gradients all of them, rounded as a frozen copy is. In an update, in the precision of the shares, two
+    layers (the next one comes while one works) and whatever is in none: embedding and head.
+    """
     if settings.shards == 1:
         return 0
+    if whole:
+        return weights.frozen_copy + weights.adapter * (2 if settings.half is not None else 4) // 4
+    outside = settings.base.itemsize * weights.head * (1 if weights.tied else 2)  # as large as each other
     layers = settings.config.get_text_config().num_hidden_layers
-    size = 2 if settings.half is not None else 4
-    return size * (weights.parameters if whole else 2 * weights.body // layers + weights.head)
+    return outside + 2 * (weights.loaded + weights.adapter - outside) // layers
 
 
 def _unpacked(settings: Settings, weights: Weights) -> int:
@@ -199,7 +206,7 @@ def _reference(settings: Settings, weights: Weights) -> Parts:
         head = tile * (size + 8)
     return {
         "casts": 0 if copied else _casts(settings, weights),
-        "gathered": _gathered(settings, weights, whole=False),
+        "gathered": _gathered(settings, weights, whole=True),
         "rollout": _rollout_data(settings),
         "activations": found.kept,
         **_larger({"temporary": found.forward - found.kept + _unpacked(settings, weights)}, {"head": head}),

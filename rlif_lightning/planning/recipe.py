@@ -34,7 +34,7 @@ class PlanCLI(PlainCLI):
             prompt_tokens=self.datamodule.max_prompt_tokens,
             devices=processes,
             shards=shard_count(trainer.strategy, processes, int(trainer.num_nodes)),
-            steps=max(1, int(trainer.max_steps)),
+            steps=int(trainer.max_steps) if int(trainer.max_steps) > 0 else None,
         )
 
 

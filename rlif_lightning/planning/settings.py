@@ -1,15 +1,12 @@
 """What of a recipe decides about memory and time."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlif_lightning.batches import BatchPlan
-from rlif_lightning.errors import UserError
 from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.dry_run import Network
 
@@ -34,6 +31,7 @@ class Settings:
     quantization: str | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    trust_remote_code: bool = False
     one_pass: bool = True  # loss and gradient of the logits together, where the head is a weight alone
     plain: bool = False  # all logits of a slice at once
     versions: frozenset[str] = frozenset()  # frozen, ema, synced
@@ -41,7 +39,7 @@ class Settings:
     drawn: int = 0  # completions per prompt, votes among them; 0: the group
     rows: int | None = None  # decoded at a time; None: as many as half of the free memory holds
     native: bool = True  # our own sampler, not another engine
-    steps: int = 1
+    steps: int | None = None  # of the run, where it is not epochs that end it
     shards: int = 1  # processes that share weights, gradients and optimiser states
 
     @property
@@ -61,8 +59,20 @@ class Settings:
     def network(self) -> Network:
         """For dry runs."""
         return Network(
-            self.config, self.half, self.base, self.lora, self.gradient_checkpointing, self.attn_implementation
+            self.config,
+            self.half,
+            self.base,
+            self.lora,
+            self.gradient_checkpointing,
+            self.attn_implementation,
+            caches_casts=self.shards == 1,
+            trust_remote_code=self.trust_remote_code,
         )
+
+    @property
+    def reduces(self) -> bool:
+        """Whether processes with a whole model each add their gradients up (DDP)."""
+        return self.batch.world_size > 1 and self.shards == 1
 
     @property
     def micro_rows(self) -> int:
@@ -98,7 +108,7 @@ def read_settings(
     prompt_tokens: int,
     devices: int = 1,
     shards: int = 1,
-    steps: int = 1,
+    steps: int | None = None,
 ) -> Settings:
     """The settings of a recipe's objects; no weights are loaded.
 
@@ -109,12 +119,12 @@ def read_settings(
         prompt_tokens: Of the longest prompt.
         devices: Processes, over all nodes.
         shards: Processes that share weights, gradients and optimiser states.
-        steps: Optimiser steps of the run.
+        steps: Optimiser steps of the run; None: not known before the data are read.
 
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
-    from rlif_lightning.adapters import off_is_the_start
+    from rlif_lightning.adapters import adapter_settings, off_is_the_start
     from rlif_lightning.callbacks.rollout import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.sampling import NativeSampler
@@ -134,6 +144,7 @@ def read_settings(
         quantization=getattr(module, "quantization", None),
         gradient_checkpointing=module.gradient_checkpointing,
         attn_implementation=module.attn_implementation,
+        trust_remote_code=module.trust_remote_code,
         one_pass=is_separable(module.loss) and not module.entropy_bonus.measured and not module.plain_forward,
         plain=module.plain_forward,
         versions=frozenset({*module.needs, *(ANNOTATORS[a] for a in needs)}),
@@ -144,26 +155,3 @@ def read_settings(
         steps=steps,
         shards=shards,
     )
-
-
-def adapter_settings(adapter: str) -> dict[str, Any]:
-    """Fields of ``peft.LoraConfig`` of an adapter that lies in a folder or in the hub's cache.
-
-    Raises:
-        UserError: There is no adapter_config.json.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    file = Path(adapter).expanduser() / "adapter_config.json"
-    if not file.is_file():
-        cached = (
-            None if file.parent.exists() or adapter.count("/") != 1 else try_to_load_from_cache(adapter, file.name)
-        )
-        if not isinstance(cached, str):
-            raise UserError(
-                "The adapter has no adapter_config.json on this machine", got=adapter, do="check --model.adapter"
-            )
-        file = Path(cached)
-    keys = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "rank_pattern", "layers_to_transform")
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    return {key: stored[key] for key in keys if stored.get(key) is not None}

@@ -8,10 +8,11 @@ from rlif_lightning.planning.memory import GIB, Memory
 from rlif_lightning.planning.settings import Settings
 
 ROWS = (
-    "weights", "adapter", "reference", "optimiser", "gradients", "activations", "casts", "gathered", "KV cache",
-    "rollout", "logits", "head", "temporary",
+    "weights", "adapter", "reference", "optimiser", "gradients", "buckets", "activations", "casts", "gathered",
+    "KV cache", "rollout", "logits", "head", "temporary",
 )  # fmt: skip
 MEANING = {
+    "buckets": "copies of gradients that DDP sends",
     "casts": "half-precision copies of trained weights",
     "gathered": "weights of other processes",
     "rollout": "tokens and statistics",
@@ -76,17 +77,18 @@ def advice_lines(found: Sequence[Advice], peak: int, most: int = 5) -> list[str]
     return lines + [f"  {a.knob.words:<{width}}  {a.peak / GIB:6.1f} GiB   {a.knob.price}" for a in shown]
 
 
-def time_lines(times: dict[str, dict[str, float]], steps: int) -> list[str]:
-    """Seconds of a step by phase on some GPUs."""
+def time_lines(times: dict[str, dict[str, float]], steps: int | None) -> list[str]:
+    """Seconds of a step by phase on some GPUs, and the time of a run of so many steps."""
     if not times:
         return []
     phases = list(next(iter(times.values())))
     names = [p.removeprefix("optimiser ") for p in phases]
-    lines = [f"{'s per step':<16}" + "".join(f"{p:>11}" for p in names) + f"{f'{steps} steps':>14}"]
+    whole = "" if steps is None else f"{f'{steps} steps':>14}"
+    lines = [f"{'s per step':<16}" + "".join(f"{p:>11}" for p in names) + whole]
     for name, found in times.items():
-        total = sum(found.values()) * steps
         cells = "".join(f"{found[p]:>11.2g}" if found[p] < 10 else f"{found[p]:>11.0f}" for p in phases)
-        lines.append(f"{name:<16}{cells}{_duration(total):>14}")
+        whole = "" if steps is None else f"{_duration(sum(found.values()) * steps):>14}"
+        lines.append(f"{name:<16}{cells}{whole}")
     lines.append(
         f"Estimated from data sheets, never measured: {MATRIX:.0%} of the matrix rate, {BANDWIDTH:.0%} of the "
         f"bandwidth, mean length {MEAN_LENGTH:.0%} of the longest."
