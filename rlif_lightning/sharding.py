@@ -25,7 +25,7 @@ from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
 from rlif_lightning.policy import linear_weights
 from rlif_lightning.references import Version, Versions
-from rlif_lightning.trainable import like, trainable, whole, write
+from rlif_lightning.trainable import gathered, like, trainable, whole, write
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,21 +66,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trainable weights, whole; on the first process only. To be called on all."""
         assert self.lightning_module is not None
-        return self._on_first(trainable(self.lightning_module))
+        return gathered(trainable(self.lightning_module), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's state, whole; on the first process only. To be called on all."""
         state = getattr(optimizer, "optimizer", optimizer).state_dict()
-        states = {number: self._on_first(own) for number, own in state["state"].items()}
+        states = {number: gathered(own, keep=self.is_global_zero) for number, own in state["state"].items()}
         return {**state, "state": states}
-
-    def _on_first(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        kept = {}
-        for name, value in values.items():
-            full = whole(value.detach()).cpu() if isinstance(value, Tensor) else value
-            if self.is_global_zero:
-                kept[name] = full
-        return kept
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """One file, written by the first process."""

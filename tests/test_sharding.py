@@ -1,0 +1,38 @@
+"""Weights shared out, in a group of this process alone; tests/test_fsdp2.py trains with two."""
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from rlif_lightning.references import Versions
+from rlif_lightning.sharding import shard
+from rlif_lightning.trainable import trainable, trainable_weights
+from tests.conftest import make_model
+
+
+@pytest.fixture
+def policy():
+    """A tiny Qwen2, shared out."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield shard(make_model(), init_device_mesh("cpu", (1,)))
+    torch.distributed.destroy_process_group()
+
+
+def test_versions_are_kept_where_they_are_written(policy):
+    versions = Versions(0.9, 100)
+    versions.needs.add("ema")
+    versions.make(policy, False, torch.float32, torch.device("cpu"))
+    assert versions.to_checkpoint(keep=False) == {"ema": {}}
+    kept = versions.to_checkpoint()["ema"]
+    assert not any(isinstance(weight, DTensor) for weight in kept.values())
+    for weight, own in zip(kept.values(), trainable(policy).values(), strict=True):
+        assert torch.equal(weight, own.full_tensor())
+
+
+def test_copies_are_made_where_they_are_kept(policy):
+    assert trainable_weights(policy, keep=False) == {}
+    copies = trainable_weights(policy)
+    start = make_model()
+    assert copies.keys() == dict(start.named_parameters()).keys()
+    assert all(torch.equal(copies[name], weight) for name, weight in start.named_parameters())
