@@ -95,7 +95,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             numbers = [n for group in stored["param_groups"] for n in group["params"]]
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             shares = {
-                n: {key: like(w, v) if v.shape == w.shape else v for key, v in stored["state"][n].items()}
+                n: {
+                    key: like(w, v) if isinstance(v, Tensor) and v.shape == w.shape else v
+                    for key, v in stored["state"][n].items()
+                }
                 for n, w in zip(numbers, weights, strict=True)
                 if n in stored["state"]
             }

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from rlif_lightning.references import Versions
-from rlif_lightning.sharding import shard
+from rlif_lightning.sharding import FSDP2Strategy, shard
 from rlif_lightning.trainable import trainable, trainable_weights
 from tests.conftest import make_model
 
@@ -36,3 +36,16 @@ def test_copies_are_made_where_they_are_kept(policy):
     start = make_model()
     assert copies.keys() == dict(start.named_parameters()).keys()
     assert all(torch.equal(copies[name], weight) for name, weight in start.named_parameters())
+
+
+def test_an_optimiser_state_may_hold_plain_numbers(policy):
+    """Such as the step of an optimiser that counts in Python."""
+    strategy, stored = FSDP2Strategy(), {}
+    strategy.optimizers = [torch.optim.AdamW(policy.parameters())]
+    for n, weight in enumerate(policy.parameters()):
+        stored[n] = {"step": 3, "exp_avg": torch.full(weight.shape, 0.5)}
+    groups = strategy.optimizers[0].state_dict()["param_groups"]
+    strategy.load_optimizer_state_dict({"optimizer_states": [{"state": stored, "param_groups": groups}]})
+    for own in strategy.optimizers[0].state.values():
+        assert own["step"] == 3 and isinstance(own["exp_avg"], DTensor)
+        assert own["exp_avg"].full_tensor().eq(0.5).all()
