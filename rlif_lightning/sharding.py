@@ -231,31 +231,33 @@ class Whole:
         self.model.shares_prompts = False
         self.rounded = linear_weights(policy) if dtype != torch.float32 else set()
         self.dtype = dtype
-        self._present: tuple[str, Mapping[str, Tensor]] | None = None
+        self._present: str | None = None  # the name of the weights in place
 
     @contextmanager
     def at(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """The module with these weights, without gradients. To be entered and left on all processes together.
 
+        Weights that were in place before are gone afterwards, if they were others: whoever needs them enters again.
+
         Args:
             name: The same name means the same weights: where they are in place already, nothing is gathered.
             weights: Shares, by the names of the policy's parameters.
         """
-        before = self._present
-        if before is None or before[0] != name:
-            self._put((name, weights))
+        if self._present == name:
+            yield self.model
+            return
+        self._put(name, weights)
         try:
             yield self.model
         finally:
-            if before is None or before[0] != name:
-                self._put(before)
+            self._put(None, {})
 
     @torch.no_grad()
-    def _put(self, present: tuple[str, Mapping[str, Tensor]] | None) -> None:
+    def _put(self, present: str | None, weights: Mapping[str, Tensor]) -> None:
         for name, own in self.model.named_parameters():
             own.data = own.new_empty(0)  # first let go, then gather
             if present is not None:
-                weight = present[1][name].detach()
+                weight = weights[name].detach()
                 own.data = whole(weight.to(self.dtype) if name in self.rounded else weight)
         torch.clear_autocast_cache()
         self._present = present

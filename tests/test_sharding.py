@@ -5,8 +5,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from rlif_lightning import sharding
 from rlif_lightning.references import Versions
-from rlif_lightning.sharding import FSDP2Strategy, shard
+from rlif_lightning.sharding import FSDP2Strategy, Whole, shard
 from rlif_lightning.trainable import trainable, trainable_weights
 from tests.conftest import make_model
 
@@ -49,3 +50,23 @@ def test_an_optimiser_state_may_hold_plain_numbers(policy):
     for own in strategy.optimizers[0].state.values():
         assert own["step"] == 3 and isinstance(own["exp_avg"], DTensor)
         assert own["exp_avg"].full_tensor().eq(0.5).all()
+
+
+def test_weights_are_gathered_once_for_each_use(policy, monkeypatch):
+    """And none for a user who is done: after another version the policy's are gone until they are asked for."""
+    gathered = []
+    monkeypatch.setattr(sharding, "whole", lambda weight: gathered.append(1) or weight.full_tensor())
+    own = dict(policy.named_parameters())
+    others = {name: weight.detach() + 1 for name, weight in own.items()}
+    one = Whole(make_model(), torch.device("cpu"), torch.float32)
+    with one.policy(policy) as model:
+        with one.policy(policy):
+            pass
+        assert len(gathered) == len(own)
+        with one.at("frozen", others):
+            assert all(torch.equal(w, others[name].full_tensor()) for name, w in model.named_parameters())
+        assert len(gathered) == 2 * len(own)
+        assert all(w.numel() == 0 for w in model.parameters())
+        with one.policy(policy):
+            assert all(torch.equal(w, own[name].full_tensor()) for name, w in model.named_parameters())
+    assert all(w.numel() == 0 for w in model.parameters())
