@@ -14,7 +14,13 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
@@ -135,6 +141,11 @@ def check_strategy(name: str) -> None:
             got=f"trainer.strategy {name}",
             do="set --trainer.strategy fsdp2",
         )
+
+
+def shares_out(strategy: Strategy | None) -> bool:
+    """Whether a strategy lets each process hold a share of the weights only: FSDP2, and those that are refused."""
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
 
 
 def check_sharding(optimizer: Optimizer) -> None:
