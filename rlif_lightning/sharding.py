@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.recast import recast
 from rlif_lightning.policy import linear_weights
 from rlif_lightning.references import Version, Versions
 from rlif_lightning.trainable import gathered, like, trainable, whole, write
@@ -176,6 +177,7 @@ def shard(policy: Any, mesh: DeviceMesh) -> nn.Module:
     """
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     for layer in model.get_decoder().layers:
+        recast(layer)  # copies kept for the backward pass would be as many as if nothing were shared out
         fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh)
     policy.shares_prompts = False

@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 
 from rlif_lightning import sharding
 from rlif_lightning.references import Versions
-from rlif_lightning.sharding import FSDP2Strategy, Whole, shard
+from rlif_lightning.sharding import FSDP2Strategy, Whole, runs_inside, shard
 from rlif_lightning.trainable import trainable, trainable_weights
 from tests.conftest import make_model
 
@@ -70,3 +70,17 @@ def test_weights_are_gathered_once_for_each_use(policy, monkeypatch):
         with one.policy(policy):
             assert all(torch.equal(w, own[name].full_tensor()) for name, w in model.named_parameters())
     assert all(w.numel() == 0 for w in model.parameters())
+
+
+def test_no_rounded_copy_of_a_layer_waits_for_the_backward(policy):
+    """Under autocast autograd would keep one of each gathered weight, and sharing out would save nothing."""
+    shapes = {frozenset(p.shape) for layer in policy.model.layers for p in layer.parameters() if p.ndim == 2}
+    kept = []
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    body = runs_inside(lambda policy: policy.model(input_ids=torch.arange(3, 36).view(3, 11)).last_hidden_state)
+    with keeping, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        out = body(policy)
+    weights = [t for t in kept if t.ndim == 2 and frozenset(t.shape) in shapes]
+    assert weights and {t.dtype for t in weights} == {torch.float32}
+    out.float().square().mean().backward()
+    assert all(p.grad is not None for layer in policy.model.layers for p in layer.parameters())
