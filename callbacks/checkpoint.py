@@ -44,8 +44,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read tensors and plain values only."""
-        return read_checkpoint(path, map_location or "cpu")
+        """Read tensors and plain values only, from the disk as they are used: many processes may read the file.
+
+        A later save replaces the file and never writes into it, so what was read stays as it was.
+        """
+        return read_checkpoint(path, map_location or "cpu", mmap=True)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:

@@ -280,8 +280,9 @@ class CollapseGuard(Callback):
         if evaluation is not None:
             evaluation.evaluate(trainer, module)  # the end, if that has not been done yet
             self.accuracy["end"] = evaluation.latest[1]
-        takes_part = trainer.is_global_zero or is_sharded(module.policy)
-        end = trainable_weights(module.policy) if takes_part and not stay else None
+        first, end = trainer.is_global_zero, None
+        if not stay and (first or is_sharded(module.policy)):
+            end = trainable_weights(module.policy, keep=first) or None
         kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
         if not self._put(trainer, module, kept):
             rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from rlif_lightning.sampling import NativeSampler
 from rlif_lightning.sampling.draw import Drawer
 from rlif_lightning.sampling.lean import decoder_for
 from rlif_lightning.sampling.native import pad_left
+from rlif_lightning.sharding import shares_out
 
 PHASES = ("rollout", "reference", "update")
 TOY = 20_000_000  # parameters below which no machine that runs this runs out of memory
@@ -55,7 +55,7 @@ class LongestBatch(Callback):
         rollout = next((c for c in callbacks if isinstance(c, RolloutCallback)), None)
         if self.action == "off" or rollout is None or not isinstance(pl_module, RLIFModule):
             return
-        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)  # no weights of other processes
+        whole = not shares_out(trainer.strategy)
         if self.action == "try" or (pl_module.device.type == "cuda" and whole):
             self._try(trainer, pl_module, rollout)
         elif whole and sum(p.numel() for p in pl_module.parameters()) >= TOY:

@@ -11,6 +11,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
 from rlif_lightning.sampling import Sampler, VLLMSampler
+from rlif_lightning.sharding import shares_out
 
 
 def check_sampler(sampler: Sampler, trainer: Trainer) -> None:
@@ -19,11 +20,7 @@ def check_sampler(sampler: Sampler, trainer: Trainer) -> None:
     Raises:
         UserError: vLLM beside a strategy that cuts the policy into shards.
     """
-    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-
-    if isinstance(sampler, VLLMSampler) and isinstance(
-        trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
-    ):
+    if isinstance(sampler, VLLMSampler) and shares_out(trainer.strategy):
         raise UserError(
             "VLLMSampler needs the whole policy in each process, and this strategy cuts it into shards",
             got=type(trainer.strategy).__name__,

@@ -413,7 +413,7 @@ class RLIFModule(pl.LightningModule):
         """Keep trainable weights only, and whose they are."""
         names = self._trainable()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["rlif"] = {**self.origin, "versions": self.versions.to_checkpoint()}
+        checkpoint["rlif"] = {**self.origin, "versions": self.versions.to_checkpoint(keep=self.global_rank == 0)}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -50,10 +50,11 @@ def check_quantization(device: torch.device, strategy: "Strategy | None") -> Non
     Raises:
         UserError: No bitsandbytes, a device that it does not know, or a strategy that cuts weights into shards.
     """
-    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
     from transformers.utils import is_bitsandbytes_available
 
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+    from rlif_lightning.sharding import shares_out
+
+    if shares_out(strategy):
         raise UserError(
             "4-bit weights cannot be cut into shards",
             got=f"model.quantization with {type(strategy).__name__}",

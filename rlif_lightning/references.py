@@ -11,7 +11,7 @@ from torch import nn
 from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
 from rlif_lightning.policy import frozen_copy
-from rlif_lightning.trainable import share, trainable, whole, write
+from rlif_lightning.trainable import gathered, share, trainable, write
 
 Version = Literal["frozen", "ema", "synced"]
 
@@ -129,12 +129,13 @@ class Versions(nn.Module):
         if "synced" in self.snapshots and steps % self.renew_every == 0:
             self._snapshot("synced").follow(policy, 0)
 
-    def to_checkpoint(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {
-            which: {name: whole(weight) for name, weight in snapshot.state_dict().items()}
-            for which, snapshot in self.snapshots.items()
-        }
+    def to_checkpoint(self, keep: bool = True) -> dict[str, Any]:
+        """What a resumed run needs.
+
+        Args:
+            keep: Whether on this process; where weights are shared out, to be called on all.
+        """
+        return {which: gathered(snapshot.state_dict(), keep) for which, snapshot in self.snapshots.items()}
 
     def from_checkpoint(self, stored: dict[str, Any]) -> None:
         """Go on from there.

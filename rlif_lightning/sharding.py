@@ -14,7 +14,13 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,9 +29,10 @@ from torch.optim import Optimizer
 
 from rlif_lightning.adapters import adapter_off
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.recast import recast
 from rlif_lightning.policy import linear_weights
 from rlif_lightning.references import Version, Versions
-from rlif_lightning.trainable import like, trainable, whole, write
+from rlif_lightning.trainable import gathered, like, trainable, whole, write
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,21 +73,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The trainable weights, whole; on the first process only. To be called on all."""
         assert self.lightning_module is not None
-        return self._on_first(trainable(self.lightning_module))
+        return gathered(trainable(self.lightning_module), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's state, whole; on the first process only. To be called on all."""
         state = getattr(optimizer, "optimizer", optimizer).state_dict()
-        states = {number: self._on_first(own) for number, own in state["state"].items()}
+        states = {number: gathered(own, keep=self.is_global_zero) for number, own in state["state"].items()}
         return {**state, "state": states}
-
-    def _on_first(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        kept = {}
-        for name, value in values.items():
-            full = whole(value.detach()).cpu() if isinstance(value, Tensor) else value
-            if self.is_global_zero:
-                kept[name] = full
-        return kept
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """One file, written by the first process."""
@@ -103,7 +102,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             numbers = [n for group in stored["param_groups"] for n in group["params"]]
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             shares = {
-                n: {key: like(w, v) if v.shape == w.shape else v for key, v in stored["state"][n].items()}
+                n: {
+                    key: like(w, v) if isinstance(v, Tensor) and v.shape == w.shape else v
+                    for key, v in stored["state"][n].items()
+                }
                 for n, w in zip(numbers, weights, strict=True)
                 if n in stored["state"]
             }
@@ -142,6 +144,11 @@ def check_strategy(name: str) -> None:
         )
 
 
+def shares_out(strategy: Strategy | None) -> bool:
+    """Whether a strategy lets each process hold a share of the weights only: FSDP2, and those that are refused."""
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
+
+
 def check_sharding(optimizer: Optimizer) -> None:
     """Refuse an optimiser that can't work on shares.
 
@@ -170,6 +177,7 @@ def shard(policy: Any, mesh: DeviceMesh) -> nn.Module:
     """
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     for layer in model.get_decoder().layers:
+        recast(layer)  # copies kept for the backward pass would be as many as if nothing were shared out
         fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh)
     policy.shares_prompts = False
@@ -236,31 +244,33 @@ class Whole:
         self.model.shares_prompts = False
         self.rounded = linear_weights(policy) if dtype != torch.float32 else set()
         self.dtype = dtype
-        self._present: tuple[str, Mapping[str, Tensor]] | None = None
+        self._present: str | None = None  # the name of the weights in place
 
     @contextmanager
     def at(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """The module with these weights, without gradients. To be entered and left on all processes together.
 
+        Weights that were in place before are gone afterwards, if they were others: whoever needs them enters again.
+
         Args:
             name: The same name means the same weights: where they are in place already, nothing is gathered.
             weights: Shares, by the names of the policy's parameters.
         """
-        before = self._present
-        if before is None or before[0] != name:
-            self._put((name, weights))
+        if self._present == name:
+            yield self.model
+            return
+        self._put(name, weights)
         try:
             yield self.model
         finally:
-            if before is None or before[0] != name:
-                self._put(before)
+            self._put(None, {})
 
     @torch.no_grad()
-    def _put(self, present: tuple[str, Mapping[str, Tensor]] | None) -> None:
+    def _put(self, present: str | None, weights: Mapping[str, Tensor]) -> None:
         for name, own in self.model.named_parameters():
             own.data = own.new_empty(0)  # first let go, then gather
             if present is not None:
-                weight = present[1][name].detach()
+                weight = weights[name].detach()
                 own.data = whole(weight.to(self.dtype) if name in self.rounded else weight)
         torch.clear_autocast_cache()
         self._present = present

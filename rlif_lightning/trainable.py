@@ -5,6 +5,7 @@ Processes may share each weight out (see ``sharding.py``): the copies are whole,
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,39 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def trainable_weights(policy: nn.Module) -> Weights:
-    """Copies on the CPU, by the names of ``policy.named_parameters()``."""
-    return {
-        name: whole(weight.detach()).to("cpu", copy=True).contiguous() for name, weight in trainable(policy).items()
-    }
+def trainable_weights(policy: nn.Module, keep: bool = True) -> Weights:
+    """Copies on the CPU, by the names of ``policy.named_parameters()``.
+
+    Args:
+        policy: Where its weights are shared out, to be called on all processes.
+        keep: False: gather for the others only, and return none.
+    """
+    copies = {}
+    for name, weight in trainable(policy).items():
+        full = whole(weight.detach())
+        if keep:
+            copies[name] = full.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def whole(weight: Tensor) -> Tensor:
     """A weight of which this process may hold a share only, gathered from all processes: to be called on all."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def gathered(values: Mapping[Any, Any], keep: bool = True) -> dict[Any, Any]:
+    """Values in one piece: tensors that are shared out go to the CPU one at a time, all else stays as it is.
+
+    Args:
+        values: Where some are shared out, to be called on all processes.
+        keep: False: gather for the others only, and return none.
+    """
+    kept = {}
+    for name, value in values.items():
+        full = whole(value.detach()) if isinstance(value, DTensor) else value
+        if keep:
+            kept[name] = full.cpu() if isinstance(value, DTensor) else full
+    return kept
 
 
 def like(weight: Tensor, values: Tensor) -> Tensor:

@@ -44,6 +44,17 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "last.ckpt") == {"global_step": 2}
 
 
+def test_what_was_read_stays_when_the_file_is_replaced(tmp_path):
+    """It is read from the disk as it is used; changes in place never reach the file."""
+    io, path, values = AtomicCheckpointIO(), tmp_path / "last.ckpt", torch.arange(5000.0)
+    io.save_checkpoint({"global_step": 1, "x": values}, path)
+    read = io.load_checkpoint(path)
+    io.load_checkpoint(path)["x"].zero_()
+    assert torch.equal(read_checkpoint(path)["x"], values)
+    io.save_checkpoint({"global_step": 2, "x": -values}, path)
+    assert torch.equal(read["x"], values)
+
+
 @pytest.mark.parametrize("kind", ["pickled object", "cut short", "text", "empty", "other content"])
 def test_what_is_no_checkpoint_is_refused(rlif, small_fit, tmp_path, capsys, kind):
     path = tmp_path / "bad.ckpt"

@@ -1,6 +1,7 @@
 """Weights shared out over two processes on one CPU: the same training as one process that holds them all."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_one_process_trains_the_same(fit, two, model_folder):
     assert_same_training(alone, two)
     assert float(two.table[0]["train/kl"]) == 0.0
     assert float(two.table[1]["train/kl"]) > 0
+
+
+@slow
+def test_in_mixed_precision(fit):
+    """The divergence from a frozen copy starts at exactly 0, all numbers are finite, and it learns."""
+    run = fit("mixed", *SHORT, "--trainer.max_steps=2", "--evaluation.every=9", "--trainer.precision=bf16-mixed")
+    assert float(run.table[0]["train/kl"]) == 0 < float(run.table[1]["train/kl"])
+    assert all(math.isfinite(float(row[f"train/{name}"])) for row in run.table[:2] for name in ("loss", "grad_norm"))
+    assert all(bool(w.isfinite().all()) and w.dtype == torch.float32 for w in run.weights.values())
 
 
 @slow

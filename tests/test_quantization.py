@@ -17,6 +17,7 @@ from rlif_lightning.policy import fingerprint, load_policy, set_training_mode
 from rlif_lightning.quantization import check_quantization
 from rlif_lightning.sampling.check import decoding_error
 from rlif_lightning.scoring import Scored, completion_logits
+from rlif_lightning.sharding import FSDP2Strategy
 from rlif_lightning.trainable import put_weights, trainable, trainable_weights
 from rlif_lightning.update import slice_loss
 from tests.conftest import make_model, make_tokenizer
@@ -241,7 +242,7 @@ def test_sharding_is_refused(kind):
 
 def test_sharding_is_refused_before_the_weights_are_read(folder, problems_file, no_weights):
     with pytest.raises(UserError, match="cut into shards"):
-        fit(folder, problems_file, NF4, trainer={"strategy": ModelParallelStrategy(1, 1)})
+        fit(folder, problems_file, NF4, trainer={"strategy": FSDP2Strategy(), "devices": 1})
 
 
 def test_other_devices_and_no_bitsandbytes_are_refused(monkeypatch):

@@ -30,7 +30,7 @@ class KeptWeights:
         """
         self.steps = {n: weights for n, weights in self.steps.items() if n in needed}
         if step in needed:  # though they may have been read from a file: that only the first process knows
-            weights = trainable_weights(policy)
+            weights = trainable_weights(policy, keep=first)
             if first:
                 self.steps[step] = weights
 
