@@ -14,16 +14,17 @@ from rlif_lightning.sampling import Sampler, VLLMSampler
 
 
 def check_sampler(sampler: Sampler, trainer: Trainer) -> None:
-    """Refuse, before the weights are loaded, an engine that could not get them.
+    """Refuse, before the weights are loaded, an engine that could not start or could not get them.
 
     Raises:
-        UserError: vLLM beside a strategy that cuts the policy into shards.
+        UserError: vLLM is not installed, or beside a strategy that cuts the policy into shards.
     """
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-    if isinstance(sampler, VLLMSampler) and isinstance(
-        trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
-    ):
+    if not isinstance(sampler, VLLMSampler):
+        return
+    sampler.check()
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise UserError(
             "VLLMSampler needs the whole policy in each process, and this strategy cuts it into shards",
             got=type(trainer.strategy).__name__,

@@ -137,8 +137,7 @@ def test_importing_the_sampler_does_not_import_vllm():
         ({"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(monkeypatch, settings, told):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+def test_settings_that_can_not_be_are_refused(settings, told):
     with pytest.raises(UserError, match=told):
         VLLMSampler(**settings)
 
@@ -173,7 +172,6 @@ class Recorded:
 def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
     """Sleeping has never run on a GPU here: this is what it would be told."""
     engine = Recorded()
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
     monkeypatch.setattr("rlif_lightning.sampling.vllm._cpu_head_size", lambda config: None)
     monkeypatch.setattr("rlif_lightning.sampling.vllm._start", lambda config, settings: engine)
     monkeypatch.setattr("rlif_lightning.sampling.vllm._ENGINES", {})

@@ -41,8 +41,10 @@ def main(arguments: list[str]) -> None:
             got=f"{len(prompts)} prompts, --prompts {options.prompts}",
             do=f"set --prompts {len(prompts)}" if len(prompts) > 1 else "give more problems",
         )
+    from rlif_lightning.callbacks.sampling import check_sampler
     from rlif_lightning.diagnosis.measures import candidates
 
+    check_sampler(objects.rollout.sampler, objects.trainer)
     rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
     objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
     objects.policy(training=True)

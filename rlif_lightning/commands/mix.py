@@ -110,6 +110,7 @@ class Mixing:
     """
 
     def __init__(self, objects: Any) -> None:
+        from rlif_lightning.callbacks.sampling import check_sampler
         from rlif_lightning.grading import Grader
         from rlif_lightning.mixing.weights import Pair, check_ratios
 
@@ -137,6 +138,8 @@ class Mixing:
         self.pair.check()
         module.name = base  # whose tokenizer all mixtures have
         objects.prompts()
+        for part in (objects.rollout, objects.evaluation):
+            check_sampler(part.sampler, objects.trainer)
         self.output = self._output()
         self.grader = Grader(objects.data.answers)
 

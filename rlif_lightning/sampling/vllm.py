@@ -50,7 +50,8 @@ class VLLMSampler:
         engine: Further arguments of ``vllm.LLM``.
 
     Raises:
-        UserError: vLLM is not installed; or an argument that is not the user's to choose.
+        UserError: An argument is out of range, or not the user's to choose. Whether vLLM is installed is asked by
+            :meth:`check`: the settings of a run are read where nothing samples, too.
     """
 
     OWN = frozenset({
@@ -69,12 +70,6 @@ class VLLMSampler:
         sleep: bool = True,
         engine: dict[str, Any] | None = None,
     ) -> None:
-        if not installed():
-            raise UserError(
-                "VLLMSampler needs vLLM, which is not installed",
-                do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
-                "rollout.sampler out",
-            )
         if not 0 < gpu_memory_utilization <= 1:
             raise UserError(
                 "gpu_memory_utilization is out of range", got=gpu_memory_utilization, expected="above 0, at most 1"
@@ -93,6 +88,20 @@ class VLLMSampler:
         self.pad_id = 0
         self._llm: Any = None
         self._device = torch.device("cpu")
+
+    @staticmethod
+    def check() -> None:
+        """To be called before weights are loaded.
+
+        Raises:
+            UserError: vLLM is not installed.
+        """
+        if not installed():
+            raise UserError(
+                "VLLMSampler needs vLLM, which is not installed",
+                do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
+                "rollout.sampler out",
+            )
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Copy this module's present weights into the engine and forget every cached prompt.
