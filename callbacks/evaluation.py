@@ -93,11 +93,13 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the data how many problems go at a time; make a grader; find the engine."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        self.take_sampler(trainer)
         if isinstance(datamodule, PromptDataModule):
             datamodule.eval_batch_size = self.batch_size
+            prompts = datamodule.prompts.get({"fit": "val", "validate": "val"}.get(stage, stage), [])
+            prompts = prompts[: self.n] if stage == "fit" else prompts
+            check_sampler(self.sampler, trainer, self.sampling, prompts)
             self._grader = Grader(datamodule.answers)
-        self.take_sampler(trainer)
-        check_sampler(self.sampler, trainer)
 
     def take_sampler(self, trainer: Trainer) -> None:
         """Use the rollout's engine where no other is given: there may be room for one only."""

@@ -164,7 +164,7 @@ class RolloutCallback(Callback):
             return
         datamodule = _datamodule(trainer)
         assert isinstance(pl_module, RLIFModule)
-        check_sampler(self.sampler, trainer)
+        check_sampler(self.sampler, trainer, self.sampling, datamodule.prompts["train"])
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches is derived from the rollout's sizes",

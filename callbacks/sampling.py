@@ -1,6 +1,6 @@
 """The one state in which the policy is sampled."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,20 +10,27 @@ from torch import nn
 from rlif_lightning.errors import UserError
 from rlif_lightning.module import RLIFModule
 from rlif_lightning.policy import set_training_mode
-from rlif_lightning.sampling import Sampler, VLLMSampler
+from rlif_lightning.prompts import Prompt
+from rlif_lightning.sampling import Sampler, Sampling, VLLMSampler
 
 
-def check_sampler(sampler: Sampler, trainer: Trainer) -> None:
-    """Refuse, before the weights are loaded, an engine that could not start or could not get them.
+def check_sampler(sampler: Sampler, trainer: Trainer, sampling: Sampling, prompts: Sequence[Prompt]) -> None:
+    """Refuse, before the weights are loaded, an engine that could not start, could not get them, or could not sample.
+
+    Args:
+        sampler: The engine.
+        trainer: Of the run.
+        sampling: The law that it will draw from.
+        prompts: That it will complete.
 
     Raises:
-        UserError: vLLM is not installed, or beside a strategy that cuts the policy into shards.
+        UserError: vLLM is not installed, can't sample so, or is beside a strategy that cuts the policy into shards.
     """
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
     if not isinstance(sampler, VLLMSampler):
         return
-    sampler.check()
+    sampler.check(max((len(p.ids) for p in prompts), default=0), sampling)
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise UserError(
             "VLLMSampler needs the whole policy in each process, and this strategy cuts it into shards",

@@ -295,6 +295,20 @@ def test_vllm_that_is_not_installed(refused, monkeypatch, command, model_folder,
     assert "vLLM, which is not installed" in message and "rlif-lightning[vllm]" in message
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--rollout.temperature=2.5"], "temperature"),
+        (["--evaluation.temperature=2.1"], "temperature"),
+        (["--rollout.sampler.max_model_len=20"], "no room"),
+        (["--rollout.sampler.max_model_len=100", "--evaluation.max_new_tokens=90"], "no room"),
+    ],
+)
+def test_what_vllm_can_not_sample(refused, monkeypatch, problems_file, args, told):
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    assert told in refused(VLLM, *args, "--data.val.path", problems_file)
+
+
 @pytest.mark.parametrize("command", ["fit", "export", "plan", "mix"])
 def test_settings_with_vllm_are_read_without_it(monkeypatch, rlif, small_fit, command, capsys):
     monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: False)

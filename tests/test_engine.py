@@ -199,6 +199,6 @@ def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
     monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
     sharded = SimpleNamespace(strategy=ModelParallelStrategy())
     with pytest.raises(UserError, match="ModelParallelStrategy"):
-        check_sampler(VLLMSampler(), sharded)
-    check_sampler(VLLMSampler(), SimpleNamespace(strategy=DDPStrategy()))
-    check_sampler(NativeSampler(), sharded)
+        check_sampler(VLLMSampler(), sharded, Sampling(8), [])
+    check_sampler(VLLMSampler(), SimpleNamespace(strategy=DDPStrategy()), Sampling(8), [])
+    check_sampler(NativeSampler(), sharded, Sampling(8), [])

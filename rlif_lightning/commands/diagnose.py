@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     from rlif_lightning.callbacks.sampling import check_sampler
     from rlif_lightning.diagnosis.measures import candidates
 
-    check_sampler(objects.rollout.sampler, objects.trainer)
+    check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
     rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
     objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
     objects.policy(training=True)

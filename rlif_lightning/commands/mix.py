@@ -137,9 +137,10 @@ class Mixing:
         )
         self.pair.check()
         module.name = base  # whose tokenizer all mixtures have
-        objects.prompts()
-        for part in (objects.rollout, objects.evaluation):
-            check_sampler(part.sampler, objects.trainer)
+        prompts = objects.prompts()
+        check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
+        evaluation, held_out = objects.evaluation, objects.data.prompts.get("val", [])
+        check_sampler(evaluation.sampler, objects.trainer, evaluation.sampling, held_out[: evaluation.n])
         self.output = self._output()
         self.grader = Grader(objects.data.answers)
 

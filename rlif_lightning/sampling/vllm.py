@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where gpu_memory_utilization would be a share of all memory
+HOTTEST = 2.0  # temperature that vLLM's SamplingParams takes
 
 _ENGINES: dict[str, Any] = {}  # one per model shape and settings: rollouts and evaluations share it
 
@@ -89,12 +90,15 @@ class VLLMSampler:
         self._llm: Any = None
         self._device = torch.device("cpu")
 
-    @staticmethod
-    def check() -> None:
+    def check(self, longest: int, sampling: Sampling) -> None:
         """To be called before weights are loaded.
 
+        Args:
+            longest: Tokens of the longest prompt.
+            sampling: The law that will be drawn from.
+
         Raises:
-            UserError: vLLM is not installed.
+            UserError: vLLM is not installed, or can't do this.
         """
         if not installed():
             raise UserError(
@@ -102,6 +106,15 @@ class VLLMSampler:
                 do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
                 "rollout.sampler out",
             )
+        if sampling.temperature > HOTTEST:
+            raise UserError(
+                "The temperature is above what vLLM takes",
+                got=sampling.temperature,
+                expected=f"at most {HOTTEST:g}",
+                do="lower it, or leave rollout.sampler out",
+            )
+        if self.max_model_len is not None:
+            _check_room(longest, sampling, self.max_model_len)
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Copy this module's present weights into the engine and forget every cached prompt.
@@ -153,13 +166,7 @@ class VLLMSampler:
         """
         assert self._llm is not None, "call update() before sample()"
         longest, most = max(map(len, prompts)), self._llm.llm_engine.model_config.max_model_len
-        if longest + sampling.max_new_tokens > most:
-            raise UserError(
-                "The engine has no room for the longest prompt and its completion",
-                got=f"{longest} + {sampling.max_new_tokens} tokens",
-                expected=f"at most {most}",
-                do="shorten them, or raise max_model_len of rollout.sampler where the model allows it",
-            )
+        _check_room(longest, sampling, most)
         rows = [p for p in prompts for _ in range(group_size)]
         measured = sampling.temperature > 0 and not sampling.filtered
         with _undisturbed(self._device):
@@ -246,6 +253,16 @@ class VLLMSampler:
 def installed() -> bool:
     """Whether there is a vLLM; it is not imported to know."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def _check_room(longest: int, sampling: Sampling, most: int) -> None:
+    if longest + sampling.max_new_tokens > most:
+        raise UserError(
+            "The engine has no room for the longest prompt and its completion",
+            got=f"{longest} + {sampling.max_new_tokens} tokens",
+            expected=f"at most {most}",
+            do="shorten them, or raise max_model_len of rollout.sampler where the model allows it",
+        )
 
 
 def _start(config: Any, settings: dict[str, Any]) -> Any:
