@@ -24,7 +24,8 @@ def check_sampler(sampler: Sampler, trainer: Trainer, sampling: Sampling, prompt
         prompts: That it will complete.
 
     Raises:
-        UserError: vLLM is not installed, can't sample so, or is beside a strategy that cuts the policy into shards.
+        UserError: vLLM is not installed, can't sample so, would take another GPU, or is beside a strategy that
+            cuts the policy into shards.
     """
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
@@ -36,6 +37,13 @@ def check_sampler(sampler: Sampler, trainer: Trainer, sampling: Sampling, prompt
             "VLLMSampler needs the whole policy in each process, and this strategy cuts it into shards",
             got=type(trainer.strategy).__name__,
             do="use --trainer.strategy ddp, or leave rollout.sampler out",
+        )
+    device = trainer.strategy.root_device
+    if trainer.world_size == 1 and device.type == "cuda" and device.index:
+        raise UserError(
+            "vLLM takes the first GPU that it sees where there is one process, and training would take another",
+            got=f"trainer.devices [{device.index}]",
+            do=f"set CUDA_VISIBLE_DEVICES={device.index} and --trainer.devices 1, or leave rollout.sampler out",
         )
 
 

@@ -1,8 +1,10 @@
 """Rollouts by another engine than the policy itself: scored by the policy, measured against it, weighed."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from rlif_lightning.collect import with_importance, with_scores
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
+from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler, vllm
 from tests.conftest import make_model
 from tests.training import fit
 
@@ -173,7 +175,7 @@ def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
     """Sleeping has never run on a GPU here: this is what it would be told."""
     engine = Recorded()
     monkeypatch.setattr("rlif_lightning.sampling.vllm._cpu_head_size", lambda config: None)
-    monkeypatch.setattr("rlif_lightning.sampling.vllm._start", lambda config, settings: engine)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm._start", lambda config, settings, device: engine)
     monkeypatch.setattr("rlif_lightning.sampling.vllm._ENGINES", {})
     monkeypatch.setattr(VLLMSampler, "_sleeps", sleeps)
     sampler, model = VLLMSampler(), make_model()
@@ -190,8 +192,6 @@ def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
 
 
 def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
-    from types import SimpleNamespace
-
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     from rlif_lightning.callbacks.sampling import check_sampler
@@ -200,5 +200,43 @@ def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
     sharded = SimpleNamespace(strategy=ModelParallelStrategy())
     with pytest.raises(UserError, match="ModelParallelStrategy"):
         check_sampler(VLLMSampler(), sharded, Sampling(8), [])
-    check_sampler(VLLMSampler(), SimpleNamespace(strategy=DDPStrategy()), Sampling(8), [])
+    ddp = DDPStrategy(parallel_devices=[torch.device("cpu")])
+    check_sampler(VLLMSampler(), SimpleNamespace(strategy=ddp, world_size=1), Sampling(8), [])
     check_sampler(NativeSampler(), sharded, Sampling(8), [])
+
+
+@pytest.mark.parametrize(("device", "processes", "right"), [
+    ("cuda:0", 1, True), ("cuda:1", 1, False), ("cuda:1", 2, True), ("cpu", 1, True),
+])  # fmt: skip
+def test_one_process_has_the_gpu_that_vllm_takes(monkeypatch, device, processes, right):
+    from rlif_lightning.callbacks.sampling import check_sampler
+
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), world_size=processes)
+    if right:
+        check_sampler(VLLMSampler(), trainer, Sampling(8), [])
+    else:
+        with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=1"):
+            check_sampler(VLLMSampler(), trainer, Sampling(8), [])
+
+
+@pytest.mark.parametrize("launched", [{}, {"LOCAL_RANK": "0"}], ids=["slurm", "lightning"])
+def test_each_process_has_its_own_gpu(monkeypatch, launched):
+    """Process 9 on the second GPU of its node; what Lightning reads itself stays."""
+    seen = {}
+
+    def start(*args, **kwargs):
+        seen.update(os.environ)
+
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 9)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    for name, value in vllm.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    settings = {"distributed_executor_backend": "external_launcher"}
+    vllm._start(make_model().config, settings, torch.device("cuda:1"))
+    assert (seen["RANK"], seen["LOCAL_RANK"]) == ("9", "1")
+    assert {n: os.environ[n] for n in ("RANK", "LOCAL_RANK") if n in os.environ} == launched

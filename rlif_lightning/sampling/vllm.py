@@ -6,7 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -134,7 +134,7 @@ class VLLMSampler:
                 config.get_text_config().head_dim = wide
             key = json.dumps([config.to_dict(), settings], sort_keys=True, default=str)
             if key not in _ENGINES:
-                _ENGINES[key] = _start(config, settings)
+                _ENGINES[key] = _start(config, settings, self._device)
             self._llm = _ENGINES[key]
             weights = dense_weights(policy)
             if wide is not None:
@@ -265,16 +265,14 @@ def _check_room(longest: int, sampling: Sampling, most: int) -> None:
         )
 
 
-def _start(config: Any, settings: dict[str, Any]) -> Any:
+def _start(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
     """An engine of this configuration; its weights are yet to come."""
     os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    if "distributed_executor_backend" in settings:
-        os.environ["RANK"] = str(torch.distributed.get_rank())
-        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    several = "distributed_executor_backend" in settings
     from vllm import LLM
 
-    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder, _placed(device) if several else nullcontext():
         config.save_pretrained(folder)
         try:
             return LLM(
@@ -293,6 +291,26 @@ def _start(config: Any, settings: dict[str, Any]) -> Any:
                 got=f"{type(error).__name__}: {' '.join(lines[:3])[:500]}",
                 do="change gpu_memory_utilization, max_model_len or engine of rollout.sampler, or leave it out",
             ) from error
+
+
+@contextmanager
+def _placed(device: torch.device) -> Iterator[None]:
+    """Name this process and its GPU as torchrun would, where vLLM reads them.
+
+    Its LOCAL_RANK is the number of a device; Lightning's is a place in ``trainer.devices``, and SLURM sets none.
+    """
+    rank = str(torch.distributed.get_rank())
+    local = str(device.index or 0) if device.type == "cuda" else os.environ.get("LOCAL_RANK", rank)
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
+    os.environ.update(RANK=rank, LOCAL_RANK=local)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _plain_config(policy: Any) -> Any:
