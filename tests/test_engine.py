@@ -3,16 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.collect import with_importance, with_scores
 from rlif_lightning.errors import UserError
-from rlif_lightning.rollout import Rollout
+from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler, vllm
+from rlif_lightning.sampling.protocol import Progress
+from rlif_lightning.scoring import Scored
 from tests.conftest import make_model
 from tests.training import fit
 
@@ -22,12 +26,19 @@ class Engine(NativeSampler):
 
     noise, released = 0.0, 0
 
-    def sample(self, prompts, group_size, seeds, sampling, progress=None):
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        seeds: torch.Tensor,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> Samples:
         samples = super().sample(prompts, group_size, seeds, sampling, progress)
         noise = self.noise * torch.randn(samples.logprob.shape, generator=torch.Generator().manual_seed(0))
         return replace(samples, engine_logprob=samples.logprob + noise, logprob=None, stats=None)
 
-    def release(self):
+    def release(self) -> None:
         self.released += 1
 
 
@@ -121,6 +132,32 @@ def test_an_engine_that_is_another_model_is_refused(model_folder, problems_file)
     engine.noise = 1.0
     with pytest.raises(UserError, match="computes something else than the policy"):
         run(model_folder, problems_file, engine)
+
+
+@pytest.mark.parametrize("command", ["diagnose", "mix"])
+def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, model_folder, monkeypatch, command):
+    rows = []
+
+    class Counted(Scored):
+        def __init__(self, model, samples, *args):
+            rows.append(len(samples.completion_ids))
+            super().__init__(model, samples, *args)
+
+    monkeypatch.setattr("rlif_lightning.collect.Scored", Counted)
+    more = {"diagnose": ["--gradients=false"], "mix": ["--tuned", model_folder(seed=1), "--ratios", 0]}[command]
+    settings = ["--rollout.sampler=tests.test_engine.Engine", "--prompts=5", "--output=out", *more]
+    rlif(command, *small_fit, *settings, "--rollout.micro_batch_size=2")
+    assert rows == [2] * 10
+    rows.clear()
+    rlif(command, *small_fit, *settings[:2], "--output=whole", *more)
+    assert rows == [8, 8, 4]
+
+
+@pytest.mark.parametrize(("sampler", "told"), [(NativeSampler, "kept_mass logs"), (VLLMSampler, "neither measured")])
+def test_a_filters_warning_names_what_is_logged(sampler, told):
+    callback = RolloutCallback(prompts_per_step=2, group_size=4, top_k=5, sampler=sampler())
+    with pytest.warns(UserWarning, match=told):
+        callback.on_train_start(SimpleNamespace(max_steps=2), None)
 
 
 # -- VLLMSampler where vLLM is not --------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[R
                     progress,
                     rollout.votes,
                 )
-                found.append(with_scores(drawn, module.policy, sampling))
+                found.append(with_scores(drawn, module.policy, sampling, rollout.plan.in_order(len(drawn.seeds))))
                 tell(start + len(part))
     finally:
         grader.close()

@@ -239,7 +239,8 @@ class Mixing:
                     module.decode,
                     self.grader,
                 )
-                drawn = with_scores(drawn, module.policy, rollout.sampling)
+                slices = rollout.plan.in_order(len(drawn.seeds))
+                drawn = with_scores(drawn, module.policy, rollout.sampling, slices)
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
