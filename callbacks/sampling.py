@@ -48,8 +48,8 @@ def check_sampler(sampler: Sampler, trainer: Trainer, sampling: Sampling, prompt
 
 
 @contextmanager
-def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
-    """Dropout and gradients off, the Trainer's precision on, the sampler up to date with the policy, which it yields.
+def inference(trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
+    """Dropout and gradients off, the Trainer's precision on; yields the whole policy. On all processes as often.
 
     Lightning enters its precision context around its own steps only, not around callbacks.
     """
@@ -58,6 +58,13 @@ def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[nn
         optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
     set_training_mode(module.policy, training=False)
     with torch.no_grad(), trainer.precision_plugin.forward_context(), module.whole_policy() as policy:
+        yield policy
+
+
+@contextmanager
+def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
+    """The sampler up to date with the policy, which is yielded as :func:`inference` does."""
+    with inference(trainer, module) as policy:
         sampler.update(policy, module.end_ids, module.tokenizer.pad_token_id)
         try:
             yield policy

@@ -24,7 +24,11 @@ from tests.training import fit
 class Engine(NativeSampler):
     """Gives tokens and log-probabilities as vLLM does, off by some noise."""
 
-    noise, released = 0.0, 0
+    noise, released, updated = 0.0, 0, 0
+
+    def update(self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+        super().update(policy, end_ids, pad_id)
+        self.updated += 1
 
     def sample(
         self,
@@ -132,6 +136,17 @@ def test_an_engine_that_is_another_model_is_refused(model_folder, problems_file)
     engine.noise = 1.0
     with pytest.raises(UserError, match="computes something else than the policy"):
         run(model_folder, problems_file, engine)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_weights_go_over_once_in_an_evaluation(rlif, small_fit, problems_file, monkeypatch, command):
+    engines = []
+    monkeypatch.setattr(Engine, "__init__", lambda self: (NativeSampler.__init__(self), engines.append(self))[0])
+    data = "val" if command in ("fit", "validate") else command
+    rlif(command, *small_fit, f"--data.{data}.path={problems_file}", "--evaluation.batch_size=8",
+         "--evaluation.sampler=tests.test_engine.Engine")  # fmt: skip
+    counts = [(e.updated, e.released) for e in engines if e.updated]
+    assert counts == ([(2, 2)] if command == "fit" else [(1, 1)])  # of 40 problems: before and after, or once
 
 
 @pytest.mark.parametrize("command", ["diagnose", "mix"])
