@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.callbacks.logs import log_now
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout import RolloutCallback
-from rlif_lightning.callbacks.sampling import check_sampler, ready
+from rlif_lightning.callbacks.sampling import check_sampler, inference, ready
 from rlif_lightning.data import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation import Answered, answer_problems, summarise, summarise_by
@@ -86,6 +86,7 @@ class Evaluation(Callback):
         self.latest: tuple[int, dict[str, float]] = (-1, {})
         """Step and metrics of the newest evaluation of this fit."""
         self._results: list[Answered] = []
+        self._told = False  # whether the engine has the weights of this validate, test or predict
         self._grader: Grader | None = None
 
     # -- while fitting ---------------------------------------------------------------------------------------
@@ -93,11 +94,14 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the data how many problems go at a time; make a grader; find the engine."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        self.take_sampler(trainer)
+        self._told = False
         if isinstance(datamodule, PromptDataModule):
             datamodule.eval_batch_size = self.batch_size
+            prompts = datamodule.prompts.get({"fit": "val", "validate": "val"}.get(stage, stage), [])
+            prompts = prompts[: self.n] if stage == "fit" else prompts
+            check_sampler(self.sampler, trainer, self.sampling, prompts)
             self._grader = Grader(datamodule.answers)
-        self.take_sampler(trainer)
-        check_sampler(self.sampler, trainer)
 
     def take_sampler(self, trainer: Trainer) -> None:
         """Use the rollout's engine where no other is given: there may be room for one only."""
@@ -153,7 +157,7 @@ class Evaluation(Callback):
         results: list[Answered] = []
         total = sum(len(batch) for batch in loader.batches)
         assert isinstance(module, RLIFModule)
-        with torch.no_grad(), module.whole_policy():  # once: processes may have more batches than others
+        with ready(self.sampler, trainer, module):  # once: an engine takes all weights each time
             for batch in loader:
                 results += self._answer(trainer, module, "val", batch, (len(results), total))
         summary = summarise(_gather(trainer, results))
@@ -171,24 +175,28 @@ class Evaluation(Callback):
     ) -> list[Answered]:
         assert isinstance(module, RLIFModule) and self._grader is not None
         prompts = trainer.datamodule.prompts[name]  # type: ignore[attr-defined]
-        with ready(self.sampler, trainer, module):  # on all processes as often, with problems left or without
-            if not rows:
-                return []
-            return answer_problems(
-                self.sampler,
-                [(row, prompts[row]) for row in rows],
-                self.sampling,
-                self.samples,
-                module.decode,
-                self._grader,
-                self.greedy,
-                sampling_progress(trainer, place),
-            )
+        if not rows:
+            return []
+        return answer_problems(
+            self.sampler,
+            [(row, prompts[row]) for row in rows],
+            self.sampling,
+            self.samples,
+            module.decode,
+            self._grader,
+            self.greedy,
+            sampling_progress(trainer, place),
+        )
 
     # -- validate, test, predict -----------------------------------------------------------------------------
 
     def _on_batch(self, trainer: Trainer, pl_module: LightningModule, name: str, batch: list[int]) -> None:
-        self._results += self._answer(trainer, pl_module, name, batch)
+        assert isinstance(pl_module, RLIFModule)
+        with inference(trainer, pl_module) as policy:  # on all processes, with problems left or without
+            if not self._told:
+                self.sampler.update(policy, pl_module.end_ids, pl_module.tokenizer.pad_token_id)
+                self._told = True
+            self._results += self._answer(trainer, pl_module, name, batch)
 
     def on_validation_batch_start(
         self,
@@ -246,6 +254,9 @@ class Evaluation(Callback):
         rank_zero_info(f"Completions of {len(results)} problems: {path}")
 
     def _take(self, trainer: Trainer) -> list[Answered]:
+        if self._told:
+            self.sampler.release()
+            self._told = False
         results, self._results = _gather(trainer, self._results), []
         return results
 

@@ -33,7 +33,7 @@ from rlif_lightning.module import RLIFModule
 from rlif_lightning.references import Version
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout, completion_seed
-from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
+from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 
 ANNOTATORS: dict[str, Version] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
@@ -164,7 +164,7 @@ class RolloutCallback(Callback):
             return
         datamodule = _datamodule(trainer)
         assert isinstance(pl_module, RLIFModule)
-        check_sampler(self.sampler, trainer)
+        check_sampler(self.sampler, trainer, self.sampling, datamodule.prompts["train"])
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches is derived from the rollout's sizes",
@@ -214,10 +214,15 @@ class RolloutCallback(Callback):
             "On policy the loss is near 0 by construction: watch reward, entropy and accuracy instead."
         )
         if self.sampling.filtered:
+            told = ""
+            if isinstance(self.sampler, NativeSampler):
+                told = "rollout/kept_mass logs how much of it the filter keeps."
+            elif isinstance(self.sampler, VLLMSampler):
+                told = "The mismatch between vLLM and the policy is then neither measured nor corrected."
             rank_zero_warn(
                 "top_k, top_p or min_p is set: completions come from the filtered distribution, while "
                 "log-probabilities, entropy and self-certainty describe the unfiltered softmax(logits / "
-                "temperature). rollout/kept_mass logs how much of it the filter keeps."
+                f"temperature). {told}"
             )
 
     def on_train_batch_start(

@@ -101,6 +101,10 @@ class BatchPlan:
         """Whether every update is taken by the very weights that sampled the rollout."""
         return self.rollout_steps == 1
 
+    def in_order(self, rows: int) -> list[Tensor]:
+        """Row numbers in slices of a micro-batch, where there is no update whose slices they could be."""
+        return list(torch.arange(rows).split(self.micro_batch_size or rows))
+
     def cut(self, lengths: Tensor, generator: torch.Generator) -> list[list[Tensor]]:
         """Deal a rollout's rows into windows and slices.
 

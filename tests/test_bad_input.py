@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,10 +280,52 @@ def test_settings_that_cannot_work(args, parts, refused):
     assert all(part in message for part in parts), message
 
 
-def test_vllm_that_is_not_installed(refused, monkeypatch):
+VLLM = "--rollout.sampler=rlif_lightning.sampling.VLLMSampler"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "diagnose", "mix"])
+def test_vllm_that_is_not_installed(refused, monkeypatch, command, model_folder, problems_file):
     monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: False)
-    message = refused("--rollout.sampler=rlif_lightning.sampling.VLLMSampler")
+    more = {
+        "validate": ["--data.val.path", problems_file],
+        "diagnose": ["--prompts=2"],
+        "mix": ["--tuned", model_folder(seed=1)],
+    }
+    message = refused(VLLM, *more.get(command, []), command=command)
     assert "vLLM, which is not installed" in message and "rlif-lightning[vllm]" in message
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--rollout.temperature=2.5"], "temperature"),
+        (["--evaluation.temperature=2.1"], "temperature"),
+        (["--rollout.sampler.max_model_len=20"], "no room"),
+        (["--rollout.sampler.max_model_len=100", "--evaluation.max_new_tokens=90"], "no room"),
+    ],
+)
+def test_what_vllm_can_not_sample(refused, monkeypatch, problems_file, args, told):
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    assert told in refused(VLLM, *args, "--data.val.path", problems_file)
+
+
+@pytest.mark.parametrize("command", ["fit", "export", "plan", "mix"])
+def test_settings_with_vllm_are_read_without_it(monkeypatch, rlif, small_fit, command, capsys):
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: False)
+    if command == "export":
+        rlif("fit", *small_fit, "--trainer.max_steps=1")
+        config = Path("runs/run/1/config.yaml")
+        text = config.read_text()
+        assert text.count("sampler: null") == 2  # the run of a machine with vLLM
+        config.write_text(text.replace("sampler: null", "sampler: rlif_lightning.sampling.VLLMSampler"))
+        rlif("export", "runs/run/1")
+        assert Path("runs/run/1/export/merged/model.safetensors").is_file()
+    elif command == "plan":
+        rlif("plan", *small_fit, VLLM)
+    else:
+        with pytest.raises(SystemExit) as end:
+            rlif(command, *small_fit, VLLM, *(["--tuned=toy"] if command == "mix" else []), "--print_config")
+        assert end.value.code == 0 and "VLLMSampler" in capsys.readouterr().out
 
 
 # -- output ---------------------------------------------------------------------------------------------------

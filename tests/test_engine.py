@@ -1,16 +1,22 @@
 """Rollouts by another engine than the policy itself: scored by the policy, measured against it, weighed."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.collect import with_importance, with_scores
 from rlif_lightning.errors import UserError
-from rlif_lightning.rollout import Rollout
-from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
+from rlif_lightning.rollout import Rollout, Samples
+from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler, vllm
+from rlif_lightning.sampling.protocol import Progress
+from rlif_lightning.scoring import Scored
 from tests.conftest import make_model
 from tests.training import fit
 
@@ -18,14 +24,25 @@ from tests.training import fit
 class Engine(NativeSampler):
     """Gives tokens and log-probabilities as vLLM does, off by some noise."""
 
-    noise, released = 0.0, 0
+    noise, released, updated = 0.0, 0, 0
 
-    def sample(self, prompts, group_size, seeds, sampling, progress=None):
+    def update(self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+        super().update(policy, end_ids, pad_id)
+        self.updated += 1
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        seeds: torch.Tensor,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> Samples:
         samples = super().sample(prompts, group_size, seeds, sampling, progress)
         noise = self.noise * torch.randn(samples.logprob.shape, generator=torch.Generator().manual_seed(0))
         return replace(samples, engine_logprob=samples.logprob + noise, logprob=None, stats=None)
 
-    def release(self):
+    def release(self) -> None:
         self.released += 1
 
 
@@ -121,6 +138,43 @@ def test_an_engine_that_is_another_model_is_refused(model_folder, problems_file)
         run(model_folder, problems_file, engine)
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_weights_go_over_once_in_an_evaluation(rlif, small_fit, problems_file, monkeypatch, command):
+    engines = []
+    monkeypatch.setattr(Engine, "__init__", lambda self: (NativeSampler.__init__(self), engines.append(self))[0])
+    data = "val" if command in ("fit", "validate") else command
+    rlif(command, *small_fit, f"--data.{data}.path={problems_file}", "--evaluation.batch_size=8",
+         "--evaluation.sampler=tests.test_engine.Engine")  # fmt: skip
+    counts = [(e.updated, e.released) for e in engines if e.updated]
+    assert counts == ([(2, 2)] if command == "fit" else [(1, 1)])  # of 40 problems: before and after, or once
+
+
+@pytest.mark.parametrize("command", ["diagnose", "mix"])
+def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, model_folder, monkeypatch, command):
+    rows = []
+
+    class Counted(Scored):
+        def __init__(self, model, samples, *args):
+            rows.append(len(samples.completion_ids))
+            super().__init__(model, samples, *args)
+
+    monkeypatch.setattr("rlif_lightning.collect.Scored", Counted)
+    more = {"diagnose": ["--gradients=false"], "mix": ["--tuned", model_folder(seed=1), "--ratios", 0]}[command]
+    settings = ["--rollout.sampler=tests.test_engine.Engine", "--prompts=5", "--output=out", *more]
+    rlif(command, *small_fit, *settings, "--rollout.micro_batch_size=2")
+    assert rows == [2] * 10
+    rows.clear()
+    rlif(command, *small_fit, *settings[:2], "--output=whole", *more)
+    assert rows == [8, 8, 4]
+
+
+@pytest.mark.parametrize(("sampler", "told"), [(NativeSampler, "kept_mass logs"), (VLLMSampler, "neither measured")])
+def test_a_filters_warning_names_what_is_logged(sampler, told):
+    callback = RolloutCallback(prompts_per_step=2, group_size=4, top_k=5, sampler=sampler())
+    with pytest.warns(UserWarning, match=told):
+        callback.on_train_start(SimpleNamespace(max_steps=2), None)
+
+
 # -- VLLMSampler where vLLM is not --------------------------------------------------------------------------
 
 
@@ -137,8 +191,7 @@ def test_importing_the_sampler_does_not_import_vllm():
         ({"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(monkeypatch, settings, told):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+def test_settings_that_can_not_be_are_refused(settings, told):
     with pytest.raises(UserError, match=told):
         VLLMSampler(**settings)
 
@@ -173,9 +226,8 @@ class Recorded:
 def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
     """Sleeping has never run on a GPU here: this is what it would be told."""
     engine = Recorded()
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
     monkeypatch.setattr("rlif_lightning.sampling.vllm._cpu_head_size", lambda config: None)
-    monkeypatch.setattr("rlif_lightning.sampling.vllm._start", lambda config, settings: engine)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm._start", lambda config, settings, device: engine)
     monkeypatch.setattr("rlif_lightning.sampling.vllm._ENGINES", {})
     monkeypatch.setattr(VLLMSampler, "_sleeps", sleeps)
     sampler, model = VLLMSampler(), make_model()
@@ -192,8 +244,6 @@ def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
 
 
 def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
-    from types import SimpleNamespace
-
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     from rlif_lightning.callbacks.sampling import check_sampler
@@ -201,6 +251,44 @@ def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
     monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
     sharded = SimpleNamespace(strategy=ModelParallelStrategy())
     with pytest.raises(UserError, match="ModelParallelStrategy"):
-        check_sampler(VLLMSampler(), sharded)
-    check_sampler(VLLMSampler(), SimpleNamespace(strategy=DDPStrategy()))
-    check_sampler(NativeSampler(), sharded)
+        check_sampler(VLLMSampler(), sharded, Sampling(8), [])
+    ddp = DDPStrategy(parallel_devices=[torch.device("cpu")])
+    check_sampler(VLLMSampler(), SimpleNamespace(strategy=ddp, world_size=1), Sampling(8), [])
+    check_sampler(NativeSampler(), sharded, Sampling(8), [])
+
+
+@pytest.mark.parametrize(("device", "processes", "right"), [
+    ("cuda:0", 1, True), ("cuda:1", 1, False), ("cuda:1", 2, True), ("cpu", 1, True),
+])  # fmt: skip
+def test_one_process_has_the_gpu_that_vllm_takes(monkeypatch, device, processes, right):
+    from rlif_lightning.callbacks.sampling import check_sampler
+
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), world_size=processes)
+    if right:
+        check_sampler(VLLMSampler(), trainer, Sampling(8), [])
+    else:
+        with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=1"):
+            check_sampler(VLLMSampler(), trainer, Sampling(8), [])
+
+
+@pytest.mark.parametrize("launched", [{}, {"LOCAL_RANK": "0"}], ids=["slurm", "lightning"])
+def test_each_process_has_its_own_gpu(monkeypatch, launched):
+    """Process 9 on the second GPU of its node; what Lightning reads itself stays."""
+    seen = {}
+
+    def start(*args, **kwargs):
+        seen.update(os.environ)
+
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 9)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    for name, value in vllm.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    settings = {"distributed_executor_backend": "external_launcher"}
+    vllm._start(make_model().config, settings, torch.device("cuda:1"))
+    assert (seen["RANK"], seen["LOCAL_RANK"]) == ("9", "1")
+    assert {n: os.environ[n] for n in ("RANK", "LOCAL_RANK") if n in os.environ} == launched

@@ -178,11 +178,18 @@ def test_half_precision_rounds_once_and_says_so(rlif, fit, model_folder, capsys,
 
 
 def test_an_update_lost_in_rounding_is_said(rlif, fit, capsys):
-    run = fit(f"--model.lora={json.dumps(LORA)}", "--model.optimizer.lr=1e-5")
+    run = fit(f"--model.lora={json.dumps(LORA)}", "--model.optimizer.lr=5e-3")
     rlif("export", run, "--dtype", "bfloat16")
     assert "rounding has cost" in capsys.readouterr().out
     rlif("export", run, "--dtype", "float32")
     assert "rounding has cost" not in capsys.readouterr().out
+
+
+def test_an_update_below_rounding_is_not_kept(rlif, fit, capsys):
+    run = fit(f"--model.lora={json.dumps(LORA)}", "--model.optimizer.lr=1e-5")
+    assert "has lost what the adapter learned" in refused(rlif, capsys, run, "--dtype", "bfloat16")
+    rlif("export", run, "--dtype", "float32")
+    rlif("export", run, "--format", "adapter")
 
 
 def test_a_run_in_bfloat16_is_exported_in_bfloat16(rlif, fit):
@@ -200,6 +207,10 @@ def test_logits_that_differ_or_are_no_numbers_are_refused():
         with pytest.raises(UserError, match="was not kept"):
             compare(found, expected, None, torch.float32)
     assert compare(expected, expected, expected - 2, torch.float32).adapter == 2
+    assert compare(expected - 0.5, expected, expected - 0.6, torch.bfloat16).largest == 0.5
+    assert compare(expected + 1e-4, expected, expected - 1e-4, torch.float32).largest > 0
+    with pytest.raises(UserError, match="has lost"):
+        compare(expected - 0.5, expected, expected - 0.5, torch.bfloat16)
 
 
 def test_a_wrong_export_is_not_kept(rlif, fit, monkeypatch, capsys):
@@ -214,6 +225,17 @@ def test_a_wrong_export_is_not_kept(rlif, fit, monkeypatch, capsys):
         rlif("export", run)
     assert "was not kept" in capsys.readouterr().err
     assert not any((run / "export").iterdir())
+
+
+def test_a_merge_that_drops_the_adapter_is_not_kept(rlif, fit, monkeypatch, capsys):
+    """In bfloat16, which would take as much for rounding."""
+    run = fit(f"--model.lora={json.dumps(LORA)}", "--model.optimizer.lr=0.002")
+
+    def drop(policy, dtype):
+        return policy.unload().to(dtype)
+
+    monkeypatch.setattr("rlif_lightning.exporting.write.merge", drop)
+    assert "has lost what the adapter learned" in refused(rlif, capsys, run, "--dtype", "bfloat16")
 
 
 # -- the toy ------------------------------------------------------------------------------------------------

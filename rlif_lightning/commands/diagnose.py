@@ -41,8 +41,10 @@ def main(arguments: list[str]) -> None:
             got=f"{len(prompts)} prompts, --prompts {options.prompts}",
             do=f"set --prompts {len(prompts)}" if len(prompts) > 1 else "give more problems",
         )
+    from rlif_lightning.callbacks.sampling import check_sampler
     from rlif_lightning.diagnosis.measures import candidates
 
+    check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
     rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
     objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
     objects.policy(training=True)
@@ -111,7 +113,7 @@ def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[R
                     progress,
                     rollout.votes,
                 )
-                found.append(with_scores(drawn, module.policy, sampling))
+                found.append(with_scores(drawn, module.policy, sampling, rollout.plan.in_order(len(drawn.seeds))))
                 tell(start + len(part))
     finally:
         grader.close()

@@ -110,6 +110,7 @@ class Mixing:
     """
 
     def __init__(self, objects: Any) -> None:
+        from rlif_lightning.callbacks.sampling import check_sampler
         from rlif_lightning.grading import Grader
         from rlif_lightning.mixing.weights import Pair, check_ratios
 
@@ -136,7 +137,10 @@ class Mixing:
         )
         self.pair.check()
         module.name = base  # whose tokenizer all mixtures have
-        objects.prompts()
+        prompts = objects.prompts()
+        check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
+        evaluation, held_out = objects.evaluation, objects.data.prompts.get("val", [])
+        check_sampler(evaluation.sampler, objects.trainer, evaluation.sampling, held_out[: evaluation.n])
         self.output = self._output()
         self.grader = Grader(objects.data.answers)
 
@@ -235,7 +239,8 @@ class Mixing:
                     module.decode,
                     self.grader,
                 )
-                drawn = with_scores(drawn, module.policy, rollout.sampling)
+                slices = rollout.plan.in_order(len(drawn.seeds))
+                drawn = with_scores(drawn, module.policy, rollout.sampling, slices)
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())

@@ -6,7 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where gpu_memory_utilization would be a share of all memory
+HOTTEST = 2.0  # temperature that vLLM's SamplingParams takes
 
 _ENGINES: dict[str, Any] = {}  # one per model shape and settings: rollouts and evaluations share it
 
@@ -50,7 +51,8 @@ class VLLMSampler:
         engine: Further arguments of ``vllm.LLM``.
 
     Raises:
-        UserError: vLLM is not installed; or an argument that is not the user's to choose.
+        UserError: An argument is out of range, or not the user's to choose. Whether vLLM is installed is asked by
+            :meth:`check`: the settings of a run are read where nothing samples, too.
     """
 
     OWN = frozenset({
@@ -69,12 +71,6 @@ class VLLMSampler:
         sleep: bool = True,
         engine: dict[str, Any] | None = None,
     ) -> None:
-        if not installed():
-            raise UserError(
-                "VLLMSampler needs vLLM, which is not installed",
-                do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
-                "rollout.sampler out",
-            )
         if not 0 < gpu_memory_utilization <= 1:
             raise UserError(
                 "gpu_memory_utilization is out of range", got=gpu_memory_utilization, expected="above 0, at most 1"
@@ -94,6 +90,32 @@ class VLLMSampler:
         self._llm: Any = None
         self._device = torch.device("cpu")
 
+    def check(self, longest: int, sampling: Sampling) -> None:
+        """To be called before weights are loaded.
+
+        Args:
+            longest: Tokens of the longest prompt.
+            sampling: The law that will be drawn from.
+
+        Raises:
+            UserError: vLLM is not installed, or can't do this.
+        """
+        if not installed():
+            raise UserError(
+                "VLLMSampler needs vLLM, which is not installed",
+                do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
+                "rollout.sampler out",
+            )
+        if sampling.temperature > HOTTEST:
+            raise UserError(
+                "The temperature is above what vLLM takes",
+                got=sampling.temperature,
+                expected=f"at most {HOTTEST:g}",
+                do="lower it, or leave rollout.sampler out",
+            )
+        if self.max_model_len is not None:
+            _check_room(longest, sampling, self.max_model_len)
+
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Copy this module's present weights into the engine and forget every cached prompt.
 
@@ -112,7 +134,7 @@ class VLLMSampler:
                 config.get_text_config().head_dim = wide
             key = json.dumps([config.to_dict(), settings], sort_keys=True, default=str)
             if key not in _ENGINES:
-                _ENGINES[key] = _start(config, settings)
+                _ENGINES[key] = _start(config, settings, self._device)
             self._llm = _ENGINES[key]
             weights = dense_weights(policy)
             if wide is not None:
@@ -144,13 +166,7 @@ class VLLMSampler:
         """
         assert self._llm is not None, "call update() before sample()"
         longest, most = max(map(len, prompts)), self._llm.llm_engine.model_config.max_model_len
-        if longest + sampling.max_new_tokens > most:
-            raise UserError(
-                "The engine has no room for the longest prompt and its completion",
-                got=f"{longest} + {sampling.max_new_tokens} tokens",
-                expected=f"at most {most}",
-                do="shorten them, or raise max_model_len of rollout.sampler where the model allows it",
-            )
+        _check_room(longest, sampling, most)
         rows = [p for p in prompts for _ in range(group_size)]
         measured = sampling.temperature > 0 and not sampling.filtered
         with _undisturbed(self._device):
@@ -239,16 +255,24 @@ def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def _start(config: Any, settings: dict[str, Any]) -> Any:
+def _check_room(longest: int, sampling: Sampling, most: int) -> None:
+    if longest + sampling.max_new_tokens > most:
+        raise UserError(
+            "The engine has no room for the longest prompt and its completion",
+            got=f"{longest} + {sampling.max_new_tokens} tokens",
+            expected=f"at most {most}",
+            do="shorten them, or raise max_model_len of rollout.sampler where the model allows it",
+        )
+
+
+def _start(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
     """An engine of this configuration; its weights are yet to come."""
     os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    if "distributed_executor_backend" in settings:
-        os.environ["RANK"] = str(torch.distributed.get_rank())
-        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    several = "distributed_executor_backend" in settings
     from vllm import LLM
 
-    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder, _placed(device) if several else nullcontext():
         config.save_pretrained(folder)
         try:
             return LLM(
@@ -267,6 +291,26 @@ def _start(config: Any, settings: dict[str, Any]) -> Any:
                 got=f"{type(error).__name__}: {' '.join(lines[:3])[:500]}",
                 do="change gpu_memory_utilization, max_model_len or engine of rollout.sampler, or leave it out",
             ) from error
+
+
+@contextmanager
+def _placed(device: torch.device) -> Iterator[None]:
+    """Name this process and its GPU as torchrun would, where vLLM reads them.
+
+    Its LOCAL_RANK is the number of a device; Lightning's is a place in ``trainer.devices``, and SLURM sets none.
+    """
+    rank = str(torch.distributed.get_rank())
+    local = str(device.index or 0) if device.type == "cuda" else os.environ.get("LOCAL_RANK", rank)
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
+    os.environ.update(RANK=rank, LOCAL_RANK=local)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _plain_config(policy: Any) -> Any:
