@@ -1,9 +1,9 @@
 """Weights, gradients and optimiser states shared out over all processes (FSDP2), and the strategy that does it.
 
-Between two updates every process holds its share of each weight only. An update gathers one decoder layer at a time.
-Whatever needs no gradient (generation, scores of other versions) runs on a plain copy of the module, :class:`Whole`,
-whose weights are gathered for as long as it is used: processes whose completions differ in length then never wait for
-each other within a token.
+Between two updates every process holds its share of each weight only. An update gathers one decoder layer after
+another. Whatever needs no gradient (generation, scores of other versions) runs on a plain copy of the module,
+:class:`Whole`, whose weights are gathered for as long as it is used: processes whose completions differ in length
+then never wait for each other within a token.
 """
 
 import copy
