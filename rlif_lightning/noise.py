@@ -1,6 +1,9 @@
 """Warnings as users should see them."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,20 @@ def quiet_lightning() -> None:
     """Leave these warnings out."""
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def lightning_warns_only() -> Iterator[None]:
+    """Nothing of what Lightning tells by the way."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def short_warnings() -> None:

@@ -49,16 +49,14 @@ def main(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
-    import logging
-
     from rlif_lightning.cli import prepare
+    from rlif_lightning.noise import lightning_warns_only
     from rlif_lightning.planning.recipe import PlanCLI
 
     prepare()
-    for name in ("lightning.pytorch", "lightning.fabric"):  # about this machine's devices, and seeds
-        logging.getLogger(name).setLevel(logging.WARNING)
-    cli = PlanCLI("plan", arguments, _options, "Memory and time of a recipe, before anything is loaded.")
-    return cli.plan_settings(), cli.config_init
+    with lightning_warns_only():  # nothing about this machine's devices, and seeds
+        cli = PlanCLI("plan", arguments, _options, "Memory and time of a recipe, before anything is loaded.")
+        return cli.plan_settings(), cli.config_init
 
 
 def _options(parser: Any) -> None:
