@@ -35,13 +35,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
-    """A strategy that is set up in this process leaves its port and its group to those that come after it."""
+    """A strategy that is set up in this process names a port to those that come after it."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def make_tokenizer(chat_template: str | None = None) -> Any:

@@ -15,6 +15,8 @@ from tests.conftest import make_model
 @pytest.fixture
 def policy():
     """A tiny Qwen2, shared out."""
+    if torch.distributed.is_initialized():  # a strategy that another test has set up in this process
+        torch.distributed.destroy_process_group()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield shard(make_model(), init_device_mesh("cpu", (1,)))
     torch.distributed.destroy_process_group()
