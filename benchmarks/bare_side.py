@@ -9,12 +9,18 @@ from benchmarks.gate import Gate
 from benchmarks.our_side import make_module, make_reward
 from benchmarks.shapes import Work, read_prompts
 from benchmarks.watch import Watch
-from rlif_lightning.batches import BatchPlan
-from rlif_lightning.collect import AdvantageSettings, sample_rollout, score_slices, with_advantages, with_scores
+from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.functional.losses import loss_denominator
-from rlif_lightning.policy import set_training_mode
-from rlif_lightning.prompts import Prompt
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.sampling import NativeSampler, Sampling
+from rlif_lightning.training.collector import (
+    AdvantageSettings,
+    sample_rollout,
+    score_slices,
+    with_advantages,
+    with_scores,
+)
 
 
 def run(work: Work, gate: Gate) -> None:
@@ -72,4 +78,4 @@ def with_reference(rollout: Any, logprob: torch.Tensor) -> Any:
     """The rollout with the reference's log-probabilities."""
     from dataclasses import replace
 
-    return replace(rollout, reference_logprob=logprob, frozen_logprob=logprob)
+    return replace(rollout, kl_logprob=logprob, start_logprob=logprob)

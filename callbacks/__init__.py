@@ -4,7 +4,7 @@ from rlif_lightning.callbacks.checkpoint import RolloutCheckpoint
 from rlif_lightning.callbacks.completions import Completions
 from rlif_lightning.callbacks.evaluation import Evaluation
 from rlif_lightning.callbacks.guard import CollapseGuard
-from rlif_lightning.callbacks.probe import LongestBatch
+from rlif_lightning.callbacks.memory_check import MemoryCheck
 from rlif_lightning.callbacks.progress import StepProgressBar
 from rlif_lightning.callbacks.report import Report
 from rlif_lightning.callbacks.rollout import RolloutCallback
@@ -13,7 +13,7 @@ __all__ = [
     "CollapseGuard",
     "Completions",
     "Evaluation",
-    "LongestBatch",
+    "MemoryCheck",
     "Report",
     "RolloutCallback",
     "RolloutCheckpoint",

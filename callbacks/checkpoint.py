@@ -19,11 +19,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim.lr_scheduler import LambdaLR
 
+from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration, recompute
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
-from rlif_lightning.optimizer_settings import bring_back, configuration, recompute
-from rlif_lightning.run_folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
-from rlif_lightning.trainable import load_trainable
+from rlif_lightning.models.trainable import load_trainable
+from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
 
 KEPT = ".safetensors"
 """The suffix of weights that the collapse guard has kept."""

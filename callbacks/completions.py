@@ -12,7 +12,7 @@ from torch import Tensor
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.run_logger import RunLogger
+from rlif_lightning.runs.logger import RunLogger
 
 
 class Completions(Callback):
@@ -46,7 +46,7 @@ class Completions(Callback):
             )
         self._rollouts = earlier[0]
         if not any(isinstance(x, RunLogger) for x in trainer.loggers):
-            rank_zero_warn("Completions are not kept: that takes a rlif_lightning.run_logger.RunLogger as logger.")
+            rank_zero_warn("Completions are not kept: that takes a rlif_lightning.runs.logger.RunLogger as logger.")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int

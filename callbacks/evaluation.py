@@ -11,18 +11,18 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.callbacks.logs import log_now
+from rlif_lightning.callbacks.logging import log_now
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.callbacks.sampling import check_sampler, inference, ready
-from rlif_lightning.data import PromptDataModule
+from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
-from rlif_lightning.evaluation import Answered, answer_problems, summarise, summarise_by
-from rlif_lightning.evaluation_files import by_table, generator, versions, write_outputs, write_rows
+from rlif_lightning.evaluation.answering import Answered, answer_problems, summarise, summarise_by
+from rlif_lightning.evaluation.results import by_table, generator, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
-from rlif_lightning.module import RLIFModule
-from rlif_lightning.run_folder import CONFIG
+from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
+from rlif_lightning.training.module import RLIFModule
 
 
 class Evaluation(Callback):

@@ -9,19 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rlif_lightning.callbacks.evaluation import Evaluation, interrupted
-from rlif_lightning.callbacks.logs import log_now
+from rlif_lightning.callbacks.logging import log_now
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
-from rlif_lightning.module import RLIFModule
-from rlif_lightning.run_folder import GUARD, GUARD_WEIGHTS, replacing
-from rlif_lightning.run_logger import RunLogger
-from rlif_lightning.sharding import is_sharded
-from rlif_lightning.trainable import Weights, put_weights, trainable_weights
+from rlif_lightning.models.fsdp2 import is_sharded
+from rlif_lightning.models.trainable import Weights, put_weights, trainable_weights
+from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS, replacing
+from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.training.module import RLIFModule
 
-SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "reference_logprob": REFERENCE}
-Signal = Literal["agreement", "similarity", "reference_logprob"]
+SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "start_logprob": REFERENCE}
+Signal = Literal["agreement", "similarity", "start_logprob"]
 
 
 class CollapseGuard(Callback):
@@ -38,8 +38,8 @@ class CollapseGuard(Callback):
     Args:
         action: off; ``warn``: say it and train on; ``stop``: end the run after the present rollout; ``restore``: end
             it with the kept weights in the policy and in the last checkpoint.
-        signals: What is watched: agreement, similarity (of the completions in a group) and reference_logprob;
-            null: agreement, or similarity where no completion ever has an answer; and reference_logprob where there
+        signals: What is watched: agreement, similarity (of the completions in a group) and start_logprob;
+            null: agreement, or similarity where no completion ever has an answer; and start_logprob where there
             is a reference. The first that fires hands back its own best step; until then it is the first one's.
         drop: Drop of agreement or similarity below its best that counts, as a share of its best.
         reference_drop: Drop of the reference's log-likelihood per token, as a share of that of the first rollouts.
@@ -119,9 +119,9 @@ class CollapseGuard(Callback):
         frozen = has_frozen_reference(module)
         if self.signals is None:
             return [AGREEMENT, SIMILARITY, *([REFERENCE] if frozen else [])]
-        if "reference_logprob" in self.signals and not frozen:
+        if "start_logprob" in self.signals and not frozen:
             raise UserError(
-                "The guard is to watch reference_logprob, and nothing loads the frozen reference",
+                "The guard is to watch start_logprob, and nothing loads the frozen reference",
                 got=f"model.kl_coefficient {module.kl_coefficient}, model.reference {module.reference}",
                 do="set model.kl_coefficient above 0 with model.reference frozen, or leave the signal out",
             )
@@ -340,5 +340,5 @@ class CollapseGuard(Callback):
 
 
 def has_frozen_reference(module: RLIFModule) -> bool:
-    """Whether rollouts are scored by the policy as it was at the start: ``rollout/reference_logprob`` is logged."""
+    """Whether rollouts are scored by the policy as it was at the start: ``rollout/start_logprob`` is logged."""
     return "frozen" in module.needs

@@ -5,8 +5,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.report import write_report
-from rlif_lightning.summary import summary_table
+from rlif_lightning.runs.report import write_report
+from rlif_lightning.runs.summary import summary_table
 
 
 class Report(Callback):

@@ -10,12 +10,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.batches import BatchPlan
-from rlif_lightning.callbacks.logs import clock, gathered, log_now, peak_memory_mb
+from rlif_lightning.callbacks.logging import all_values, clock, log_now, peak_memory_mb
 from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
 from rlif_lightning.callbacks.sampling import check_sampler, ready
-from rlif_lightning.collect import (
+from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.data.module import PromptDataModule, run_seed
+from rlif_lightning.errors import UserError
+from rlif_lightning.functional.advantages import Baseline, Scale
+from rlif_lightning.functional.entropy import top_entropy_mask
+from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.grading import Grader
+from rlif_lightning.models.references import ReferenceKind
+from rlif_lightning.rewards import Reward, SelfCertainty
+from rlif_lightning.rollout import Rollout, completion_seed
+from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
+from rlif_lightning.training.collector import (
     AdvantageSettings,
     sample_rollout,
     score_slices,
@@ -23,19 +33,9 @@ from rlif_lightning.collect import (
     with_importance,
     with_scores,
 )
-from rlif_lightning.data import PromptDataModule, run_seed
-from rlif_lightning.errors import UserError
-from rlif_lightning.functional.advantages import Baseline, Scale
-from rlif_lightning.functional.entropy import top_entropy_mask
-from rlif_lightning.functional.losses import loss_denominator
-from rlif_lightning.grading import Grader
-from rlif_lightning.module import RLIFModule
-from rlif_lightning.references import Version
-from rlif_lightning.rewards import Reward, SelfCertainty
-from rlif_lightning.rollout import Rollout, completion_seed
-from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
+from rlif_lightning.training.module import RLIFModule
 
-ANNOTATORS: dict[str, Version] = {"reference": "frozen", "ema": "ema"}
+ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
 ENGINE_KL = 0.1
 """Nats per token between engine and policy from which on the engine computes something else than the policy."""
@@ -322,9 +322,9 @@ class RolloutCallback(Callback):
             if stats is not None:
                 rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})
             if which == "frozen":
-                rollout = replace(rollout, frozen_logprob=logprob)
+                rollout = replace(rollout, start_logprob=logprob)
             if which == module.reference:
-                rollout = replace(rollout, reference_logprob=logprob)
+                rollout = replace(rollout, kl_logprob=logprob)
         return rollout
 
     def _check_first(self, metrics: dict[str, float]) -> None:
@@ -365,7 +365,7 @@ class RolloutCallback(Callback):
         window = torch.zeros_like(rollout.loss_mask)
         window[rows] = rollout.loss_mask[rows]
         entropy = rollout.statistics().entropy
-        mask = top_entropy_mask(entropy, window, fraction, partial(gathered, trainer))
+        mask = top_entropy_mask(entropy, window, fraction, partial(all_values, trainer))
         return replace(rollout, surrogate_mask=mask)
 
     def _dealer(self, first: tuple[int, ...]) -> torch.Generator:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch import Trainer
 
-from rlif_lightning.callbacks.logs import Means
-from rlif_lightning.collect import Weighed
+from rlif_lightning.callbacks.logging import Means
 from rlif_lightning.functional.losses import k3_divergence
+from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
-from rlif_lightning.guard.similarity import group_similarity
+from rlif_lightning.training.collector import ScoredRollout
 
 
-def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float], seconds: float) -> dict[str, float]:
+def rollout_metrics(
+    trainer: Trainer, weighed: ScoredRollout, weights: Sequence[float], seconds: float
+) -> dict[str, float]:
     """Means of a rollout over all processes, reduced once.
 
     Args:
@@ -46,10 +48,10 @@ def rollout_metrics(trainer: Trainer, weighed: Weighed, weights: Sequence[float]
         ("logprob", samples.logprob),
     ):
         means.add(f"rollout/{name}", values[mask].sum(), tokens)
-    if rollout.frozen_logprob is not None:
-        means.add("rollout/reference_logprob", rollout.frozen_logprob[mask].sum(), tokens)
-    if rollout.reference_logprob is not None:
-        divergence = k3_divergence(samples.logprob[mask], rollout.reference_logprob[mask])
+    if rollout.start_logprob is not None:
+        means.add("rollout/start_logprob", rollout.start_logprob[mask].sum(), tokens)
+    if rollout.kl_logprob is not None:
+        divergence = k3_divergence(samples.logprob[mask], rollout.kl_logprob[mask])
         means.add("rollout/kl", divergence.sum(), tokens)
     if samples.engine_logprob is not None:
         engine = samples.engine_logprob[mask]

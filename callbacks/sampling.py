@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.module import RLIFModule
-from rlif_lightning.policy import set_training_mode
-from rlif_lightning.prompts import Prompt
+from rlif_lightning.models.fsdp2 import shares_out
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.sampling import Sampler, Sampling, VLLMSampler
-from rlif_lightning.sharding import shares_out
+from rlif_lightning.training.module import RLIFModule
 
 
 def check_sampler(sampler: Sampler, trainer: Trainer, sampling: Sampling, prompts: Sequence[Prompt]) -> None:

@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Any
 from rlif_lightning.version import __version__
 
 if TYPE_CHECKING:
-    from rlif_lightning.data import PromptDataModule
+    from rlif_lightning.data.module import PromptDataModule
+    from rlif_lightning.data.problems import Source
     from rlif_lightning.grading import AnswerFormat
-    from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Source
+    from rlif_lightning.training.module import RLIFModule
 
 __all__ = ["AnswerFormat", "PromptDataModule", "RLIFModule", "Source", "__version__"]
 
 _HOMES = {
     "AnswerFormat": "rlif_lightning.grading",
-    "PromptDataModule": "rlif_lightning.data",
-    "RLIFModule": "rlif_lightning.module",
-    "Source": "rlif_lightning.records",
+    "PromptDataModule": "rlif_lightning.data.module",
+    "RLIFModule": "rlif_lightning.training.module",
+    "Source": "rlif_lightning.data.problems",
 }
 
 

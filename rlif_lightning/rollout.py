@@ -70,8 +70,8 @@ class Rollout:
     votes: list[list[int | None]] = field(default_factory=list)  # [P][>= G] number of each answer's class of
     # equivalent answers within its prompt, None: no answer; the first G are the group, more may vote
     annotations: dict[str, TokenStats] = field(default_factory=dict)  # by whom else: "reference", "ema" -> [N, T]
-    frozen_logprob: Tensor | None = None  # [N, T] under the policy as it was at the start
-    reference_logprob: Tensor | None = None  # [N, T] under what the KL term refers to
+    start_logprob: Tensor | None = None  # [N, T] under the policy as it was at the start
+    kl_logprob: Tensor | None = None  # [N, T] under what the KL term refers to
     rewards: dict[str, Tensor] = field(default_factory=dict)  # name -> [N]
     advantages: Tensor | None = None  # [N]
     loss_mask: Tensor | None = None  # [N, T] tokens that enter the loss
@@ -103,8 +103,8 @@ class Rollout:
             correct=None,
             rewards={},
             annotations={},
-            frozen_logprob=None,
-            reference_logprob=cut(self.reference_logprob),
+            start_logprob=None,
+            kl_logprob=cut(self.kl_logprob),
             advantages=None if self.advantages is None else self.advantages[index],
             loss_mask=cut(self.loss_mask),
             surrogate_mask=cut(self.surrogate_mask),

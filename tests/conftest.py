@@ -137,7 +137,7 @@ def problems_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rlif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """``rlif("fit", ...)``: run a command in-process in a folder of its own; returns that folder."""
-    from rlif_lightning.cli import main
+    from rlif_lightning.main import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -22,9 +22,9 @@ import torch
 torch.set_num_threads(1)
 from rlif_lightning.callbacks.guard import CollapseGuard
 from rlif_lightning.callbacks.rollout import RolloutCallback
-from rlif_lightning.cli import main
-from rlif_lightning.module import RLIFModule
-from rlif_lightning.trainable import share, trainable_weights
+from rlif_lightning.main import main
+from rlif_lightning.training.module import RLIFModule
+from rlif_lightning.models.trainable import share, trainable_weights
 
 collect, step, calls = RolloutCallback._collect, RLIFModule.training_step, []
 kill_at, kill_rank, notes = int(os.environ["KILL_AT"]), os.environ["KILL_RANK"], os.environ["NOTES"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlif_lightning.cli import discard_run_folder, main
+from rlif_lightning.main import discard_run_folder, main
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_tokenizer_without_end_token(refused, spoilt):
 
 
 def test_a_tokenizer_without_padding_token_pads_with_its_end_token(spoilt):
-    from rlif_lightning.policy import load_tokenizer
+    from rlif_lightning.models.policy import load_tokenizer
 
     file = spoilt / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None}))
@@ -221,7 +221,7 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
 
     from huggingface_hub import constants
 
-    from rlif_lightning import hub
+    from rlif_lightning.models import hub
 
     def no_address(*args, **kwargs):
         raise socket.gaierror(-2, "Name or service not known")
@@ -285,7 +285,7 @@ VLLM = "--rollout.sampler=rlif_lightning.sampling.VLLMSampler"
 
 @pytest.mark.parametrize("command", ["fit", "validate", "diagnose", "mix"])
 def test_vllm_that_is_not_installed(refused, monkeypatch, command, model_folder, problems_file):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: False)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: False)
     more = {
         "validate": ["--data.val.path", problems_file],
         "diagnose": ["--prompts=2"],
@@ -305,13 +305,13 @@ def test_vllm_that_is_not_installed(refused, monkeypatch, command, model_folder,
     ],
 )
 def test_what_vllm_can_not_sample(refused, monkeypatch, problems_file, args, told):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: True)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
     assert told in refused(VLLM, *args, "--data.val.path", problems_file)
 
 
 @pytest.mark.parametrize("command", ["fit", "export", "plan", "mix"])
 def test_settings_with_vllm_are_read_without_it(monkeypatch, rlif, small_fit, command, capsys):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.installed", lambda: False)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: False)
     if command == "export":
         rlif("fit", *small_fit, "--trainer.max_steps=1")
         config = Path("runs/run/1/config.yaml")
@@ -425,10 +425,10 @@ def test_lightnings_own_sharding_strategies_in_python(model_folder, problems_fil
     from lightning.pytorch.strategies import ModelParallelStrategy
 
     from rlif_lightning.callbacks import RolloutCallback
-    from rlif_lightning.data import PromptDataModule
+    from rlif_lightning.data.module import PromptDataModule
+    from rlif_lightning.data.problems import Source
     from rlif_lightning.errors import UserError
-    from rlif_lightning.module import RLIFModule
-    from rlif_lightning.records import Source
+    from rlif_lightning.training.module import RLIFModule
 
     trainer = Trainer(
         accelerator="cpu",

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # benchmarks/ is not installed
+from benchmarks import alternate, bar, growth, phases, result, shapes, where
+from benchmarks.gate import Gate
+from benchmarks.shapes import Work
 
-from benchmarks import alternate, bar, growth, phases, result, shapes, where  # noqa: E402
-from benchmarks.gate import Gate  # noqa: E402
-from benchmarks.shapes import Work  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +54,11 @@ def test_both_sides_take_the_same_first_step(work: Work, monkeypatch: pytest.Mon
         make = module.make_module
         monkeypatch.setattr(module, "make_module", lambda w, make=make: made.append(make(w)) or made[-1])
         run(module.__name__.rsplit(".", 1)[1], replace(work, folder=one_prompt(work), kl=0.04, steps=1))
-    ours, bare = (dict(m.policy.named_parameters()) for m in made)
+    ours, head_weight_only = (dict(m.policy.named_parameters()) for m in made)
     start = shapes.make_model(shapes.make_config("tiny")).state_dict()
     for name, weight in ours.items():
         assert not weight.equal(start[name])
-        torch.testing.assert_close(weight, bare[name], rtol=0, atol=2e-5)  # a step is 1e-3
+        torch.testing.assert_close(weight, head_weight_only[name], rtol=0, atol=2e-5)  # a step is 1e-3
 
 
 def one_prompt(work: Work) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Processes, Result, differences, finish, largest_difference, start
-from tests.training import many_ends
+from tests.short_runs import many_ends
 
 pytestmark = pytest.mark.slow
 

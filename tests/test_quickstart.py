@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rlif_lightning.metrics_csv import read_metrics
+from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.toy import toy_model
 
 pytestmark = pytest.mark.slow

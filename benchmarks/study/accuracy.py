@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parent))
 from runs import WEIGHTS
 
-from rlif_lightning.evaluation import answer_problems
+from rlif_lightning.data.problems import Source, read_problems
+from rlif_lightning.data.prompts import Prompt, Template
+from rlif_lightning.evaluation.answering import answer_problems
 from rlif_lightning.grading import AnswerFormat, Grader
-from rlif_lightning.policy import load_policy, load_tokenizer
-from rlif_lightning.prompts import Prompt, Template
-from rlif_lightning.records import Source, read_problems
+from rlif_lightning.models.policy import load_policy, load_tokenizer
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 PROBLEMS, SAMPLES = 200, 10

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlif_lightning.cli import main as rlif
+from rlif_lightning.main import main as rlif
 
 INTERNAL = ("self_certainty", "token_entropy", "trajectory_entropy")
 PAIRS = [(a, b) for i, a in enumerate(INTERNAL) for b in INTERNAL[i + 1 :]]

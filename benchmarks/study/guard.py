@@ -21,7 +21,7 @@ import conditions
 from accuracy import Evaluator, kept_steps
 
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
-from rlif_lightning.metrics_csv import read_metrics
+from rlif_lightning.runs.metrics_csv import read_metrics
 
 FALL, NEAR, BELOW = 0.15, 0.05, 0.02
 

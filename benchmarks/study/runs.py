@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 sys.path.append(str(Path(__file__).parent))
 from conditions import CONDITIONS, Condition
 
-from rlif_lightning.trainer_cli import RLIFCLI
+from rlif_lightning.cli.trainer import RLIFCLI
 
 WEIGHTS = "weights"
 

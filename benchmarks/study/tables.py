@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parent))
 import conditions
 from accuracy import FILE
 
-from rlif_lightning.metrics_csv import read_metrics
+from rlif_lightning.runs.metrics_csv import read_metrics
 
 T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # 97.5 % quantiles, n - 1
 Rows = list[dict[str, Any]]

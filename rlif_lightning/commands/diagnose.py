@@ -9,8 +9,8 @@ from rlif_lightning.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlif_lightning.commands.objects import Objects
-    from rlif_lightning.prompts import Prompt
+    from rlif_lightning.cli.recipe_objects import RecipeObjects
+    from rlif_lightning.data.prompts import Prompt
     from rlif_lightning.rewards import Reward
     from rlif_lightning.rollout import Rollout
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: The words are wrong, or there are too few prompts.
     """
-    from rlif_lightning.commands.objects import load
+    from rlif_lightning.cli.recipe_objects import load
 
     objects = load("diagnose", arguments, _options, "Should this model be trained with internal rewards, and which?")
     options = objects.options
@@ -63,7 +63,7 @@ def _options(parser: Any) -> None:
 
 
 def _split() -> Any:
-    from rlif_lightning.commands.objects import Split
+    from rlif_lightning.cli.recipe_objects import Split
 
     return Split
 
@@ -72,20 +72,20 @@ def _choose(total: int, count: int) -> list[int]:
     """Rows of the data, the same for the same seed."""
     import torch
 
-    from rlif_lightning.data import run_seed
+    from rlif_lightning.data.module import run_seed
 
     return torch.randperm(total, generator=torch.Generator().manual_seed(run_seed()))[:count].tolist()
 
 
-def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[Reward]) -> list[Rollout]:
+def _sample(objects: RecipeObjects, prompts: list[tuple[int, Prompt]], rewards: list[Reward]) -> list[Rollout]:
     """A group per prompt, as many prompts at a time as one optimiser step takes."""
     from dataclasses import replace
 
     from rlif_lightning.callbacks.progress import counting
     from rlif_lightning.callbacks.sampling import ready
-    from rlif_lightning.collect import sample_rollout, with_scores
-    from rlif_lightning.data import run_seed
+    from rlif_lightning.data.module import run_seed
     from rlif_lightning.grading import Grader
+    from rlif_lightning.training.collector import sample_rollout, with_scores
 
     module, trainer, rollout = objects.module, objects.trainer, objects.rollout
     assert module.policy is not None
@@ -121,13 +121,13 @@ def _sample(objects: Objects, prompts: list[tuple[int, Prompt]], rewards: list[R
 
 
 def _gradients(
-    objects: Objects, rollouts: list[Rollout], advantages: list[dict[str, Tensor]]
+    objects: RecipeObjects, rollouts: list[Rollout], advantages: list[dict[str, Tensor]]
 ) -> dict[str, Any] | None:
     """Cosines between the rewards' gradients, and of each reward's between two halves of the prompts."""
     from lightning.pytorch.utilities import rank_zero_info
 
     from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
-    from rlif_lightning.policy import set_training_mode
+    from rlif_lightning.models.policy import set_training_mode
 
     module, wanted = objects.module, objects.options.gradients
     assert module.policy is not None
@@ -155,16 +155,16 @@ def _gradients(
     }
 
 
-def _report(objects: Objects, rollouts: list[Rollout], rewards: list[Reward], prompts: list[Prompt]) -> None:
+def _report(objects: RecipeObjects, rollouts: list[Rollout], rewards: list[Reward], prompts: list[Prompt]) -> None:
     """Everything after sampling: numbers, verdict, files, table."""
     from dataclasses import asdict
 
-    from rlif_lightning.data import run_seed
+    from rlif_lightning.data.module import run_seed
     from rlif_lightning.diagnosis.figure import draw_diagnosis
     from rlif_lightning.diagnosis.measures import compare, describe, difference, measure, value_correlations
     from rlif_lightning.diagnosis.text import completion_rows, table, write_json, write_rows
     from rlif_lightning.diagnosis.verdict import verdict
-    from rlif_lightning.evaluation_files import versions
+    from rlif_lightning.evaluation.results import versions
     from rlif_lightning.rewards import Random, Verifiable
 
     rollout, module, options = objects.rollout, objects.module, objects.options

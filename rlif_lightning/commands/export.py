@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.run_folder import CHECKPOINTS, CONFIG, find_checkpoint
+from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -22,9 +22,9 @@ def main(args: list[str]) -> None:
         UserError: The words are wrong, there are no such weights, or the export computes something else.
     """
     words = _run_words(args)  # before torch is imported
-    from rlif_lightning.commands.objects import load
-    from rlif_lightning.exporting.cli import ExportCLI
-    from rlif_lightning.exporting.write import Exporting
+    from rlif_lightning.cli.recipe_objects import load
+    from rlif_lightning.commands.export_cli import ExportCLI
+    from rlif_lightning.commands.export_write import Exporting
 
     description = (
         "Write a run's weights as a folder that transformers, PEFT and vLLM load. "

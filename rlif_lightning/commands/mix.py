@@ -14,7 +14,7 @@ import yaml
 from tqdm import tqdm
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.run_folder import CONFIG, LAST_CHECKPOINT, METRICS, latest_run_folder
+from rlif_lightning.runs.folder import CONFIG, LAST_CHECKPOINT, METRICS, latest_run_folder
 
 FIT = "fit"  # a ratio's fit: <output>/<ratio>/fit.yaml, and its run <output>/<ratio>/fit/<n>
 OWN = {"base", "tuned", "ratios", "steps", "prompts", "save", "output"}  # options that rlif fit does not have
@@ -31,7 +31,7 @@ def main(args: list[str]) -> None:
         UserError: The words are wrong, the two models do not fit, or what ``rlif fit`` raises.
         SystemExit: 130 after Ctrl-C; the same command with the same ``--output`` goes on.
     """
-    from rlif_lightning.commands import objects
+    from rlif_lightning.cli import recipe_objects as objects
     from rlif_lightning.mixing.results import PICTURE, TABLE, draw_results, read_rows, results_table, write_rows
 
     mixing = Mixing(objects.load("mix", args, _options, __doc__.partition(": ")[2] if __doc__ else None))
@@ -210,9 +210,9 @@ class Mixing:
     def _statistics(self, label: str) -> dict[str, float]:
         """Entropy (nats per token) and agreement on the prompts and seeds with which a run begins."""
         from rlif_lightning.callbacks.sampling import ready
-        from rlif_lightning.collect import sample_rollout, with_scores
-        from rlif_lightning.data import PromptLoader, run_seed
+        from rlif_lightning.data.module import PromptLoader, run_seed
         from rlif_lightning.grading import agreement
+        from rlif_lightning.training.collector import sample_rollout, with_scores
 
         objects, rollout, module = self.objects, self.objects.rollout, self.objects.module
         prompts = objects.data.prompts["train"]
@@ -256,7 +256,7 @@ class Mixing:
     def _accuracy(self, label: str) -> dict[str, float]:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         from rlif_lightning.callbacks.sampling import ready
-        from rlif_lightning.evaluation import answer_problems, summarise
+        from rlif_lightning.evaluation.answering import answer_problems, summarise
         from rlif_lightning.mixing.results import COLUMNS
 
         evaluation, module = self.objects.evaluation, self.objects.module
@@ -283,10 +283,10 @@ class Mixing:
     def _gain(self, folder: Path, model: Path) -> dict[str, float]:
         """Fit by the recipe from a mixture, or go on with a fit that was interrupted; its held-out accuracy."""
         from rlif_lightning.callbacks.checkpoint import read_checkpoint
-        from rlif_lightning.metrics_csv import read_metrics
-        from rlif_lightning.run_folder import CHECKPOINTS
-        from rlif_lightning.summary import best_step
-        from rlif_lightning.trainer_cli import RLIFCLI
+        from rlif_lightning.cli.trainer import RLIFCLI
+        from rlif_lightning.runs.folder import CHECKPOINTS
+        from rlif_lightning.runs.metrics_csv import read_metrics
+        from rlif_lightning.runs.summary import best_step
 
         run = latest_run_folder(folder, FIT)
         done = 0 if run is None else read_checkpoint(run / CHECKPOINTS / LAST_CHECKPOINT, mmap=True)["global_step"]

@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
-    from rlif_lightning.cli import prepare
-    from rlif_lightning.noise import lightning_warns_only
-    from rlif_lightning.planning.recipe import PlanCLI
+    from rlif_lightning.commands.plan_cli import PlanCLI
+    from rlif_lightning.main import prepare
+    from rlif_lightning.warnings_shown import lightning_warns_only
 
     prepare()
     with lightning_warns_only():  # nothing about this machine's devices, and seeds

@@ -20,9 +20,9 @@ def main(args: list[str]) -> None:
         UserError: The words are wrong, or a run cannot be read or drawn.
     """
     runs, output = _parse(args)
-    from rlif_lightning.curves import draw_curves
-    from rlif_lightning.report import write_report
-    from rlif_lightning.summary import load_run, summary_table
+    from rlif_lightning.runs.curves import draw_curves
+    from rlif_lightning.runs.report import write_report
+    from rlif_lightning.runs.summary import load_run, summary_table
 
     for run in runs:
         load_run(run)  # a mistake in the last run shows before anything is written

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlif_lightning.curves import COLOURS, DASHED, SOLID
+from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rlif_lightning.diagnosis.measures import Measured
+    from rlif_lightning.diagnosis.measures import CompletionStats
 
 COLUMNS = 4
 GOOD, BAD = COLOURS[2], COLOURS[1]
 
 
-def draw_diagnosis(report: dict[str, Any], measured: Measured, path: Path) -> None:
+def draw_diagnosis(report: dict[str, Any], measured: CompletionStats, path: Path) -> None:
     """Write the picture."""
     diagnosis_figure(report, measured).savefig(path)
 
 
-def diagnosis_figure(report: dict[str, Any], measured: Measured) -> Figure:
+def diagnosis_figure(report: dict[str, Any], measured: CompletionStats) -> Figure:
     """Policy, what each reward goes with, its values for right and wrong completions, and how alike rewards are."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _agreement(ax: Axes, report: dict[str, Any], m: Measured) -> None:
+def _agreement(ax: Axes, report: dict[str, Any], m: CompletionStats) -> None:
     from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED
 
     g = report["group_size"]
@@ -83,7 +83,7 @@ def _agreement(ax: Axes, report: dict[str, Any], m: Measured) -> None:
     _finish(ax, "agreement in a group", "share of the most frequent answer (line: mean, dots: saturated)", "groups")
 
 
-def _entropy(ax: Axes, report: dict[str, Any], m: Measured) -> None:
+def _entropy(ax: Axes, report: dict[str, Any], m: CompletionStats) -> None:
     from rlif_lightning.diagnosis.verdict import ENTROPY_NONE, ENTROPY_ROOM
 
     values = m.sums["entropy"].sum(1) / m.tokens.sum(1)
@@ -122,7 +122,7 @@ def _correlations(ax: Axes, report: dict[str, Any], names: list[str]) -> None:
     _finish(ax, "correlation within groups, 95 %")
 
 
-def _spread(ax: Axes, report: dict[str, Any], m: Measured, names: list[str]) -> None:
+def _spread(ax: Axes, report: dict[str, Any], m: CompletionStats, names: list[str]) -> None:
     """Groups whose reward has no spread at all are counted in the legend: a logarithm has no place for them."""
     gate = report["min_spread"]
     sds = {}
@@ -143,7 +143,7 @@ def _spread(ax: Axes, report: dict[str, Any], m: Measured, names: list[str]) -> 
     _finish(ax, "spread of a group", "standard deviation, in the reward's unit", "groups")
 
 
-def _values(ax: Axes, name: str, m: Measured, legend: bool) -> None:
+def _values(ax: Axes, name: str, m: CompletionStats, legend: bool) -> None:
     """Distribution of a reward, counted from its group's mean, for right and wrong completions."""
     values = m.values[name]
     finite = np.isfinite(values)

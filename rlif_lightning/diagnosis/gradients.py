@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.functional.losses import Loss, loss_denominator, policy_loss
+from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.scoring import Scored
 
 
 def gradient_bytes(policy: nn.Module, rewards: int) -> int:
@@ -44,7 +44,7 @@ def policy_gradients(
     for rollout, parts in zip(rollouts, advantages, strict=True):
         for half, rows in _slices(rollout, micro_batch_size):
             part = rollout.slice(rows)
-            logprob = Scored(policy, part.samples).logprobs(rollout.temperature)
+            logprob = CompletionScores(policy, part.samples).logprobs(rollout.temperature)
             for k, name in enumerate(names):
                 value = parts[name][rows.to(parts[name].device)]
                 ascent = -policy_loss(logprob, value, _mask(part), denominator, loss=loss).loss

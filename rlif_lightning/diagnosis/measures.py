@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rlif_lightning import rewards as room
-from rlif_lightning.collect import AdvantageSettings, with_advantages
 from rlif_lightning.diagnosis.association import (
     Array,
     Estimate,
@@ -24,10 +23,11 @@ from rlif_lightning.diagnosis.association import (
     ratio,
     resample,
 )
+from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import maj_at_k, pass_at_k
-from rlif_lightning.guard.similarity import group_similarity
 from rlif_lightning.rewards import Random, Reward, Verifiable
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.training.collector import AdvantageSettings, with_advantages
 
 CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
 """Rewards that are no internal feedback: baselines and controls."""
@@ -44,13 +44,13 @@ def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
 
 def _is_whole(cls: type) -> bool:
     """Whether a class is a reward that needs no settings, not a base of others."""
-    bare = inspect.Parameter.empty
+    head_weight_only = inspect.Parameter.empty
     settings = inspect.signature(cls).parameters.values()
-    return "__call__" in vars(cls) and all(p.default is not bare for p in settings)
+    return "__call__" in vars(cls) and all(p.default is not head_weight_only for p in settings)
 
 
 @dataclass
-class Measured:
+class CompletionStats:
     """Numbers per completion [P, G] and per prompt [P] of one batch."""
 
     tokens: Array  # [P, G] completion tokens
@@ -74,7 +74,7 @@ class Measured:
 
 def measure(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], settings: AdvantageSettings
-) -> tuple[Measured, list[Rollout], list[dict[str, Tensor]]]:
+) -> tuple[CompletionStats, list[Rollout], list[dict[str, Tensor]]]:
     """Everything that the rest is computed from.
 
     A run that starts here has the policy itself as its reference and as its running mean, so rewards by those
@@ -83,7 +83,7 @@ def measure(
     Returns:
         The numbers, the rollouts with loss masks, and each rollout's advantages [N] by reward.
     """
-    parts: list[Measured] = []
+    parts: list[CompletionStats] = []
     masked: list[Rollout] = []
     advantages: list[dict[str, Tensor]] = []
     for rollout in rollouts:
@@ -104,7 +104,7 @@ def measure(
     return _join(parts), masked, advantages
 
 
-def _bare(rollout: Rollout) -> Measured:
+def _bare(rollout: Rollout) -> CompletionStats:
     """All but the rewards."""
     samples, g = rollout.samples, rollout.group_size
     assert samples.stats is not None and samples.logprob is not None
@@ -117,7 +117,7 @@ def _bare(rollout: Rollout) -> Measured:
     votes = [own[:g] for own in rollout.votes] or [[None] * g] * (len(mask) // g)
     correct = None if rollout.correct is None else _grid(rollout.correct, g)
     most = [_most_frequent(own) for own in votes]
-    return Measured(
+    return CompletionStats(
         tokens=_grid(samples.lengths, g),
         ended=_grid(samples.ended, g) > 0,
         sums={name: _grid(v.where(mask, 0).sum(1), g) for name, v in stats.items()},
@@ -148,7 +148,7 @@ def _grid(values: Tensor, group_size: int) -> Array:
     return values.detach().double().cpu().numpy().reshape(-1, group_size)
 
 
-def _join(parts: Sequence[Measured]) -> Measured:
+def _join(parts: Sequence[CompletionStats]) -> CompletionStats:
     """The prompts of all parts below each other."""
 
     def join(name: str) -> Any:
@@ -159,10 +159,10 @@ def _join(parts: Sequence[Measured]) -> Measured:
             return {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in first}
         return np.concatenate([getattr(p, name) for p in parts])
 
-    return Measured(**{name: join(name) for name in Measured.__dataclass_fields__})
+    return CompletionStats(**{name: join(name) for name in CompletionStats.__dataclass_fields__})
 
 
-def describe(m: Measured) -> dict[str, Any]:
+def describe(m: CompletionStats) -> dict[str, Any]:
     """The policy: estimates with intervals over prompts, and the spread of self-certainty over completions."""
     prompts, g = m.tokens.shape
     counts = resample(prompts)
@@ -198,7 +198,7 @@ def describe(m: Measured) -> dict[str, Any]:
     return found
 
 
-def compare(m: Measured) -> dict[str, dict[str, Any]]:
+def compare(m: CompletionStats) -> dict[str, dict[str, Any]]:
     """Each reward against agreement, correctness and length.
 
     ``within``: after each group's mean was taken off, in groups that the reward can teach. ``overall``: over all
@@ -231,7 +231,7 @@ def _mean_of_known(values: Array) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def difference(m: Measured, one: str, other: str, target: Array) -> Estimate:
+def difference(m: CompletionStats, one: str, other: str, target: Array) -> Estimate:
     """How much closer one reward is to a target than another, within groups, on the same resamples of prompts."""
     counts = resample(len(m.tokens))
     first, groups = correlation_within(m.values[one], target, ~m.gated[one])
@@ -241,7 +241,7 @@ def difference(m: Measured, one: str, other: str, target: Array) -> Estimate:
     return estimate_of(value, first(counts) - second(counts), groups)
 
 
-def value_correlations(m: Measured) -> Tensor:
+def value_correlations(m: CompletionStats) -> Tensor:
     """Correlations [K, K] of the rewards within groups, in groups that both can teach; nan where there are none."""
     names = list(m.values)
     every = np.ones((1, len(m.tokens)))

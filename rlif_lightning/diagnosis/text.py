@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.association import Estimate
-from rlif_lightning.diagnosis.measures import Measured
-from rlif_lightning.prompts import Prompt
+from rlif_lightning.diagnosis.measures import CompletionStats
 from rlif_lightning.rollout import Rollout
 
 WIDTH = 100
@@ -99,7 +99,9 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def completion_rows(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], m: Measured) -> Iterator[dict[str, Any]]:
+def completion_rows(
+    rollouts: Sequence[Rollout], prompts: Sequence[Prompt], m: CompletionStats
+) -> Iterator[dict[str, Any]]:
     """One row per completion: its text and every number about it."""
     texts = [t for r in rollouts for t in r.texts]
     answers = [a for r in rollouts for a in r.answers]

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from rlif_lightning.hub import is_local, resolve_model
-from rlif_lightning.metrics_csv import Curves
-from rlif_lightning.run_folder import METRICS
-from rlif_lightning.summary import SUMMARY_METRICS, best_step, load_guard, load_run, short_number
+from rlif_lightning.models.hub import is_local, resolve_model
+from rlif_lightning.runs.folder import METRICS
+from rlif_lightning.runs.metrics_csv import Curves
+from rlif_lightning.runs.summary import SUMMARY_METRICS, best_step, load_guard, load_run, short_number
 from rlif_lightning.toy import parse_toy_name
 
 LONGEST = 4000  # characters of a text that is quoted whole

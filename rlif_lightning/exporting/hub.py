@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.hub import hub_answers
+from rlif_lightning.models.hub import hub_answers
 
 
 def check_hub(name: str) -> None:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rlif_lightning.prompts import Template
-from rlif_lightning.records import Problem
+from rlif_lightning.data.problems import Problem
+from rlif_lightning.data.prompts import Template
 
 # Texts that a template must render as training did; spaces, quotes and braces are where templates go wrong.
 PROBES = (
@@ -83,8 +83,8 @@ def _around(user: str, tokenizer: Any) -> str:
 def _front_tokens(tokenizer: Any) -> list[str]:
     """What the tokenizer puts in front of every text; a chat template has to write it out."""
     text = PROBES[0]
-    bare, full = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
-    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+    head_weight_only, full = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next((i for i in range(len(full)) if full[i : i + len(head_weight_only)] == head_weight_only), 0)
     return tokenizer.convert_ids_to_tokens(full[:start])
 
 

@@ -67,8 +67,8 @@ def _untie(policy: Any) -> None:
     adapted = any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in (head, embedding))
     if not config.tie_word_embeddings or not adapted:
         return
-    bare: Any = getattr(head, "base_layer", getattr(head, "original_module", head))
-    bare.weight = nn.Parameter(bare.weight.detach().clone(), requires_grad=False)
+    base_logits: Any = getattr(head, "base_layer", getattr(head, "original_module", head))
+    base_logits.weight = nn.Parameter(base_logits.weight.detach().clone(), requires_grad=False)
     for settings in (config, model.config):
         settings.tie_word_embeddings = False
 
@@ -125,13 +125,13 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, base: dict[str, Any] 
     return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def compare(found: Tensor, expected: Tensor, bare: Tensor | None, dtype: torch.dtype) -> Difference:
+def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
     """Hold an export's logits against the policy's.
 
     Args:
         found: Logits [positions, V] of the export.
         expected: Those of the policy.
-        bare: Those of the policy without its adapter, where it has one.
+        base_logits: Those of the policy without its adapter, where it has one.
         dtype: Of the export.
 
     Raises:
@@ -139,7 +139,7 @@ def compare(found: Tensor, expected: Tensor, bare: Tensor | None, dtype: torch.d
     """
     largest, size = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
     tolerance = TOLERANCE[dtype] * size
-    adapter = None if bare is None else float((expected - bare).abs().max())
+    adapter = None if base_logits is None else float((expected - base_logits).abs().max())
     if not largest <= tolerance:  # also NaN
         raise UserError(
             "The export does not compute what the policy does, so it was not kept",

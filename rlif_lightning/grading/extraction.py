@@ -133,9 +133,9 @@ def _last_box(text: str) -> str | None:
         if token["box"] is not None and token["brace"]:
             opened.append(token.end())
         elif token["box"] is not None:
-            bare = _BARE_BOX.match(text, token.end())
-            if bare:
-                best, last = (token.end(), bare.group().rstrip(".,")), (-1, -1)
+            head_weight_only = _BARE_BOX.match(text, token.end())
+            if head_weight_only:
+                best, last = (token.end(), head_weight_only.group().rstrip(".,")), (-1, -1)
         elif token.group() == "{":
             opened.append(None)
         elif token.group() == "}" and opened:

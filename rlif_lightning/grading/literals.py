@@ -106,8 +106,8 @@ def find_literal(text: str) -> str | None:
 
 def _answer_in(text: str) -> str | None:
     for candidate in _candidates(text[: 2 * MAX_LITERAL]):
-        bare = candidate.strip(_AROUND)
-        for form in (bare, bare.removesuffix(".").rstrip(_AROUND)):
+        head_weight_only = candidate.strip(_AROUND)
+        for form in (head_weight_only, head_weight_only.removesuffix(".").rstrip(_AROUND)):
             if is_literal(form):
                 return form
     return None

@@ -190,15 +190,15 @@ def _without_unit(text: str, unit: str) -> str:
     for pattern, replacement in _REWRITES:
         unit = pattern.sub(replacement, unit)
     plain_unit = re.sub(r"[\s{}]", "", _WRAPPED.sub(r"\1", unit))
-    bare = _WRAPPED.sub(r"\1", text).rstrip()
-    letters, taken = len(bare), ""
+    head_weight_only = _WRAPPED.sub(r"\1", text).rstrip()
+    letters, taken = len(head_weight_only), ""
     while letters > 0 and len(taken) < len(plain_unit):
         letters -= 1
-        if bare[letters] not in " {}\t":
-            taken = bare[letters] + taken
+        if head_weight_only[letters] not in " {}\t":
+            taken = head_weight_only[letters] + taken
     if not plain_unit or taken != plain_unit:
         return text
-    rest = _trim(bare[:letters])
+    rest = _trim(head_weight_only[:letters])
     # Only a whole word is a unit: "km" ends "5 km", not "\pkm"; braces must still balance.
     if not rest or re.search(r"\\[A-Za-z]*$", rest) or rest.count("{") != rest.count("}"):
         return text

@@ -52,16 +52,16 @@ def as_number(text: str) -> Number | None:
     """
     if len(text) > 3 * MAX_DIGITS:
         return None
-    bare = _PERCENT.sub("", text)
-    percent = bare != text
-    bare = bare.strip()
-    if match := _PLAIN.fullmatch(bare):
+    head_weight_only = _PERCENT.sub("", text)
+    percent = head_weight_only != text
+    head_weight_only = head_weight_only.strip()
+    if match := _PLAIN.fullmatch(head_weight_only):
         exponent = int(match["exponent"] or 0)
         if abs(exponent) > MAX_DIGITS:
             return None
         value = _fraction(match["value"]) * Fraction(10) ** exponent
         decimal = "." in match["value"].rstrip(".") or match["exponent"] is not None
-    elif match := _SLASH.fullmatch(bare) or _FRAC.fullmatch(bare):
+    elif match := _SLASH.fullmatch(head_weight_only) or _FRAC.fullmatch(head_weight_only):
         over, under = match["over"], match["under"]
         if not _fraction(under):
             return None

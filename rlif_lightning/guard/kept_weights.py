@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rlif_lightning.trainable import Weights, load_trainable, save_trainable, trainable_weights
+from rlif_lightning.models.trainable import Weights, load_trainable, save_trainable, trainable_weights
 
 FILE = "weights.safetensors"
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 AGREEMENT = "rollout/agreement"
 SIMILARITY = "rollout/similarity"
-REFERENCE = "rollout/reference_logprob"
+REFERENCE = "rollout/start_logprob"
 
 
 @dataclass(frozen=True)

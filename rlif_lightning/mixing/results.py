@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlif_lightning.curves import COLOURS, DASHED
 from rlif_lightning.errors import UserError
-from rlif_lightning.run_folder import replacing
+from rlif_lightning.runs.curves import COLOURS, DASHED
+from rlif_lightning.runs.folder import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.adapters import add_lora
 from rlif_lightning.errors import UserError
-from rlif_lightning.hub import resolve_model
-from rlif_lightning.policy import end_token_ids, fingerprint, load_config, load_policy, load_tokenizer
-from rlif_lightning.run_folder import CHECKPOINTS, CONFIG, find_checkpoint
+from rlif_lightning.models.hub import resolve_model
+from rlif_lightning.models.lora import add_lora
+from rlif_lightning.models.policy import end_token_ids, fingerprint, load_config, load_policy, load_tokenizer
+from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 NOTE = "mix.json"  # in a mixed model's folder: what it was mixed from
 # Settings of a model's configuration that its forward pass does not depend on, or that save_pretrained renews.

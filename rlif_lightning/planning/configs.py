@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.hub import from_hub, is_local
+from rlif_lightning.models.hub import from_hub, is_local
 
 Kind = tuple[str, float, dict[str, int]]
 QWEN2: Kind = ("qwen2", 1e6, {})

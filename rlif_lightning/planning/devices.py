@@ -77,11 +77,11 @@ def seconds(settings: Settings, plan: Memory, gpu: Gpu) -> dict[str, float]:
     steps = settings.batch.rollout_steps
     found = {}
     if settings.native:
-        _, rows = settings.wave(max(1, plan.rows))
-        waves = -(-settings.batch.rank_prompts * settings.per_prompt // rows)
+        _, rows = settings.prompts_and_rows(max(1, plan.rows))
+        batches = -(-settings.batch.rank_prompts * settings.per_prompt // rows)
         cache = rows / 2 * (prompt + tokens / 2) * sum(dry_run.cache_bytes_per_token(settings.network))
         token = max((read + cache) / bandwidth, rows / 2 * per_token / rate) + layers * LAYER_SECONDS
-        found["rollout"] = waves * settings.max_new_tokens * token / steps
+        found["rollout"] = batches * settings.max_new_tokens * token / steps
     trained = settings.batch.window_rows * (prompt + tokens)
     unpack = 2.5 * w.body / bandwidth * settings.batch.slices if packed else 0.0
     found["reference"] = len(settings.versions) * (trained * per_token / rate / settings.batch.passes + unpack)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.meta import meta_model
+from rlif_lightning.models.meta import meta_model
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.tracker import Alive
 
@@ -87,7 +87,7 @@ def fake() -> Iterator[None]:
 
 def build(network: Network, layers: int | None = None) -> nn.Module:
     """The policy with its adapter on the meta device, which counts and computes nothing; some layers, or all."""
-    from rlif_lightning.adapters import add_lora
+    from rlif_lightning.models.lora import add_lora
 
     config = network.config if layers is None else with_layers(network.config, layers)
     model = meta_model(
@@ -153,7 +153,7 @@ def cache_bytes_per_token(network: Network) -> tuple[int, int]:
     layers = network.config.get_text_config().num_hidden_layers
     model = build(network, 1)
     with fake():
-        kept = _read(_pretend(model), network, Batch(1, 1, 1, 0)).slabs[0]
+        kept = _read(_pretend(model), network, Batch(1, 1, 1, 0)).preallocated[0]
         keys, values = (layers * x[:, :, :1].numel() * x.element_size() for x in (kept.keys, kept.values))
     return keys, values
 
@@ -165,7 +165,7 @@ def _extrapolated(network: Network, few: Activations, more: Activations) -> Acti
 
 
 def _update(network: Network, batch: Batch, layers: int) -> Activations:
-    from rlif_lightning.policy import set_training_mode
+    from rlif_lightning.models.policy import set_training_mode
 
     model = build(network, layers)
     with fake():
@@ -200,9 +200,9 @@ def _forward(network: Network, batch: Batch, layers: int, frozen: bool) -> Activ
 
 def _read(model: nn.Module, network: Network, batch: Batch) -> Any:
     """Prompts go through the model once, as the sampler sends them; their cache."""
-    from rlif_lightning.sampling.cache import SlabCache
+    from rlif_lightning.sampling.kv_cache import PreallocatedCache
 
-    cache = SlabCache(model.config.get_text_config().num_hidden_layers)  # type: ignore[operator, union-attr]
+    cache = PreallocatedCache(model.config.get_text_config().num_hidden_layers)  # type: ignore[operator, union-attr]
     with torch.no_grad(), network.autocast():
         _body(model)(
             input_ids=torch.zeros(batch.prompts, batch.prompt_tokens, dtype=torch.long),
@@ -214,13 +214,13 @@ def _read(model: nn.Module, network: Network, batch: Batch) -> Any:
 
 
 def _body(model: Any) -> Any:
-    from rlif_lightning.parts import body_and_head
+    from rlif_lightning.models.lm_head import body_and_head
 
     return body_and_head(model)[0]
 
 
 def _hidden(model: Any, batch: Batch, network: Network) -> Tensor:
-    """As :func:`rlif_lightning.scoring.completion_hidden`, then the rows [M, H] that the head is given.
+    """As :func:`rlif_lightning.models.scoring.completion_hidden`, then the rows [M, H] that the head is given.
 
     Embeddings come from outside: the gradient of theirs is one tensor, which the caller counts.
     """

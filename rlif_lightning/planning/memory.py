@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 
-from rlif_lightning.functional.tiles import tile_rows
+from rlif_lightning.functional.chunked import chunk_rows
 from rlif_lightning.planning import dry_run
 from rlif_lightning.planning.dry_run import Batch
 from rlif_lightning.planning.settings import Settings
 from rlif_lightning.planning.weights import Weights, count, state_bytes
-from rlif_lightning.sampling.cache import STEP, bytes_per_token
+from rlif_lightning.sampling.kv_cache import STEP, bytes_per_token
 
 Device = Literal["cuda", "cpu"]
 Parts = dict[str, int]
@@ -130,7 +130,7 @@ def _rollout(settings: Settings, weights: Weights, free: int | None) -> tuple[Pa
         everything = settings.batch.rank_prompts * settings.per_prompt
         row = (prompt + tokens) * bytes_per_token(settings.config, settings.base)
         limit = everything if free is None else max(0, free) // 2 // row  # as the sampler does
-    prompts, rows = settings.wave(limit)
+    prompts, rows = settings.prompts_and_rows(limit)
     layers = settings.config.get_text_config().num_hidden_layers
     room = cache_room(prompt, tokens)
     size = settings.half.itemsize if settings.half is not None else 4
@@ -165,7 +165,7 @@ def _rollout_data(settings: Settings) -> int:
 
 
 def cache_room(prompt: int, tokens: int) -> int:
-    """Tokens for which a row's cache has room in the end; see :class:`rlif_lightning.sampling.cache.SlabLayer`."""
+    """Tokens for which a row's cache has room in the end; see :class:`rlif_lightning.sampling.kv_cache.SlabLayer`."""
     room = max(prompt + STEP, prompt * 5 // 4)
     while room < prompt + tokens - 1:
         end = room + 1
@@ -188,22 +188,22 @@ def _vocabulary(settings: Settings) -> int:
     return int(settings.config.get_text_config().vocab_size)
 
 
-def _tile(settings: Settings) -> tuple[int, int]:
+def _chunk(settings: Settings) -> tuple[int, int]:
     """Numbers in a tile of logits, and bytes of one as the head makes it."""
     v = _vocabulary(settings)
     rows = settings.micro_rows * settings.max_new_tokens
-    tile = rows if settings.plain else min(rows, tile_rows(v))
-    return tile * v, settings.half.itemsize if settings.half is not None else 4
+    chunk = rows if settings.plain else min(rows, chunk_rows(v))
+    return chunk * v, settings.half.itemsize if settings.half is not None else 4
 
 
 def _reference(settings: Settings, weights: Weights) -> Parts:
     """One slice under another version of the policy."""
     copied = settings.lora is None and "frozen" in settings.versions
     found = dry_run.forward(settings.network, _slice(settings), True)
-    tile, size = _tile(settings)
-    head = tile * (size + (4 if size < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
+    chunk, size = _chunk(settings)
+    head = chunk * (size + (4 if size < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
     if settings.plain:
-        head = tile * (size + 8)
+        head = chunk * (size + 8)
     return {
         "casts": 0 if copied else _casts(settings, weights),
         "gathered": _gathered(settings, weights, whole=True),
@@ -217,7 +217,7 @@ def _update(settings: Settings, weights: Weights) -> Parts:
     """The slice whose gradients come on top of those of all others: the largest of four moments."""
     batch = _slice(settings)
     found = dry_run.update(settings.network, batch)
-    tile, size = _tile(settings)
+    chunk, size = _chunk(settings)
     unpacked = _unpacked(settings, weights)
     own = 4 * weights.head if weights.head_trains else 0  # the head's gradient of this slice
     cast = 2 * weights.head if weights.head_casts else 0
@@ -226,12 +226,12 @@ def _update(settings: Settings, weights: Weights) -> Parts:
         hidden = settings.micro_rows * settings.max_new_tokens * settings.config.get_text_config().hidden_size
         product = size * weights.head if own and size < 4 else 0
         # Logits as made; raised; rounded again for the products.
-        tiles = tile * (size + 4 + size if size < 4 else 4)
-        head, begun = tiles + hidden * settings.base.itemsize + own + cast + product, own
+        chunks = chunk * (size + 4 + size if size < 4 else 4)
+        head, begun = chunks + hidden * settings.base.itemsize + own + cast + product, own
     else:
         # Computed again in the backward: logits, their log-softmax and its gradient.
-        head = tile * (size + 4) + cast
-        begun = tile * (size + 8) + own + cast + (size * weights.head if own else 0)
+        head = chunk * (size + 4) + cast
+        begun = chunk * (size + 8) + own + cast + (size * weights.head if own else 0)
     forward = {"activations": found.kept, "temporary": found.forward - found.kept + unpacked}
     forward_end = {"activations": found.kept, "head": head}
     backward = {

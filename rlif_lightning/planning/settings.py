@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlif_lightning.batches import BatchPlan
+from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.dry_run import Network
 
 if TYPE_CHECKING:
     from rlif_lightning.callbacks import RolloutCallback
-    from rlif_lightning.module import RLIFModule
+    from rlif_lightning.training.module import RLIFModule
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Settings:
         """Completions that are drawn of a prompt."""
         return self.drawn or self.batch.group_size
 
-    def wave(self, rows: int) -> tuple[int, int]:
+    def prompts_and_rows(self, rows: int) -> tuple[int, int]:
         """Prompts and completions that the sampler decodes at a time, if it may decode so many rows."""
         prompts = min(self.batch.rank_prompts, max(1, rows // self.per_prompt))
         return prompts, prompts * self.per_prompt
@@ -124,9 +124,9 @@ def read_settings(
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
-    from rlif_lightning.adapters import adapter_settings, off_is_the_start
     from rlif_lightning.callbacks.rollout import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
+    from rlif_lightning.models.lora import adapter_settings, off_is_the_start
     from rlif_lightning.sampling import NativeSampler
 
     needs = frozenset().union(*(r.requires for r in rollout.rewards)) & ANNOTATORS.keys()

@@ -45,7 +45,7 @@ def count(settings: Settings) -> Weights:
 def _count(network: Network, quantization: str | None) -> Weights:
     model: Any = build(network)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    from rlif_lightning.parts import body_and_head
+    from rlif_lightning.models.lm_head import body_and_head
 
     head = body_and_head(model)[1]
     embedding = base.get_input_embeddings().weight

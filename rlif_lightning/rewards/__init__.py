@@ -22,9 +22,9 @@ Baselines and controls (a wrong-sign control is any reward with a negative weigh
 - :class:`Shuffled`: another reward's values, dealt to the wrong completions.
 """
 
-from rlif_lightning.rewards.answers import ClusterFrequency, MajorityVote
+from rlif_lightning.rewards.agreement import ClusterFrequency, MajorityVote
 from rlif_lightning.rewards.base import Reward
-from rlif_lightning.rewards.baselines import Format, Length, Random, Shuffled, Verifiable
+from rlif_lightning.rewards.controls import Format, Length, Random, Shuffled, Verifiable
 from rlif_lightning.rewards.internal import (
     ExpectedAgreement,
     InternalReward,

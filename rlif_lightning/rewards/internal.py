@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional import rewards as f
-from rlif_lightning.functional.rewards import Aggregation
+from rlif_lightning.functional import aggregation as f
+from rlif_lightning.functional.aggregation import Aggregation
 from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.rewards.base import Reward, Weight
 from rlif_lightning.rollout import Rollout

@@ -2,6 +2,6 @@
 
 from rlif_lightning.sampling.native import NativeSampler
 from rlif_lightning.sampling.protocol import Sampler, Sampling
-from rlif_lightning.sampling.vllm import VLLMSampler
+from rlif_lightning.sampling.vllm.engine import VLLMSampler
 
 __all__ = ["NativeSampler", "Sampler", "Sampling", "VLLMSampler"]

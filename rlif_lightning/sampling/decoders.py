@@ -5,10 +5,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.tiles import PlainHead
-from rlif_lightning.parts import body_and_head
-from rlif_lightning.sampling.cache import SlabCache
-from rlif_lightning.scoring import positions
+from rlif_lightning.functional.chunked import LinearHead
+from rlif_lightning.models.lm_head import body_and_head
+from rlif_lightning.models.scoring import positions
+from rlif_lightning.sampling.kv_cache import PreallocatedCache
 
 PREFILL = 4096  # tokens of a prompt that go through the model at once
 
@@ -67,7 +67,7 @@ class PlainDecoder:
         return out.logits[:, -1]
 
 
-class SlabDecoder:
+class PreallocatedDecoder:
     """The policy's body with a cache that is written in place, and its head, called apart.
 
     Long prompts are read in pieces.
@@ -79,9 +79,9 @@ class SlabDecoder:
     def __init__(self, policy: nn.Module) -> None:
         self.body, head = body_and_head(policy)
         config = self.body.config.get_text_config()  # type: ignore[operator, union-attr]
-        self.cache = SlabCache(config.num_hidden_layers)
+        self.cache = PreallocatedCache(config.num_hidden_layers)
         # One buffer for the logits of all tokens: fresh memory costs a CPU as much as a pass over it.
-        self.logits = head.logits if head.weight is None else PlainHead(head.weight, head.scale)
+        self.logits = head.logits if head.weight is None else LinearHead(head.weight, head.scale)
 
     def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See :class:`Decoder`."""

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import TokenStats, token_stats
-from rlif_lightning.references import free_memory
+from rlif_lightning.models.references import free_memory
 from rlif_lightning.rollout import Samples
-from rlif_lightning.sampling.cache import bytes_per_token
 from rlif_lightning.sampling.decoders import PlainDecoder
-from rlif_lightning.sampling.draw import Drawer, filter_logits, inverse_cdf, uniforms
-from rlif_lightning.sampling.lean import decoder_for
+from rlif_lightning.sampling.kv_cache import bytes_per_token
+from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling
+from rlif_lightning.sampling.token_sampling import TokenSampler, filter_logits, inverse_cdf, uniforms
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -67,12 +67,14 @@ class NativeSampler:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         rows = self._rows_that_fit(longest) if self.rows is None else self.rows
-        per_wave = len(prompts) if rows is None else max(1, rows // group_size)
-        waves = []
-        for start in range(0, len(prompts), per_wave):
-            part = slice(start * group_size, (start + per_wave) * group_size)
-            waves.append(self._wave(prompts[start : start + per_wave], group_size, seeds[part], sampling, progress))
-        return waves[0] if len(waves) == 1 else _join(waves, self.pad_id)
+        per_batch = len(prompts) if rows is None else max(1, rows // group_size)
+        batches = []
+        for start in range(0, len(prompts), per_batch):
+            part = slice(start * group_size, (start + per_batch) * group_size)
+            batches.append(
+                self._batch(prompts[start : start + per_batch], group_size, seeds[part], sampling, progress)
+            )
+        return batches[0] if len(batches) == 1 else _join(batches, self.pad_id)
 
     def _rows_that_fit(self, tokens: int) -> int | None:
         """Rows of so many tokens whose cache fits; None where nobody knows how much memory is free."""
@@ -82,7 +84,7 @@ class NativeSampler:
         # The parameters' dtype is an upper bound: under autocast keys and values may be smaller.
         return None if free is None else free // 2 // (tokens * bytes_per_token(self.policy.config, weight.dtype))
 
-    def _wave(
+    def _batch(
         self,
         prompts: Sequence[Sequence[int]],
         group_size: int,
@@ -134,7 +136,7 @@ class _Record:
     def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device, fast: bool) -> None:
         shape = (rows, sampling.max_new_tokens)
         self.sampling, self.pad_id, self.fast = sampling, pad_id, fast
-        self.draw = Drawer()
+        self.draw = TokenSampler()
         self.ids = torch.full(shape, pad_id, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
@@ -194,7 +196,7 @@ class _Record:
         )
 
 
-def _join(waves: list[Samples], pad_id: int) -> Samples:
+def _join(batches: list[Samples], pad_id: int) -> Samples:
     """Waves below each other, padded to the longest prompt and completion."""
 
     def stack(parts: list[Tensor], fill: float, left: bool) -> Tensor:
@@ -203,17 +205,17 @@ def _join(waves: list[Samples], pad_id: int) -> Samples:
         return torch.cat([nn.functional.pad(p, pad, value=fill) for p, pad in zip(parts, pads, strict=True)])
 
     def column(name: str) -> Tensor | None:
-        parts = [getattr(w, name) for w in waves]
+        parts = [getattr(w, name) for w in batches]
         return None if parts[0] is None else stack(parts, 0, left=False)
 
-    stats = [w.stats._asdict() for w in waves if w.stats is not None]
+    stats = [w.stats._asdict() for w in batches if w.stats is not None]
     wanted = [name for name, x in stats[0].items() if x is not None] if stats else []
     return Samples(
-        prompt_ids=stack([w.prompt_ids for w in waves], pad_id, left=True),
-        prompt_mask=stack([w.prompt_mask for w in waves], False, left=True),
-        completion_ids=stack([w.completion_ids for w in waves], pad_id, left=False),
-        completion_mask=stack([w.completion_mask for w in waves], False, left=False),
-        ended=torch.cat([w.ended for w in waves]),
+        prompt_ids=stack([w.prompt_ids for w in batches], pad_id, left=True),
+        prompt_mask=stack([w.prompt_mask for w in batches], False, left=True),
+        completion_ids=stack([w.completion_ids for w in batches], pad_id, left=False),
+        completion_mask=stack([w.completion_mask for w in batches], False, left=False),
+        ended=torch.cat([w.ended for w in batches]),
         logprob=column("logprob"),
         stats=TokenStats(**{k: stack([x[k] for x in stats], 0, left=False) for k in wanted}) if stats else None,
         kept_mass=column("kept_mass"),

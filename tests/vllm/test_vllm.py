@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from rlif_lightning.collect import with_scores
 from rlif_lightning.errors import UserError
-from rlif_lightning.metrics_csv import read_metrics
-from rlif_lightning.policy import add_lora, load_policy
+from rlif_lightning.models.policy import add_lora, load_policy
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
+from rlif_lightning.training.collector import with_scores
 from tests.conftest import make_model
 
 pytestmark = [
@@ -163,9 +163,9 @@ def test_a_completion_depends_on_its_own_seed_alone(engine, toy):
 
 def test_the_law_is_the_policys(engine, toy):
     """First tokens of many completions against the policy's probabilities, as many as the native sampler's."""
-    count, law = 4000, Sampling(1)
+    count, distribution = 4000, Sampling(1)
     engine.update(toy, [END], PAD)
-    drawn = engine.sample(PROMPTS[:1], count, torch.arange(count), law).completion_ids[:, 0]
+    drawn = engine.sample(PROMPTS[:1], count, torch.arange(count), distribution).completion_ids[:, 0]
     with torch.no_grad():
         p = toy(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1].double().softmax(-1)
     share = torch.bincount(drawn, minlength=len(p)).double() / count
@@ -176,8 +176,8 @@ def test_greedy_and_filters(engine, toy):
     native = NativeSampler()
     native.update(toy, [END], PAD)
     engine.update(toy, [END], PAD)
-    for law in (Sampling(32, 0.0), Sampling(32, 1.0, top_k=1), Sampling(32, 1.0, top_p=1e-6)):
-        mine, theirs = (x.sample(PROMPTS, 1, torch.arange(3), law) for x in (engine, native))
+    for distribution in (Sampling(32, 0.0), Sampling(32, 1.0, top_k=1), Sampling(32, 1.0, top_p=1e-6)):
+        mine, theirs = (x.sample(PROMPTS, 1, torch.arange(3), distribution) for x in (engine, native))
         assert torch.equal(mine.completion_ids, theirs.completion_ids)
         assert torch.equal(mine.ended, theirs.ended) and torch.equal(mine.prompt_ids, theirs.prompt_ids)
         assert torch.equal(mine.completion_mask, theirs.completion_mask)

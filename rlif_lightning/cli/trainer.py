@@ -1,0 +1,216 @@
+"""LightningCLI for RLIF: settings to objects, a run folder for every run."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from rlif_lightning.callbacks import (
+    CollapseGuard,
+    Completions,
+    Evaluation,
+    MemoryCheck,
+    Report,
+    RolloutCallback,
+    RolloutCheckpoint,
+    StepProgressBar,
+)
+from rlif_lightning.callbacks.checkpoint import KEPT, read_checkpoint
+from rlif_lightning.callbacks.memory_check import out_of_memory
+from rlif_lightning.cli.recipes import Parser
+from rlif_lightning.data.module import PromptDataModule
+from rlif_lightning.errors import UserError
+from rlif_lightning.main import RUN_FOLDER, TRAINER_COMMANDS, discard_run_folder, run_root
+from rlif_lightning.models.fsdp2 import check_strategy
+from rlif_lightning.runs.folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
+from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.training.module import RLIFModule
+from rlif_lightning.warnings_shown import short_warnings
+
+TRAINER_DEFAULTS = {
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+class RLIFCLI(LightningCLI):
+    """``rlif fit | validate | test | predict``."""
+
+    created: ClassVar[Path | None] = None
+    """The run folder that this process has made; an early failure takes it away again."""
+
+    @classmethod
+    def run(cls, arguments: list[str]) -> "RLIFCLI":
+        """Parse and run one command."""
+        try:
+            return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error) from error
+        except BaseException:
+            if cls.created is not None:
+                discard_run_folder(cls.created)
+            raise
+        finally:
+            cls.created = None
+            os.environ.pop(RUN_FOLDER, None)
+
+    @staticmethod
+    def settings(arguments: list[str]) -> dict[str, Any]:
+        """What Lightning's command line is told."""
+        return {
+            "args": arguments,
+            "parser_class": Parser,
+            "parser_kwargs": {"prog": "rlif"},
+            "save_config_callback": SaveConfig,
+            "save_config_kwargs": {"overwrite": True},
+            "seed_everything_default": 0,
+            "trainer_defaults": TRAINER_DEFAULTS,
+            "auto_configure_optimizers": False,
+            "load_from_checkpoint_support": False,
+        }
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """The callbacks have keys of their own: lists of callbacks would merge by position."""
+        parser.add_lightning_class_args(MemoryCheck, "memory_check")  # first: before the evaluation takes its time
+        parser.add_lightning_class_args(RolloutCallback, "rollout")
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(CollapseGuard, "guard")
+        parser.add_lightning_class_args(Completions, "completions")
+        parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
+        parser.add_argument("--runs", default="runs", help="Folder of all runs: <runs>/<recipe>/<n>.")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """As in the base class, without arguments that would do nothing here."""
+        unused = {"weights_only", "return_predictions", "verbose", "dataloaders"}
+        return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """With our own words about the command: those of the Trainer are about the Trainer, and cut short."""
+        return super()._prepare_subcommand_parser(
+            klass, subcommand, **{**kwargs, "description": f"{TRAINER_COMMANDS[subcommand].capitalize()}."}
+        )
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse; the base class warns when arguments are given, which is how ``main`` always calls it."""
+        short_warnings()
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a value on the command line wins over one stored in a checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the strategy and find the checkpoint before anything is loaded."""
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        strategy = config.trainer.strategy
+        check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
+        self.root = run_root(config.runs)
+        self.recipe = recipe_name(config.config)
+        if config.ckpt_path is not None:
+            config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
+            if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
+                raise UserError(
+                    "Training can't be continued from weights alone: they have no optimiser's state",
+                    got=config.ckpt_path,
+                    do="give them to test, validate, predict, diagnose or mix, or train with --guard.action restore",
+                )
+            # Read here: a file that is no checkpoint is refused before anything is loaded.
+            self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
+
+    def _find_checkpoint(self, ckpt_path: str) -> Path:
+        """``last`` of a test is the training recipe's, whatever evaluation recipes follow it."""
+        names = self.recipe.split("+")
+        tries = ["+".join(names[:n]) for n in range(len(names), 0, -1)] if self.subcommand != "fit" else [self.recipe]
+        for recipe in tries[:-1]:
+            if ckpt_path == "last" and latest_run_folder(self.root, recipe) is not None:
+                return find_checkpoint(ckpt_path, self.root, recipe)
+        return find_checkpoint(ckpt_path, self.root, tries[-1])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that logs into the run's folder."""
+        config = self.config_init[self.subcommand]
+        trainer = config.trainer
+        asked = trainer.logger
+        if asked is not False and not trainer.fast_dev_run:
+            extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
+            trainer.logger = [self._run_logger(config.ckpt_path), *extra]
+        callbacks: list[Callback] = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
+        if self.subcommand == "fit":
+            callbacks.append(Report())
+        trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
+        return self.make_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutCallback):
+                replace(callback.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
+
+    def make_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer of the settings.
+
+        Raises:
+            UserError: It refuses them.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
+
+    def _run_logger(self, ckpt_path: str | None) -> RunLogger:
+        """A new run folder, or the checkpoint's when a fit goes on."""
+        if self.subcommand == "fit" and ckpt_path is not None:
+            folder = run_folder_of(Path(ckpt_path))
+            if folder is not None:
+                step = self.checkpoint_step
+                most = self.config_init[self.subcommand].trainer.max_steps
+                if 0 < most <= step:
+                    raise UserError(
+                        "The run has nothing left to do",
+                        got=f"a checkpoint of step {step}, trainer.max_steps {most}",
+                        do="raise --trainer.max_steps to train on",
+                    )
+                rank_zero_info(f"Continuing the run in {folder} from step {step}")
+                return RunLogger(folder, resume_step=step)
+        if RUN_FOLDER in os.environ:
+            return RunLogger(os.environ[RUN_FOLDER])
+        if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
+            return RunLogger(self.root / self.recipe / "unused")
+        folder = RLIFCLI.created = next_run_folder(self.root, self.recipe)
+        os.environ[RUN_FOLDER] = str(folder)
+        rank_zero_info(f"Run folder: {folder}")
+        return RunLogger(folder)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml; a continued run keeps the settings of its steps so far, which may differ."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the old file, then write the new one."""
+        logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
+        if (
+            trainer.is_global_zero
+            and not self.already_saved
+            and logger is not None
+            and logger.resume_step is not None
+        ):
+            config = Path(logger.log_dir) / CONFIG
+            if config.is_file():
+                shutil.copyfile(config, config.with_name(f"config.until-step-{logger.resume_step}.yaml"))
+        super().setup(trainer, pl_module, stage)
+
+
+def recipe_name(configs: list[Any] | None) -> str:
+    """The names of the given recipes, joined: runs of a recipe with other overlays stand apart."""
+    names = [Path(str(c)).stem for c in configs or [] if c is not None]
+    return "+".join(names) or "run"

@@ -1,0 +1,1 @@
+"""Problems, prompts, and how they are dealt into batches."""

@@ -1,0 +1,262 @@
+"""Rows of a data set: files, hub names and the embedded toy, with a declarative mapping of their fields."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.grading import Gold, check_where, read_gold
+from rlif_lightning.grading.choices import lettered, right_letter
+from rlif_lightning.models.hub import from_hub, is_local
+
+TOY_TRAIN, TOY_HELD_OUT = 8192, 1000
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+@dataclass
+class Source:
+    r"""Where problems come from and which fields hold what.
+
+    Args:
+        path: A .jsonl, .json, .csv or .parquet file, ``toy``, ``toy-addition``, or a data set's name on the hub.
+        prompt: Field of the problem's text, or a text with fields in braces: ``"{code}\nassert f({input}) == ??"``.
+        answer: Field of the reference answer; null: the data has no answers and nothing label-based is computed.
+        gold: Where in that field the answer stands: ``whole``, ``boxed``, ``last_number``, or a regular
+            expression with one group, such as ``'####\s*(.+)'``.
+        options: Field of a list of choices. They read as lines ``A. first``, ``B. second`` below the problem, or
+            where the prompt names the field in braces; the answer is then one of these letters.
+        by: Field, or list of fields, by whose values results are given apart as well, such as a subject or a level.
+        unit: Field of the answer's unit, which a completion may write or leave out.
+        tolerance: Field of the absolute error that an answer may have.
+        subset: Configuration of a hub data set.
+        split: Split of a hub data set.
+        limit: Take the first rows only.
+    """
+
+    path: str
+    prompt: str = "question"
+    answer: str | None = "answer"
+    gold: str = "whole"
+    unit: str | None = None
+    tolerance: str | None = None
+    options: str | None = None
+    by: str | list[str] | None = None
+    subset: str | None = None
+    split: str = "train"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the answer's place before any file is read."""
+        if not isinstance(self.gold, str):
+            raise UserError(
+                "data.*.gold is no text",
+                got=repr(self.gold),
+                do="on the command line write [#] for a leading #, which YAML takes for a comment; or use a file",
+            )
+        check_where(self.gold)
+        if self.limit is not None and self.limit < 1:
+            raise UserError("data.*.limit is too small", got=self.limit, expected="1 or more, or null for all rows")
+
+    @property
+    def groupings(self) -> list[str]:
+        """The fields of ``by``."""
+        return [self.by] if isinstance(self.by, str) else list(self.by or [])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row: its text and, where the data has one, its reference answer."""
+
+    text: str
+    gold: Gold | None
+    by: dict[str, str] = field(default_factory=dict)  # the fields by which results are given apart
+
+
+def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
+    """Read every problem of a source.
+
+    Args:
+        source: The source.
+        held_out: Which part of the toy's problems; other sources name their files.
+
+    Raises:
+        UserError: A missing or empty file, wrong JSON (with its line), a missing field.
+    """
+    rows = islice(_rows(source, held_out), source.limit)
+    problems = [_problem(source, number, row) for number, row in enumerate(rows, 1)]
+    if not problems:
+        raise UserError("The data set is empty", got=source.path, expected="at least one row")
+    return problems
+
+
+def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
+    place = f"Row {number} of {source.path}"
+
+    def field(name: str, key: str) -> Any:
+        if name not in row:
+            raise UserError(
+                f"{place} has no field '{name}'",
+                got=f"fields {', '.join(row) or 'none'}",
+                do=f"name the right one in data.*.{key}"
+                + (", or set it to null where the data has no answers" if key == "answer" else ""),
+            )
+        return row[name]
+
+    options = field(source.options, "options") if source.options else None
+    text = _text(source, field, None if options is None else lettered(options, place), place)
+    by = {name: _label(name, field(name, "by"), place) for name in source.groupings}
+    if source.answer is None:
+        return Problem(text, None, by)
+    value = field(source.answer, "answer")
+    if options is not None:
+        return Problem(text, Gold(right_letter(value, len(options), place)), by)
+    unit = field(source.unit, "unit") if source.unit else None
+    tolerance = field(source.tolerance, "tolerance") if source.tolerance else None
+    gold = read_gold(value, source.gold, unit, tolerance)
+    if gold is None:
+        raise UserError(
+            f"{place} has no answer in '{source.answer}' at '{source.gold}'",
+            got=repr(value)[-80:],
+            do="set data.*.gold to where the answer stands",
+        )
+    return Problem(text, gold, by)
+
+
+def _text(source: Source, field: Callable[[str, str], Any], choices: str | None, place: str) -> str:
+    """The problem as the policy is told it, with the choices where there are any."""
+
+    def inserted(match: re.Match[str]) -> str:
+        name = match[1]
+        value = choices if name == source.options else field(name, "prompt")
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{place} has no text in '{name}'", got=repr(value)[:80])
+        return str(value)
+
+    if _FIELD.search(source.prompt):
+        text: Any = _FIELD.sub(inserted, source.prompt)  # in one pass: problems are full of braces
+    else:
+        text = field(source.prompt, "prompt")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{place} has no text in '{source.prompt}'", got=repr(text)[:80])
+    if choices is not None and f"{{{source.options}}}" not in source.prompt:
+        text = f"{text}\n\n{choices}"
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        raise UserError(f"{place} holds half a character", got=ascii(text)[:80])
+    return text
+
+
+def _label(name: str, value: Any, place: str) -> str:
+    if not isinstance(value, str | int | float | None):
+        raise UserError(
+            f"{place} has nothing in '{name}' that results could be given by",
+            got=repr(value)[:80],
+            expected="a text or a number",
+            do="name another field in data.*.by",
+        )
+    return "null" if value is None else str(value)
+
+
+def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
+    from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_problems
+
+    toy = parse_toy_name(source.path)
+    if toy is not None:
+        n = TOY_HELD_OUT if held_out else TOY_TRAIN
+        yield from toy_problems("held_out" if held_out else "train", n, variant=toy[0])
+        return
+    path = Path(source.path).expanduser()
+    # Read here, not with `datasets`, which would copy local files into its cache in the user's home, and would
+    # not name the line that is broken.
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix in readers:
+        try:
+            yield from readers[path.suffix](_existing(path))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no UTF-8 text", got=error, do="save it as UTF-8") from error
+        return
+    if is_local(source.path):
+        raise UserError("The data file has no known ending", got=source.path, expected=", ".join(readers))
+
+    refuse_almost_toy(source.path)
+
+    def load() -> Any:
+        import datasets
+
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+
+    yield from from_hub("data set", source.path, load)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError("The data file does not exist", got=path, do="check data.*.path")
+    return path
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"Line {number} of {path} is not JSON",
+                    got=line.strip()[:80],
+                    expected=f"one JSON object per line ({error.msg} at column {error.colno})",
+                ) from error
+            yield _object(row, f"Line {number} of {path}")
+
+
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    """A list of objects, or objects one per line under this ending."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(path)
+            return
+        raise UserError(
+            f"Line {error.lineno} of {path} is not JSON", got=f"{error.msg} at column {error.colno}"
+        ) from error
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        yield _object(row, f"Row {number} of {path}")
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is no JSON object", got=json.dumps(row)[:80], expected='{"field": ...}')
+    return row
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows below a line of field names; every value is text."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            for row in rows:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"Line {rows.line_num} of {path} has another number of fields than the first line",
+                        expected=", ".join(rows.fieldnames or []),
+                    )
+                yield row
+        except csv.Error as error:
+            raise UserError(f"Line {rows.line_num} of {path} is not CSV", got=error) from error
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a Parquet file", got=error) from error

@@ -1,0 +1,101 @@
+"""From a problem's text to the token ids that the policy continues."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlif_lightning.data.problems import Problem
+from rlif_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as the policy sees it."""
+
+    text: str
+    ids: tuple[int, ...]
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a problem becomes a prompt.
+
+    Args:
+        template: A format string with ``{prompt}``; ``chat``: the chat template; null: the chat template where
+            the tokenizer has one or one is given, else the problem as it stands.
+        system_prompt: Sent as the system message of a chat template.
+        chat_template: A Jinja chat template in place of the tokenizer's.
+    """
+
+    template: str | None = None
+    system_prompt: str | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse templates that would lose the problem or the system prompt."""
+        if self.template not in (None, "chat") and "{prompt}" not in self.template:
+            raise UserError(
+                "data.template has no place for the problem",
+                got=repr(self.template),
+                expected='"chat", null, or a text with {prompt}',
+            )
+        if self.template not in (None, "chat") and (self.system_prompt or self.chat_template):
+            raise UserError(
+                "A format string takes no system prompt and no chat template",
+                got=f"data.template {self.template!r}",
+                do="write the instructions into data.template, or set it to chat",
+            )
+
+    def uses_chat(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
+        """Whether the chat template applies.
+
+        Raises:
+            UserError: It is asked for and there is none.
+        """
+        has = bool(self.chat_template or tokenizer.chat_template)
+        if not has and (self.template == "chat" or self.system_prompt):
+            raise UserError(
+                "The tokenizer has no chat template",
+                do='give one in data.chat_template, or a format string in data.template, such as "{prompt}\\n"',
+            )
+        return has and self.template in (None, "chat")
+
+    def render(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """The prompt as text, the start of the answer included."""
+        if not self.uses_chat(tokenizer):
+            # Not str.format: problems are full of braces.
+            return (self.template or "{prompt}").replace("{prompt}", text)
+        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        messages.append({"role": "user", "content": text})
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except TemplateError as error:
+            raise UserError(
+                "The chat template fails", got=error, do="correct data.chat_template or data.system_prompt"
+            ) from error
+
+    def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
+        """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""
+        text = self.render(problem.text, tokenizer)
+        bos = tokenizer.bos_token
+        written = self.uses_chat(tokenizer) or bool(bos and text.startswith(bos))
+        ids = tokenizer(text, add_special_tokens=not written)["input_ids"]
+        # A tokenizer may close its texts with an end token of its own: the policy is to go on from here.
+        if not written and ids and ids[-1] == tokenizer.eos_token_id:
+            head_weight_only = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids[:-1][-len(head_weight_only) :] == head_weight_only:
+                ids = ids[:-1]
+        if not ids:
+            raise UserError(
+                "A prompt has no tokens", got=f"the problem {problem.text[:80]!r}", do="see data.template"
+            )
+        return Prompt(text, tuple(ids), problem)

@@ -1,0 +1,1 @@
+"""Problems answered and graded, and the files that say how well."""

@@ -1,0 +1,146 @@
+"""Answer problems and say how well: greedily, and by samples at a temperature."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from rlif_lightning.data.prompts import Prompt
+from rlif_lightning.grading import Grader, bootstrap_interval, maj_at_k, pass_at_k
+from rlif_lightning.rollout import completion_seeds
+from rlif_lightning.sampling import Sampler, Sampling
+from rlif_lightning.sampling.protocol import Progress
+from rlif_lightning.training.collector import completion_texts
+
+SEED = 20_250_519  # the same completions' seeds in every evaluation, whatever the seed of the run
+
+
+@dataclass
+class Attempt:
+    """One completion of a problem."""
+
+    text: str
+    tokens: int
+    ended: bool
+    answer: str | None = None
+    correct: bool | None = None  # None: the problem has no reference answer
+
+
+@dataclass
+class Answered:
+    """A problem with its attempts."""
+
+    index: int
+    problem: str
+    prompt: str
+    gold: str | None
+    greedy: list[Attempt] = field(default_factory=list)  # one, or none where it was not asked for
+    samples: list[Attempt] = field(default_factory=list)
+    by: dict[str, str] = field(default_factory=dict)  # field -> value, by which results are given apart
+
+    def row(self) -> dict[str, Any]:
+        """For a JSONL file."""
+        return asdict(self)
+
+
+def answer_problems(
+    sampler: Sampler,
+    prompts: Sequence[tuple[int, Prompt]],
+    sampling: Sampling,
+    samples: int,
+    decode: Callable[[list[list[int]]], list[str]],
+    grader: Grader,
+    greedy: bool = True,
+    progress: Progress | None = None,
+) -> list[Answered]:
+    """Complete each prompt greedily and ``samples`` times at the temperature, and grade every text.
+
+    Args:
+        sampler: Up to date with the policy.
+        prompts: Each with its index in the data, which seeds its samples.
+        sampling: Longest completion and temperature of the samples.
+        samples: Per prompt; 0: none.
+        decode: Token ids to texts.
+        grader: Reads and compares answers.
+        greedy: Whether to take the greedy completion.
+        progress: Told how far the sampler is.
+    """
+    results = [
+        Answered(i, p.problem.text, p.text, p.problem.gold.text if p.problem.gold else None, by=p.problem.by)
+        for i, p in prompts
+    ]
+    rounds = [("greedy", 1, Sampling(sampling.max_new_tokens, temperature=0.0))] if greedy else []
+    rounds += [("samples", samples, sampling)] if samples else []
+    for kind, count, distribution in rounds:
+        seeds = completion_seeds(SEED, [(i,) for i, _ in prompts], count)
+        drawn = sampler.sample([p.ids for _, p in prompts], count, seeds, distribution, progress)
+        texts = completion_texts(drawn.completion_ids, drawn.lengths, decode)
+        attempts = [
+            Attempt(text, tokens, ended)
+            for text, tokens, ended in zip(texts, drawn.lengths.tolist(), drawn.ended.tolist(), strict=True)
+        ]
+        for n, (result, (_, prompt)) in enumerate(zip(results, prompts, strict=True)):
+            own = attempts[n * count : (n + 1) * count]
+            _grade(own, prompt, grader)
+            getattr(result, kind).extend(own)
+    return results
+
+
+def _grade(attempts: list[Attempt], prompt: Prompt, grader: Grader) -> None:
+    pairs = [(a.text, a.ended) for a in attempts]
+    gold = prompt.problem.gold
+    grades = [None] * len(pairs) if gold is None else grader.grade([(t, e, gold) for t, e in pairs])
+    for attempt, answer, grade in zip(attempts, grader.extract_answers(pairs), grades, strict=True):
+        attempt.answer, attempt.correct = answer, grade
+
+
+def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str, float]:
+    """Accuracy, where asked with its 95 % bootstrap interval over problems, pass@k, maj@k, length, truncated share.
+
+    Label-based numbers are left out where a problem has no reference answer. ``accuracy`` is greedy,
+    ``accuracy_sampled`` the mean over all samples; pass@k and maj@k are given for powers of two up to the
+    number of samples, and for that number.
+    """
+    summary: dict[str, float] = {"n": len(results)}
+    labelled = bool(results) and all(r.gold is not None for r in results)
+    for kind, suffix in (("greedy", ""), ("samples", "_sampled")):
+        attempts = [getattr(r, kind) for r in results]
+        flat = [a for own in attempts for a in own]
+        if not flat:
+            continue
+        if labelled:
+            accuracy = [fmean(float(bool(a.correct)) for a in own) for own in attempts]
+            summary[f"accuracy{suffix}"] = fmean(accuracy)
+            if intervals:
+                low, high = bootstrap_interval(accuracy)
+                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = low, high
+        summary[f"mean_tokens{suffix}"] = fmean(a.tokens for a in flat)
+        summary[f"truncated_fraction{suffix}"] = fmean(float(not a.ended) for a in flat)
+    count = len(results[0].samples) if results else 0
+    if labelled and count > 1:
+        for k in sorted({2**p for p in range(count.bit_length()) if 2**p <= count} | {count}):
+            right = [[bool(a.correct) for a in r.samples] for r in results]
+            summary[f"pass@{k}"] = fmean(pass_at_k(count, sum(x), k) for x in right)
+            answers = [[a.answer for a in r.samples] for r in results]
+            if k > 1:  # the majority of one is the sample
+                summary[f"maj@{k}"] = fmean(float(maj_at_k(a, x, k)) for a, x in zip(answers, right, strict=True))
+    return summary
+
+
+def summarise_by(results: Sequence[Answered]) -> dict[str, dict[str, dict[str, float]]]:
+    """The summary, with intervals, of the problems that share a value: field -> value -> numbers.
+
+    Values come in their order, numbers as numbers.
+    """
+    fields = list(results[0].by) if results else []
+    return {
+        name: {
+            value: summarise([r for r in results if r.by[name] == value], intervals=True)
+            for value in sorted({r.by[name] for r in results}, key=_order)
+        }
+        for name in fields
+    }
+
+
+def _order(value: str) -> tuple[bool, int, str]:
+    return (False, int(value), value) if value.isdecimal() and len(value) < 20 else (True, 0, value)

@@ -1,0 +1,68 @@
+"""What validate, test and predict write and print."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.evaluation.answering import Answered
+from rlif_lightning.runs.folder import run_folder_of
+
+
+def write_rows(path: Path, results: Sequence[Answered]) -> Path:
+    """One JSON object per problem."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(r.row(), ensure_ascii=False) + "\n" for r in results)
+    return path
+
+
+def write_outputs(path: Path, results: Sequence[Answered], generator: str) -> Path:
+    """One JSON list as AlpacaEval reads it.
+
+    Args:
+        path: The file.
+        results: Of one completion each.
+        generator: Who wrote the outputs.
+
+    Returns:
+        The file: of each problem its instruction, output, generator and the fields of ``by``, such as dataset.
+    """
+    rows = [
+        {"instruction": r.problem, "output": (r.greedy + r.samples)[0].text, "generator": generator, **r.by}
+        for r in results
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    return path
+
+
+def generator(model: str, checkpoint: Any) -> str:
+    """The model's name, and the run whose checkpoint it took: ``Qwen/Qwen2.5-1.5B + gsm8k/1``."""
+    if checkpoint is None:
+        return model
+    run = run_folder_of(Path(checkpoint))
+    return f"{model} + {Path(checkpoint).name if run is None else f'{run.parent.name}/{run.name}'}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "tokenizers", "math-verify")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def by_table(name: str, values: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Lines that show the accuracy for each value of a field, greedy before sampled."""
+    width = max(len(name), *map(len, values))
+    lines = []
+    for value, numbers in values.items():
+        kind = "accuracy" if "accuracy" in numbers else "accuracy_sampled"
+        line = f"  {value:<{width}}  {numbers['n']:>6g}"
+        if kind in numbers:
+            line += f"  {numbers[kind]:.4f}  [{numbers[f'{kind}_low']:.4f}, {numbers[f'{kind}_high']:.4f}]"
+        lines.append(line)
+    return [f"  {name:<{width}}  {'n':>6}  accuracy, 95 % interval", *lines]

@@ -1,0 +1,228 @@
+"""The loss and its gradients from hidden states in one pass over the logits, for a head that is a weight alone.
+
+Plain autograd computes the logits, keeps them, and comes back for the gradients; checkpointed tiles compute them
+twice. But for a loss that is a sum over tokens, each with its own log-probability (:func:`losses.is_separable`), the
+gradient in a token's logits z is known as soon as its own row is: with s the scale and t the temperature::
+
+    log p = log_softmax(s z / t)
+    dz    = c s / t (onehot(id) - p),    c = d loss / d log p[id]
+    dh    = dz W,    dW = dz' h
+
+So each tile of tokens goes through three matrix products at once, and no logits outlive their tile. The backward
+only multiplies by the gradient that comes in.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rlif_lightning.functional.chunked import LinearHead, chunk_rows, exponentials
+from rlif_lightning.functional.losses import (
+    KLEstimator,
+    Loss,
+    PolicyLoss,
+    _check_shapes,
+    is_separable,
+    policy_loss,
+    token_loss,
+    token_weights,
+)
+from rlif_lightning.functional.products import add_product, multiply
+
+
+def fused_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    completion_mask: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    denominator: Tensor | float,
+    *,
+    temperature: float = 1.0,
+    scale: float = 1.0,
+    chunk: int | None = None,
+    old_logprob: Tensor | None = None,
+    reference_logprob: Tensor | None = None,
+    surrogate_mask: Tensor | None = None,
+    importance: Tensor | None = None,
+    loss: Loss = "grpo",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
+) -> PolicyLoss:
+    """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both.
+
+    Args:
+        hidden: [N, T, H] that predict the tokens; anything outside the completion mask.
+        weight: [V, H] of the output embeddings, trainable or frozen, tied or not.
+        ids: [N, T] token ids, in 0 .. V-1 inside the completion mask.
+        completion_mask: [N, T] bool, the tokens that go through the head. Where a reference was scored over the same
+            ones in the same tiles (:func:`tiles.tiled_logprobs` with a :class:`tiles.PlainHead`, under the same
+            autocast), equal weights have a KL of exactly 0.
+        advantages: [N].
+        mask: [N, T] bool, the tokens that enter the loss, within the completion mask.
+        denominator: D of the window, see :func:`policy_loss`.
+        temperature: Divides the logits.
+        scale: Multiplies the logits.
+        chunk: Tokens at a time; None: :func:`tiles.tile_rows`.
+        old_logprob: [N, T] of the policy that sampled; None: on policy.
+        reference_logprob: [N, T] of the frozen reference.
+        surrogate_mask: [N, T] bool, the tokens that learn from the advantage; None: all in the mask.
+        importance: [N, T] factor of the surrogate; None: 1.
+        loss: Surrogate and weights of the tokens, any but gspo.
+        clip_low: The ratio is clipped below at 1 - clip_low.
+        clip_high: And above at 1 + clip_high.
+        kl_coefficient: 0 with a reference only reports the KL.
+        kl_estimator: See :func:`losses.kl_estimate`.
+
+    Returns:
+        The loss with gradient in ``hidden`` and ``weight``, to be taken once; detached sums to log, the entropy's 0.
+
+    Raises:
+        ValueError: The loss is not separable; or as in :func:`policy_loss`.
+    """
+    if not is_separable(loss):
+        raise ValueError(f"one pass needs a separable loss\n  got: {loss}\n  expected: any loss but gspo")
+    if hidden.ndim != 3:
+        raise ValueError(f"hidden has a wrong shape\n  got: {list(hidden.shape)}\n  expected: [N, T, H]")
+    per_token: dict[str, Any] = {
+        "mask": mask,
+        "old_logprob": old_logprob,
+        "reference_logprob": reference_logprob,
+        "surrogate_mask": surrogate_mask,
+        "importance": importance,
+    }
+    _check_shapes(hidden[..., 0], advantages, ids=ids, completion_mask=completion_mask, **per_token)
+    if (mask & ~completion_mask).any():
+        raise ValueError("mask holds tokens outside the completion mask\n  expected: a part of it")
+    settings: dict[str, Any] = {
+        "loss": loss,
+        "clip_low": clip_low,
+        "clip_high": clip_high,
+        "kl_coefficient": kl_coefficient,
+        "kl_estimator": kl_estimator,
+    }
+    chosen = completion_mask.flatten().nonzero().squeeze(1)  # [M]
+
+    def flat(x: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_select(0, chosen)  # [M, ...]
+
+    flattened: dict[str, Any] = {name: flat(x) for name, x in per_token.items() if x is not None}
+    a = flat(advantages[:, None].expand_as(mask))
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    weights = flat(token_weights(mask, loss, denominator, dtype))
+
+    def weighted(logprob: Tensor, rows: slice) -> Tensor:
+        token = token_loss(logprob, a[rows], **{k: x[rows] for k, x in flattened.items()}, **settings)
+        return token.loss * weights[rows]
+
+    total, logprob = fused_loss(
+        flat(hidden),
+        weight,
+        flat(ids),
+        weighted,
+        temperature=temperature,
+        scale=scale,
+        chunk=chunk_rows(len(weight)) if chunk is None else chunk,
+    )
+    padded = logprob.new_zeros(mask.shape).masked_scatter_(completion_mask, logprob)  # [N, T]
+    return policy_loss(padded, advantages, denominator=denominator, **per_token, **settings)._replace(loss=total)
+
+
+def fused_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    loss: Callable[[Tensor, slice], Tensor],
+    *,
+    temperature: float = 1.0,
+    scale: float = 1.0,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """The sum of a separable loss over tokens, with gradient in the hidden states and the weight.
+
+    Products are in the dtype of autocast where it is enabled, everything else in fp32 at least: the gradient of
+    the weight is a sum in fp32 over tiles.
+
+    Args:
+        hidden: [M, H] that predict the tokens.
+        weight: [V, H].
+        ids: [M] token ids in 0 .. V-1.
+        loss: Log-probabilities [tile] of the tokens of a slice to their losses [tile], weights and denominator
+            included. A token's loss takes no gradient from another's log-probability.
+        temperature: Divides the logits.
+        scale: Multiplies the logits.
+        chunk: Tokens at a time.
+
+    Returns:
+        The loss [], and the log-probabilities [M] in nats without gradient.
+
+    Raises:
+        ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
+        RuntimeError: In a second backward: the gradients are given away in the first.
+    """
+    total, logprob = _FusedLoss.apply(hidden, weight, ids, loss, temperature, scale, chunk, torch.is_grad_enabled())
+    return total, logprob
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        loss: Callable[[Tensor, slice], Tensor],
+        temperature: float,
+        scale: float,
+        chunk: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        head = LinearHead(weight, scale)
+        logprob = hidden.new_empty(len(ids), dtype=dtype)
+        total = hidden.new_zeros((), dtype=dtype)
+        dh = torch.zeros_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
+        dw = torch.zeros_like(weight, dtype=dtype) if with_gradient and ctx.needs_input_grad[1] else None
+        for rows, values, e, sums in exponentials(hidden, head, ids, temperature, chunk):
+            logprob[rows] = values
+            with torch.enable_grad():
+                leaf = values.detach().requires_grad_()
+                part = loss(leaf, rows).sum()
+            total += part.detach()
+            if dh is None and dw is None:
+                continue
+            (c,) = torch.autograd.grad(part, leaf)
+            live = c.nonzero().squeeze(1)  # clipped, masked or without advantage: no product is spent on a token
+            if not len(live):
+                continue
+            here = slice(rows.start, rows.stop)
+            if len(live) < len(c):
+                e, c, sums, here = e[live], c[live], sums[live], live + rows.start
+            # From here on e is sums x (p - onehot); the rest of the factor goes to the small side of each product.
+            e[torch.arange(len(c), device=c.device), ids[here].long()] -= sums
+            e, c = e.to(head.weight.dtype), (c * -(scale / temperature) / sums)[:, None]
+            if dh is not None:
+                dh[here] = (c * multiply(e, head.weight)).to(dh.dtype)
+            if dw is not None:
+                add_product(dw, e, (c * hidden[here]).to(e.dtype))
+        ctx.gradients = dh, dw
+        ctx.mark_non_differentiable(logprob)
+        return total, logprob
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("fused_loss: a second backward; its gradients were given away in the first")
+        (dh, dw), ctx.gradients = ctx.gradients, None
+        if dh is not None:
+            dh.mul_(gradient)
+        if dw is not None:
+            dw.mul_(gradient)  # autograd casts it to the weight's dtype
+        return dh, dw, *[None] * 6

@@ -1,0 +1,319 @@
+"""LoRA adapters: a fresh one from its settings, or one that was trained before, from its folder."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.models.hub import from_hub, is_local
+from rlif_lightning.models.meta import meta_model
+from rlif_lightning.models.trainable import trainable
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Shapes = dict[str, tuple[int, ...]]
+# Fields of LoraConfig that say where an adapter comes from, or how a fresh one is drawn, and not what it computes.
+ORIGIN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
+          "runtime_config", "task_type"}  # fmt: skip
+REFUSED = {
+    "alora_invocation_tokens": "it acts on some tokens only, which the sampler does not know of",
+    "arrow_config": "it routes between several adapters",
+    "corda_config": "it changes the frozen weights",
+    "eva_config": "it is drawn from data",
+    "kasa_config": "it changes the frozen weights",
+    "layer_replication": "it makes another model, with more layers",
+    "lora_ga_config": "it changes the frozen weights",
+    "loftq_config": "it changes the frozen weights",
+    "megatron_config": "it belongs to Megatron's layers",
+    "monteclora_config": "it draws random numbers in each forward pass",
+    "velora_config": "it has not been tried",
+}
+STARTS = (True, False, "gaussian", "orthogonal")  # of init_lora_weights: those that leave the frozen weights alone
+
+
+def check_lora(lora: Mapping[str, Any]) -> None:
+    """Refuse settings that peft's LoraConfig does not have, and those with which a run would be wrong.
+
+    Raises:
+        UserError: An unknown key, with the nearest known one, or a variant that is not supported.
+    """
+    from peft import LoraConfig
+
+    known = [f.name for f in dataclasses.fields(LoraConfig)]
+    for key in lora:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UserError(
+                f"model.lora has no setting '{key}'",
+                expected="a field of peft.LoraConfig" + (f", perhaps '{near[0]}'" if near else ""),
+            )
+        if key in REFUSED and lora[key]:
+            raise UserError(
+                f"LoRA's setting '{key}' is not supported", got=lora[key], expected=f"none: {REFUSED[key]}"
+            )
+    start = lora.get("init_lora_weights", True)
+    if start not in STARTS:
+        raise UserError(
+            "LoRA's setting 'init_lora_weights' is not supported",
+            got=start,
+            expected="true, gaussian or orthogonal: others change the frozen weights, which are the reference and "
+            "which checkpoints do not hold",
+        )
+
+
+def same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
+    from peft import LoraConfig
+
+    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
+    return full[0] == full[1]
+
+
+def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
+    """Wrap a model with a fresh float32 LoRA adapter; only the adapter trains.
+
+    Raises:
+        UserError: Unknown settings, or targets that match nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    check_lora(lora)
+    try:
+        policy = get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", **lora}))
+    except (ValueError, TypeError) as error:
+        raise UserError("The LoRA adapter does not fit the model", got=lora, expected=str(error)) from error
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return policy.eval()  # as from_pretrained leaves a model; peft's own modules start with dropout on
+
+
+def off_is_the_start(lora: Mapping[str, Any] | None, adapter: str | None) -> bool:
+    """Whether the policy of the start is the one with its adapter switched off.
+
+    Not where it began with a trained adapter, and not where the base's own biases train, which stay switched on.
+    """
+    return lora is not None and adapter is None and lora.get("bias", "none") == "none"
+
+
+@contextmanager
+def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
+    """The bare base model under a LoRA policy, bit by bit."""
+    with policy.disable_adapter():  # type: ignore[operator]
+        yield policy
+
+
+# -- an adapter from a folder ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredAdapter:
+    """A LoRA adapter in PEFT's format, of which nothing but the settings has been read.
+
+    Attributes:
+        folder: With adapter_config.json and adapter_model.safetensors.
+        lora: Its settings as ``model.lora`` would give them.
+        base: The model that it says it was made for.
+    """
+
+    folder: Path
+    lora: dict[str, Any]
+    base: str | None
+
+    def shapes(self) -> Shapes:
+        """Names and shapes of its weights, from the file's header.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / WEIGHTS, framework="pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError("The adapter's weights can't be read", got=f"{self.folder / WEIGHTS}: {error}") from error
+
+
+def find_adapter(name: str) -> StoredAdapter:
+    """An adapter by its folder or hub name.
+
+    Raises:
+        UserError: It is not there, is none of LoRA, is pickled, or is of a kind that is not supported.
+    """
+    folder, lora, base = _read(name, [CONFIG, WEIGHTS])
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            "The adapter's folder holds no weights in safetensors format",
+            got=folder,
+            expected=f"{WEIGHTS}; pickled weights (.bin) can run code and are not loaded",
+            do="load it with peft and write it again with save_pretrained()",
+        )
+    return StoredAdapter(folder, lora, base)
+
+
+def adapter_settings(name: str) -> dict[str, Any]:
+    """Settings of an adapter as ``model.lora`` would give them, whose weights need not be on this machine.
+
+    Raises:
+        UserError: As :func:`find_adapter`.
+    """
+    return _read(name, [CONFIG])[1]
+
+
+def _read(name: str, files: list[str]) -> tuple[Path, dict[str, Any], str | None]:
+    """Folder, settings and base of an adapter, with these of its files where it comes from the hub."""
+    folder = Path(name).expanduser()
+    if not is_local(name):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(from_hub("adapter", name, lambda: snapshot_download(name, allow_patterns=files)))
+    if not folder.is_dir():
+        raise UserError("The adapter's folder does not exist", got=folder, do="check --model.adapter")
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(f"The adapter's folder holds no {CONFIG}", got=folder, expected="a PEFT adapter")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The adapter's {CONFIG} can't be read", got=f"{file}: {error!r}") from error
+    if kind != "LORA":
+        raise UserError("The adapter is none of LoRA", got=f"{folder} with peft_type {kind}", expected="LORA")
+    lora = _own_settings(config)
+    try:
+        check_lora(lora)
+    except UserError as error:
+        raise UserError(f"The adapter can't be trained on here: {error}", do="start from another one") from error
+    return folder, lora, config.get("base_model_name_or_path")
+
+
+def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What differs from a LoraConfig without settings."""
+    from peft import LoraConfig
+
+    usual = {f.name: getattr(LoraConfig(), f.name) for f in dataclasses.fields(LoraConfig)}
+    own = {key: value for key, value in config.items() if key not in ORIGIN and value != usual.get(key)}
+    return {key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
+            for key, value in own.items()}  # fmt: skip
+
+
+def check_base(adapter: StoredAdapter, name: str, path: str) -> None:
+    """Warn where an adapter says that it was made for another model; folders move, so this alone proves nothing.
+
+    Args:
+        adapter: The adapter.
+        name: Of the model, as the user wrote it.
+        path: What the name stands for.
+    """
+    if adapter.base and PurePath(adapter.base).name.lower() not in {PurePath(x).name.lower() for x in (name, path)}:
+        warnings.warn(
+            f"The adapter {adapter.folder} says that it was made for {adapter.base}, not for {name}; "
+            "its weights would fit both",
+            stacklevel=2,
+        )
+
+
+def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, trust_remote_code: bool) -> None:
+    """Put the adapter on a model of the same shape without weights: what does not fit is known before any are read.
+
+    Args:
+        config: Of the model.
+        lora: Settings of the adapter.
+        adapter: Where its weights come from a file, that.
+        trust_remote_code: Run Python code that comes with the model.
+
+    Raises:
+        UserError: Targets that match nothing, or weights of another model's shape.
+    """
+    try:
+        model = meta_model(config, trust_remote_code=trust_remote_code)
+    except Exception:  # a model whose own code needs real tensors: loading it will tell
+        return
+    policy = add_lora(model, lora)
+    if adapter is not None:
+        _check_names(_shapes(policy), adapter)
+
+
+def _shapes(policy: nn.Module) -> Shapes:
+    return {name: tuple(weight.shape) for name, weight in _weights(policy).items()}
+
+
+def _weights(policy: Any) -> dict[str, Tensor]:
+    """The adapter's weights by the names that PEFT's files give them."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(policy, save_embedding_layers=False)
+
+
+def _check_names(own: Shapes, adapter: StoredAdapter) -> None:
+    """Compare names and shapes; what a file holds of the base's embeddings beside the adapter is no obstacle."""
+    stored = {name: shape for name, shape in adapter.shapes().items() if not _is_of_the_base(name, own)}
+    wrong = sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            "The adapter does not fit the model: it belongs to another one",
+            got=f"{adapter.folder} with {name} {list(stored[name]) if name in stored else 'missing'}"
+            + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""),
+            expected=f"{list(own[name])}"
+            if name in own
+            else f"no such weight in the model; it has {len(own)} others",
+            do="check --model.name and --model.adapter",
+        )
+
+
+def _is_of_the_base(name: str, own: Shapes) -> bool:
+    """PEFT writes the embeddings as well where an adapter is on them."""
+    return name not in own and name.endswith((".base_layer.weight", "embed_tokens.weight", "lm_head.weight"))
+
+
+def add_adapter(model: Any, adapter: StoredAdapter) -> nn.Module:
+    """Wrap a model with a trained LoRA adapter, which trains on; its weights are float32.
+
+    Raises:
+        UserError: It does not fit the model.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    policy = add_lora(model, adapter.lora)
+    _check_names(_shapes(policy), adapter)
+    own = _weights(policy)
+    stored = load_file(adapter.folder / WEIGHTS)
+    _check_embeddings(policy, {name: stored.pop(name) for name in stored.keys() - own.keys()}, adapter)
+    set_peft_model_state_dict(policy, stored)
+    if not all(torch.equal(weight, stored[name].to(weight)) for name, weight in _weights(policy).items()):
+        raise UserError("The adapter's weights did not all reach the model", got=adapter.folder)
+    return policy
+
+
+def _check_embeddings(policy: Any, stored: dict[str, Tensor], adapter: StoredAdapter) -> None:
+    weights = dict(policy.named_parameters())
+    for name, weight in stored.items():
+        own = weights.get(name, weights.get(name.replace(".weight", ".base_layer.weight")))
+        if own is None:  # tied: it goes by the other one's name
+            own = policy.get_input_embeddings().weight
+        if own.shape != weight.shape or not torch.equal(own.cpu(), weight.to(own.dtype)):
+            raise UserError(
+                "The adapter brings embeddings of its own, which are not those of the model",
+                got=f"{adapter.folder} with {name} {list(weight.shape)}",
+                do="merge it into its model with peft and give the result as --model.name",
+            )
+
+
+def adapter_mark(policy: nn.Module) -> str:
+    """A short mark of the trainable weights, bit by bit."""
+    mark = hashlib.sha256()
+    for name, weight in sorted(trainable(policy).items()):
+        mark.update(f"{name}{tuple(weight.shape)}".encode())
+        mark.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return mark.hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""Frozen weights in 4 bits (QLoRA, arXiv 2305.14314): what it needs, and who it does not go with."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from rlif_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
+
+Quantization = Literal["nf4"]
+
+
+def quantization_config(dtype: torch.dtype) -> Any:
+    """NF4 with double quantisation, for ``from_pretrained``.
+
+    Args:
+        dtype: That products are computed in.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_as_quantised(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing the weights anew in eval mode, as it does on CPUs that multiply bfloat16.
+
+    Packed weights have other scales, rounded to bfloat16, and no backward pass, while a policy trains in eval mode
+    here where dropout is off.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def check_quantization(device: torch.device, strategy: "Strategy | None") -> None:
+    """Refuse 4-bit weights where they cannot work.
+
+    Args:
+        device: Where the weights will lie.
+        strategy: Of the Trainer.
+
+    Raises:
+        UserError: No bitsandbytes, a device that it does not know, or a strategy that cuts weights into shards.
+    """
+    from transformers.utils import is_bitsandbytes_available
+
+    from rlif_lightning.models.fsdp2 import shares_out
+
+    if shares_out(strategy):
+        raise UserError(
+            "4-bit weights cannot be cut into shards",
+            got=f"model.quantization with {type(strategy).__name__}",
+            do="use trainer.strategy ddp, where each process has the whole model, or leave model.quantization out",
+        )
+    if not is_bitsandbytes_available():
+        raise UserError(
+            "model.quantization needs bitsandbytes, which is missing or too old",
+            expected="version 0.50 or newer",
+            do="pip install -U bitsandbytes",
+        )
+    import bitsandbytes
+
+    if device.type not in bitsandbytes.supported_torch_devices:
+        raise UserError(
+            "4-bit weights do not work on this device",
+            got=device,
+            expected=f"one that bitsandbytes knows: {', '.join(sorted(bitsandbytes.supported_torch_devices))}",
+            do="leave model.quantization out",
+        )
+
+
+def check_trainable(quantization: str | None, adapts: bool, config: Any) -> None:
+    """Refuse to train weights that are held in few bits.
+
+    Args:
+        quantization: ``model.quantization``.
+        adapts: Whether only an adapter trains.
+        config: Of the model.
+
+    Raises:
+        UserError: 4 bits without an adapter, or a model whose file is quantised.
+    """
+    if quantization is not None and not adapts:
+        raise UserError(
+            "4-bit weights cannot be trained, only an adapter on them can",
+            got=f"model.quantization {quantization} without model.lora and model.adapter",
+            do="add --model.lora '{r: 16, target_modules: all-linear}', or leave model.quantization out",
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            "The model's file holds quantised weights, which has not been tried in training",
+            got=_method(config.quantization_config),
+            do="give the model that it was made from, and model.quantization nf4 for 4 bits",
+        )
+
+
+def _method(config: Any) -> object:
+    return config.get("quant_method", config) if isinstance(config, dict) else config

@@ -1,0 +1,200 @@
+"""Other versions of the policy, to hold it against: frozen at the start, its running mean, or synchronised."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.models.lora import adapter_off
+from rlif_lightning.models.policy import frozen_copy
+from rlif_lightning.models.trainable import gather_all, local_shard, trainable, write_shard
+
+ReferenceKind = Literal["frozen", "ema", "synced"]
+
+
+class Snapshot(nn.Module):
+    """The trainable weights of a policy (all of them, or its adapter) as they were, or as a running mean.
+
+    They take the place of the policy's own for a moment, so a version costs the memory of the trainable weights
+    and no second model. Parameters, so that they move between devices with the module; without gradients, so
+    that neither the optimiser nor the checkpoint's list of trainable weights sees them.
+
+    Args:
+        policy: Whose weights, as they are now.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(
+            nn.Parameter(p.detach().clone(), requires_grad=False) for p in trainable(policy).values()
+        )
+
+    @torch.no_grad()
+    def follow(self, policy: nn.Module, decay: float) -> None:
+        """Move towards the policy: decay x own + (1 - decay) x policy's; 0 copies it."""
+        for own, new in zip(self.weights, trainable(policy).values(), strict=True):
+            mine, its = local_shard(own), local_shard(new)
+            mine.copy_(its) if decay == 0 else mine.lerp_(its, 1 - decay)
+
+    @contextmanager
+    def in_place(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The policy with these weights; its own are back afterwards, bit by bit."""
+        self._swap(policy)
+        try:
+            yield policy
+        finally:
+            self._swap(policy)
+
+    def _swap(self, policy: nn.Module) -> None:
+        for own, other in zip(self.weights, trainable(policy).values(), strict=True):
+            own.data, other.data = other.data, own.data
+        torch.clear_autocast_cache()  # it knows tensors by identity and would go on with the old values
+
+
+class References(nn.Module):
+    """The versions of the policy that a run asks for.
+
+    Args:
+        ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
+        renew_every: Optimiser steps between two renewals of the synchronised version.
+    """
+
+    def __init__(self, ema_decay: float, renew_every: int) -> None:
+        super().__init__()
+        self.ema_decay, self.renew_every = ema_decay, renew_every
+        self.needs: set[ReferenceKind] = set()
+        """Which; to be settled before the weights are loaded."""
+        self.frozen: nn.Module | None = None  # a copy; None under LoRA
+        self.snapshots = nn.ModuleDict()  # "ema", "synced"; "frozen" where an adapter was trained before
+
+    def make(
+        self,
+        policy: nn.Module,
+        lora: bool,
+        half: torch.dtype,
+        device: torch.device,
+        off_is_start: bool = True,
+        copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy,
+    ) -> None:
+        """Copy what is needed from the policy as it is now.
+
+        Args:
+            policy: Just loaded.
+            lora: Whether only an adapter trains.
+            half: Dtype of a frozen copy's linear layers.
+            device: Where everything will lie.
+            off_is_start: Whether an adapter that is switched off gives the policy as it is now.
+            copied: Makes the frozen copy.
+
+        Raises:
+            UserError: The memory for it is not there.
+        """
+        switched = lora and off_is_start  # the frozen version is then the policy without its adapter
+        copies = [which for which in sorted(self.needs) if which != "frozen" or not switched]
+        if not copies:
+            return
+        moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
+        check_memory(
+            _bytes(trainable(policy).values()) * len(copies) + moves * _bytes(policy.parameters()),
+            device,
+            f"other versions of the policy's weights ({', '.join(copies)})",
+            "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
+        )
+        if "frozen" in copies and not lora:
+            self.frozen = copied(policy, half)
+            copies.remove("frozen")
+        self.snapshots.update({which: Snapshot(policy) for which in copies})
+
+    @contextmanager
+    def at(self, which: ReferenceKind, policy: nn.Module) -> Iterator[nn.Module]:
+        """A version in use: a model of its own, or the policy with other weights for a moment."""
+        assert which in self.needs
+        if which in self.snapshots:
+            with self._snapshot(which).in_place(policy) as model:
+                yield model
+        elif self.frozen is not None:
+            yield self.frozen
+        else:
+            with adapter_off(policy) as model:
+                yield model
+
+    def follow(self, policy: nn.Module, steps: int) -> None:
+        """Follow the policy after its optimiser step number ``steps``."""
+        if "ema" in self.snapshots:
+            self._snapshot("ema").follow(policy, self.ema_decay)
+        if "synced" in self.snapshots and steps % self.renew_every == 0:
+            self._snapshot("synced").follow(policy, 0)
+
+    def to_checkpoint(self, keep: bool = True) -> dict[str, Any]:
+        """What a resumed run needs.
+
+        Args:
+            keep: Whether on this process; where weights are shared out, to be called on all.
+        """
+        return {which: gather_all(snapshot.state_dict(), keep) for which, snapshot in self.snapshots.items()}
+
+    def from_checkpoint(self, stored: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            UserError: The run began without one of the versions.
+        """
+        for which, snapshot in self.snapshots.items():
+            if which not in stored and which == "frozen":  # weights that the guard has kept, to be evaluated
+                continue
+            if which not in stored:
+                raise UserError(
+                    f"The checkpoint holds no {which} version of the policy",
+                    expected="the model.reference and the rewards' annotators that the run began with",
+                    do="continue with those, or begin a new run",
+                )
+            for name, weight in snapshot.named_parameters():
+                write_shard(weight, stored[which][name])
+
+    def _snapshot(self, which: str) -> Snapshot:
+        snapshot = self.snapshots[which]
+        assert isinstance(snapshot, Snapshot)
+        return snapshot
+
+
+def _bytes(weights: Iterable[nn.Parameter]) -> int:
+    return sum(local_shard(w).numel() * w.element_size() for w in weights)
+
+
+def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:
+    """Refuse copies of weights that don't fit, before they are made.
+
+    Args:
+        needed: Bytes.
+        device: Where they will lie.
+        what: They are, in words.
+        instead: What the user can do.
+
+    Raises:
+        UserError: Less than that is free.
+    """
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"There is no memory for {what}",
+            got=f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free on {device}",
+            do=instead,
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken on a device; None where nobody knows."""
+    if device.type == "cuda":
+        # What torch has kept from before and does not use can be taken again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
+    available = fields.get("MemAvailable")
+    return int(available.split()[0]) * 1024 if available else None

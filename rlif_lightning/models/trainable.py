@@ -1,0 +1,127 @@
+"""The trainable weights of a policy, all of them or its adapter, kept by name: in memory and in a file.
+
+Processes may share each weight out (see ``sharding.py``): the copies are whole, and making them takes all processes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.runs.folder import replacing
+
+Weights = dict[str, Tensor]
+
+
+def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The policy's trainable weights by name."""
+    return {name: p for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def trainable_weights(policy: nn.Module, keep: bool = True) -> Weights:
+    """Copies on the CPU, by the names of ``policy.named_parameters()``.
+
+    Args:
+        policy: Where its weights are shared out, to be called on all processes.
+        keep: False: gather for the others only, and return none.
+    """
+    copies = {}
+    for name, weight in trainable(policy).items():
+        full = gather(weight.detach())
+        if keep:
+            copies[name] = full.to("cpu", copy=True).contiguous()
+    return copies
+
+
+def gather(weight: Tensor) -> Tensor:
+    """A weight of which this process may hold a share only, gathered from all processes: to be called on all."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def gather_all(values: Mapping[Any, Any], keep: bool = True) -> dict[Any, Any]:
+    """Values in one piece: tensors that are shared out go to the CPU one at a time, all else stays as it is.
+
+    Args:
+        values: Where some are shared out, to be called on all processes.
+        keep: False: gather for the others only, and return none.
+    """
+    kept = {}
+    for name, value in values.items():
+        full = gather(value.detach()) if isinstance(value, DTensor) else value
+        if keep:
+            kept[name] = full.cpu() if isinstance(value, DTensor) else full
+    return kept
+
+
+def shard_like(weight: Tensor, values: Tensor) -> Tensor:
+    """Values in the shape of a weight, or this process's share of them where the weight is shared out."""
+    if not isinstance(weight, DTensor):
+        return values
+    values = values.to(weight.device)
+    return distribute_tensor(values, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def write_shard(weight: Tensor, values: Tensor) -> None:
+    """Write whole values into a weight, in place."""
+    weight.copy_(shard_like(weight, values))
+
+
+def local_shard(weight: Tensor) -> Tensor:
+    """What of a weight lies on this process."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
+    """Write weights into the policy, in place: its optimiser keeps its parameters.
+
+    Args:
+        policy: Of this process; where there are several, to be called on all.
+        weights: Whole, by name; with several processes those of the first reach all, and others may have none.
+
+    Raises:
+        UserError: They are not the trainable weights of this policy.
+    """
+    own = trainable(policy)
+    if weights is not None and {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
+        other = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
+        raise UserError(
+            "The weights do not belong to this model",
+            got=f"{len(weights)} weights; others here and there: {', '.join(other[:3])}",
+            expected=f"the {len(own)} trainable weights of the policy",
+        )
+    for name, weight in own.items():
+        values = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        if weights is not None:
+            values.copy_(weights[name])
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(values, src=0)
+        write_shard(weight, values)
+
+
+def save_trainable(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
+    """Write weights as safetensors, whole or not at all, with facts about them as text."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        save_file(dict(weights), file.name, {key: str(value) for key, value in metadata.items()})
+
+
+def load_trainable(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Read weights and what is said about them.
+
+    Raises:
+        UserError: No such file, or no safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError("The weights can't be read", got=f"{path}: {error}") from error

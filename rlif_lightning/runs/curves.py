@@ -1,0 +1,254 @@
+"""Curves of one run or several as a picture, from metrics.csv and guard.json alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.runs.metrics_csv import Curves
+from rlif_lightning.runs.folder import METRICS
+from rlif_lightning.runs.summary import best_step, labels, load_guard, load_run, short_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
+RUNS_PER_LINE = 5
+FIRED, HANDED_BACK = "#d95f02", "#1b7837"
+Dashes = str | tuple[float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kind of curve in a panel: which metrics it shows (a regular expression) and how it looks."""
+
+    metric: str
+    label: str
+    width: float = 1.8
+    alpha: float = 1.0
+    dashes: Dashes = SOLID
+    right: bool = False  # on a second y axis
+    alone: bool = False  # only in the picture of one run
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of the picture."""
+
+    title: str
+    lines: tuple[Line, ...]
+    marks_best: bool = False  # for one run: the best step and the level at the start
+
+
+PANELS = (
+    Panel(
+        "accuracy",
+        (
+            Line("val/accuracy_sampled", "held-out, sampled", width=2.6),
+            Line("val/accuracy", "held-out, greedy", width=1.3, dashes=DASHED),
+            Line("rollout/accuracy", "rollouts", width=1.2, alpha=0.4),
+        ),
+        marks_best=True,
+    ),
+    Panel(
+        "reward",
+        (
+            Line("rollout/reward", "reward"),
+            Line("rollout/reward/(.+)", r"\1", width=1.3, dashes=DASHED, alone=True),
+        ),
+    ),
+    Panel("self-certainty (nats)", (Line("rollout/self_certainty", "self-certainty"),)),
+    Panel("entropy (nats per token)", (Line("rollout/entropy", "entropy"),)),
+    Panel("agreement in a group", (Line("rollout/agreement", "agreement"),)),
+    Panel(
+        "completion length (tokens)",
+        (
+            Line("rollout/completion_tokens", "tokens"),
+            Line("rollout/truncated_fraction", "truncated share (right)", 1.3, 0.9, DASHED, right=True),
+        ),
+    ),
+    Panel("KL to the reference (nats)", (Line("rollout/kl", "KL"),)),
+)
+
+
+def draw_curves(folders: Sequence[Path], output: Path) -> None:
+    """Draw the curves of one run, or of several over each other, into a picture file.
+
+    Raises:
+        UserError: A folder has no metrics.csv, nothing was logged yet, or the picture cannot be written.
+    """
+    figure = curves_figure(folders)
+    output = Path(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
+    except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
+        raise UserError(
+            "The picture cannot be written.",
+            got=f"{output}: {error}",
+            expected="a file name that ends in .png, .pdf or .svg, in a folder that can be written to",
+            do="choose another output file",
+        ) from error
+
+
+def curves_figure(folders: Sequence[Path]) -> Figure:
+    """Draw the curves as a matplotlib figure, one panel per quantity that any of the runs has logged."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    runs = dict(zip(labels(folders), map(load_run, folders), strict=True))
+    panels = [p for p in PANELS if any(_matches(c, line) for c in runs.values() for line in p.lines)]
+    if not panels:
+        raise UserError(
+            "There is nothing to draw yet.",
+            got=f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}",
+            expected="metrics of at least one optimiser step",
+            do="wait for the first step, or name another run",
+        )
+    guard = load_guard(folders[0]) if len(runs) == 1 else None
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    spare = rows * columns - len(panels)  # the first panel takes the cells that would stay empty
+    head = 0.4 * math.ceil(len(runs) / RUNS_PER_LINE)
+    figure = Figure(figsize=(14, 3.4 * rows + head), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index + spare if index else 0, columns)
+        ax = figure.add_subplot(
+            grid[row, column : column + (1 if index else 1 + spare)],
+            sharex=figure.axes[0] if index else None,
+        )
+        _draw_panel(ax, panel, runs, guard, first=index == 0)
+        if row == rows - 1:
+            ax.set_xlabel("optimiser step")
+    _head(figure, list(runs))
+    return figure
+
+
+def _matches(curves: Curves, line: Line) -> list[tuple[str, str]]:
+    """Return (metric, label) of the run's curves that a line of a panel shows."""
+    found = [(re.fullmatch(line.metric, name), name) for name, curve in curves.items() if curve]
+    return [(name, match.expand(line.label)) for match, name in found if match]
+
+
+def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves], guard: dict[str, Any] | None, first: bool) -> None:
+    """Draw one panel.
+
+    For one run colours tell lines apart, for several they tell runs apart (dashes and widths the lines).
+    What the guard decided is drawn for one run only.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    single = len(runs) == 1
+    right: Axes | None = None
+    legend: dict[str, Line2D] = {}
+    for number, curves in enumerate(runs.values()):
+        for line in panel.lines:
+            for name, label in _matches(curves, line) if single or not line.alone else []:
+                if line.right and right is None:
+                    right = ax.twinx()
+                colour = _colour(len(legend) if single else number)
+                curve = _plot(right if line.right and right else ax, curves[name], line, colour)
+                legend.setdefault(label, _sample(curve, colour if single else "0.3"))
+    ax.set_title(panel.title, fontsize=11)
+    ax.grid(color="0.9", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    ax.margins(x=0.03, y=0.08)
+    if right is not None:
+        right.spines[["top", "left"]].set_visible(False)
+        right.set_ylim(-0.02, 1.02)
+        right.tick_params(labelsize=8, colors="0.4")
+        ax.set_zorder(right.get_zorder() + 1)  # the legend lies above the curves of both axes
+        ax.patch.set_visible(False)
+    if single and panel.marks_best:
+        legend |= _mark_best(ax, panel, next(iter(runs.values())))
+    if guard is not None and guard["fired"] is not None:
+        marks = _mark_guard(ax, guard, panel)
+        legend |= marks if first else {}  # once is enough
+    if len(legend) > 1:
+        box = ax.legend(list(legend.values()), list(legend), fontsize=8, framealpha=0.85, handlelength=3)
+        box.get_frame().set_edgecolor("0.85")
+
+
+def _plot(ax: Axes, curve: dict[int, float], line: Line, colour: str) -> Line2D:
+    sparse = len(curve) <= 25  # few points: show them; a single one would be invisible
+    (drawn,) = ax.plot(
+        list(curve),
+        list(curve.values()),
+        color=colour,
+        linewidth=line.width,
+        alpha=line.alpha,
+        linestyle=line.dashes,
+        marker="o" if sparse else None,
+        markersize=2 + line.width,
+    )
+    return drawn
+
+
+def _sample(curve: Line2D, colour: str) -> Line2D:
+    """Return a legend's sample of a curve."""
+    from matplotlib.lines import Line2D
+
+    sample = Line2D([], [])
+    sample.update_from(curve)
+    sample.set_color(colour)
+    return sample
+
+
+def _mark_best(ax: Axes, panel: Panel, curves: Curves) -> dict[str, Line2D]:
+    """Mark the best step and the level of the start on the panel's first curve."""
+    name = next(name for line in panel.lines for name, _ in _matches(curves, line))
+    curve = curves[name]
+    step, start = best_step(curve), next(iter(curve.values()))
+    if step is None:
+        return {}
+    level = ax.axhline(start, color="0.3", linewidth=1.3, linestyle=DOTTED, zorder=1)
+    (star,) = ax.plot([step], [curve[step]], "*", color="black", markersize=13, zorder=5)
+    return {f"start {short_number(start)}": level, f"best {short_number(curve[step])} at step {step}": star}
+
+
+def _mark_guard(ax: Axes, guard: dict[str, Any], panel: Panel) -> dict[str, Line2D]:
+    """Mark where the guard fired and the step whose weights it hands back, with their accuracy where known."""
+    fired, handed = guard["fired"]["step"], guard["handed_back_step"]
+    line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
+    back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1.9)
+    accuracy = guard["accuracy"].get("handed_back", {})
+    known = [accuracy[m] for m in ("val/accuracy_sampled", "val/accuracy") if m in accuracy]
+    label = f"guard: back to step {handed}"
+    if known and panel.marks_best:
+        (back,) = ax.plot(
+            [handed], known[:1], "D", color=HANDED_BACK, markeredgecolor="white", markersize=8, zorder=6
+        )
+        label += f" ({short_number(known[0])})"
+    return {f"guard fired at step {fired}": line, label: back}
+
+
+def _head(figure: Figure, labels: list[str]) -> None:
+    """Name the run, or say which colour is which run."""
+    from matplotlib.lines import Line2D
+
+    if len(labels) == 1:
+        figure.suptitle(labels[0], fontsize=12, fontweight="bold")
+        return
+    figure.legend(
+        [Line2D([], [], color=_colour(number), linewidth=3) for number in range(len(labels))],
+        labels,
+        loc="outside upper center",
+        ncols=min(len(labels), RUNS_PER_LINE),
+        frameon=False,
+        fontsize=11,
+    )
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]

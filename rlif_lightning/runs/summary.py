@@ -1,0 +1,119 @@
+"""A run's metrics and its key numbers as a table, from metrics.csv and guard.json alone."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.runs.metrics_csv import Curves, read_metrics
+from rlif_lightning.runs.folder import GUARD, METRICS
+
+# Metric of the table, and whether a highest value is the best one.
+SUMMARY_METRICS = (
+    ("val/accuracy_sampled", True),
+    ("val/accuracy", True),
+    ("rollout/agreement", True),
+    ("rollout/reward", False),
+    ("rollout/self_certainty", False),
+    ("rollout/entropy", False),
+    ("rollout/completion_tokens", False),
+)
+
+
+def summary_table(folder: Path) -> str:
+    """Return start, best (where a higher value is better) and end of the key metrics as plain text.
+
+    Metrics that were not logged have no row. Where a guard has fired, a second table says why and compares the
+    accuracy of the weights that it hands back.
+    """
+    curves = load_run(folder)
+    last = max((step for curve in curves.values() for step in curve), default=0)
+    cells = [("", "start", "best", "at step", "end")]
+    for metric, has_best in SUMMARY_METRICS:
+        curve = curves.get(metric)
+        if not curve:
+            continue
+        values = list(curve.values())
+        step = best_step(curve) if has_best else None
+        best = ("", "") if step is None else (short_number(curve[step]), str(step))
+        cells.append((metric, short_number(values[0]), *best, short_number(values[-1])))
+    return "\n".join([f"{labels([folder])[0]}, last step {last}", *_aligned(cells), *_guard_lines(folder), ""])
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, names on the left and numbers on the right of their columns."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in cells
+    ]
+    return ["  ".join(row).rstrip() for row in rows]
+
+
+def _guard_lines(folder: Path) -> list[str]:
+    """What the guard decided, and three accuracies: at the start, handed back, at the end."""
+    guard = load_guard(folder)
+    if guard is None or guard["fired"] is None:
+        return []
+    lines = ["", f"guard: {guard['fired']['reason']}"]
+    if guard["weights"] is not None:
+        lines.append(f"weights of step {guard['handed_back_step']}: {Path(folder) / guard['weights']}")
+    columns = [guard["accuracy"].get(name, {}) for name in ("start", "handed_back", "end")]
+    cells: list[tuple[str, ...]] = [("", "start", f"handed back (step {guard['handed_back_step']})", "end")]
+    for metric in ("val/accuracy_sampled", "val/accuracy"):
+        if any(metric in column for column in columns):
+            known = (short_number(column[metric]) if metric in column else "" for column in columns)
+            cells.append((metric, *known))
+    return lines + (_aligned(cells) if len(cells) > 1 else [])
+
+
+def load_guard(folder: Path) -> dict[str, Any] | None:
+    """Read what the guard of a run has written; None without one.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = Path(folder) / GUARD
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged", got=error, do="remove it to draw the run without its guard") from error
+
+
+def load_run(folder: Path) -> Curves:
+    """Read the metrics of a run folder.
+
+    Raises:
+        UserError: The folder has no metrics.csv.
+    """
+    folder = Path(folder)
+    if (folder / METRICS).is_file():
+        return read_metrics(folder / METRICS)
+    inside = sorted(p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{METRICS}"))
+    raise UserError(
+        f"This is not a run folder: it has no {METRICS}." if folder.is_dir() else "The run folder does not exist.",
+        got=folder,
+        expected="a run folder such as runs/quickstart/1",
+        do=f"name one of {', '.join(map(str, inside[:8]))}" if inside else "correct the path; `rlif fit` makes runs",
+    )
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Name runs ``recipe/n``, or by their whole paths where that is ambiguous."""
+    paths = [Path(folder).absolute() for folder in folders]
+    short = [f"{path.parent.name}/{path.name}" for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def best_step(curve: dict[int, float]) -> int | None:
+    """Return the first step with the highest finite value."""
+    finite = {step: value for step, value in curve.items() if math.isfinite(value)}
+    return max(finite, key=lambda step: finite[step]) if finite else None
+
+
+def short_number(value: float) -> str:
+    """A metric in a few digits."""
+    return f"{value:.3f}" if abs(value) < 100 or not math.isfinite(value) else f"{value:.1f}"

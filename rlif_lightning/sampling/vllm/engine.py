@@ -1,0 +1,376 @@
+"""vLLM in this process as the engine of rollouts; see docs/vllm.md."""
+
+import importlib.util
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.rollout import Samples
+from rlif_lightning.sampling.heads import head_size, widened, wider
+from rlif_lightning.sampling.native import pad_left
+from rlif_lightning.sampling.protocol import Progress, Sampling
+from rlif_lightning.sampling.vllm.merged_weights import merged_weights, unties
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's weights are reached from here
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would bind the training's threads too
+    "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where gpu_memory_utilization would be a share of all memory
+HOTTEST = 2.0  # temperature that vLLM's SamplingParams takes
+
+_ENGINES: dict[str, Any] = {}  # one per model shape and settings: rollouts and evaluations share it
+
+
+class VLLMSampler:
+    """Samples with vLLM, in this process and with the policy's present weights.
+
+    The engine is made from the policy's configuration at the first update and takes its weights before each rollout:
+    LoRA merged on the way, 4-bit matrices unpacked. It returns tokens and their log-probabilities; entropy,
+    self-certainty and the policy's own log-probabilities come from one scoring pass of the policy.
+
+    With top-k, top-p or min-p the engine's log-probabilities are those of what is left by them: they are then not
+    returned, the mismatch is not measured and not corrected.
+
+    Args:
+        gpu_memory_utilization: Share of the GPU's memory for the engine, its copy of the weights included. On a CPU
+            the cache of keys and values takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
+        max_model_len: Longest prompt and completion together; null: what the model was made for.
+        dtype: Of the engine's weights and arithmetic; auto: that of the policy's forward.
+        enforce_eager: Don't compile, and on a GPU no CUDA graphs; null: so on a CPU only.
+        sleep: Free the engine's memory between rollouts; on a GPU only, a CPU's engine can't.
+        engine: Further arguments of ``vllm.LLM``.
+
+    Raises:
+        UserError: An argument is out of range, or not the user's to choose. Whether vLLM is installed is asked by
+            :meth:`check`: the settings of a run are read where nothing samples, too.
+    """
+
+    OWN = frozenset({
+        "model", "tokenizer", "skip_tokenizer_init", "generation_config", "hf_overrides", "load_format",
+        "logprobs_mode", "quantization", "enable_lora", "enable_sleep_mode", "distributed_executor_backend",
+        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
+    })  # fmt: skip
+    """Arguments of vllm.LLM that are not the user's to choose."""
+
+    def __init__(
+        self,
+        gpu_memory_utilization: float = 0.3,
+        max_model_len: int | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        enforce_eager: bool | None = None,
+        sleep: bool = True,
+        engine: dict[str, Any] | None = None,
+    ) -> None:
+        if not 0 < gpu_memory_utilization <= 1:
+            raise UserError(
+                "gpu_memory_utilization is out of range", got=gpu_memory_utilization, expected="above 0, at most 1"
+            )
+        taken = sorted(self.OWN & (engine or {}).keys())
+        if taken:
+            raise UserError(
+                "The sampler's engine has arguments that VLLMSampler sets itself",
+                got=", ".join(taken),
+                do="leave them out of rollout.sampler.engine",
+            )
+        self.gpu_memory_utilization, self.max_model_len = gpu_memory_utilization, max_model_len
+        self.dtype, self.enforce_eager, self.sleep, self.engine = dtype, enforce_eager, sleep, engine or {}
+        self.policy: nn.Module | None = None
+        self.end_ids: list[int] = []
+        self.pad_id = 0
+        self._llm: Any = None
+        self._device = torch.device("cpu")
+
+    def check(self, longest: int, sampling: Sampling) -> None:
+        """To be called before weights are loaded.
+
+        Args:
+            longest: Tokens of the longest prompt.
+            sampling: The law that will be drawn from.
+
+        Raises:
+            UserError: vLLM is not installed, or can't do this.
+        """
+        if not installed():
+            raise UserError(
+                "VLLMSampler needs vLLM, which is not installed",
+                do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
+                "rollout.sampler out",
+            )
+        if sampling.temperature > HOTTEST:
+            raise UserError(
+                "The temperature is above what vLLM takes",
+                got=sampling.temperature,
+                expected=f"at most {HOTTEST:g}",
+                do="lower it, or leave rollout.sampler out",
+            )
+        if self.max_model_len is not None:
+            _check_room(longest, sampling, self.max_model_len)
+
+    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+        """Copy this module's present weights into the engine and forget every cached prompt.
+
+        Raises:
+            UserError: vLLM can't run this model, or can't take its weights.
+        """
+        self.policy, self.end_ids, self.pad_id = policy, sorted(end_ids), pad_id
+        self._device = next(policy.parameters()).device
+        config = _plain_config(policy)
+        size, wide = head_size(config.get_text_config()), None
+        settings = self._settings(policy)
+        with _undisturbed(self._device):
+            if self._device.type == "cpu":
+                wide = _cpu_head_size(config.get_text_config())
+            if wide is not None:
+                config.get_text_config().head_dim = wide
+            key = json.dumps([config.to_dict(), settings], sort_keys=True, default=str)
+            if key not in _ENGINES:
+                _ENGINES[key] = _start(config, settings, self._device)
+            self._llm = _ENGINES[key]
+            weights = merged_weights(policy)
+            if wide is not None:
+                weights = widened(weights, size, wide)
+            self._wake("weights")
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._wake("kv_cache")
+            self._llm.reset_prefix_cache()  # it holds keys and values of the old weights
+
+    def release(self) -> None:
+        """Give the engine's memory back until the next update, where it can."""
+        if self._llm is not None and self._sleeps and not self._llm.llm_engine.is_sleeping():
+            self._llm.sleep(level=2)  # weights and cache are let go of: the next update brings the weights
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        seeds: Tensor,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`.
+
+        Raises:
+            UserError: vLLM refuses the law; a prompt leaves no room for its completion; or the policy's logits are
+                not numbers.
+        """
+        assert self._llm is not None, "call update() before sample()"
+        longest, most = max(map(len, prompts)), self._llm.llm_engine.model_config.max_model_len
+        _check_room(longest, sampling, most)
+        rows = [p for p in prompts for _ in range(group_size)]
+        measured = sampling.temperature > 0 and not sampling.filtered
+        with _undisturbed(self._device):
+            done = self._llm.generate(
+                [{"prompt_token_ids": list(p)} for p in rows],
+                [self._law(sampling, seed, measured) for seed in seeds.tolist()],
+                use_tqdm=False,
+            )
+        if progress is not None:
+            progress(sampling.max_new_tokens, sampling.max_new_tokens)
+        drawn = [x.outputs[0] for x in done]
+        tokens = [list(x.token_ids) for x in drawn]
+        lengths = torch.tensor([len(x) for x in tokens])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, T]
+        ids = torch.full(mask.shape, self.pad_id).masked_scatter(mask, torch.tensor([t for x in tokens for t in x]))
+        logprob = None
+        if measured:
+            values = [
+                p[t].logprob
+                for x, own in zip(drawn, tokens, strict=True)
+                for p, t in zip(x.logprobs, own, strict=True)
+            ]
+            logprob = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(values))
+            if not logprob.isfinite().all():
+                raise UserError(
+                    "The policy's logits are not numbers any more: training has diverged",
+                    do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
+                )
+        prompt_ids, prompt_mask = pad_left(rows, self.pad_id, self._device)
+        last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
+        return Samples(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=ids.to(self._device),
+            completion_mask=mask.to(self._device),
+            ended=torch.isin(last, torch.tensor(self.end_ids)).to(self._device),
+            engine_logprob=None if logprob is None else logprob.to(self._device),
+        )
+
+    def _law(self, sampling: Sampling, seed: int, measured: bool) -> Any:
+        from vllm import SamplingParams
+
+        try:
+            return SamplingParams(
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                seed=seed,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=self.end_ids,
+                ignore_eos=True,  # our end tokens are the whole list
+                logprobs=0 if measured else None,  # of the sampled token alone
+                detokenize=False,
+            )
+        except Exception as error:  # vLLM has classes of its own, other ones in each version
+            raise UserError("vLLM can't sample so", got=str(error).splitlines()[0]) from error
+
+    def _settings(self, policy: nn.Module) -> dict[str, Any]:
+        """Arguments of the engine."""
+        on_cpu = self._device.type == "cpu"
+        own: dict[str, Any] = {
+            "dtype": _forward_dtype(policy, self._device) if self.dtype == "auto" else self.dtype,
+            "enforce_eager": on_cpu if self.enforce_eager is None else self.enforce_eager,
+            "max_model_len": self.max_model_len,
+            "enable_sleep_mode": self._sleeps,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+        }
+        if on_cpu:
+            own["kv_cache_memory_bytes"] = CPU_CACHE
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            own["distributed_executor_backend"] = "external_launcher"  # take the processes as they are
+        return {**own, **self.engine}
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.sleep and self._device.type == "cuda"
+
+    def _wake(self, what: str) -> None:
+        if self._sleeps and self._llm.llm_engine.is_sleeping():
+            self._llm.wake_up(tags=[what])
+
+
+def installed() -> bool:
+    """Whether there is a vLLM; it is not imported to know."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _check_room(longest: int, sampling: Sampling, most: int) -> None:
+    if longest + sampling.max_new_tokens > most:
+        raise UserError(
+            "The engine has no room for the longest prompt and its completion",
+            got=f"{longest} + {sampling.max_new_tokens} tokens",
+            expected=f"at most {most}",
+            do="shorten them, or raise max_model_len of rollout.sampler where the model allows it",
+        )
+
+
+def _start(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
+    """An engine of this configuration; its weights are yet to come."""
+    os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    several = "distributed_executor_backend" in settings
+    from vllm import LLM
+
+    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder, _placed(device) if several else nullcontext():
+        config.save_pretrained(folder)
+        try:
+            return LLM(
+                folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",  # of softmax(z / temperature), not of softmax(z)
+                seed=0,
+                **settings,
+            )
+        except Exception as error:  # vLLM has classes of its own, other ones in each version
+            lines = str(error).strip().splitlines()
+            raise UserError(
+                "vLLM can't start an engine for this model",
+                got=f"{type(error).__name__}: {' '.join(lines[:3])[:500]}",
+                do="change gpu_memory_utilization, max_model_len or engine of rollout.sampler, or leave it out",
+            ) from error
+
+
+@contextmanager
+def _placed(device: torch.device) -> Iterator[None]:
+    """Name this process and its GPU as torchrun would, where vLLM reads them.
+
+    Its LOCAL_RANK is the number of a device; Lightning's is a place in ``trainer.devices``, and SLURM sets none.
+    """
+    rank = str(torch.distributed.get_rank())
+    local = str(device.index or 0) if device.type == "cuda" else os.environ.get("LOCAL_RANK", rank)
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
+    os.environ.update(RANK=rank, LOCAL_RANK=local)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _plain_config(policy: Any) -> Any:
+    """The policy's configuration as one of an ordinary model."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # its matrices are unpacked on the way
+    if unties(policy):
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    return config
+
+
+def _cpu_head_size(config: Any) -> int | None:
+    """The size that heads are made wider to on a CPU; None: they stay as they are.
+
+    Raises:
+        UserError: The kernels don't know the size, and zeros don't help.
+    """
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if head_size(config) in sizes:
+        return None
+    wide = wider(config, sizes)
+    if wide is None:
+        raise UserError(
+            "vLLM's CPU engine doesn't know attention heads of this size",
+            got=f"{head_size(config)} in a model of type '{config.model_type}'",
+            expected=f"one of {', '.join(map(str, sizes))}",
+            do="leave rollout.sampler out",
+        )
+    return wide
+
+
+def _forward_dtype(policy: nn.Module, device: torch.device) -> str:
+    """In which the policy's matrices are multiplied."""
+    if torch.is_autocast_enabled(device.type):
+        return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    dtype = next((p.dtype for p in policy.parameters() if p.is_floating_point()), torch.float32)
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Leave the process as it was: vLLM seeds the global generators, draws from them, replaces a function of torch.
+
+    Autocast is off meanwhile: the engine has a dtype of its own.
+    """
+    import numpy as np
+
+    threads, states = torch.set_num_threads, (random.getstate(), np.random.get_state())
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),
+    ):
+        try:
+            yield
+        finally:
+            torch.set_num_threads = threads
+            random.setstate(states[0])
+            np.random.set_state(states[1])

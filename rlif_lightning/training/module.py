@@ -1,0 +1,434 @@
+"""The LightningModule: policy, frozen reference, one GRPO update."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
+from rlif_lightning.models.fsdp2 import (
+    FrozenShares,
+    FSDP2Strategy,
+    GatheredPolicy,
+    check_sharding,
+    check_strategy,
+    shard,
+)
+from rlif_lightning.models.identity import Identity, check_identity
+from rlif_lightning.models.lora import adapter_mark, check_lora, find_adapter, off_is_the_start
+from rlif_lightning.models.policy import (
+    check_ids,
+    end_token_ids,
+    fingerprint,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    set_training_mode,
+)
+from rlif_lightning.models.precision import check_trains, frozen_dtype
+from rlif_lightning.models.quantization import Quantization, check_quantization, check_trainable
+from rlif_lightning.models.references import ReferenceKind, References, frozen_copy
+from rlif_lightning.models.trainable import gather, trainable
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.sampling.check_decoding import check_decoding
+from rlif_lightning.training.entropy_bonus import EntropyBonus
+from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
+from rlif_lightning.warnings_shown import quiet_lightning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLoss, summed over a window
+
+
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """AdamW with the settings of arXiv 2505.19590."""
+    return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+class RLIFModule(pl.LightningModule):
+    """A policy, its frozen reference, and the clipped policy-gradient step between them.
+
+    The weights are loaded in ``configure_model``; ``__init__`` only checks and stores settings. Rollouts come
+    from :class:`rlif_lightning.callbacks.RolloutCallback`.
+
+    Args:
+        name: The model: ``toy``, a Hugging Face folder, or a hub name.
+        loss: Surrogate and normalisation by name: ``grpo`` (mean of each completion, then of completions), ``dapo``
+            and ``bnpo`` (mean of tokens), ``dr_grpo`` (constant length), ``gspo`` (one ratio per completion; bounds
+            like 3e-4), ``cispo`` (capped weight, no token loses its gradient; mean of tokens).
+        clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
+        clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
+        kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
+        kl_estimator: Of the divergence, per token. k1 is there to compare: its gradient is 0 on average.
+        reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
+            weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
+            are versions of the adapter.
+        reference_every: Optimiser steps between two renewals of a ``synced`` reference.
+        ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
+        entropy_coefficient: Weight of the entropy bonus: the mean entropy of the update's tokens, in nats.
+        target_entropy: Adapt the coefficient, which then starts at ``entropy_coefficient``: after each step it rises
+            by 0.005 where the step's entropy was below this target (nats per token) and falls by as much otherwise,
+            never below 0; it acts only after a step below the target. null: constant.
+        top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
+            learns from the advantage; the KL term and the bonus stay on all. 1: all.
+        lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
+        adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
+            place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
+        quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
+            precision): less memory, but slower. Needs ``lora`` or ``adapter``. null: none.
+        optimizer: Class path and settings of the optimiser.
+        schedule: Learning rate after the warm-up.
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
+            computed once per completion instead of once per group.
+        plain_forward: Score and train by Hugging Face's own forward: every prompt as often as it comes, all logits
+            at once. Slower and larger, to compare with.
+        dropout: Leave dropout on in the update; it is always off while sampling and scoring.
+        end_tokens: Tokens that end a completion beside those of the generation config and the tokenizer.
+        attn_implementation: As transformers names it; null: its choice.
+        revision: Of a hub repository.
+        trust_remote_code: Run Python code that comes with the model. Only for code that you have read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loss: Loss = "grpo",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        kl_coefficient: float = 0.0,
+        reference: ReferenceKind = "frozen",
+        reference_every: int = 100,
+        ema_decay: float = 0.99,
+        kl_estimator: KLEstimator = "k3",
+        entropy_coefficient: float = 0.0,
+        target_entropy: float | None = None,
+        top_entropy_fraction: float = 1.0,
+        lora: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        quantization: Quantization | None = None,
+        optimizer: OptimizerFactory = default_optimizer,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_ratio: float = 0.0,
+        gradient_checkpointing: bool = False,
+        plain_forward: bool = False,
+        dropout: bool = False,
+        end_tokens: list[str] | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        for setting, value in (
+            ("clip_low", clip_low),
+            ("clip_high", clip_high),
+            ("kl_coefficient", kl_coefficient),
+            ("entropy_coefficient", entropy_coefficient),
+        ):
+            if value < 0:
+                raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
+        if not 0 <= ema_decay < 1:
+            raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
+        if reference != "frozen" and kl_coefficient == 0:
+            raise UserError(
+                f"model.reference {reference} is a reference for the KL term, which is off",
+                got="model.kl_coefficient 0",
+                do="set model.kl_coefficient above 0, or leave model.reference out",
+            )
+        if reference_every < 1:
+            raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
+        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
+        if not 0 < top_entropy_fraction <= 1:
+            raise UserError(
+                "model.top_entropy_fraction is out of range", got=top_entropy_fraction, expected="above 0, at most 1"
+            )
+        if not 0 <= warmup_ratio < 1:
+            raise UserError("model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1")
+        try:
+            optimizer([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
+        if lora is not None:
+            check_lora(lora)
+        if lora is not None and adapter is not None:
+            raise UserError(
+                "model.lora and model.adapter exclude each other: an adapter has settings of its own",
+                got=f"model.adapter {adapter}, model.lora {lora}",
+                do="set model.lora to null to train this adapter on, or leave model.adapter out for a fresh one",
+            )
+        self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
+        self.adapter, self.quantization = adapter, quantization
+        self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
+        self.kl_estimator, self.top_entropy_fraction = kl_estimator, top_entropy_fraction
+        self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
+        self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
+        self.plain_forward = plain_forward
+        self.attn_implementation, self.revision = attn_implementation, revision
+        self.trust_remote_code = trust_remote_code
+        self.policy: nn.Module | None = None
+        self._can_train = False
+        self._whole: GatheredPolicy | None = None  # where processes share the weights out
+        self.reference: ReferenceKind = reference
+        self.versions = References(ema_decay, reference_every)
+        if kl_coefficient > 0:
+            self.needs.add(reference)
+        self.fingerprint = self.adapter_mark = ""
+        self.strict_loading = False  # checkpoints hold trainable weights only
+        self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
+        self._grad_norm: Tensor | None = None
+        self._learning_rate = 0.0
+
+    # -- loading ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The policy's tokenizer; needs no weights."""
+        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Every token id that ends a completion."""
+        assert self.policy is not None
+        return end_token_ids(self.tokenizer, getattr(self.policy, "generation_config", None), self.end_tokens)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Completions as text, without special tokens."""
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def configure_model(self) -> None:
+        """Load policy and versions; Lightning calls this in each command, after all settings were checked.
+
+        Raises:
+            UserError: The precision rounds updates away, or weights that were loaded to be evaluated are to train.
+        """
+        training = self._trainer is not None and self._trainer.training
+        if self.policy is not None:
+            if training and not self._can_train:
+                raise UserError(
+                    "The weights were loaded to be evaluated: without what training needs beside them",
+                    do="make another RLIFModule for trainer.fit",
+                )
+            return
+        self._can_train = training
+        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
+        if training:
+            check_trains(precision)
+        half = frozen_dtype(precision)
+        device = self._trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
+        stored = None if self.adapter is None else find_adapter(self.adapter)
+        if stored is not None:
+            self.lora = stored.lora
+        adapts = self.lora is not None
+        if self.quantization is not None:
+            check_quantization(device, None if self._trainer is None else self._trainer.strategy)
+        if training:
+            config = load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+            check_trainable(self.quantization, adapts, config)
+        policy = load_policy(
+            self.name,
+            dtype=torch.float32 if training and not adapts else half,
+            lora=self.lora,
+            adapter=stored,
+            quantization=self.quantization,
+            device=device,
+            gradient_checkpointing=self.gradient_checkpointing,
+            revision=self.revision,
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+        )
+        self.fingerprint = fingerprint(policy)
+        self.adapter_mark = "" if stored is None else adapter_mark(policy)
+        self.policy = policy
+        check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
+        check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
+        if training:
+            copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy
+            if isinstance(self.trainer.strategy, FSDP2Strategy):
+                self._whole, copied = GatheredPolicy(policy, device, half), FrozenShares
+                shard(policy, self.trainer.strategy.device_mesh["data_parallel"])
+            self.versions.make(policy, adapts, half, device, off_is_the_start(self.lora, self.adapter), copied)
+
+    @property
+    def needs(self) -> set[ReferenceKind]:
+        """Versions of the policy that somebody asks for: add to them before the weights are loaded."""
+        return self.versions.needs
+
+    def version(self, which: ReferenceKind) -> AbstractContextManager[nn.Module]:
+        """The policy as it was at the start (``frozen``), as a running mean (``ema``), or ``synced``."""
+        assert self.policy is not None
+        if self._whole is not None:
+            return self._whole.version(which, self.versions, self.policy)
+        return self.versions.at(which, self.policy)
+
+    def whole_policy(self) -> AbstractContextManager[nn.Module]:
+        """The policy to sample from. Where processes share its weights out they are gathered; no gradients then."""
+        assert self.policy is not None
+        return nullcontext(self.policy) if self._whole is None else self._whole.policy(self.policy)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As in the base class; then the versions of the policy follow it."""
+        super().optimizer_step(*args, **kwargs)
+        assert self.policy is not None
+        self.versions.follow(self.policy, self.trainer.global_step + 1)  # counted after this hook
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether updates take loss and gradient of the logits together."""
+        assert self.policy is not None
+        return takes_fused_loss(self.policy, self.loss, self.entropy_bonus.measured, self.plain_forward)
+
+    # -- one update ------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one slice: its part of the window's mean.
+
+        Lightning divides by the slices of a window and DDP averages over processes: both are undone here, so
+        that the gradient is that of the whole window however it is cut.
+        """
+        assert self.policy is not None
+        rollout: Rollout = batch["rollout"]
+        set_training_mode(self.policy, training=True, dropout=self.dropout)
+        result = slice_loss(
+            self.policy,
+            rollout,
+            batch["denominator"],
+            batch["old_logprob"],
+            loss=self.loss,
+            with_entropy=self.entropy_bonus.measured,
+            entropy_coefficient=self.entropy_bonus.present,
+            plain=self.plain_forward,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            kl_coefficient=self.kl_coefficient,
+            kl_estimator=self.kl_estimator,
+        )
+        self._count(result)
+        return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _count(self, result: PolicyLoss) -> None:
+        values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
+        self._sums = values if self._sums is None else self._sums + values
+
+    def window_metrics(self) -> dict[str, float]:
+        """Means over the optimiser step just taken, over all processes; gets ready for the next one.
+
+        That is, it starts new sums, and adapts the entropy's coefficient where there is a target.
+        """
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        loss, ratio, clipped, kl, entropy, tokens = sums.tolist()
+        empty, tokens = not tokens, max(tokens, 1.0)
+        self._sums = None
+        metrics = {
+            "train/loss": loss,
+            "train/ratio_mean": ratio / tokens,
+            "train/clip_fraction": clipped / tokens,
+            "train/learning_rate": self._learning_rate,
+        }
+        if self.reference in self.needs:
+            metrics["train/kl"] = kl / tokens
+        if self.entropy_bonus.measured:
+            metrics["train/entropy"] = entropy / tokens
+        if self.entropy_bonus.target is not None:
+            metrics["train/entropy_coefficient"] = self.entropy_bonus.present
+        if not empty:
+            self.entropy_bonus.follow(entropy / tokens)
+        if self._grad_norm is not None:
+            metrics["train/grad_norm"] = float(self._grad_norm)
+        return metrics
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Keep what the step is taken with: the gradient's norm before clipping, the learning rate."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._grad_norm = gather(nn.utils.get_total_norm(grads))
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over the trainable weights, and its schedule in optimiser steps."""
+        from transformers import get_scheduler
+
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        total = self.total_steps()
+        warmup = round(self.warmup_ratio * total)
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimiser steps of the run: ``max_steps`` or ``max_epochs``, whichever ends it.
+
+        Not ``estimated_stepping_batches``: that makes the loader before its resumed state is there.
+        """
+        trainer = self.trainer
+        steps, epochs = trainer.max_steps, trainer.max_epochs or -1
+        if epochs < 0:
+            return max(1, steps)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        all_epochs = max(1, epochs * len(datamodule.train_dataloader()) // trainer.accumulate_grad_batches)
+        return all_epochs if steps < 0 else min(steps, all_epochs)
+
+    # -- the other commands: the Evaluation callback does their work ------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse a Trainer that would run through these commands without doing anything."""
+        quiet_lightning()
+        check_strategy(type(self.trainer.strategy).__name__)
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
+        from rlif_lightning.callbacks import Evaluation
+
+        if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError("Nothing evaluates", do="give the Trainer a rlif_lightning.callbacks.Evaluation")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Done by the Evaluation callback."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Done by the Evaluation callback."""
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        """Done by the Evaluation callback."""
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def _trainable(self) -> dict[str, torch.Size]:
+        """Names and shapes of what a checkpoint holds."""
+        return {name: weight.shape for name, weight in trainable(self).items()}
+
+    @property
+    def origin(self) -> Identity:
+        """What trainable weights alone do not say."""
+        return {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "lora": self.lora,
+            "adapter": self.adapter,
+            "adapter_mark": self.adapter_mark,
+            "quantization": self.quantization,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trainable weights only, and whose they are."""
+        names = self._trainable()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["rlif"] = {**self.origin, "versions": self.versions.to_checkpoint(keep=self.global_rank == 0)}
+        checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another model."""
+        mark = checkpoint.get("rlif")
+        if mark is None:
+            raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
+        shapes = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
+        check_identity(mark, self.origin, self._trainable() == shapes, self._can_train)
+        self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
+        self.versions.from_checkpoint(mark.get("versions", {}))  # a checkpoint from before there were any: none kept

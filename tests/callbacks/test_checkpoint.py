@@ -1,0 +1,199 @@
+"""Checkpoint files: when they are written, what they hold, and what is refused."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
+from rlif_lightning.callbacks.checkpoint import AtomicCheckpointIO, read_checkpoint
+from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration
+from rlif_lightning.errors import UserError
+
+
+def last(folder):
+    return read_checkpoint(Path(folder) / "runs" / "run" / "1" / "checkpoints" / "last.ckpt")
+
+
+def test_a_failed_write_leaves_the_file_before_whole(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1, "x": torch.ones(2)}, path)
+
+    def full(checkpoint, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        AtomicCheckpointIO().save_checkpoint({"global_step": 2}, path)
+    assert read_checkpoint(path)["global_step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_nothing_is_written_outside_of_the_folder(tmp_path, monkeypatch):
+    """Lightning writes to the system's temporary folder first; a full disk then costs the file before."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    AtomicCheckpointIO().save_checkpoint({"global_step": 2}, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt") == {"global_step": 2}
+
+
+def test_what_was_read_stays_when_the_file_is_replaced(tmp_path):
+    """It is read from the disk as it is used; changes in place never reach the file."""
+    io, path, values = AtomicCheckpointIO(), tmp_path / "last.ckpt", torch.arange(5000.0)
+    io.save_checkpoint({"global_step": 1, "x": values}, path)
+    read = io.load_checkpoint(path)
+    io.load_checkpoint(path)["x"].zero_()
+    assert torch.equal(read_checkpoint(path)["x"], values)
+    io.save_checkpoint({"global_step": 2, "x": -values}, path)
+    assert torch.equal(read["x"], values)
+
+
+@pytest.mark.parametrize("kind", ["pickled object", "cut short", "text", "empty", "other content"])
+def test_what_is_no_checkpoint_is_refused(rlif, small_fit, tmp_path, capsys, kind):
+    path = tmp_path / "bad.ckpt"
+    torch.save({"global_step": 1, "x": argparse.Namespace(a=1)} if kind == "pickled object" else [1, 2], path)
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind in ("text", "empty"):
+        path.write_text("no checkpoint\n" if kind == "text" else "")
+    with pytest.raises(SystemExit) as ended:
+        rlif("fit", *small_fit, "--ckpt_path", path)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: The checkpoint can't be read" in error
+    assert ("could run any code" in error) == (kind == "pickled object")
+
+
+def test_only_trainable_weights_are_kept(rlif, small_fit):
+    folder = rlif("fit", *small_fit, "--trainer.max_steps=1")
+    names = set(last(folder)["state_dict"])
+    assert names and all(n.startswith("policy.") for n in names)  # the KL reference is a frozen copy
+    rlif("fit", *small_fit, "--trainer.max_steps=1", "--model.lora={r: 2}", "--runs=lora")
+    stored = read_checkpoint(folder / "lora" / "run" / "1" / "checkpoints" / "last.ckpt")
+    assert stored["state_dict"] and all("lora_" in n for n in stored["state_dict"])
+
+
+def test_a_save_waits_for_the_end_of_the_rollout(rlif, small_fit, monkeypatch):
+    saved = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def noted(self, checkpoint, path, storage_options=None):
+        saved.append(checkpoint["global_step"])
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
+    settings = ["--rollout.passes=4", "--checkpoint.every=3", "--checkpoint.keep=2", "--trainer.max_steps=12"]
+    folder = rlif("fit", *small_fit, *settings)
+    assert saved == [4, 8, 12]
+    checkpoints = folder / "runs" / "run" / "1" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["last.ckpt", "step=12.ckpt", "step=8.ckpt"]
+    assert read_checkpoint(checkpoints / "step=8.ckpt")["global_step"] == 8
+
+
+def test_file_systems_without_links(rlif, small_fit, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    folder = rlif("fit", *small_fit, "--checkpoint.every=1", "--checkpoint.keep=1")
+    checkpoints = folder / "runs" / "run" / "1" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["last.ckpt", "step=2.ckpt"]
+
+
+def test_bad_settings():
+    with pytest.raises(UserError, match="every"):
+        RolloutCheckpoint(every=0)
+
+
+def test_only_what_was_changed_is_brought_back():
+    """An optimiser may keep its state beside its settings (schedule-free ones do): that stays as restored."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.25)
+    now = configuration(optimizer)["groups"]
+    optimizer.param_groups[0].update(lr=0.1, weight_decay=0.0, steps_so_far=7)
+    was = [{**now[0], "lr": 0.125, "steps_so_far": 0}]
+    now[0]["steps_so_far"] = 0
+    assert bring_back(optimizer, now, was) == ["lr 0.125 -> 0.5"]
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["steps_so_far"]) == (0.5, 0.0, 7)
+
+
+def test_sigterm_saves_at_the_end_of_the_rollout_and_stops(rlif, small_fit, monkeypatch, caplog):
+    """In the first of four updates of the second rollout: the run ends after the fourth, and goes on exactly."""
+    settings = [*small_fit, "--rollout.passes=4", "--trainer.max_steps=12", "--model.schedule=cosine"]
+    whole = rlif("fit", *settings, "--runs=whole")
+    before = signal.getsignal(signal.SIGTERM)
+    start = RolloutCallback.on_train_batch_start
+
+    def terminated(self, trainer, pl_module, batch, batch_idx):
+        start(self, trainer, pl_module, batch, batch_idx)
+        if batch_idx == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutCallback, "on_train_batch_start", terminated)
+        rlif("fit", *settings)
+    assert last(whole)["global_step"] == 8
+    assert "Stopped by SIGTERM after step 8; continue with --ckpt_path last" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) == before
+    rlif("fit", *settings, "--ckpt_path=last")
+    one = last(whole)["state_dict"]
+    two = read_checkpoint(whole / "whole" / "run" / "1" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(one[n], two[n]) for n in two)
+    texts = [(whole / runs / "run" / "1" / "completions.jsonl").read_bytes() for runs in ("runs", "whole")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_process_that_is_ended_leaves_a_checkpoint(small_fit, tmp_path, number):
+    command = [sys.executable, "-m", "rlif_lightning", "fit", *small_fit, "--checkpoint.every=1"]
+    process = subprocess.Popen(
+        [*command, "--trainer.max_steps=100000"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    path = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
+    assert (f"Stopped by {number.name} after step" in errors) == (number != signal.SIGKILL)
+    assert read_checkpoint(path)["global_step"] >= 1
+
+
+def test_fit_twice_in_one_process_without_the_command_line(model_folder, problems_file, tmp_path):
+    from lightning.pytorch import Trainer
+
+    from rlif_lightning.data.module import PromptDataModule
+    from rlif_lightning.data.problems import Source
+    from rlif_lightning.training.module import RLIFModule
+
+    def fit():
+        seed_everything(0, verbose=False)
+        module = RLIFModule(str(model_folder()))
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=2,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=tmp_path,
+            callbacks=[RolloutCallback(2, 2, max_new_tokens=4), RolloutCheckpoint()],
+        )
+        source = Source(str(problems_file), prompt="question", answer=None)
+        trainer.fit(module, datamodule=PromptDataModule(source, template="{prompt} "))
+        return module.state_dict()
+
+    one, two = fit(), fit()
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2

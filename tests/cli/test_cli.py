@@ -1,0 +1,335 @@
+"""The command line: what each command reads, refuses and suggests; no model is loaded before it is needed."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlif_lightning.main import main
+
+NOWHERE = "/nowhere/at/all"
+
+
+@pytest.fixture
+def no_loading(monkeypatch):
+    """Any attempt to load a model or a tokenizer fails the test."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model or a tokenizer was loaded")
+
+    for cls in (AutoModelForCausalLM, AutoTokenizer):
+        monkeypatch.setattr(cls, "from_pretrained", refuse)
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch, no_loading):
+    """``refused("fit", ...)``: the command's complaint, which exits with 2, is short and shows no traceback."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        assert exit_.value.code == 2
+        assert out == ""
+        assert err.startswith("error: "), err
+        assert len(err.splitlines()) <= 3, err
+        assert max(map(len, err.splitlines())) <= 400, err
+        return err
+
+    return run
+
+
+@pytest.fixture
+def settings(capsys, tmp_path, monkeypatch, no_loading):
+    """``settings("fit", ...)``: what --print_config says."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *args):
+        with pytest.raises(SystemExit) as exit_:
+            main([command, *map(str, args), "--print_config"])
+        assert exit_.value.code == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return run
+
+
+# -- help ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_of_a_command_loads_nothing_and_begins_with_one_line_of_usage(command, capsys, no_loading):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert out.splitlines()[0] == f"usage: rlif {command} [--config RECIPE ...] [--setting VALUE ...]"
+    assert "--model.name" in out
+    assert "--evaluation.samples" in out
+
+
+def test_help_names_every_command(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in ("fit", "validate", "test", "predict", "report"))
+
+
+def test_without_a_command_the_help_is_shown_and_the_exit_code_says_that_nothing_was_done(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+    assert "rlif fit --config quickstart" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert version("rlif-lightning") in capsys.readouterr().out
+
+
+def test_help_and_version_import_no_framework():
+    """``rlif --help`` used to take five seconds: it imported torch, Lightning and transformers."""
+    code = (
+        "import sys; from rlif_lightning.main import main; main(['--help']); main(['--version']);"
+        "print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_print_config_asks_for_no_model(settings):
+    config = settings("fit", "--config", "quickstart", "--model.name", NOWHERE)
+    assert config["model"]["name"] == NOWHERE
+    assert config["rollout"]["group_size"] == 8
+
+
+def test_print_config_prints_nothing_else_and_imports_no_architecture(tmp_path):
+    """Seen from outside: no deprecation warnings of the libraries between us and the command line."""
+    code = (
+        "import sys\nfrom rlif_lightning.main import main\n"
+        f"try: main(['fit', '--config', 'quickstart', '--model.name', {NOWHERE!r}, '--print_config'])\n"
+        "finally: print('FOUND', [m for m in sys.modules if '.modeling_llama' in m or m == 'peft.peft_model'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "FOUND []"
+    assert yaml.safe_load(done.stdout.rpartition("FOUND")[0])["model"]["name"] == NOWHERE
+    assert done.stderr == ""
+
+
+# -- what is refused ----------------------------------------------------------------------------------------
+
+# ruff: noqa: E501  the table reads best in one line each
+MISTAKES = {  # the words of a command, and what its complaint must hold
+    "command": (["fitt"], "'fitt'", "rlif fit?"),
+    "other command": (["repport"], "'repport'", "rlif report?"),
+    "recipe as command": (["quickstart"], "'quickstart'", "rlif fit --config quickstart?"),
+    "option first": (["--config", "quickstart", "fit"], "comes first", "rlif fit --config"),
+    "recipe": (["fit", "--config", "quickstar"], "'quickstar'", "'quickstart'"),
+    "recipe file": (["fit", "--config", "quickstart.yaml"], "does not exist", "'quickstart'"),
+    "recipe as word": (["fit", "quickstart"], "'quickstart'", "--config quickstart?"),
+    "key": (["fit", "--rollout.group_sise", "4"], "'--rollout.group_sise'", "--rollout.group_size?"),
+    "abbreviation": (["fit", "--trainer.max_step", "1"], "'--trainer.max_step'", "--trainer.max_steps?"),
+    "room": (["fit", "--rolout.group_size=4"], "'--rolout.group_size'", "--rollout.group_size?"),
+    "key of a source": (["fit", "--data.train.pth", "x"], "data.train", "path?"),
+    "key of an optimizer": (
+        ["fit", "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lrr", "1"], "'lrr'", "lr?",
+    ),
+    "key of a reward": (
+        ["fit", "--rollout.rewards=[SelfCertainty]", "--rollout.rewards.agregation=sum"], "'agregation'", "aggregation?",
+    ),
+    "number": (["fit", "--rollout.group_size", "eight"], "rollout.group_size can't be 'eight'", "a whole number"),
+    "number or null": (["fit", "--evaluation.n", "x"], "evaluation.n can't be 'x'", "a whole number or null"),
+    "truth": (["fit", "--model.dropout", "maybe"], "'maybe'", "true or false"),
+    "choice": (["fit", "--model.loss", "grpoo"], "grpo, dapo, bnpo, dr_grpo, gspo or cispo", "did you mean grpo?"),
+    "choice in a group": (["fit", "--data.answers.compare", "mat"], "data.answers.compare", "did you mean math?"),
+    "number in a group": (["fit", "--data.train.limit", "x"], "data.train.limit can't be 'x'", "a whole number or null"),
+    "class in a list": (
+        ["fit", "--rollout.rewards=[SelfCertanty]"], "'SelfCertanty'", "rlif_lightning.rewards.SelfCertainty?",
+    ),
+    "class without list": (["fit", "--rollout.rewards=SelfCertainty"], "a list", "--rollout.rewards=[SelfCertainty]?"),
+    "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
+    "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
+    "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
+    "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
+    "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "data.train.path: p.jsonl?"),
+    "class without its setting": (
+        ["fit", "--rollout.rewards=[Length]"], "rollout.rewards: Length needs its setting 'prefer'", "--rollout.rewards.prefer",
+    ),
+    "no value": (["fit", "--model.name"], "--model.name", "no value"),
+    "word": (["fit", "extra"], "'extra'", "settings begin with --"),
+    "missing": (["fit"], "--model.name is missing", "--config"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_three_lines_with_a_suggestion(mistake, refused):
+    args, *parts = MISTAKES[mistake]
+    if args[0] == "fit" and mistake not in ("missing",):
+        args = [*args, *([] if args[-1].startswith("--model.name") else ["--model.name", NOWHERE])]
+    message = refused(*args)
+    assert all(part in message for part in parts), message
+
+
+def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
+    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertainty")
+    assert message.startswith("error: rollout.rewards takes a list")
+
+
+def test_no_reward_at_all(refused):
+    assert "rollout.rewards is empty" in refused("fit", "--config", "quickstart", "--rollout.rewards=[]")
+
+
+def test_ctrl_c_outside_of_training_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlif_lightning.main.run_trainer", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "Stopped."
+
+
+FILES = {  # a recipe, and what its complaint must hold: always the file, and the line where there is one
+    "rollout: {group_sise: 4}": ("line 1", "rollout.group_size?"),
+    "model:\n  name: x\nrolout:\n  group_size: 4": ("line 4", "rollout.group_size?"),
+    "rollout:\n  group_size: eight": ("line 2", "a whole number"),
+    "rollout:\n  group_size: 4\n   rewards: [": ("line 3", "not valid YAML"),
+    "\tmodel: x": ("line 1", "not valid YAML"),
+    "- a\n- b": ("holds no settings",),
+    "": ("is empty",),
+    "rollout:\n  rewards:\n  - class_path: rlif_lightning.rewards.SelfCertanty": ("line 3", "rewards.SelfCertainty?"),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args: {agregation: sum}": (
+        "line 4",
+        "aggregation?",
+    ),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args:\n      aggregation: summ": (
+        "line 5",
+        "mean?",
+        "sum?",
+    ),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n  - class_path: Length": (
+        "line 4",
+        "Length needs",
+        "'prefer'",
+    ),
+    "data:\n  val: null\n  train: {path: p.jsonl, promt: x}": ("line 3", "did you mean prompt?"),
+    "data:\n  train: p.jsonl": ("line 2", "data.train.path: p.jsonl?"),
+    "data:\n  answers:\n    compare: mat": ("line 3", "did you mean math?"),
+    "trainer:\n  max_steps: 1\n  max_step: 4": ("line 3", "trainer.max_steps?"),
+    "model:\n  name: x\n  optimizer:\n    class_path: torch.optim.AdamW\n    init_args: {lrr: 1}": ("line 5", "lr?"),
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_mistake_in_a_recipe_is_named_by_file_and_line(text, refused, tmp_path):
+    """jsonargparse names neither; an overlay among several is then hard to find."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/overlay.yaml").write_text(text)
+    message = refused("fit", "--config", "quickstart", "--config", "own/overlay.yaml", "--model.name", NOWHERE)
+    place, *parts = FILES[text]
+    assert "own/overlay.yaml" in message
+    assert place in message
+    assert any(p in message for p in parts) or not parts, message
+
+
+def test_a_recipe_that_is_no_text(refused, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"model: {name: \xff}")
+    assert "a.yaml" in refused("fit", "--config", "a.yaml")
+
+
+def test_lightnings_own_refusals_are_mistakes_not_crashes(rlif, capsys, small_fit):
+    for wrong in ("--trainer.accelerator=cppu", "--trainer.max_steps=-5", "--trainer.devices=x"):
+        with pytest.raises(SystemExit) as exit_:
+            rlif("fit", *small_fit, wrong)
+        err = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert err.splitlines()[-3] == "error: The Trainer refuses its settings"
+        assert not (Path.cwd() / "runs").exists()
+
+
+# -- how recipes compose ------------------------------------------------------------------------------------
+
+
+def write(path, **content):
+    Path(path).write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_later_recipes_win_and_the_command_line_wins_over_all(settings, tmp_path):
+    one = write(tmp_path / "one.yaml", rollout={"group_size": 4, "prompts_per_step": 6, "max_new_tokens": 9})
+    two = write(tmp_path / "two.yaml", rollout={"group_size": 5, "prompts_per_step": 7})
+    configs = ["--config", "quickstart", "--config", one, "--config", two]
+    rollout = settings("fit", *configs, "--rollout.group_size=6")["rollout"]
+    assert (rollout["group_size"], rollout["prompts_per_step"], rollout["max_new_tokens"]) == (6, 7, 9)
+    # also when the setting stands before the recipes? No: words are read in their order, and the last wins
+    assert settings("fit", *configs)["rollout"]["group_size"] == 5
+
+
+def rewards_of(config):
+    return [(r["class_path"].split(".")[-1], r["init_args"]) for r in config["rollout"]["rewards"]]
+
+
+def test_an_overlay_replaces_the_list_of_rewards_whole(settings, tmp_path):
+    """Two rewards with settings, then one of another class: nothing of the two may be left in it."""
+    room = "rlif_lightning.rewards."
+    two = [
+        {"class_path": room + "TokenEntropy", "init_args": {"aggregation": "sum", "weight": 0.5}},
+        {"class_path": room + "Random", "init_args": {"weight": 0.25}},
+    ]
+    first = write(tmp_path / "first.yaml", rollout={"rewards": two})
+    second = write(tmp_path / "second.yaml", rollout={"rewards": [{"class_path": room + "TrajectoryEntropy"}]})
+    same = write(tmp_path / "same.yaml", rollout={"rewards": [{"class_path": room + "TokenEntropy"}]})
+    configs = ["--config", "quickstart", "--config", first]
+    assert [name for name, _ in rewards_of(settings("fit", *configs))] == ["TokenEntropy", "Random"]
+    default = {"aggregation": "mean", "k": 16, "q": 0.2, "annotator": "policy", "weight": 1.0}
+    one = settings("fit", *configs, "--config", second)
+    assert rewards_of(one) == [("TrajectoryEntropy", default)]
+    again = settings("fit", *configs, "--config", same)
+    assert rewards_of(again) == [("TokenEntropy", default)]
+    back = settings("fit", *configs, "--config", second, "--config", first)
+    assert [(n, a["weight"]) for n, a in rewards_of(back)] == [("TokenEntropy", 0.5), ("Random", 0.25)]
+
+
+def test_an_overlay_from_the_command_line_replaces_the_rewards(settings):
+    config = settings("fit", "--config", "quickstart", "--rollout.rewards=[Random]")
+    assert [name for name, _ in rewards_of(config)] == ["Random"]
+
+
+def test_a_local_file_wins_over_a_shipped_recipe_only_where_it_is_named_as_a_path(settings, tmp_path):
+    for name in ("quickstart", "quickstart.yaml"):
+        write(tmp_path / name, model={"name": "local"}, rollout={"group_size": 3})
+    assert settings("fit", "--config", "quickstart")["rollout"]["group_size"] == 8
+    assert settings("fit", "--config", "./quickstart")["rollout"]["group_size"] == 3
+    assert settings("fit", "--config", "quickstart.yaml")["rollout"]["group_size"] == 3
+
+
+def test_a_folder_is_no_recipe(refused, tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    assert "does not exist" in refused("fit", "--config", "folder.yaml")
+
+
+def test_the_run_folder_is_named_after_the_recipes(rlif, small_fit, tmp_path):
+    own = write(tmp_path / "b.yaml", rollout={"temperature": 0.9})
+    args = ["--config", "self_certainty", "--config", own, *small_fit, "--trainer.max_steps=1"]
+    folder = rlif("fit", *args) / "runs/self_certainty+b/1"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["rollout"]["temperature"] == 0.9
+    assert json.loads((folder / "completions.jsonl").read_text().splitlines()[0])["step"] == 0
+    # config.yaml is a recipe itself
+    rlif("fit", "--config", folder / "config.yaml", "--trainer.max_steps=1")
+    assert (tmp_path / "runs/config/1/metrics.csv").is_file()
+
+
+def test_a_warning_of_ours_is_its_text_and_others_keep_their_place(rlif, small_fit, recwarn):
+    import warnings
+
+    from rlif_lightning.callbacks import guard
+
+    rlif("fit", *small_fit, "--trainer.max_steps=1")
+    assert warnings.formatwarning("text", UserWarning, guard.__file__, 7) == "warning: text\n"
+    assert "elsewhere.py:7" in warnings.formatwarning("text", UserWarning, "/somewhere/elsewhere.py", 7)

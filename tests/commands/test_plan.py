@@ -1,0 +1,478 @@
+"""``rlif plan``: counts against real models, memory against what real tensors take, and the command."""
+
+import json
+import shlex
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import memory as bench
+from benchmarks import shapes
+from rlif_lightning.callbacks import RolloutCallback
+from rlif_lightning.commands.plan_cli import device_count, precision_name, shard_count
+from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.errors import UserError
+from rlif_lightning.main import main
+from rlif_lightning.models.fsdp2 import GatheredPolicy
+from rlif_lightning.models.policy import load_policy, set_training_mode
+from rlif_lightning.models.references import References
+from rlif_lightning.planning import dry_run
+from rlif_lightning.planning.advice import eight_bit, fits, knobs, make_fit
+from rlif_lightning.planning.configs import FIGURES, known_config, model_config
+from rlif_lightning.planning.devices import GPUS, parse_device, seconds
+from rlif_lightning.planning.dry_run import Batch, Network
+from rlif_lightning.planning.memory import GIB, cache_room, memory, takes_all_at_once, usable
+from rlif_lightning.planning.settings import Settings, read_settings
+from rlif_lightning.planning.tracker import Alive
+from rlif_lightning.planning.weights import NF4_BITS, count, state_bytes
+from rlif_lightning.rewards import SelfCertainty
+from rlif_lightning.sampling.kv_cache import PreallocatedLayer
+from rlif_lightning.training.module import RLIFModule, default_optimizer
+from tests.conftest import make_config, make_model
+
+PARAMETERS = {  # as the models' cards and weight files have them
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-14B": 14_770_033_664,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+}
+LORA = {"r": 4, "target_modules": "all-linear"}
+
+
+def settings(config=None, **changes):
+    sizes = {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 4}
+    sizes |= {k: changes.pop(k) for k in [*sizes] if k in changes}
+    given = {
+        "model": "x", "config": config or known_config("Qwen/Qwen2.5-1.5B"), "precision": "bf16-mixed",
+        "batch": BatchPlan(**sizes), "max_new_tokens": 256, "prompt_tokens": 128, "optimizer": default_optimizer,
+        "rows": 16,
+    }  # fmt: skip
+    return Settings(**{**given, **changes})
+
+
+# -- weights ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_known_models(name):
+    assert count(settings(known_config(name))).parameters == PARAMETERS[name]
+
+
+def test_a_folders_own_configuration_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config("qwen2", 320)
+    config.save_pretrained(tmp_path / "Qwen/Qwen2.5-1.5B")
+    assert model_config("Qwen/Qwen2.5-1.5B").hidden_size == 32
+    monkeypatch.chdir("/")
+    assert model_config("Qwen/Qwen2.5-1.5B").hidden_size == 1536
+    assert model_config("Qwen/Qwen3-8B-Base").num_hidden_layers == 36
+    with pytest.raises(UserError, match="nobody/nothing"):
+        model_config("nobody/nothing")
+
+
+CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+class OwnConfig(Qwen2Config):
+    model_type = "own"
+
+class Own(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_models_own_code(tmp_path, monkeypatch):
+    """It is run where the recipe trusts it, and nobody is asked on stdin."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    folder = tmp_path / "own"
+    make_config("qwen2", 320).save_pretrained(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    stored |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(stored))
+    (folder / "own.py").write_text(CODE)
+    rollout = RolloutCallback(rewards=[SelfCertainty()])
+    module = RLIFModule(str(folder), lora=LORA, trust_remote_code=True)
+    s = read_settings(module, rollout, precision="32-true", prompt_tokens=9)
+    usual = count(settings(make_config("qwen2", 320), lora=LORA, precision="32-true"))
+    assert type(s.config).__name__ == "OwnConfig" and count(s) == usual
+    assert memory(s).peak > 0
+    with pytest.raises(UserError):
+        read_settings(RLIFModule(str(folder)), rollout, precision="32-true", prompt_tokens=9)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma3"])
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, model_folder):
+    """Numbers and bytes of policy, adapter and frozen copy, tied and untied heads, against tensors."""
+    folder = str(model_folder(architecture))
+    s = settings(model_config(folder), lora=lora, precision=precision)
+    counted = count(s)
+    policy = load_policy(folder, dtype=s.base, lora=lora)
+    adapter = [p for n, p in policy.named_parameters() if "lora_" in n]
+    own = [p for n, p in policy.named_parameters() if "lora_" not in n]
+    assert counted.parameters == sum(p.numel() for p in own)
+    assert counted.trainable == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert counted.loaded == sum(p.numel() * p.element_size() for p in own)
+    assert counted.body == count(s.but(lora=None)).body
+    assert counted.adapter == sum(p.numel() * p.element_size() for p in adapter)
+    if lora is None:
+        versions = References(0.9, 1)
+        versions.needs.add("frozen")
+        versions.make(policy, False, s.half or torch.float32, torch.device("cpu"))
+        assert counted.frozen_copy == sum(p.numel() * p.element_size() for p in versions.parameters())
+
+
+def test_bits_of_nf4():
+    """Against bitsandbytes' own tensors; its codebooks of 16 and 256 numbers are the same for all weights."""
+    bnb = pytest.importorskip("bitsandbytes")
+    weight = torch.randn(1024, 2048)
+    packed, state = bnb.functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+    size = packed.numel() * packed.element_size()
+    size += state.absmax.numel() * state.absmax.element_size() + state.state2.absmax.numel() * 4
+    assert pytest.approx(8 * size / weight.numel(), rel=1e-3) == NF4_BITS
+
+
+def test_states_of_optimisers():
+    bnb = pytest.importorskip("bitsandbytes")
+    assert state_bytes(default_optimizer) == 8
+    assert state_bytes(lambda p: torch.optim.SGD(p, lr=1.0)) == 0
+    assert state_bytes(lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)) == 4
+    real = state_bytes(lambda p: bnb.optim.AdamW8bit(p, lr=1.0))
+    assert state_bytes(eight_bit) == pytest.approx(real, rel=0.05)
+
+
+def test_optimisers_that_copy_everything_on_a_gpu():
+    assert takes_all_at_once(default_optimizer)
+    assert not takes_all_at_once(lambda p: torch.optim.AdamW(p, lr=1.0, foreach=False))
+    assert not takes_all_at_once(lambda p: torch.optim.AdamW(p, lr=1.0, fused=True))
+
+
+# -- activations -----------------------------------------------------------------------------------------------
+
+
+def test_tracker_counts_what_lives():
+    a = torch.ones(1000)
+    with Alive() as alive:
+        b = a * 2  # 4000 bytes
+        c = b.view(10, 100)[2:]  # a view
+        b.add_(1)
+        assert (alive.now, alive.peak) == (4000, 4000)
+        d = c.sum() + a  # 4 bytes for a moment, then 4000
+        assert alive.now == 8000 and alive.peak == 8004
+        del b
+        assert alive.now == 8000  # c still needs it
+        del c
+        assert alive.now == 4000
+        del d
+    assert alive.now == 0
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("shares", [False, True])
+def test_dry_run_is_a_real_forward(architecture, shares, monkeypatch):
+    """Extrapolated from three layers to five, against the storages that autograd keeps of a real forward."""
+    config = make_config(architecture, 320, num_hidden_layers=5)
+    monkeypatch.setattr("transformers.masking_utils._ignore_causal_mask_sdpa", lambda *_, **__: False)  # as padding
+    network, batch = Network(config, None, torch.float32), Batch(4, 2 if shares else 4, 24, 40)
+    planned = dry_run.update(network, batch)
+    model = make_model(architecture, num_hidden_layers=5)
+    set_training_mode(model, training=True)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no address comes twice
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        hidden = dry_run._hidden(model, batch, network)
+    keep(hidden)
+    assert planned.kept == pytest.approx(sum(s.nbytes() for s in kept.values()), rel=0.06)
+    assert planned.backward > planned.kept_backward > 0
+
+
+def test_checkpointing_keeps_little():
+    network = Network(make_config("qwen2", 320, num_hidden_layers=12), None, torch.float32)
+    checked = Network(network.config, None, torch.float32, gradient_checkpointing=True)
+    batch = Batch(4, 4, 24, 40)
+    plain, few = dry_run.update(network, batch), dry_run.update(checked, batch)
+    assert few.kept < plain.kept / 5
+    assert few.backward < plain.backward / 3
+
+
+def test_room_of_the_cache():
+    for prompt, tokens in ((5, 3), (100, 40), (512, 768), (700, 3072), (10, 1)):
+        layer = PreallocatedLayer()
+        layer.update(*[torch.zeros(1, 1, prompt, 1)] * 2)
+        for _ in range(tokens - 1):
+            layer.update(*[torch.zeros(1, 1, 1, 1)] * 2)
+        assert layer.keys.shape[2] == cache_room(prompt, tokens)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------
+
+
+def test_hand_worked_parts():
+    """Full fine-tuning of 1.5 G parameters, in GiB by hand."""
+    w = 1_543_714_304
+    s = settings(versions=frozenset({"frozen"}), gradient_checkpointing=True)
+    phases = memory(s).phases
+    assert phases["update"]["weights"] == 4 * w
+    assert phases["update"]["gradients"] == 4 * w
+    assert phases["update"]["optimiser"] == 8 * w
+    assert phases["rollout"]["optimiser"] == 8 * w
+    assert phases["optimiser step"]["temporary"] == 4 * w
+    tied = 151_936 * 1536  # and norms and biases stay in fp32
+    assert phases["update"]["reference"] == pytest.approx(2 * (w - tied) + 4 * tied, rel=1e-3)
+    # 16 rows with room for 385 tokens, 28 layers, 2 heads of 128, bf16.
+    assert phases["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (2 + 2)
+    adapted = memory(settings(lora=LORA, precision="bf16-mixed")).phases
+    assert adapted["rollout"]["KV cache"] == 16 * 385 * 28 * 2 * 128 * (2 + 2)
+
+
+def test_what_changes_the_peak():
+    s = settings(lora=LORA, versions=frozenset({"frozen"}))
+    base = memory(s)
+    assert "reference" not in base.phases["update"]  # the adapter switched off
+    assert memory(s.but(from_adapter=True)).phases["update"]["reference"] == 4 * base.weights.trainable
+    assert memory(s.but(gradient_checkpointing=True)).peak < base.peak
+    assert memory(s.but(micro_batch_size=2)).peak < base.peak
+    assert memory(s.but(quantization="nf4")).phases["update"]["weights"] < 0.4 * base.phases["update"]["weights"]
+    assert memory(s.but(plain=True, one_pass=False)).peak > base.peak
+    full = memory(settings())
+    half = memory(settings(shards=2))
+    assert half.phases["update"]["optimiser"] == full.phases["update"]["optimiser"] // 2
+
+
+def test_buckets_of_ddp():
+    """As DDP allocates them: 4 bytes of each number that trains, from the start to the end of a run."""
+    two = replace(settings().batch, world_size=2)
+    for lora in (None, LORA):
+        alone, several = memory(settings(lora=lora)), memory(settings(lora=lora, batch=two))
+        assert several.phases["load"] == alone.phases["load"]
+        for phase in ("rollout", "update", "optimiser step"):
+            assert several.phases[phase]["buckets"] == 4 * alone.weights.trainable
+            assert "buckets" not in alone.phases[phase]
+    assert "buckets" not in memory(settings(batch=two, shards=2)).phases["update"]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])  # one of them with a tied head
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_gathered_weights_are_those_of_the_module(architecture, lora, model_folder):
+    folder = str(model_folder(architecture))
+    s = settings(model_config(folder), lora=lora, shards=4, versions=frozenset({"frozen"}))
+    phases = memory(s).phases
+    policy = load_policy(folder, dtype=s.base, lora=lora)
+    in_layers = [p for n, p in policy.named_parameters() if ".layers." in n]
+    others = [p for n, p in policy.named_parameters() if ".layers." not in n]
+    layers = s.config.num_hidden_layers
+    expected = sum(p.nbytes for p in others) + sum(p.nbytes for p in in_layers) * 2 / layers
+    assert phases["update"]["gathered"] == pytest.approx(expected, rel=0.01)  # the last norm
+    whole = GatheredPolicy(policy, torch.device("cpu"), torch.bfloat16)
+    with whole.at("policy", dict(policy.named_parameters())) as model:
+        expected = sum(p.nbytes for p in model.parameters())
+    assert phases["rollout"]["gathered"] == phases["reference"]["gathered"] == expected
+
+
+def test_sharded_layers_that_recompute_keep_no_casts():
+    """2 bytes per number of the body's linear layers, less what a copy takes for a moment."""
+    s = settings(gradient_checkpointing=True)
+    batch, body = Batch(4, 4, 128, 256), 2 * count(s).body
+    kept, sharded = (dry_run.update(x.network, batch).kept for x in (s, s.but(shards=2)))
+    assert kept - sharded == pytest.approx(body, rel=0.01)
+
+
+def test_gradients_wait_where_a_prompt_is_shared():
+    """Next to no tokens, so the end of the backward is the peak: the embedding's gradient, and all that waits."""
+    s = settings(max_new_tokens=2, prompt_tokens=4, prompts_per_step=2, precision="32-true")
+    update = memory(s).phases["update"]
+    assert update["temporary"] == update["gradients"]
+    assert update["head"] == 4 * memory(s).weights.head  # tied: it waits for the embedding's
+    assert memory(s.but(gradient_checkpointing=True)).phases["update"]["temporary"] < update["gradients"] / 2
+
+
+def test_rows_follow_the_memory():
+    s = settings(lora=LORA, rows=None, prompts_per_step=512, max_new_tokens=4096)
+    small, large = (memory(s, usable(size)) for size in (8, 24))
+    assert 4 <= small.rows < large.rows < 512 * 4
+    for size, plan in ((8, small), (24, large)):
+        assert sum(plan.phases["rollout"].values()) <= usable(size)
+
+
+@pytest.mark.slow
+def test_knobs_make_it_fit():
+    s = settings(versions=frozenset({"frozen"}), max_new_tokens=1024)
+    assert not fits(s)[24] and fits(s.but(lora=LORA, gradient_checkpointing=True))[24]
+    turned, plan = make_fit(s, usable(4))
+    assert plan.peak <= usable(4)
+    assert any("--model.lora" in k.words for k in turned) and any("nf4" in k.words for k in turned)
+    _, hopeless = make_fit(s, usable(1))
+    assert hopeless.peak > usable(1)
+    for group in knobs(s):
+        for knob in group:
+            s.but(**knob.change)  # every change is one that settings know
+
+
+def test_time_by_hand():
+    """Updates of LoRA with checkpointing take 2 + 1 forwards of 2 operations per weight and token."""
+    s = settings(lora=LORA, gradient_checkpointing=True)
+    plan = memory(s)
+    numbers = plan.weights.body + plan.weights.head
+    tokens = 16 * (64 + 128)
+    found = seconds(s, plan, GPUS["rtx4090"])
+    assert found["update"] == pytest.approx(3 * 2 * numbers * tokens / (0.4 * 165e12), rel=0.05)
+    assert found["update"] < seconds(s, plan, GPUS["rtx3060"])["update"]
+    assert "reference" not in found
+
+
+# -- against the allocator -------------------------------------------------------------------------------------
+
+
+def check(case, tmp_path, least, rel=0.2):
+    shapes.save(tmp_path, "A", case.prompt, **case.sizes)
+    found, planned, parameters = bench.measured(case, str(tmp_path))
+    assert parameters >= least
+    assert max(planned.values()) == pytest.approx(max(found.values()), rel=rel)
+    for phase in found:
+        assert planned[phase] == pytest.approx(found[phase], rel=0.3, abs=2e6), phase
+
+
+DEEP = {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768}
+BROAD = {"vocab_size": 16384, "hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "model", "rel"),
+    [
+        (DEEP, {"kl_coefficient": 0.01}, 0.06),  # shared prompts: gradients wait for the second use of the weights
+        (DEEP, {"lora": bench.LORA, "gradient_checkpointing": True}, 0.2),
+        (BROAD, {}, 0.06),  # the gradients of a tied head, last of all
+    ],
+)
+def test_small_model_against_the_allocator(sizes, model, rel, tmp_path):
+    check(bench.Case("small", sizes, model, tokens=24), tmp_path, 4e6, rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [{"kl_coefficient": 0.01}, {"lora": bench.LORA}])
+def test_large_model_against_the_allocator(model, tmp_path):
+    """More than 100 M parameters, two steps of the real Trainer, within 20 % of the allocator's peak."""
+    check(bench.Case("large", bench.TALL, model, tokens=32), tmp_path, 1e8)
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def plan(*arguments):
+    main(["plan", *arguments])
+
+
+def test_command(capsys, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # no weights are loaded
+    files = [f"--picture={tmp_path / 'plan.png'}", f"--json={tmp_path / 'plan.json'}"]
+    plan("--config", "gsm8k", "--device", "rtx4090", *files)
+    out = capsys.readouterr().out
+    assert "1,543,714,304 parameters" in out and "32 prompts x 8 completions = 256" in out
+    assert "fits GPUs of 8, 12, 16, 24, 48, 80 GB" in out and "RTX 4090" in out and "never measured" in out
+    assert max(map(len, out.splitlines())) <= 130 and len(out.splitlines()) < 35
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+    report = json.loads((tmp_path / "plan.json").read_text())
+    assert report["peak"] == max(sum(p.values()) for p in report["phases"].values())
+
+
+def test_time_of_a_recipe_by_epochs(capsys):
+    """How many steps it takes is not known before the data are read."""
+    recipe = ["--config", "gsm8k", "--device", "rtx4090"]
+    plan(*recipe, "--trainer.max_steps", "-1")
+    by_epochs = capsys.readouterr().out
+    plan(*recipe, "--trainer.max_steps", "70")
+    by_steps = capsys.readouterr().out
+    assert "70 steps" in by_steps and "s per step" in by_epochs
+    assert " steps" not in by_epochs[by_epochs.index("s per step") :]
+
+
+@pytest.mark.slow
+def test_command_refuses_what_cannot_fit_and_says_what_would(capsys):
+    recipe = ["--config", "intuitor", "--rollout.prompts_per_step", "16"]
+    with pytest.raises(SystemExit) as caught:
+        plan(*recipe, "--device", "16GB")
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert "does not fit on 16 GB" in error and "Traceback" not in error
+    words = shlex.split(error.split("do: ")[1].split(" (peak")[0])
+    plan(*recipe, "--device", "16GB", *words)  # what it told us to do
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "gsm8k", "--model.name", "nobody/nothing"], "nobody/nothing"),
+        (["--config", "gsm8k", "--device", "toaster"], "neither a size nor a known GPU"),
+        (["--config", "gsm8k", "--rollout.micro_batch_size", "7"], "does not divide"),
+        (["--config", "gsm8k", "--model.name", "./missing/folder"], "no config.json"),
+    ],
+)
+def test_users_mistakes(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        plan(*arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_of_the_trainer():
+    assert [device_count(x) for x in ("auto", -1, 4, "4", [0, 2], "0,1,")] == [1, 1, 4, 4, 2, 2]
+    assert precision_name("bf16") == "bf16-mixed" and precision_name(None) == "32-true"
+    assert shard_count("ddp", 4, 1) == 1
+
+    sizes = {"data_parallel_size": 4, "tensor_parallel_size": 1}
+    strategy = SimpleNamespace(class_path="lightning.pytorch.strategies.ModelParallelStrategy", init_args=sizes)
+    assert shard_count(strategy, 8, 2) == 4
+    assert parse_device("RTX 3060") == (12, GPUS["rtx3060"]) and parse_device("24 GB") == (24, None)
+
+
+def test_settings_of_a_recipe(model_folder):
+    module = RLIFModule(str(model_folder()), kl_coefficient=0.1, reference="ema", loss="gspo", lora=LORA)
+    rollout = RolloutCallback(prompts_per_step=8, rewards=[SelfCertainty(annotator="reference")])
+    found = read_settings(module, rollout, precision="32-true", prompt_tokens=9, devices=2, shards=2)
+    assert found.versions == {"ema", "frozen"} and not found.one_pass and found.batch.world_size == 2
+    assert found.base == torch.float32 and found.half is None and found.rows is None and found.native
+
+
+def test_an_adapters_own_settings(model_folder, tmp_path):
+    """All that decide about its size; its weights are not needed, a broken file is a message."""
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "bias": "lora_only", "rank_pattern": {"v_proj": 8}}
+    folder = str(model_folder())
+    load_policy(folder, dtype=torch.float32, lora=lora).save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    rollout = RolloutCallback(rewards=[SelfCertainty()])
+
+    def read():
+        module = RLIFModule(folder, adapter=str(tmp_path))
+        return read_settings(module, rollout, precision="32-true", prompt_tokens=9)
+
+    assert count(read()) == count(settings(model_config(folder), lora=lora, precision="32-true"))
+    assert read().from_adapter and read().lora["bias"] == "lora_only"
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="can't be read"):
+        read()
+
+
+def test_larger_gpus_leave_more():
+    assert usable(8) < 8 * GIB and usable(24) > 21 * GIB

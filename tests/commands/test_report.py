@@ -1,0 +1,223 @@
+import subprocess
+import sys
+
+import pytest
+from matplotlib.colors import to_hex
+
+from rlif_lightning.commands.report import main
+from rlif_lightning.errors import UserError
+from rlif_lightning.runs.curves import curves_figure, draw_curves
+from rlif_lightning.runs.metrics_csv import MetricsCSV
+from rlif_lightning.runs.report import write_report
+from rlif_lightning.runs.summary import summary_table
+
+ACCURACY = {0: 0.3, 2: 0.7, 4: 0.5, 6: 0.1}
+
+
+def make_run(folder, labels=True, steps=6, shift=0.0, rewards=("self_certainty",), kl=False):
+    folder.mkdir(parents=True)
+    table = MetricsCSV(folder / "metrics.csv")
+    for step in range(steps + 1):
+        if labels and step in ACCURACY:
+            table.log(step, {"val/accuracy": 1.0, "val/accuracy_sampled": ACCURACY[step] + shift})
+        if step == steps:
+            break
+        values = {"rollout/reward": step + shift, **{f"rollout/reward/{name}": step**2 for name in rewards}}
+        values |= {"rollout/reward_std": 7.0, "rollout/self_certainty": 2.0 * step, "rollout/entropy": 1 / (step + 1)}
+        values |= {"rollout/completion_tokens": 150.25, "rollout/truncated_fraction": 0.5, "rollout/agreement": 0.5}
+        if labels:
+            values["rollout/accuracy"] = 0.4
+        if kl:
+            values["rollout/kl"] = 0.1 * step
+        table.log(step, values)
+        table.log(step, {"train/loss": 0.0})
+    return folder
+
+
+def panels(figure):
+    return {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+
+
+def curves(ax):
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_every_panel_shows_what_was_logged(tmp_path):
+    shown = panels(curves_figure([make_run(tmp_path / "q" / "1", kl=True)]))
+    assert list(shown) == [
+        "accuracy",
+        "reward",
+        "self-certainty (nats)",
+        "entropy (nats per token)",
+        "agreement in a group",
+        "completion length (tokens)",
+        "KL to the reference (nats)",
+    ]
+    steps = list(range(6))
+    assert curves(shown["reward"]) == [(steps, steps), (steps, [step**2 for step in steps])]
+    assert legend(shown["reward"]) == ["reward", "self_certainty"]
+    assert curves(shown["entropy (nats per token)"]) == [(steps, [1 / (step + 1) for step in steps])]
+    assert curves(shown["completion length (tokens)"]) == [(steps, [150.25] * 6)]
+    assert curves(shown["agreement in a group"]) == [(steps, [0.5] * 6)]
+
+
+def test_the_truncated_share_has_its_own_axis(tmp_path):
+    figure = curves_figure([make_run(tmp_path / "q" / "1")])
+    (right,) = [ax for ax in figure.axes if not ax.get_title()]
+    assert curves(right) == [(list(range(6)), [0.5] * 6)]
+    assert legend(panels(figure)["completion length (tokens)"]) == ["tokens", "truncated share (right)"]
+
+
+def test_one_run_marks_its_best_step_and_its_start(tmp_path):
+    ax = panels(curves_figure([make_run(tmp_path / "q" / "1")]))["accuracy"]
+    sampled, greedy, rollouts, start, best = curves(ax)
+    assert sampled == (list(ACCURACY), list(ACCURACY.values()))
+    assert greedy == ([0, 2, 4, 6], [1.0] * 4)
+    assert rollouts == (list(range(6)), [0.4] * 6)
+    assert start[1] == [0.3, 0.3]
+    assert best == ([2], [0.7])
+    assert legend(ax)[-2:] == ["start 0.300", "best 0.700 at step 2"]
+    assert ax.lines[0].get_linewidth() > 1.5 * ax.lines[1].get_linewidth()
+    assert ax.lines[2].get_alpha() < 0.5
+
+
+def test_panels_without_data_are_left_out_and_the_grid_has_no_holes(tmp_path):
+    for n, (labels, kl) in enumerate([(True, True), (True, False), (False, True), (False, False)]):
+        figure = curves_figure([make_run(tmp_path / "q" / str(n), labels=labels, kl=kl)])
+        shown = panels(figure)
+        assert ("accuracy" in shown, "KL to the reference (nats)" in shown) == (labels, kl)
+        cells = []
+        for ax in shown.values():
+            spec = ax.get_subplotspec()
+            cells += [(r, c) for r in spec.rowspan for c in spec.colspan]
+        grid = spec.get_gridspec()
+        assert sorted(cells) == [(r, c) for r in range(grid.nrows) for c in range(grid.ncols)]
+
+
+def test_several_runs_keep_their_colours_over_all_panels(tmp_path):
+    runs = [make_run(tmp_path / "q" / "1"), make_run(tmp_path / "q" / "2", labels=False, shift=5.0)]
+    runs.append(make_run(tmp_path / "r" / "1", shift=0.1, rewards=("verifiable", "format"), kl=True))
+    figure = curves_figure(runs)
+    (key,) = figure.legends
+    names = [text.get_text() for text in key.get_texts()]
+    colours = dict(zip(names, [to_hex(line.get_color()) for line in key.get_lines()], strict=True))
+    assert list(colours) == ["q/1", "q/2", "r/1"]
+    assert len(set(colours.values())) == 3
+    shown = panels(figure)
+    assert [to_hex(line.get_color()) for line in shown["reward"].lines] == list(colours.values())
+    assert [line.get_ydata()[0] for line in shown["reward"].lines] == [0.0, 5.0, 0.1]
+    assert {to_hex(line.get_color()) for line in shown["accuracy"].lines} == {colours["q/1"], colours["r/1"]}
+    assert [to_hex(line.get_color()) for line in shown["KL to the reference (nats)"].lines] == [colours["r/1"]]
+    assert legend(shown["accuracy"]) == ["held-out, sampled", "held-out, greedy", "rollouts"]
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
+    runs = [make_run(tmp_path / root / "q" / "1") for root in ("a", "b")]
+    (key,) = curves_figure(runs).legends
+    assert [text.get_text() for text in key.get_texts()] == [str(run) for run in runs]
+
+
+def test_the_table_holds_start_best_and_end(tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    head, columns, *rows = summary_table(run).splitlines()
+    assert head == "q/1, last step 6"
+    assert columns.split() == ["start", "best", "at", "step", "end"]
+    assert [row.split() for row in rows] == [
+        ["val/accuracy_sampled", "0.300", "0.700", "2", "0.100"],
+        ["val/accuracy", "1.000", "1.000", "0", "1.000"],
+        ["rollout/agreement", "0.500", "0.500", "0", "0.500"],
+        ["rollout/reward", "0.000", "5.000"],
+        ["rollout/self_certainty", "0.000", "10.000"],
+        ["rollout/entropy", "1.000", "0.167"],
+        ["rollout/completion_tokens", "150.2", "150.2"],
+    ]
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_a_run_that_diverged_says_so(tmp_path):
+    run = make_run(tmp_path / "q" / "1", labels=False)
+    table = MetricsCSV(run / "metrics.csv")
+    table.log(6, {"rollout/agreement": float("nan"), "rollout/reward": float("inf")})
+    rows = {row.split()[0]: row.split()[1:] for row in summary_table(run).splitlines()[2:]}
+    assert rows["rollout/agreement"] == ["0.500", "0.500", "0", "nan"]
+    assert rows["rollout/reward"] == ["0.000", "inf"]
+    draw_curves([run], tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("labels", "steps"), [(True, 1), (False, 1), (False, 6), (True, 0)])
+def test_short_and_unlabelled_runs_are_reported(tmp_path, labels, steps):
+    run = make_run(tmp_path / "q" / "1", labels=labels, steps=steps)
+    picture, summary = write_report(run)
+    assert picture == run / "curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert summary.read_text() == summary_table(run)
+    assert ("val/accuracy" in summary.read_text()) == labels
+    if steps == 1:
+        assert panels(curves_figure([run]))["reward"].lines[0].get_marker() == "o"  # a point has no line
+
+
+def test_nothing_logged_yet(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n0,1.0\n")
+    with pytest.raises(UserError, match="nothing to draw"):
+        curves_figure([tmp_path])
+
+
+def test_the_command_redraws_one_run(tmp_path, capsys):
+    run = make_run(tmp_path / "q" / "1")
+    (run / "curves.png").write_text("old")
+    main([str(run), "--output", str(tmp_path / "copies" / "one.pdf")])
+    out = capsys.readouterr().out
+    assert summary_table(run) in out
+    assert (run / "summary.txt").read_text() == summary_table(run)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "copies" / "one.pdf").read_bytes().startswith(b"%PDF")
+    assert all(str(path) in out for path in (run / "curves.png", run / "summary.txt", tmp_path / "copies/one.pdf"))
+
+
+def test_the_command_overlays_several_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / "q" / "1"), make_run(tmp_path / "q" / "2")]
+    main([str(run) for run in runs])
+    out = capsys.readouterr().out
+    assert all(summary_table(run) in out for run in runs)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not any((run / "curves.png").exists() for run in runs)
+
+
+def test_mistakes_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "q" / "1")
+    for words, message in [
+        ([], r"nothing[\s\S]*RUN\.\.\."),
+        ([str(run), "--outptu", "x"], "--outptu"),
+        ([str(run), "--out", "x"], "--out x"),  # no abbreviations
+        (["none"], r"does not exist[\s\S]*none[\s\S]*do: "),
+        (["q"], r"no metrics.csv[\s\S]*name one of q/1"),
+        ([str(run), "none"], "does not exist"),
+        ([str(run), str(run), "--output", "x.nonsense"], r"cannot be written[\s\S]*x.nonsense"),
+        ([str(run), str(run), "--output", str(run / "metrics.csv" / "x.png")], "cannot be written"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            main(words)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["metrics.csv"]
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported(tmp_path):
+    code = """
+import sys, rlif_lightning.runs.report
+from rlif_lightning.commands.report import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert not stop.code
+heavy = {"torch", "lightning", "matplotlib", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rlif report" in done.stdout
+    assert "--output FILE" in done.stdout

@@ -1,0 +1,251 @@
+import json
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.util import tensor_util
+
+from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
+from rlif_lightning.runs.logger import RunLogger
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{text}")
+    for text in ("exists and is not empty", "dataloader is not resumable", "treespec, LeafSpec")
+]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """TensorBoard orders the event files of a run by the second of their creation."""
+    from tensorboard.summary.writer import event_file_writer
+
+    class Clock:
+        now = 1.7e9
+
+        def time(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(event_file_writer, "time", clock)
+    return clock
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0})
+    return accumulator.Reload()
+
+
+def scalars(folder):
+    accumulator = events(folder)
+    return {
+        tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def log_step(logger, step):
+    if step % 2 == 0:
+        logger.log_metrics({"val/accuracy": 0.5 + step, "epoch": 0}, step)
+    logger.log_metrics({"rollout/reward": torch.tensor(0.25 * step), "epoch": 0}, step)
+    logger.log_text("samples", f"text {step}", step)
+    logger.log_histogram("advantage", torch.tensor([step, 1.0, torch.nan, torch.inf]), step)
+
+
+def test_tensorboard_and_the_table_hold_the_same_scalars_at_once(tmp_path):
+    """Read while the logger is still open: who watches sees every step."""
+    logger = RunLogger(tmp_path / "quickstart" / "1")
+    for step in range(3):
+        log_step(logger, step)
+    expected = {"val/accuracy": {0: 0.5, 2: 2.5}, "rollout/reward": {0: 0.0, 1: 0.25, 2: 0.5}}
+    assert scalars(logger.log_dir) == expected
+    assert read_metrics(tmp_path / "quickstart" / "1" / "metrics.csv") == expected
+    logger.finalize("success")
+    accumulator = events(logger.log_dir)
+    assert [(h.step, h.histogram_value.num) for h in accumulator.Histograms("advantage")] == [
+        (0, 2),
+        (1, 2),
+        (2, 2),
+    ]
+    texts = accumulator.Tensors("samples/text_summary")
+    assert [tensor_util.make_ndarray(t.tensor_proto)[0] for t in texts] == [b"text 0", b"text 1", b"text 2"]
+    assert sorted(path.name.split(".")[0] for path in logger.folder.iterdir()) == ["events", "metrics"]
+
+
+def test_a_histogram_without_finite_values_is_left_out(tmp_path):
+    logger = RunLogger(tmp_path / "1")
+    logger.log_histogram("h", torch.full((3,), torch.nan), 0)
+    logger.log_histogram("h", torch.zeros(0), 0)
+    logger.finalize("success")
+    assert events(tmp_path / "1").Tags()["histograms"] == []
+
+
+def test_values_may_come_late_or_without_a_step(tmp_path):
+    logger = RunLogger(tmp_path / "1")
+    logger.log_metrics({"a": 1.0}, 5)
+    logger.log_metrics({"b": 2.0})  # without a step: the present one
+    logger.log_metrics({"a": 3.0}, 4)
+    expected = {"a": {4: 3.0, 5: 1.0}, "b": {5: 2.0}}
+    assert scalars(tmp_path / "1") == read_metrics(tmp_path / "1" / "metrics.csv") == expected
+
+
+def test_the_custom_scalars_page_finds_the_projects_metrics(tmp_path):
+    import re
+
+    logger = RunLogger(tmp_path / "1")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.log_metrics({"a": 1.0}, 1)
+    (event,) = events(tmp_path / "1").Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    (page,) = layout.category
+    assert page.title == "RLIF"
+
+    def charts(tag):  # as TensorBoard matches them
+        found = [c.title for c in page.chart if any(re.compile(t).match(tag) for t in c.multiline.tag)]
+        return " ".join(found).split(" (")[0]
+
+    assert charts("rollout/reward") == charts("rollout/reward/verifiable") == "reward"
+    assert charts("rollout/reward_std") == ""
+    assert charts("val/accuracy") == charts("val/accuracy_sampled") == charts("rollout/accuracy") == "accuracy"
+    assert charts("rollout/self_certainty") == "self-certainty"
+    assert charts("rollout/entropy") == charts("rollout/logprob") == "entropy and log-probability"
+    assert charts("rollout/completion_tokens") == "completion length"
+    assert charts("rollout/truncated_fraction") == "truncated share"
+    assert charts("rollout/kl") == "KL to the reference"
+    assert charts("rollout/agreement") == "agreement"
+    assert charts("time/update") == "time"
+
+
+def interrupted(folder, clock, until=5):
+    logger = RunLogger(folder)
+    for step in range(until):
+        log_step(logger, step)
+    logger.finalize("failed")
+    rows = [json.dumps({"step": step}) + "\n" for step in range(until)]
+    (folder / "completions.jsonl").write_text("".join(rows))
+    clock.now += 10
+
+
+def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path, clock):
+    """TensorBoard ignores a run's first purge mark: a run resumed for the first time showed its old points."""
+    interrupted(tmp_path, clock)
+    logger = RunLogger(tmp_path, resume_step=2)
+    logger.log_metrics({"val/accuracy": 2.5}, 2)
+    logger.log_metrics({"rollout/reward": -1.0}, 2)
+    expected = {"val/accuracy": {0: 0.5, 2: 2.5}, "rollout/reward": {0: 0.0, 1: 0.25, 2: -1.0}}
+    assert read_metrics(tmp_path / "metrics.csv") == expected
+    assert scalars(tmp_path) == expected  # steps 3 and 4 are gone
+    assert (tmp_path / "completions.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+    logger.log_metrics({"rollout/reward": -2.0}, 3)
+    logger.finalize("success")
+    assert scalars(tmp_path)["rollout/reward"] == {0: 0.0, 1: 0.25, 2: -1.0, 3: -2.0}
+    pages = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()  # what TensorBoard serves
+    assert [t.step for t in pages.Tensors("samples/text_summary")] == [0, 1]
+    assert [t.step for t in pages.Tensors("advantage")] == [0, 1]
+    assert [t.step for t in pages.Tensors("val/accuracy")] == [0, 2]
+    assert pages.Tensors("custom_scalars__config__")
+
+
+def test_resuming_is_done_once(tmp_path, clock):
+    interrupted(tmp_path, clock)
+    logger = RunLogger(tmp_path, resume_step=3)
+    logger.log_text("t", "x", 3)
+    with (tmp_path / "completions.jsonl").open("a") as file:
+        file.write('{"step": 3}\n')
+    logger.log_metrics({"rollout/reward": 1.0}, 3)
+    logger.finalize("success")
+    assert (tmp_path / "completions.jsonl").read_text().endswith('{"step": 2}\n{"step": 3}\n')
+
+
+class Tiny(LightningModule):
+    def __init__(self, fail=False):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 if fail else 2, 1)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        with open(f"{self.logger.log_dir}/completions.jsonl", "a") as file:
+            file.write(json.dumps({"step": self.global_step}) + "\n")  # before anything is logged
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(50, 2))
+
+
+def fit(folder, steps, resume_step=None, fail=False):
+    logger = RunLogger(folder, resume_step)
+    keep = ModelCheckpoint(every_n_train_steps=2, save_last=True)
+    trainer = Trainer(
+        max_steps=steps,
+        logger=logger,
+        callbacks=[keep],
+        log_every_n_steps=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    assert trainer.log_dir == str(folder)
+    checkpoint = None if resume_step is None else folder / "checkpoints" / "last.ckpt"
+    trainer.fit(Tiny(fail), ckpt_path=checkpoint)
+
+
+def test_a_real_fit_continues_in_its_folder_as_if_it_had_not_been_interrupted(tmp_path, clock):
+    torch.manual_seed(0)
+    fit(tmp_path / "whole", 6)
+    torch.manual_seed(0)
+    fit(tmp_path / "run", 4)
+    table = MetricsCSV(tmp_path / "run" / "metrics.csv")
+    table.log(4, {"train/loss": 9.0, "train/other": 9.0})  # it had gone on beyond its checkpoint
+    with (tmp_path / "run" / "completions.jsonl").open("a") as file:
+        file.write('{"step": 4}\n{"step"')
+    clock.now += 10
+    fit(tmp_path / "run", 6, resume_step=4)
+    for name in ("metrics.csv", "completions.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    losses = scalars(tmp_path / "run")
+    assert list(losses) == ["train/loss"]
+    assert list(losses["train/loss"]) == [0, 1, 2, 3, 4, 5]
+    assert losses == scalars(tmp_path / "whole")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert not list(tmp_path.rglob("hparams.yaml"))
+
+
+def test_a_checkpoint_that_does_not_fit_costs_the_run_folder_nothing(tmp_path, clock):
+    fit(tmp_path / "run", 4)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.csv", "completions.jsonl")}
+    shown = scalars(tmp_path / "run")
+    clock.now += 10
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fit(tmp_path / "run", 6, resume_step=2, fail=True)
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+    assert scalars(tmp_path / "run") == shown
+
+
+def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
+    from lightning.pytorch.utilities import rank_zero_only
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = RunLogger(tmp_path / "1", resume_step=0)
+    log_step(logger, 0)
+    logger.log_graph(None)
+    logger.save()
+    logger.finalize("success")
+    assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "runs/q/1"])
+def test_the_folder_is_the_log_dir(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    logger = RunLogger(folder)
+    logger.log_metrics({"a": 1.0}, 0)
+    assert (tmp_path / folder / "metrics.csv").exists()
+    assert (tmp_path / folder).samefile(logger.log_dir)
+    assert list((tmp_path / folder).glob("events*"))

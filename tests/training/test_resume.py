@@ -1,0 +1,317 @@
+"""A run that was stopped anywhere and continued is the uninterrupted run, bit by bit."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlif_lightning.cli.trainer import RLIFCLI
+from rlif_lightning.training.module import RLIFModule
+
+UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")
+LORA = ["--model.lora={r: 4, lora_alpha: 8, lora_dropout: 0.1, target_modules: [q_proj, v_proj]}"]
+TWO_PASSES = ["--rollout.passes=2", "--rollout.steps_per_rollout=2", "--model.clip_low=0.05"]
+
+
+class Killed(Exception):
+    """Ends a run as a kill does: nothing is saved on the way out."""
+
+
+@pytest.fixture
+def fit(rlif, small_fit, problems_file, monkeypatch):
+    """``fit(runs, *settings, kill_at=7)``: train, and die in the 7th micro-batch; returns the run folder."""
+    arguments = [
+        *small_fit,
+        "--data.val.path", problems_file, "--data.val.gold", r"[#]{4}\s*(.+)", "--data.train.limit=7",
+        "--evaluation.every=2", "--evaluation.n=3", "--rollout.micro_batch_size=4", "--checkpoint.every=1",
+        "--model.schedule=cosine", "--model.warmup_ratio=0.2", "--trainer.max_steps=8",
+    ]  # fmt: skip
+    step = RLIFModule.training_step
+
+    def run(runs, *settings, kill_at=None):
+        calls = []
+
+        def counted(self, batch, batch_idx):
+            calls.append(1)
+            if len(calls) == kill_at:
+                raise Killed
+            return step(self, batch, batch_idx)
+
+        monkeypatch.setattr(RLIFModule, "training_step", counted)
+        command = ["fit", *arguments, "--runs", runs, *settings]
+        if kill_at is None:
+            rlif(*command)
+        else:
+            with pytest.raises(Killed):
+                rlif(*command)
+        numbers = [int(p.name) for p in Path(runs, "run").iterdir()]
+        return Path(runs).absolute() / "run" / str(max(numbers))
+
+    return run
+
+
+def checkpoint(run, name="last.ckpt"):
+    return torch.load(run / "checkpoints" / name, weights_only=True)
+
+
+def table(run):
+    """Rows of metrics.csv without times and memory."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.startswith(UNCOMPARED)} for row in csv.DictReader(file)]
+
+
+def scalars(run):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith(UNCOMPARED)
+    }
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(one, other):
+    a, b = checkpoint(one), checkpoint(other)
+    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
+        assert same(a[part], b[part]), part
+    assert table(one) == table(other)
+    assert (one / "completions.jsonl").read_bytes() == (other / "completions.jsonl").read_bytes()
+    assert scalars(one) == scalars(other)
+    steps = [int(row["step"]) for row in table(one)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("settings", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("kill_at", "saved"), [(7, 3), (9, 4), (10, 4)], ids=["epoch edge", "mid-epoch", "mid-accumulation"]
+)
+def test_killed_and_continued(fit, kill_at, saved, settings):
+    """Three rollouts an epoch of two micro-batches each; the seventh prompt is left over."""
+    whole = fit("whole", *settings)
+    part = fit("part", *settings, kill_at=kill_at)
+    assert checkpoint(part)["global_step"] == saved
+    assert fit("part", *settings, "--ckpt_path=last") == part
+    assert_same_run(whole, part)
+
+
+def test_killed_within_a_rollout_of_several_passes(fit):
+    """Rollouts serve four steps, so that step 7 goes back to the checkpoint of step 4."""
+    settings = [*TWO_PASSES, "--data.train.limit=9"]
+    whole = fit("whole", *settings)
+    part = fit("part", *settings, kill_at=13)
+    assert [int(row["step"]) for row in table(part)][-1] == 6
+    assert checkpoint(part)["global_step"] == 4
+    fit("part", *settings, "--ckpt_path", part / "checkpoints" / "last.ckpt")
+    assert_same_run(whole, part)
+
+
+@pytest.mark.parametrize("shorter", [3, 4], ids=["evaluation not due", "evaluation due"])
+def test_more_steps_than_at_first(fit, shorter):
+    """The evaluation at the end of the shorter run, where it was not due, is not part of the longer one."""
+    settings = ["--model.schedule=constant", "--model.warmup_ratio=0"]
+    whole = fit("whole", *settings, "--trainer.max_steps=6")
+    part = fit("part", *settings, "--trainer.max_steps", shorter)
+    assert (part / "checkpoints" / "last.ckpt").exists() and int(table(part)[-1]["step"]) == shorter
+    fit("part", *settings, "--trainer.max_steps=6", "--ckpt_path", part)
+    assert_same_run(whole, part)
+
+
+def test_twice_interrupted_and_from_an_older_checkpoint(fit):
+    whole = fit("whole", "--checkpoint.keep=2")
+    part = fit("part", "--checkpoint.keep=null", kill_at=10)
+    part = fit("part", "--checkpoint.keep=null", "--ckpt_path=last", kill_at=4)  # from step 4: dies in step 5
+    assert sorted(p.name for p in (part / "checkpoints").glob("*.ckpt")) == [
+        "last.ckpt", "step=1.ckpt", "step=2.ckpt", "step=3.ckpt", "step=4.ckpt", "step=5.ckpt",
+    ]  # fmt: skip
+    fit("part", "--checkpoint.keep=2", "--ckpt_path", part / "checkpoints" / "step=2.ckpt")
+    assert_same_run(whole, part)
+    for run in (whole, part):
+        assert sorted(p.name for p in (run / "checkpoints").glob("*.ckpt")) == [
+            "last.ckpt",
+            "step=7.ckpt",
+            "step=8.ckpt",
+        ]
+
+
+def test_the_newest_checkpoints_are_kept_after_going_back(fit):
+    """Checkpoints of the steps given up looked newer than those written since, which were deleted."""
+    run = fit("runs", "--checkpoint.keep=2", "--trainer.max_steps=6")
+    fit("runs", "--checkpoint.keep=2", "--ckpt_path", run / "checkpoints" / "step=5.ckpt", kill_at=3)
+    names = sorted(p.name for p in (run / "checkpoints").glob("*.ckpt"))
+    assert names == ["last.ckpt", "step=5.ckpt", "step=6.ckpt"]
+    shutil.copy(run / "checkpoints" / "step=6.ckpt", run / "checkpoints" / "step=90.ckpt")
+    fit("runs", "--checkpoint.keep=2", "--ckpt_path=last", kill_at=3)
+    assert sorted(p.name for p in (run / "checkpoints").glob("*.ckpt")) == ["last.ckpt", "step=6.ckpt", "step=7.ckpt"]
+
+
+def rates(run):
+    return [float(row["train/learning_rate"]) for row in table(run) if row["train/learning_rate"]]
+
+
+def test_settings_on_the_command_line_win_over_the_checkpoints(fit, capsys):
+    """Restoring the optimiser's state brought the old learning rate and weight decay back."""
+    whole = fit("whole")
+    part = fit("part", kill_at=9)
+    changed = ["--model.optimizer.lr=0.006", "--model.optimizer.weight_decay=0.5", "--ckpt_path=last"]
+    fit("part", *changed)
+    assert rates(part) == [*rates(whole)[:4], *[2 * lr for lr in rates(whole)[4:]]]
+    group = checkpoint(part)["optimizer_states"][0]["param_groups"][0]
+    assert group["weight_decay"] == 0.5 and group["initial_lr"] == 0.006 and group["betas"] == (0.9, 0.999)
+    assert not same(checkpoint(part)["state_dict"], checkpoint(whole)["state_dict"])
+
+    fit("again", kill_at=9)  # in two steps as in one
+    fit("again", *changed, kill_at=5)
+    again = fit("again", *changed)
+    assert_same_run(part, again)
+
+
+def test_a_changed_schedule_goes_on_from_where_the_run_stands(fit):
+    part = fit("part", kill_at=9)
+    fit("part", "--ckpt_path=last", "--trainer.max_steps=12")
+    longer = fit("longer", "--trainer.max_steps=12", kill_at=17)
+    assert rates(part)[4:8] == rates(longer)[4:8]
+    fit("other", kill_at=9)
+    other = fit("other", "--ckpt_path=last", "--model.schedule=constant", "--model.warmup_ratio=0")
+    assert rates(other)[4:] == [0.003] * 4
+
+
+def test_the_micro_batch_may_change(fit):
+    """Batches were counted in slices: a run continued with smaller ones skipped prompts."""
+    settings = ["--trainer.max_steps=6"]
+    whole = fit("whole", *settings)
+    part = fit("part", *settings, kill_at=10)
+    fit("part", *settings, "--rollout.micro_batch_size=2", "--ckpt_path=last")
+    a, b = checkpoint(whole), checkpoint(part)
+    for name, value in a["state_dict"].items():
+        torch.testing.assert_close(b["state_dict"][name], value, rtol=1e-3, atol=1e-4)
+    rows = [(run / "completions.jsonl").read_text().splitlines() for run in (whole, part)]
+    assert [row.split('"completion"')[0] for row in rows[0]] == [row.split('"completion"')[0] for row in rows[1]]
+    assert a["epoch"] == b["epoch"]
+
+
+def test_no_run_to_continue(rlif, small_fit, capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        rlif("fit", *small_fit, "--runs", "runs", "--ckpt_path=last")
+    assert ended.value.code == 2
+    assert "no checkpoint to continue" in capsys.readouterr().err
+    assert not Path(tmp_path, "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--data.train.limit=9"], "place in the training data"),
+        (["--rollout.prompts_per_step=4"], "place in the training data"),
+        (["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"], "another optimiser"),
+        (LORA, "other trainable weights"),
+    ],
+    ids=["data", "prompts", "optimiser", "lora"],
+)
+def test_what_cannot_be_continued_is_refused(fit, capsys, settings, message):
+    run = fit("runs", "--trainer.max_steps=2")
+    before = {name: (run / name).read_bytes() for name in ("metrics.csv", "completions.jsonl")}
+    with pytest.raises(SystemExit) as ended:
+        fit("runs", *settings, "--ckpt_path=last")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize("change", ["{r: 2}", "{r: 4, lora_alpha: 16, target_modules: [q_proj, v_proj]}", "null"])
+def test_other_lora_settings_are_refused(fit, capsys, change):
+    """Another alpha fits every weight and makes another policy; another r ended in torch's size mismatch."""
+    fit("runs", *LORA, "--trainer.max_steps=1")
+    with pytest.raises(SystemExit):
+        fit("runs", "--model.lora", change, "--ckpt_path=last")
+    assert "other trainable weights" in capsys.readouterr().err
+
+
+def test_lora_dropout_may_change(fit):
+    fit("runs", *LORA, "--trainer.max_steps=1")
+    settings = ["--model.lora={r: 4, lora_alpha: 8, target_modules: [v_proj, q_proj]}", "--trainer.max_steps=2"]
+    assert checkpoint(fit("runs", *settings, "--ckpt_path=last"))["global_step"] == 2
+
+
+def test_the_checkpoint_of_another_model_is_refused(fit, model_folder, capsys):
+    fit("runs", "--trainer.max_steps=1")
+    with pytest.raises(SystemExit):
+        fit("runs", "--model.name", model_folder("qwen2", seed=1), "--ckpt_path=last")
+    assert "belongs to another model" in capsys.readouterr().err
+
+
+def test_a_fit_within_an_epoch_must_hold_whole_rollouts(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit("runs", "--trainer.limit_train_batches=3")
+    assert "middle of a rollout" in capsys.readouterr().err
+
+
+class OwnMetric(Callback):
+    """As a user writes it: Lightning logs it at the end of the step, after our evaluation of the next one."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.log("own/twice", 2.0 * trainer.global_step)
+
+
+def test_a_users_own_metrics_land_in_the_row_of_their_step(fit, monkeypatch):
+    """The evaluation's row was there already, and the late metric ended the run with a ValueError."""
+    callbacks = RLIFCLI.instantiate_trainer
+
+    def with_own(self, **kwargs):
+        self.config_init[self.subcommand].trainer.callbacks = [OwnMetric(), LearningRateMonitor()]
+        return callbacks(self, **kwargs)
+
+    monkeypatch.setattr(RLIFCLI, "instantiate_trainer", with_own)
+    settings = ["--evaluation.every=1", "--trainer.max_steps=5"]
+    whole = fit("whole", *settings)
+    own = {int(row["step"]): row["own/twice"] for row in table(whole) if row["own/twice"]}
+    assert own == {step: repr(2.0 * (step + 1)) for step in range(5)}
+    part = fit("part", *settings, kill_at=6)
+    fit("part", *settings, "--ckpt_path=last")
+    assert_same_run(whole, part)
+
+
+def test_killed_right_after_going_back(fit):
+    """The logs were cut to the older checkpoint, last.ckpt was still the newer one: rows went missing."""
+    whole = fit("whole", "--checkpoint.keep=null")
+    part = fit("part", "--checkpoint.keep=null", "--checkpoint.every=2")
+    older = part / "checkpoints" / "step=2.ckpt"
+    fit("part", "--checkpoint.every=8", "--ckpt_path", older, kill_at=4)  # dies in step 3, before any save
+    assert sorted(p.name for p in older.parent.glob("*.ckpt")) == ["last.ckpt", "step=2.ckpt"]
+    fit("part", "--ckpt_path=last")
+    assert_same_run(whole, part)
+
+
+def test_another_seed_on_resume_is_said(fit):
+    fit("runs", "--trainer.max_steps=2")
+    with pytest.warns(UserWarning, match="goes on with seed 7, it began with 0"):
+        fit("runs", "--seed_everything=7", "--ckpt_path=last")
+
+
+def test_a_finished_run_is_left_alone(fit, capsys):
+    """Repeating the command with --ckpt_path last used to cut the last evaluation out of metrics.csv."""
+    run = fit("runs", "--trainer.max_steps=4")
+    before = (run / "metrics.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        fit("runs", "--trainer.max_steps=4", "--ckpt_path=last")
+    assert "nothing left to do" in capsys.readouterr().err
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+def test_the_settings_of_the_steps_so_far_are_kept(fit):
+    run = fit("runs", "--trainer.max_steps=2")
+    before = (run / "config.yaml").read_bytes()
+    fit("runs", "--trainer.max_steps=4", "--model.kl_coefficient=0.5", "--ckpt_path=last")
+    assert (run / "config.until-step-2.yaml").read_bytes() == before != (run / "config.yaml").read_bytes()
