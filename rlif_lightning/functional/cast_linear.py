@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlif_lightning.functional.products import Linear
 
-
-class CastLinear(Linear):
+class CastLinear(nn.Linear):
     """``nn.Linear`` that rounds its weight anew in the backward pass of autocast, with gradient (once).
 
     Autograd keeps what a product needs, which under autocast is the rounded copy: when the backward pass begins all
@@ -30,7 +28,7 @@ class CastLinear(Linear):
 def cast_linear(model: nn.Module) -> None:
     """Let the linear layers of a model be :class:`CastLinear`, in place."""
     for module in model.modules():
-        if type(module) in (nn.Linear, Linear):
+        if type(module) is nn.Linear:
             module.__class__ = CastLinear
 
 

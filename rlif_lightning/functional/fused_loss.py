@@ -30,7 +30,6 @@ from rlif_lightning.functional.losses import (
     token_loss,
     token_weights,
 )
-from rlif_lightning.functional.products import add_product, multiply
 
 
 def fused_policy_loss(
@@ -208,9 +207,9 @@ class _FusedLoss(torch.autograd.Function):
             e[torch.arange(len(c), device=c.device), ids[here].long()] -= sums
             e, c = e.to(head.weight.dtype), (c * -(scale / temperature) / sums)[:, None]
             if dh is not None:
-                dh[here] = (c * multiply(e, head.weight)).to(dh.dtype)
+                dh[here] = (c * (e @ head.weight)).to(dh.dtype)
             if dw is not None:
-                add_product(dw, e, (c * hidden[here]).to(e.dtype))
+                _add_product(dw, e.t(), (c * hidden[here]).to(e.dtype))
         ctx.gradients = dh, dw
         ctx.mark_non_differentiable(logprob)
         return total, logprob
@@ -226,3 +225,11 @@ class _FusedLoss(torch.autograd.Function):
         if dw is not None:
             dw.mul_(gradient)  # autograd casts it to the weight's dtype
         return dh, dw, *[None] * 6
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a b in place, also where the factors have less precision than the total."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b

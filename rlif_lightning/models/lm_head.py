@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.products import Linear
-
 
 class LMHead(NamedTuple):
     """What turns hidden states into logits."""
@@ -31,7 +29,7 @@ class LMHead(NamedTuple):
     def weight(self) -> Tensor | None:
         """The weight [V, H] where logits are scale x weight hidden and nothing else; None otherwise."""
         module = self.module
-        if type(module) not in (nn.Linear, Linear) or module.bias is not None or self.softcap is not None:
+        if type(module) is not nn.Linear or module.bias is not None or self.softcap is not None:
             return None
         return None if module._forward_hooks or module._forward_pre_hooks else module.weight
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.products import speed_up
 from rlif_lightning.models.hub import from_hub, is_local, resolve_model
 from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_base, check_fit
 from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
@@ -165,7 +164,6 @@ def load_policy(
     )
     if quantization is not None:
         keep_as_quantised(model)
-    speed_up(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # so inputs need no gradient for an adapter's
     if adapter is not None:

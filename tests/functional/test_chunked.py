@@ -11,7 +11,6 @@ from rlif_lightning.functional.chunked import (
     chunked_stats,
     chunks,
 )
-from rlif_lightning.functional.products import linear
 from rlif_lightning.functional.token_stats import EXTRA, logprobs_and_entropy, token_logprobs, token_stats
 
 M, H, V = 11, 6, 29
@@ -114,7 +113,7 @@ def test_a_plain_head_has_the_logits_of_linear_bit_for_bit(scale, temperature, a
         ids = torch.randint(vocabulary, (rows,))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             head = LinearHead(weight, scale)
-            want = linear(hidden, weight)
+            want = nn.functional.linear(hidden, weight)
             want = want if scale == 1.0 else scale * want
             got = head(hidden)
             assert got.dtype == want.dtype == (torch.bfloat16 if autocast else torch.float32)
