@@ -1,7 +1,6 @@
 """Notice a collapse without labels, and keep the weights from before it."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +9,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rlif_lightning.callbacks.logging import collected_metrics, log_now
 from rlif_lightning.errors import UserError
+from rlif_lightning.guard.decision_file import write_decision
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import Weights, put_weights, trainable_weights
-from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS, replacing
+from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 
@@ -303,26 +303,18 @@ class CollapseGuard(Callback):
     def _write_decision(self) -> None:
         """What was seen, decided and done, as ``guard.json``."""
         assert self.rule is not None
-        fired, handed = self.rule.fired, self.rule.handed_step
-        decision = {
-            "action": self.action,
-            "settings": self.settings,
-            "fired": None if fired is None else {**asdict(fired), "reason": fired.reason},
-            "best_step": self.rule.best_step,
-            "handed_back_step": handed,
-            "weights": GUARD_WEIGHTS if handed in self._kept.steps else None,
-            "taken": self.taken,
-            "accuracy": {name: values for name, values in self.accuracy.items() if values},
-            "signals": {
-                w.signal: {"steps": w.steps, "raw": w.raw, "smoothed": w.smoothed}
-                for w in self.rule.watches
-                if w.steps
-            },
-        }
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / GUARD) as file:
-            lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in decision.items()]
-            file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        handed = self.rule.handed_step
+        weights = GUARD_WEIGHTS if handed in self._kept.steps else None
+        known = {name: values for name, values in self.accuracy.items() if values}
+        write_decision(
+            self._folder / GUARD,
+            self.rule,
+            action=self.action,
+            settings=self.settings,
+            weights=weights,
+            taken=self.taken,
+            accuracy=known,
+        )
 
 
 def has_frozen_reference(module: RLIFModule) -> bool:
