@@ -94,7 +94,7 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the data how many problems go at a time; make a grader; find the engine."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        self.take_sampler(trainer)
+        self.take_sampler(next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None))  # type: ignore[attr-defined]
         self._told = False
         if isinstance(datamodule, PromptDataModule):
             datamodule.eval_batch_size = self.batch_size
@@ -103,9 +103,8 @@ class Evaluation(Callback):
             check_sampler(self.sampler, trainer, self.sampling, prompts)
             self._grader = Grader(datamodule.answers)
 
-    def take_sampler(self, trainer: Trainer) -> None:
+    def take_sampler(self, rollout: RolloutCallback | None) -> None:
         """Use the rollout's engine where no other is given: there may be room for one only."""
-        rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
         if rollout is not None and not self._own_sampler:
             self.sampler = rollout.sampler
 
@@ -173,7 +172,7 @@ class Evaluation(Callback):
         rows: Sequence[int],
         place: tuple[int, int] | None = None,
     ) -> list[Answered]:
-        assert isinstance(module, RLIFModule) and self._grader is not None
+        assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
         prompts = trainer.datamodule.prompts[name]  # type: ignore[attr-defined]
         if not rows:
             return []
@@ -182,7 +181,7 @@ class Evaluation(Callback):
             [(row, prompts[row]) for row in rows],
             self.sampling,
             self.samples,
-            module.decode,
+            module.policy.decode,
             self._grader,
             self.greedy,
             sampling_progress(trainer, place),
@@ -191,10 +190,10 @@ class Evaluation(Callback):
     # -- validate, test, predict -----------------------------------------------------------------------------
 
     def _on_batch(self, trainer: Trainer, pl_module: LightningModule, name: str, batch: list[int]) -> None:
-        assert isinstance(pl_module, RLIFModule)
-        with inference(trainer, pl_module) as policy:  # on all processes, with problems left or without
+        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
+        with inference(trainer, pl_module) as model:  # on all processes, with problems left or without
             if not self._told:
-                self.sampler.update(policy, pl_module.end_ids, pl_module.tokenizer.pad_token_id)
+                self.sampler.update(model, pl_module.policy.end_ids, pl_module.policy.pad_id)
                 self._told = True
             self._results += self._answer(trainer, pl_module, name, batch)
 
@@ -247,7 +246,7 @@ class Evaluation(Callback):
             return
         if self.predictions == "alpaca_eval":
             assert isinstance(pl_module, RLIFModule)
-            name = generator(pl_module.name, trainer.ckpt_path)
+            name = generator(pl_module.policy_settings.name, trainer.ckpt_path)
             path = write_outputs(Path(folder) / "model_outputs.json", results, name)
         else:
             path = write_rows(Path(folder) / "predictions.jsonl", results)
@@ -261,7 +260,8 @@ class Evaluation(Callback):
         return results
 
     def _finish(self, trainer: Trainer, module: LightningModule, name: str) -> None:
-        assert isinstance(module, RLIFModule) and self._grader is not None
+        assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
+        identity = module.policy.identity
         results = self._take(trainer)
         summary = summarise(results, intervals=True)
         timeouts = sum(_everyones(trainer, self._grader.timeouts))
@@ -274,18 +274,18 @@ class Evaluation(Callback):
         report = {
             **summary,
             "by": parts,
-            "model": module.name,
-            "fingerprint": module.fingerprint,
+            "model": identity.model,
+            "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
             "data": asdict(datamodule.sources[name]),
             "answers": asdict(datamodule.answers),
             "template": asdict(datamodule.template),
             "evaluation": {"samples": self.samples, "greedy": self.greedy, **asdict(self.sampling)},
-            "lora": module.lora,
-            "adapter": module.adapter,
-            "quantization": module.quantization,
+            "lora": identity.lora,
+            "adapter": identity.adapter,
+            "quantization": identity.quantization,
             "precision": str(trainer.precision),
-            "end_token_ids": module.end_ids,
+            "end_token_ids": module.policy.end_ids,
             "config": str(folder / CONFIG),
             "grading_timeouts": timeouts,
             "versions": versions(),

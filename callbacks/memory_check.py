@@ -12,8 +12,8 @@ from torch import Tensor
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.callbacks.sampling import ready
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.fsdp2 import shares_out
 from rlif_lightning.models.references import free_memory
+from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.planning.advice import advise
 from rlif_lightning.planning.memory import GIB, Memory, cache_room, memory
 from rlif_lightning.planning.settings import Settings, read_settings

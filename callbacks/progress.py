@@ -194,9 +194,8 @@ def _problems(loader: Any) -> int:
 
 
 @contextmanager
-def counting(trainer: Trainer, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show the progress of work outside the Trainer's loops: yields ``tell(done, note)``."""
-    bar = trainer.progress_bar_callback
+def counting(bar: Any, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show the progress of work without a Trainer: yields ``tell(done, note)``; no bar shows nothing."""
     if not isinstance(bar, StepProgressBar):
         yield lambda done, note=None: None
         return

@@ -283,7 +283,7 @@ class RolloutCallback(Callback):
                 run_seed(),
                 self.plan.group_size,
                 self.sampling,
-                module.decode,
+                module.policy.decode,
                 self._grader,
                 sampling_progress(trainer),
                 self.votes,
@@ -313,9 +313,10 @@ class RolloutCallback(Callback):
 
     def _with_versions(self, rollout: Rollout, module: RLIFModule, slices: list[Tensor]) -> Rollout:
         """Score the rollout under other versions of the policy: for the KL term, and for rewards of theirs."""
+        assert module.policy is not None
         for which in sorted(module.needs):
             names = [a for a in self._annotators if ANNOTATORS[a] == which]
-            with module.version(which) as model:
+            with module.policy.reference(which) as model:
                 logprob, stats = score_slices(
                     model, rollout, slices, self.sampling, bool(names), module.plain_forward, module.one_pass
                 )

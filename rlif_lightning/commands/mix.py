@@ -7,6 +7,7 @@ and with it what RL from internal feedback gains.
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,11 @@ class Mixing:
     """
 
     def __init__(self, objects: Any) -> None:
-        from rlif_lightning.callbacks.sampling import check_sampler
+        from rlif_lightning.callbacks.sampling import check_engine
         from rlif_lightning.grading import Grader
         from rlif_lightning.mixing.weights import Pair, check_ratios
 
-        self.objects, self.options, module = objects, objects.options, objects.module
+        self.objects, self.options, settings = objects, objects.options, objects.module.policy_settings
         self.ratios = check_ratios(self.options.ratios)
         self.steps = self.options.steps
         for name, least in (("steps", 0), ("prompts", 1)):
@@ -122,7 +123,7 @@ class Mixing:
                 raise UserError(f"--{name} is too small", got=self.options[name], expected=f"{least} or more")
         if self.options.ckpt_path is not None:
             raise UserError("rlif mix takes a checkpoint as the tuned model", do="give it as --tuned")
-        if module.adapter is not None:
+        if settings.adapter is not None:
             raise UserError("rlif mix takes an adapter as the tuned model", do="give it as --tuned")
         per_rollout = objects.rollout.plan.rollout_steps
         if self.steps % per_rollout:
@@ -131,18 +132,22 @@ class Mixing:
                 got=self.steps,
                 expected=f"a multiple of {per_rollout}",
             )
-        base = self.options.base or module.name
+        base = self.options.base or settings.name
         self.pair = Pair(
-            base, self.options.tuned, module.revision, module.attn_implementation, module.trust_remote_code
+            base, self.options.tuned, settings.revision, settings.attn_implementation, settings.trust_remote_code
         )
         self.pair.check()
-        module.name = base  # whose tokenizer all mixtures have
+        self._name(base)  # whose tokenizer all mixtures have
         prompts = objects.prompts()
-        check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
+        check_engine(objects.rollout.sampler, objects.rollout.sampling, prompts, objects.device)
         evaluation, held_out = objects.evaluation, objects.data.prompts.get("val", [])
-        check_sampler(evaluation.sampler, objects.trainer, evaluation.sampling, held_out[: evaluation.n])
+        check_engine(evaluation.sampler, evaluation.sampling, held_out[: evaluation.n], objects.device)
         self.output = self._output()
         self.grader = Grader(objects.data.answers)
+
+    def _name(self, model: str) -> None:
+        module = self.objects.module
+        module.policy_settings = replace(module.policy_settings, name=model)
 
     def close(self) -> None:
         """End the grader's worker."""
@@ -198,23 +203,22 @@ class Mixing:
         import torch
 
         objects = self.objects
-        objects.module.name = str(model)
-        objects.policy()
-        row = {**self._statistics(label), **self._accuracy(label)}
+        self._name(str(model))
+        policy = objects.policy()
+        row = {**self._statistics(policy, label), **self._accuracy(policy, label)}
         # Let go of the weights: the next mixture, or a fit, needs the room.
-        objects.module.policy = objects.rollout.sampler.policy = objects.evaluation.sampler.policy = None
+        policy = objects.rollout.sampler.policy = objects.evaluation.sampler.policy = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return row
 
-    def _statistics(self, label: str) -> dict[str, float]:
+    def _statistics(self, policy: Any, label: str) -> dict[str, float]:
         """Entropy (nats per token) and agreement on the prompts and seeds with which a run begins."""
-        from rlif_lightning.callbacks.sampling import ready
         from rlif_lightning.data.module import PromptLoader, run_seed
         from rlif_lightning.grading import agreement
         from rlif_lightning.training.collector import sample_rollout, with_scores
 
-        objects, rollout, module = self.objects, self.objects.rollout, self.objects.module
+        objects, rollout = self.objects, self.objects.rollout
         prompts = objects.data.prompts["train"]
         places = [
             place
@@ -227,7 +231,7 @@ class Mixing:
         answered = False
         size = rollout.plan.rollout_prompts
         batches = [places[i : i + size] for i in range(0, len(places), size)]
-        with ready(rollout.sampler, objects.trainer, module):
+        with objects.sampling(rollout.sampler, policy) as model:
             for part in tqdm(batches, f"{label}: sampling", unit="batch", leave=False, disable=None):
                 drawn = sample_rollout(
                     rollout.sampler,
@@ -236,11 +240,11 @@ class Mixing:
                     run_seed(),
                     rollout.plan.group_size,
                     rollout.sampling,
-                    module.decode,
+                    policy.decode,
                     self.grader,
                 )
                 slices = rollout.plan.in_order(len(drawn.seeds))
-                drawn = with_scores(drawn, module.policy, rollout.sampling, slices)
+                drawn = with_scores(drawn, model, rollout.sampling, slices)
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
@@ -253,25 +257,24 @@ class Mixing:
             row["agreement"] = sum(shares) / len(shares)
         return row
 
-    def _accuracy(self, label: str) -> dict[str, float]:
+    def _accuracy(self, policy: Any, label: str) -> dict[str, float]:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
-        from rlif_lightning.callbacks.sampling import ready
         from rlif_lightning.evaluation.answering import answer_problems, summarise
         from rlif_lightning.mixing.results import COLUMNS
 
-        evaluation, module = self.objects.evaluation, self.objects.module
+        evaluation = self.objects.evaluation
         problems = list(enumerate(self.objects.data.prompts.get("val", [])))[: evaluation.n]
         size = evaluation.batch_size
         batches = [problems[i : i + size] for i in range(0, len(problems), size)]
         results = []
-        with ready(evaluation.sampler, self.objects.trainer, module):
+        with self.objects.sampling(evaluation.sampler, policy):
             for part in tqdm(batches, f"{label}: answering", unit="batch", leave=False, disable=None):
                 results += answer_problems(
                     evaluation.sampler,
                     part,
                     evaluation.sampling,
                     evaluation.samples,
-                    module.decode,
+                    policy.decode,
                     self.grader,
                     evaluation.greedy,
                 )
@@ -282,8 +285,8 @@ class Mixing:
 
     def _gain(self, folder: Path, model: Path) -> dict[str, float]:
         """Fit by the recipe from a mixture, or go on with a fit that was interrupted; its held-out accuracy."""
-        from rlif_lightning.callbacks.checkpoint import read_checkpoint
         from rlif_lightning.cli.trainer import RLIFCLI
+        from rlif_lightning.models.checkpoints import read_checkpoint
         from rlif_lightning.runs.folder import CHECKPOINTS
         from rlif_lightning.runs.metrics_csv import read_metrics
         from rlif_lightning.runs.summary import best_step

@@ -206,11 +206,12 @@ HOSTILE = [
 
 def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
     """Each hostile answer costs at most the grader's limit, and the rows can be written."""
-    from rlif_lightning.models.policy import load_policy, load_tokenizer
+    from rlif_lightning.models.tokenizer import load_tokenizer
+    from tests.conftest import load_model
 
     tokenizer = load_tokenizer(str(model_folder()))
     sampler = NativeSampler()
-    sampler.update(load_policy(str(model_folder()), dtype=torch.float32), [0], 0)
+    sampler.update(load_model(str(model_folder())), [0], 0)
     problems = [Problem("p", Gold(r"\sqrt{2}")) for _ in HOSTILE]
     prompts = [Template().encode(p, tokenizer) for p in problems]
     grader = Grader(AnswerFormat())
