@@ -190,7 +190,7 @@ class Evaluation(Callback):
         command = str(trainer.state.fn.value)
         split = SPLITS[command]
         what = {"val": "Validating", "test": "Testing", "predict": "Predicting"}[split]
-        with counting(trainer, what, "problem", len(batch)) as tell:
+        with counting(trainer.progress_bar_callback, what, "problem", len(batch)) as tell:
 
             def progress(done: int, problems: int, token: int, most: int) -> None:
                 tell(done, f"{what}, token {token}/{most}")
@@ -207,15 +207,15 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
-            name = generator(module.name, trainer.ckpt_path)
+            name = generator(module.policy_settings.name, trainer.ckpt_path)
             path = write_outputs(folder / "model_outputs.json", results, name)
         else:
             path = write_rows(folder / "predictions.jsonl", results)
         rank_zero_info(f"Completions of {len(results)} problems: {path}")
 
     def _write_results(self, trainer: Trainer, module: RLIFModule, split: str, results: list[Answered]) -> None:
-        assert self._grader is not None
-        summary = summarise(results, intervals=True)
+        assert self._grader is not None and module.policy is not None
+        identity, summary = module.policy.identity, summarise(results, intervals=True)
         timeouts = sum(_everyones(trainer, self._grader.timeouts))
         log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
         folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -227,18 +227,18 @@ class Evaluation(Callback):
         report = {
             **summary,
             "by": parts,
-            "model": module.name,
-            "fingerprint": module.fingerprint,
+            "model": identity.model,
+            "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
             "data": asdict(datamodule.sources[split]),
             "answers": asdict(datamodule.answers),
             "template": asdict(datamodule.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **asdict(attempts.sampling)},
-            "lora": module.lora,
-            "adapter": module.adapter,
-            "quantization": module.quantization,
+            "lora": identity.lora,
+            "adapter": identity.adapter,
+            "quantization": identity.quantization,
             "precision": str(trainer.precision),
-            "end_token_ids": module.end_ids,
+            "end_token_ids": module.policy.end_ids,
             "config": str(folder / CONFIG),
             "grading_timeouts": timeouts,
             "versions": versions(),

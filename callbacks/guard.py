@@ -1,6 +1,5 @@
 """Notice a collapse without labels, and keep the weights from before it."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,8 +180,8 @@ class CollapseGuard(Callback):
             values.pop(AGREEMENT, None)  # no completion holds an answer: with labels that is logged as 0
         self._check_signals(values)
         decision = self.rule.update(step, values)
-        if trainer.is_global_zero or is_sharded(pl_module.policy):
-            self._kept.keep(self.rule.needed_steps, step, pl_module.policy, trainer.is_global_zero)
+        if trainer.is_global_zero or is_sharded(pl_module.policy.model):
+            self._kept.keep(self.rule.needed_steps, step, pl_module.policy.model, trainer.is_global_zero)
         shown = {f"guard/{w.signal.split('/')[-1]}": w.smoothed[-1] for w in self.rule.watches if w.steps}
         if self.rule.best_step is not None:
             shown["guard/best_step"] = float(self.rule.best_step)
@@ -267,8 +266,8 @@ class CollapseGuard(Callback):
         if evaluation is not None:
             self.accuracy["end"] = evaluation.evaluate(trainer, module)  # if that has not been done yet
         first, end = trainer.is_global_zero, None
-        if not stay and (first or is_sharded(module.policy)):
-            end = trainable_weights(module.policy, keep=first) or None
+        if not stay and (first or is_sharded(module.policy.model)):
+            end = trainable_weights(module.policy.model, keep=first) or None
         kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
         if not self._put(trainer, module, kept):
             rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
@@ -287,18 +286,17 @@ class CollapseGuard(Callback):
         if not trainer.strategy.broadcast(weights is not None):
             return False
         assert module.policy is not None
-        put_weights(module.policy, weights)
+        put_weights(module.policy.model, weights)
         return True
 
     # -- files -----------------------------------------------------------------------------------------------
 
     def _write_weights(self, module: LightningModule) -> None:
-        assert self.rule is not None and isinstance(module, RLIFModule)
+        assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
         handed = self.rule.handed_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
-        facts = {k: v if k in ("model", "fingerprint") else json.dumps(v) for k, v in module.origin.items()}
-        self._kept.write(folder, handed, **facts, **signals)
+        self._kept.write(folder, handed, **module.policy.identity.to_facts(), **signals)
 
     def _write_decision(self) -> None:
         """What was seen, decided and done, as ``guard.json``."""

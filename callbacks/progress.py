@@ -143,9 +143,8 @@ def _values(trainer: Trainer) -> dict[str, str]:
 
 
 @contextmanager
-def counting(trainer: Trainer, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show the progress of work outside the Trainer's loops: yields ``tell(done, note)``."""
-    bar = trainer.progress_bar_callback
+def counting(bar: Any, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show the progress of work without a Trainer: yields ``tell(done, note)``; no bar shows nothing."""
     if not isinstance(bar, StepProgressBar):
         yield lambda done, note=None: None
         return

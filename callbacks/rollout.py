@@ -209,6 +209,7 @@ class RolloutCallback(Callback):
             module.policy,
             step=trainer.global_step,
             loss=module.loss,
+            references=module.needs,
             kl_reference=module.reference,
             head_weight_only=module.one_pass,
             total=partial(trainer.strategy.reduce, reduce_op="sum"),

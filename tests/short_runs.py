@@ -50,7 +50,7 @@ class Run(pl.Callback):
         return id(self)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.start = copy.deepcopy(pl_module.policy)
+        self.start = copy.deepcopy(pl_module.policy.model)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch["collected"] is not None:
@@ -64,7 +64,7 @@ class Run(pl.Callback):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trainable weights at the end."""
-        return {n: p.detach() for n, p in self.module.policy.named_parameters() if p.requires_grad}
+        return {n: p.detach() for n, p in self.module.policy.model.named_parameters() if p.requires_grad}
 
 
 def fit(

@@ -165,6 +165,7 @@ class PromptDataModule(pl.LightningDataModule):
         self.answers = answers or AnswerFormat()
         self.template = Template(template, system_prompt, chat_template)
         self.max_prompt_tokens = max_prompt_tokens
+        self.tokenizer: Any = None  # where there is no Trainer
         self.plan: BatchPlan | None = None
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer problems than processes
         self.prompts: dict[str, list[Prompt]] = {}
@@ -192,8 +193,7 @@ class PromptDataModule(pl.LightningDataModule):
             raise UserError(
                 f"No problems are given for this command: data.{name} is empty", do=f"set data.{name}.path"
             )
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self.tokenizer if self.trainer is None else self.trainer.lightning_module.tokenizer
         problems = read_problems(source, held_out=name != "train")
         for number, problem in enumerate(problems, 1):
             if problem.gold is not None:

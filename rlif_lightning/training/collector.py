@@ -1,8 +1,9 @@
 """From prompts to a rollout that can be trained on. No Trainer here."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -152,6 +153,7 @@ class Collector:
         *,
         step: int,
         loss: Loss,
+        references: Collection[ReferenceKind] = (),
         kl_reference: ReferenceKind | None = None,
         head_weight_only: bool = True,
         total: Callable[[Tensor], Tensor] = lambda x: x,
@@ -166,7 +168,8 @@ class Collector:
             policy: Draws the completions.
             step: The optimiser step, at which the rewards have their weights.
             loss: Whose denominators the windows get.
-            kl_reference: What the KL term refers to.
+            references: Other versions of the policy that score the completions.
+            kl_reference: The one that the KL term refers to.
             head_weight_only: Whether the update multiplies by the head's weight alone, see
                 :class:`~rlif_lightning.models.scoring.CompletionScores`.
             total: Sums a tensor over the processes.
@@ -181,7 +184,7 @@ class Collector:
             rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only=head_weight_only)
             rollout = with_importance(rollout, self.importance_cap)
             sampled = clock(policy.device)
-            rollout = self.with_references(rollout, policy, slices, kl_reference, head_weight_only)
+            rollout = self.with_references(rollout, policy, slices, references, kl_reference, head_weight_only)
             referred = clock(policy.device)
             weights = [r.weight_at(step) for r in self.rewards]
             rollout, gated, filtered = with_advantages(rollout, self.rewards, weights, self.advantages, total)
@@ -226,16 +229,42 @@ class Collector:
         correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
         return replace(rollout, correct=correct)
 
+    def sample_batches(
+        self,
+        prompts: Sequence[Prompt],
+        positions: Sequence[tuple[int, ...]],
+        seed: int,
+        policy: Policy,
+        size: int,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> Iterator[Rollout]:
+        """Draw and score a group per prompt, ``size`` prompts at a time, without references or rewards.
+
+        Args:
+            prompts: Of all batches.
+            positions: Of each prompt, which seed its completions.
+            seed: Of the run.
+            policy: Draws the completions.
+            size: Prompts of a rollout.
+            progress: Told (prompts done, tokens sampled so far, most tokens there can be).
+        """
+        with up_to_date(self.sampler, policy) as model:
+            for start in range(0, len(prompts), size):
+                part, tell = slice(start, start + size), None if progress is None else partial(progress, start)
+                drawn = self.sample(prompts[part], positions[part], seed, policy, tell)
+                yield with_scores(drawn, model, self.sampling, self.plan.in_order(len(drawn.seeds)))
+
     def with_references(
         self,
         rollout: Rollout,
         policy: Policy,
         slices: Sequence[Tensor],
+        references: Collection[ReferenceKind],
         kl_reference: ReferenceKind | None,
         head_weight_only: bool = True,
     ) -> Rollout:
         """Score the rollout under other versions of the policy: for the KL term, and for rewards of theirs."""
-        for kind in sorted(policy.references.needs):
+        for kind in sorted(references):
             names = [n for n in sorted(self.requires & ANNOTATORS.keys()) if ANNOTATORS[n] == kind]
             with policy.reference(kind) as model:
                 logprob, stats = score_slices(
