@@ -106,7 +106,7 @@ class Evaluation(Callback):
         if isinstance(datamodule, PromptDataModule):
             prompts = datamodule.prompts.get(SPLITS[stage], [])[: self.n if stage == "fit" else None]
             check_sampler(self.engine(pl_module), trainer, self.attempts.sampling, prompts)
-            self._grader = Grader(datamodule.answers)
+            self._grader = Grader(datamodule.answers_of(SPLITS[stage]))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the grader's process."""
@@ -231,7 +231,7 @@ class Evaluation(Callback):
             "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
             "data": asdict(datamodule.sources[split]),
-            "answers": asdict(datamodule.answers),
+            "answers": asdict(datamodule.answers_of(split)),
             "template": asdict(datamodule.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **asdict(attempts.sampling)},
             "lora": identity.lora,

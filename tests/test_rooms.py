@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "rlif_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
 HEAVY = {"bitsandbytes", "datasets", "huggingface_hub", "jsonargparse", "math_verify", "matplotlib", "peft",
-         "tensorboard", "torch", "transformers", "vllm"}  # fmt: skip
+         "pyarrow", "tensorboard", "torch", "transformers", "vllm"}  # fmt: skip
 LINES, BODY, AT_ROOT, FLOORS = 300, 60, 7, 10
 
 

@@ -72,7 +72,7 @@ def _choose(total: int, count: int) -> list[int]:
     """Rows of the data, the same for the same seed."""
     import torch
 
-    from rlif_lightning.data.module import run_seed
+    from rlif_lightning.data.loaders import run_seed
 
     return torch.randperm(total, generator=torch.Generator().manual_seed(run_seed()))[:count].tolist()
 
@@ -82,12 +82,13 @@ def _sample(
 ) -> list[Rollout]:
     """A group per prompt, as many prompts at a time as one optimiser step takes."""
     from rlif_lightning.callbacks.progress import counting
-    from rlif_lightning.data.module import run_seed
+    from rlif_lightning.data.loaders import run_seed
     from rlif_lightning.training.collector import Collector
 
     recipe = objects.collector
     collector = Collector(recipe.sampler, recipe.sampling, rewards, recipe.plan, recipe.advantages, recipe.votes)
-    collector.open(1, objects.data.answers, objects.data.has_labels(objects.options.split))
+    split = objects.options.split
+    collector.open(1, objects.data.answers_of(split), objects.data.has_labels(split))
     rows, texts = [(row,) for row, _ in prompts], [prompt for _, prompt in prompts]
     try:
         with counting(objects.cli.bar, "Sampling", "prompt", len(prompts)) as tell:
@@ -148,7 +149,7 @@ def _report(
     """Everything after sampling: numbers, verdict, files, table."""
     from dataclasses import asdict
 
-    from rlif_lightning.data.module import run_seed
+    from rlif_lightning.data.loaders import run_seed
     from rlif_lightning.diagnosis.figure import draw_diagnosis
     from rlif_lightning.diagnosis.measures import compare, describe, difference, measure, value_correlations
     from rlif_lightning.diagnosis.text import completion_rows, table, write_json, write_rows

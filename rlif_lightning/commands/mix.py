@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.grading import Grader
 from rlif_lightning.runs.folder import CONFIG, LAST_CHECKPOINT, METRICS, latest_run_folder
 
 FIT = "fit"  # a ratio's fit: <output>/<ratio>/fit.yaml, and its run <output>/<ratio>/fit/<n>
@@ -143,15 +144,17 @@ class Mixing:
             evaluation.engine(objects.module), evaluation.attempts.sampling, held_out[: evaluation.n], objects.device
         )
         self.output = self._output()
-        objects.collector.open(1, objects.data.answers, objects.data.has_labels("train"))
+        objects.collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))
+        self.grader = Grader(objects.data.answers_of("val"))
 
     def _name(self, model: str) -> None:
         module = self.objects.module
         module.policy_settings = replace(module.policy_settings, name=model)
 
     def close(self) -> None:
-        """End the grader's process."""
+        """End the graders' processes."""
         self.objects.collector.close()
+        self.grader.close()
 
     def _output(self) -> Path:
         """The folder of the results; an earlier one's settings must be the same."""
@@ -215,7 +218,7 @@ class Mixing:
     def _statistics(self, policy: Any, label: str) -> dict[str, float]:
         """Entropy (nats per token) and agreement on the prompts and seeds with which a run begins."""
         from rlif_lightning.callbacks.progress import counting
-        from rlif_lightning.data.module import PromptLoader, run_seed
+        from rlif_lightning.data.loaders import PromptLoader, run_seed
         from rlif_lightning.grading import agreement
 
         objects, collector = self.objects, self.objects.collector
@@ -262,7 +265,7 @@ class Mixing:
                 policy,
                 problems,
                 evaluation.attempts,
-                objects.collector.grader,
+                self.grader,
                 lambda done, *_: tell(done),
             )
         summary = summarise(results, intervals=True)
