@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -48,6 +49,24 @@ def recipe_path(value: str) -> str:
     return recipes[value]
 
 
+def forget_replaced_sources(settings: Any, recipe: Path) -> None:
+    """Drop from the settings each source of which a recipe names another path: it describes other data.
+
+    Args:
+        settings: Those read so far, a namespace of jsonargparse.
+        recipe: The file that is applied next.
+    """
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return  # the parser says what is wrong
+    sources = content.get("data") if isinstance(content, dict) else None
+    for split, source in sources.items() if isinstance(sources, dict) else ():
+        earlier = settings.get(f"data.{split}.init_args.path")
+        if isinstance(source, dict) and source.get("path") not in (None, earlier):
+            settings[f"data.{split}"] = None
+
+
 class RecipeFile(ActionConfigFile):
     """``--config`` that takes paths and shipped names."""
 
@@ -59,6 +78,7 @@ class RecipeFile(ActionConfigFile):
         path = recipe_path(values)
         self.opened.append(Recipe(str(values), Path(path).absolute()))
         try:
+            forget_replaced_sources(cfg, Path(path))
             self.apply_config(parser, cfg, self.dest, path)
         except UnicodeDecodeError as error:
             raise UserError(f"The recipe {path} is no UTF-8 text", got=error.reason, do="save it as UTF-8") from error

@@ -1,7 +1,8 @@
 """From a problem's text to the token ids that the policy continues."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
@@ -72,13 +73,9 @@ class Template:
             return (self.template or "{prompt}").replace("{prompt}", text)
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         messages.append({"role": "user", "content": text})
-        settings: dict[str, Any] = {
-            "chat_template": self.chat_template,
-            "tokenize": False,
-            "add_generation_prompt": True,
-        }
+        apply = partial(tokenizer.apply_chat_template, messages, chat_template=self.chat_template)
         try:
-            return str(tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **settings))
+            return str(apply(tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise UserError(
                 "The chat template fails", got=error, do="correct data.chat_template or data.system_prompt"
