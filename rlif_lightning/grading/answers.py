@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading.extraction import check_where, extract
+from rlif_lightning.grading.extraction import Found, check_where, extract, locate
 from rlif_lightning.grading.literals import is_literal
 
 
@@ -82,7 +82,12 @@ class AnswerFormat:
         return (self.completion,) if isinstance(self.completion, str) else tuple(self.completion)
 
     def find(self, completion: str, ended: bool = True) -> str | None:
-        """The answer in a completion as it stands there.
+        """The answer in a completion, see `locate`."""
+        found = self.locate(completion, ended)
+        return found.text if found else None
+
+    def locate(self, completion: str, ended: bool = True) -> Found | None:
+        """The answer in a completion, and which of its characters say it.
 
         Args:
             completion: The completion's text.
@@ -90,7 +95,7 @@ class AnswerFormat:
         """
         if self.unfinished_is_wrong and not ended:
             return None
-        return next((found for where in self.places if (found := extract(completion, where))), None)
+        return next((found for where in self.places if (found := locate(completion, where))), None)
 
 
 def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 from rlif_lightning.errors import UserError
 
-WINDOW = 4_000  # characters at the end of a text: an answer stands there
-
 _DRESS = r"(?:[\s:=*_$`\"'({\[]|\\[(\[]|\\(?:text|textbf|mathrm|mathbf|boxed)(?=\{))"
 _STATED = re.compile(
     rf"\b(?:answer|option|choice)\b\s{{0,4}}(?:(?:is|:|=)|(?={_DRESS}{{0,4}}\())"
@@ -18,24 +16,20 @@ _STATED = re.compile(
 )
 _BOXED = re.compile(rf"\\(?:boxed|fbox)\s{{0,4}}\{{{_DRESS}{{0,8}}([A-Z])(?![\w'])")
 # A lone A or I before a small letter is a word of English.
-_ALONE = re.compile(r"(?<![\w'.$\\])(?:[B-HJ-Z]|[AI](?![ \t]{1,4}[a-z]))(?![\w'])(?!\.[A-Za-z])")
+_ALONE = re.compile(r"(?<![\w'.$\\])([B-HJ-Z]|[AI](?![ \t]{1,4}[a-z]))(?![\w'])(?!\.[A-Za-z])")
 
 
-def find_choice(text: str) -> str | None:
-    r"""The letter that a text chooses.
+def find_choice(text: str) -> tuple[int, int] | None:
+    r"""Where the letter stands that a text chooses.
 
     The last ``\boxed{C}``; else the last letter that is called the answer, as in "the answer is (C)"; else the last
     capital letter that stands alone.
     """
-    end = text[-WINDOW:]
-    for pattern in (_BOXED, _STATED):
-        found = None
-        for match in pattern.finditer(end):
-            found = match.group(1)
-        if found is not None:
-            return found
-    alone = _ALONE.findall(end)
-    return alone[-1] if alone else None
+    for pattern in (_BOXED, _STATED, _ALONE):
+        spans = [match.span(1) for match in pattern.finditer(text)]
+        if spans:
+            return spans[-1]
+    return None
 
 
 def lettered(options: Any, place: str) -> str:

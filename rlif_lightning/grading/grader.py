@@ -67,6 +67,15 @@ class Grader:
         """
         return [self._key(self.format.find(text, ended)) for text, ended in items]
 
+    def answer_spans(self, items: Sequence[tuple[str, bool]]) -> list[tuple[int, int] | None]:
+        """The characters [start, end) of each completion that say its answer.
+
+        Args:
+            items: As for :meth:`extract_answers`; None where that gives None.
+        """
+        found = [self.format.locate(text, ended) for text, ended in items]
+        return [None if f is None or self._key(f.text) is None else (f.start, f.end) for f in found]
+
     def classes(self, answers: Sequence[str | None]) -> list[int | None]:
         """Number the classes of equivalent answers, in the order of their first answers.
 
