@@ -37,6 +37,8 @@ from rlif_lightning.training.module import RLIFModule
 
 ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
+READING = frozenset({"answers", "answer_mask"})
+"""What a reward may require that no completion holds where no answer can be read."""
 ENGINE_KL = 0.1
 """Nats per token between engine and policy from which on the engine computes something else than the policy."""
 
@@ -151,7 +153,7 @@ class RolloutCallback(Callback):
         """The present rollout of this process; None between two rollouts."""
         self._grader: Grader | None = None
         self._annotators: list[str] = []
-        self._needs_answers = self._checked = False
+        self._needs_answers = self._marks_answers = self._checked = False
         self._slices: list[Tensor] = []
         self._denominators: list[float] = []
         self._update_start = 0.0
@@ -190,7 +192,8 @@ class RolloutCallback(Callback):
             )
         pl_module.needs.update(ANNOTATORS[a] for a in needs & ANNOTATORS.keys())
         self._annotators = sorted(needs & ANNOTATORS.keys())
-        self._needs_answers = "answers" in needs or self.advantage.agreement_band is not None
+        self._marks_answers = "answer_mask" in needs
+        self._needs_answers = bool(needs & READING) or self.advantage.agreement_band is not None
         if self.votes is not None and not self._needs_answers:
             raise UserError(
                 "rollout.votes samples completions whose votes nothing counts",
@@ -287,6 +290,7 @@ class RolloutCallback(Callback):
                 self._grader,
                 sampling_progress(trainer),
                 self.votes,
+                module.tokenizer if self._marks_answers else None,
             )
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
@@ -345,7 +349,7 @@ class RolloutCallback(Callback):
                 do="leave rollout.sampler out",
             )
         if self._needs_answers and not metrics.get("rollout/answered_fraction"):
-            names = [r.name for r in self.rewards if "answers" in r.requires] or ["agreement_band"]
+            names = [r.name for r in self.rewards if r.requires & READING] or ["agreement_band"]
             raise UserError(
                 f"{', '.join(names)} compares answers, and none of the first completions has one",
                 do="say in --data.answers.completion where answers stand, or choose another reward",

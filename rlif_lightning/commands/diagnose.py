@@ -112,6 +112,7 @@ def _sample(objects: RecipeObjects, prompts: list[tuple[int, Prompt]], rewards: 
                     grader,
                     progress,
                     rollout.votes,
+                    module.tokenizer if any("answer_mask" in r.requires for r in rewards) else None,
                 )
                 found.append(with_scores(drawn, module.policy, sampling, rollout.plan.in_order(len(drawn.seeds))))
                 tell(start + len(part))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from rlif_lightning.functional.advantages import (
 from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.models.scoring import CompletionScores
+from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout, completion_seeds
 from rlif_lightning.sampling import Sampler, Sampling
@@ -47,6 +48,7 @@ def sample_rollout(
     grader: Grader | None,
     progress: Progress | None = None,
     votes: int | None = None,
+    tokenizer: Any = None,
 ) -> Rollout:
     """Draw a group per prompt and read the answers out of the texts.
 
@@ -62,6 +64,7 @@ def sample_rollout(
         progress: Told how far the sampler is.
         votes: Completions per prompt whose answers count as votes, G or more; those beyond G are let go after
             that. null: G.
+        tokenizer: That decodes, where the answers' tokens are to be marked; null: they are not.
     """
     drawn = votes or group_size
     seeds = completion_seeds(seed, positions, drawn)
@@ -77,6 +80,9 @@ def sample_rollout(
     rollout = Rollout(samples, group_size, sampling.temperature, seeds, texts)
     if grader is None:
         return rollout
+    if tokenizer is not None:
+        spans = grader.answer_spans(list(zip(texts, ended, strict=True)))
+        rollout = replace(rollout, answer_mask=answer_mask(samples, texts, spans, tokenizer))
     ballots = [grader.classes(all_answers[i : i + drawn]) for i in range(0, len(all_answers), drawn)]
     answers = [a for i, a in enumerate(all_answers) if i % drawn < group_size]
     golds = [p.problem.gold for p in prompts for _ in range(group_size)]
