@@ -33,14 +33,10 @@ def find_choice(text: str) -> tuple[int, int] | None:
 
 
 def lettered(options: Any, place: str) -> str:
-    """Options as lines ``A. first``, ``B. second``.
-
-    Args:
-        options: A list of 2 to 26 texts or numbers.
-        place: Which row they are from, for the complaint.
+    """Options, 2 to 26 texts or numbers, as lines ``A. first``, ``B. second``.
 
     Raises:
-        UserError: It is anything else.
+        UserError: They are anything else; `place` says which row they are from.
     """
     expected = f"a list of 2 to {len(ascii_uppercase)} texts or numbers"
     if not isinstance(options, Sequence) or isinstance(options, str | bytes):
@@ -53,15 +49,10 @@ def lettered(options: Any, place: str) -> str:
 
 
 def right_letter(answer: Any, count: int, place: str) -> str:
-    """The letter of the right option.
-
-    Args:
-        answer: The letter, or the option's number from 0.
-        count: How many options there are.
-        place: Which row they are from, for the complaint.
+    """The letter of the right one of `count` options, from that letter or the option's number from 0.
 
     Raises:
-        UserError: There is no such option.
+        UserError: There is no such option; `place` says which row it is from.
     """
     letters = ascii_uppercase[:count]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < count:

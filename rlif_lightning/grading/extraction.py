@@ -58,11 +58,8 @@ class Found(NamedTuple):
 def check_where(where: str) -> None:
     """Refuse a place that `locate` could not use.
 
-    Args:
-        where: One of `PLACES`, or a regular expression with exactly one capture group.
-
     Raises:
-        UserError: `where` is neither.
+        UserError: It is neither one of `PLACES` nor a regular expression with exactly one capture group.
     """
     if where in PLACES:
         return

@@ -36,10 +36,7 @@ _OPEN, _CLOSE = "[ANSWER]", "[/ANSWER]"
 
 
 def read_literal(text: str) -> Any:
-    """The value that a literal stands for.
-
-    Args:
-        text: A number, string, bytes, boolean, None, or a list, tuple, dictionary or set of these.
+    """The value of a number, string, bytes, boolean, None, or a list, tuple, dictionary or set of these.
 
     Raises:
         ValueError: It is no literal, or longer or deeper than any honest one.
@@ -65,12 +62,7 @@ def is_literal(text: str) -> bool:
 
 
 def same_literal(gold: str, answer: str) -> bool:
-    """Whether ``assert gold == answer`` would hold: 1 equals 1.0 and True, [1] does not equal (1,).
-
-    Args:
-        gold: The right answer.
-        answer: The answer given; anything that is no literal is wrong.
-    """
+    """Whether ``assert gold == answer`` would hold: 1 equals 1.0 and True, [1] does not equal (1,)."""
     try:
         return bool(read_literal(gold) == read_literal(answer))
     except ValueError:
@@ -165,9 +157,7 @@ def _looks_literal(text: str) -> bool:
 def _canonical(value: Any) -> str:
     if isinstance(value, complex) and not value.imag:
         value = value.real
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     if isinstance(value, list | tuple):
         inside = ", ".join(_canonical(part) for part in value)
