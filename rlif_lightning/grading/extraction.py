@@ -131,7 +131,7 @@ def locate(text: str, where: str) -> Found | None:
 
 @lru_cache(maxsize=64)
 def _compiled(where: str) -> regex.Pattern[str]:
-    return regex.compile(where)
+    return regex.compile(where, regex.VERSION0)  # the syntax of Python's re, with more
 
 
 def _last_match(text: str, where: str) -> tuple[int, int] | None:
