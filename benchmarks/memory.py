@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks import result, shapes
 from rlif_lightning import PromptDataModule, RLIFModule, Source
 from rlif_lightning.callbacks import RolloutCallback
+from rlif_lightning.callbacks.plan_settings import plan_settings
 from rlif_lightning.planning.memory import PHASES, memory
-from rlif_lightning.planning.settings import read_settings
 from rlif_lightning.rewards import SelfCertainty
 
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
@@ -127,7 +127,7 @@ def measured(case: Case, folder: str) -> tuple[dict[str, int], dict[str, int], i
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         trainer.fit(module, data)
     found = peaks(recorded)
-    settings = read_settings(module, rollout, precision=case.precision, prompt_tokens=case.prompt)
+    settings = plan_settings(module, rollout, precision=case.precision, prompt_tokens=case.prompt)
     plan = memory(settings, device="cpu")
     loaded = ("weights", "adapter", "reference")
     planned = {

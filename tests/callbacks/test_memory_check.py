@@ -8,7 +8,7 @@ import torch
 
 from rlif_lightning.callbacks import MemoryCheck, RolloutCallback, memory_check
 from rlif_lightning.errors import UserError
-from rlif_lightning.sampling import NativeSampler
+from rlif_lightning.sampling import NativeSampler, longest
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder
 from rlif_lightning.training.module import RLIFModule
 from tests.short_runs import fit
@@ -72,7 +72,7 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
 def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
     """Where weights are shared out the rollout has a module of its own."""
     made, decoded = [], []
-    own, for_policy = RLIFModule.whole_policy, memory_check.decoder_for
+    own, for_policy = RLIFModule.whole_policy, longest.decoder_for
 
     @contextmanager
     def whole_policy(self):
@@ -81,7 +81,7 @@ def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
             yield made[-1]
 
     monkeypatch.setattr(RLIFModule, "whole_policy", whole_policy)
-    monkeypatch.setattr(memory_check, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
+    monkeypatch.setattr(longest, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
     fit(model_folder(), problems_file, callbacks=[MemoryCheck("try")], steps=1)
     assert len(decoded) == 1 and decoded[0] is made[0]
 
@@ -139,7 +139,7 @@ def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, m
     with caplog.at_level("INFO", "lightning.pytorch"):
         run = fit(model_folder(), problems_file, callbacks=[MemoryCheck()], steps=1)
     assert len(run.column("train/loss")) == 1
-    assert "was not looked at" in caplog.text
+    assert "does not know this model" in caplog.text
 
 
 def test_toy_is_not_looked_at(model_folder, problems_file, monkeypatch):
