@@ -52,7 +52,7 @@ def _possible(settings: Settings) -> Iterator[tuple[str, str, Settings]]:
         yield change(f"--rollout.sampler.rows {fewer}", "more batches of sampling", rows=fewer)
     if s.lora is None:
         words = "--model.lora '{r: 16, lora_alpha: 32, target_modules: all-linear}'"
-        yield change(words, "trains an adapter", lora=LORA)
+        yield change(words, "trains an adapter", lora=LORA, from_adapter=False)
         if s.state_bytes > 4:
             words = "--model.optimizer bitsandbytes.optim.PagedAdamW8bit"
             yield change(words, "optimiser states of 8 bits", state_bytes=EIGHT_BIT, steps_at_once=False)
