@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from rlif_lightning.callbacks.rollout import ANNOTATORS, RolloutCallback
-from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.functional.losses import is_separable
 from rlif_lightning.models.lora import adapter_settings, off_is_the_start
 from rlif_lightning.planning.configs import model_config
@@ -41,7 +40,7 @@ def plan_settings(
         model=module.name,
         config=model_config(module.name, revision=module.revision, trust_remote_code=module.trust_remote_code),
         precision=precision,
-        batch=replace(BatchPlan(*rollout.sizes), world_size=processes),
+        batch=replace(rollout.plan, world_size=processes),
         max_new_tokens=rollout.sampling.max_new_tokens,
         prompt_tokens=prompt_tokens,
         state_bytes=state_bytes,
