@@ -9,11 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
-from rlif_lightning.callbacks.rollout import RolloutCallback
-from rlif_lightning.callbacks.sampling import ready
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.fsdp2 import shares_out
 from rlif_lightning.models.references import free_memory
+from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.planning.memory import GIB, Memory, memory
 from rlif_lightning.planning.settings import Settings
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
@@ -22,6 +20,8 @@ from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler
 from rlif_lightning.sampling.longest import sample_last_token
 from rlif_lightning.sampling.native import pad_left
+from rlif_lightning.sampling.protocol import up_to_date
+from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
 Plan = tuple[Settings, Memory]
@@ -31,12 +31,6 @@ ANY_SETTING = (
     "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
     "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
 )
-
-
-def rollout_of(trainer: Trainer) -> RolloutCallback | None:
-    """The run's rollout callback."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, RolloutCallback)), None)
 
 
 class MemoryCheck(Callback):
@@ -61,20 +55,21 @@ class MemoryCheck(Callback):
         Raises:
             UserError: Memory would run out: which settings to change, and what each saves.
         """
-        rollout = rollout_of(trainer)
-        if self.action == "off" or rollout is None or not isinstance(pl_module, RLIFModule):
+        assert isinstance(pl_module, RLIFModule)
+        collector = pl_module.collector
+        if self.action == "off" or collector is None:
             return
         whole = not shares_out(trainer.strategy)
         if self.action == "try" or (pl_module.device.type == "cuda" and whole):
-            try_longest(trainer, pl_module, rollout)
+            try_longest(trainer, pl_module, collector)
         elif whole and sum(p.numel() for p in pl_module.parameters()) >= TOY:
-            compare(trainer, pl_module, rollout)
+            compare(trainer, pl_module, collector)
 
 
 # -- the longest batch ---------------------------------------------------------------------------------------
 
 
-def try_longest(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def try_longest(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     """Run each phase on the longest batch.
 
     Raises:
@@ -84,13 +79,13 @@ def try_longest(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) 
     try:
         with _untouched(trainer, module):
             for phase in PHASES:
-                {"rollout": _sample, "reference": _refer, "update": _update}[phase](trainer, module, rollout)
+                {"rollout": _sample, "reference": _refer, "update": _update}[phase](trainer, module, collector)
     except torch.OutOfMemoryError as error:
         text = str(error).splitlines()[0]
         del error  # its traceback holds the tensors
         if cuda:
             torch.cuda.empty_cache()
-        raise _ran_out(trainer, module, rollout, phase, text) from None
+        raise _ran_out(trainer, module, collector, phase, text) from None
     if cuda:
         peak = torch.cuda.max_memory_allocated(module.device) / GIB
         torch.cuda.empty_cache()
@@ -122,19 +117,19 @@ def _longest_prompts(trainer: Trainer, count: int) -> list[list[int]]:
     return [list(p.ids) for p in every[:count]]
 
 
-def _sample(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def _sample(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     """The last token of a batch of prompts whose completions have all grown as long as they may."""
-    sampler, plan = rollout.sampler, rollout.plan
-    if not isinstance(sampler, NativeSampler) or sampler.plain:
-        return
-    with ready(sampler, trainer, module):
-        prompts = _longest_prompts(trainer, plan.rank_prompts)
-        sample_last_token(sampler, prompts, rollout.votes or plan.group_size, rollout.sampling)
+    sampler = collector.sampler
+    assert module.policy is not None
+    if isinstance(sampler, NativeSampler):
+        with up_to_date(sampler, module.policy):
+            prompts = _longest_prompts(trainer, collector.plan.rank_prompts)
+            sample_last_token(sampler, prompts, collector.drawn, collector.sampling)
 
 
-def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> Rollout:
+def _longest_slice(trainer: Trainer, module: RLIFModule, collector: Collector) -> Rollout:
     """A slice of the longest prompts, as many different ones as there can be, with the longest completions."""
-    plan, tokens = rollout.plan, rollout.sampling.max_new_tokens
+    plan, tokens = collector.plan, collector.sampling.max_new_tokens
     rows = plan.window_rows // plan.slices
     prompts = _longest_prompts(trainer, min(rows, plan.prompts_per_step // plan.world_size))
     ids, mask = pad_left([prompts[i * len(prompts) // rows] for i in range(rows)], 0, module.device)
@@ -144,7 +139,7 @@ def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: RolloutCallbac
     return Rollout(
         Samples(ids, mask, completion, whole, ~whole[:, 0], logprob=zeros),
         plan.group_size,
-        rollout.sampling.temperature,
+        collector.sampling.temperature,
         torch.zeros(rows, dtype=torch.int64),
         kl_logprob=zeros if module.reference in module.needs and module.kl_coefficient else None,
         advantages=torch.ones(rows, device=module.device),
@@ -152,19 +147,21 @@ def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: RolloutCallbac
     )
 
 
-def _refer(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def _refer(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     """The slice under the other versions of the policy."""
-    with ready(rollout.sampler, trainer, module):
-        part = _longest_slice(trainer, module, rollout)
-        rollout._with_versions(part, module, [torch.arange(len(part.seeds))])
+    assert module.policy is not None
+    with up_to_date(collector.sampler, module.policy):
+        part = _longest_slice(trainer, module, collector)
+        rows = [torch.arange(len(part.seeds))]
+        collector.with_references(part, module.policy, rows, module.needs, module.reference, module.one_pass)
 
 
-def _update(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     """Forward and backward of the slice; twice where gradients add up, as they are there the second time."""
-    part = _longest_slice(trainer, module, rollout)
-    old = None if rollout.plan.on_policy else part.samples.logprob
+    part = _longest_slice(trainer, module, collector)
+    old = None if collector.plan.on_policy else part.samples.logprob
     batch = {"rollout": part, "old_logprob": old, "denominator": 1.0}
-    for _ in range(min(2, rollout.plan.slices)):
+    for _ in range(min(2, collector.plan.slices)):
         with trainer.precision_plugin.forward_context():
             loss = module.training_step(batch, 0)
         loss.backward()  # not the strategy's: nothing is reduced over processes
@@ -173,12 +170,12 @@ def _update(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
 # -- the plan ------------------------------------------------------------------------------------------------
 
 
-def _planned(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback, available: int | None) -> Plan | None:
+def _planned(trainer: Trainer, module: RLIFModule, collector: Collector, available: int | None) -> Plan | None:
     """The run's plan with the longest prompt that the data has; None for a model that can be trained, not planned."""
     try:
         settings = plan_settings(
             module,
-            rollout,
+            collector,
             precision=str(trainer.precision),
             prompt_tokens=len(_longest_prompts(trainer, 1)[0]),
             processes=trainer.world_size,
@@ -195,7 +192,7 @@ def _advice(plan: Plan, available: int | None) -> str:
     return ANY_SETTING
 
 
-def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def compare(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     """Compare the plan with the free memory of a CPU, of which each process of a machine has a part.
 
     Raises:
@@ -207,7 +204,7 @@ def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
     processes = trainer.num_devices
     free //= processes
     there = sum(p.numel() * p.element_size() for p in module.parameters())
-    plan = _planned(trainer, module, rollout, free + there)
+    plan = _planned(trainer, module, collector, free + there)
     if plan is not None and plan[1].peak - there > free:
         each = f" for each of {processes} processes" if processes > 1 else ""
         raise UserError(
@@ -217,10 +214,10 @@ def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
         )
 
 
-def _ran_out(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback, phase: str, text: str) -> UserError:
+def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:
     cuda = module.device.type == "cuda"
     total = torch.cuda.get_device_properties(module.device).total_memory if cuda else None
-    plan = _planned(trainer, module, rollout, total)
+    plan = _planned(trainer, module, collector, total)
     if plan is not None:
         text += f"; rlif plan expects a peak of {plan[1].peak / GIB:.1f} GiB, in the phase '{plan[1].worst}'"
     return UserError(

@@ -10,6 +10,7 @@ from rlif_lightning.callbacks.plan_settings import plan_settings
 from rlif_lightning.cli.recipe_objects import PlainCLI
 from rlif_lightning.errors import UserError
 from rlif_lightning.main import prepare
+from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.devices import SIZES, fits, parse_device, usable
 from rlif_lightning.planning.figure import draw_plan
 from rlif_lightning.planning.memory import GIB, Memory, memory
@@ -65,7 +66,7 @@ def read(arguments: list[str]) -> tuple[Settings, Any]:
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
     settings = plan_settings(
         cli.model,
-        cli.config_init.rollout,
+        cli.config_init.rollout.collector,
         precision=precision_name(trainer.precision),
         prompt_tokens=cli.datamodule.max_prompt_tokens,
         processes=processes,
@@ -105,9 +106,6 @@ def _write_json(path: str, plan: Memory, settings: Settings, held: dict[int, boo
         ) from error
 
 
-# -- settings of the Trainer ---------------------------------------------------------------------------------
-
-
 def device_count(devices: Any) -> int:
     """Processes on a machine; ``auto`` and -1 are counted as one, since a plan is for no machine.
 
@@ -122,9 +120,3 @@ def device_count(devices: Any) -> int:
     if len(words) != 1 or not words[0].isdigit() or int(words[0]) < 1:
         raise UserError("trainer.devices is no number", got=devices, do="set --trainer.devices 1")
     return int(words[0])
-
-
-def precision_name(precision: Any) -> str:
-    """As Lightning's longer names have it."""
-    short = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
-    return short.get(str(precision), str(precision))

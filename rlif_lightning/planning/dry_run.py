@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlif_lightning.models.hub import meta_model
 from rlif_lightning.models.lm_head import body_and_head
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.models.meta import meta_model
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.settings import Network

@@ -11,12 +11,12 @@ from benchmarks import memory as bench
 from benchmarks import shapes
 from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.callbacks.plan_settings import plan_settings
-from rlif_lightning.commands.plan import device_count, precision_name
+from rlif_lightning.commands.plan import device_count
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.errors import UserError
 from rlif_lightning.main import main
 from rlif_lightning.models.fsdp2 import GatheredPolicy
-from rlif_lightning.models.policy import load_policy, set_training_mode
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.references import References
 from rlif_lightning.planning import dry_run
 from rlif_lightning.planning.configs import FIGURES, known_config, model_config
@@ -30,7 +30,7 @@ from rlif_lightning.planning.weights import NF4_BITS, count, optimizer_memory
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.kv_cache import PreallocatedLayer, cache_room
 from rlif_lightning.training.module import RLIFModule, default_optimizer
-from tests.conftest import make_config, make_model
+from tests.conftest import load_model, make_config, make_model
 
 PARAMETERS = {  # as the models' cards and weight files have them
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -103,12 +103,12 @@ def test_a_models_own_code(tmp_path, monkeypatch):
     (folder / "own.py").write_text(CODE)
     rollout = RolloutCallback(rewards=[SelfCertainty()])
     module = RLIFModule(str(folder), lora=LORA, trust_remote_code=True)
-    s = plan_settings(module, rollout, precision="32-true", prompt_tokens=9)
+    s = plan_settings(module, rollout.collector, precision="32-true", prompt_tokens=9)
     usual = count(settings(make_config("qwen2", 320), lora=LORA, precision="32-true"))
     assert type(s.config).__name__ == "OwnConfig" and count(s) == usual
     assert memory(s).peak > 0
     with pytest.raises(UserError):
-        plan_settings(RLIFModule(str(folder)), rollout, precision="32-true", prompt_tokens=9)
+        plan_settings(RLIFModule(str(folder)), rollout.collector, precision="32-true", prompt_tokens=9)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma3"])
@@ -119,7 +119,7 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     folder = str(model_folder(architecture))
     s = settings(model_config(folder), lora=lora, precision=precision)
     counted = count(s)
-    policy = load_policy(folder, dtype=s.base, lora=lora)
+    policy = load_model(folder, dtype=s.base, lora=lora)
     adapter = [p for n, p in policy.named_parameters() if "lora_" in n]
     own = [p for n, p in policy.named_parameters() if "lora_" not in n]
     assert counted.parameters == sum(p.numel() for p in own)
@@ -128,10 +128,9 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     assert counted.body == count(s.but(lora=None)).body
     assert counted.adapter == sum(p.numel() * p.element_size() for p in adapter)
     if lora is None:
-        versions = References(0.9, 1)
-        versions.needs.add("frozen")
-        versions.make(policy, False, s.half or torch.float32, torch.device("cpu"))
-        assert counted.frozen_copy == sum(p.numel() * p.element_size() for p in versions.parameters())
+        references = References()
+        references.create({"frozen"}, policy, s.half or torch.float32, torch.device("cpu"))
+        assert counted.frozen_copy == sum(p.numel() * p.element_size() for p in references.parameters())
 
 
 def test_bits_of_nf4():
@@ -273,14 +272,14 @@ def test_gathered_weights_are_those_of_the_module(architecture, lora, model_fold
     folder = str(model_folder(architecture))
     s = settings(model_config(folder), lora=lora, shards=4, versions=frozenset({"frozen"}))
     phases = memory(s).phases
-    policy = load_policy(folder, dtype=s.base, lora=lora)
+    policy = load_model(folder, dtype=s.base, lora=lora)
     in_layers = [p for n, p in policy.named_parameters() if ".layers." in n]
     others = [p for n, p in policy.named_parameters() if ".layers." not in n]
     layers = s.config.num_hidden_layers
     expected = sum(p.nbytes for p in others) + sum(p.nbytes for p in in_layers) * 2 / layers
     assert phases["update"]["gathered"] == pytest.approx(expected, rel=0.01)  # the last norm
     whole = GatheredPolicy(policy, torch.device("cpu"), torch.bfloat16)
-    with whole.at("policy", dict(policy.named_parameters())) as model:
+    with whole.holding("policy", dict(policy.named_parameters())) as model:
         expected = sum(p.nbytes for p in model.parameters())
     assert phases["rollout"]["gathered"] == phases["reference"]["gathered"] == expected
 
@@ -424,7 +423,6 @@ def test_settings_of_the_trainer():
     assert [device_count(x) for x in ("auto", -1, 4, "4", [0, 2], "0,1,")] == [1, 1, 4, 4, 2, 2]
     with pytest.raises(UserError, match="no number"):
         device_count("many")
-    assert precision_name("bf16") == "bf16-mixed" and precision_name(None) == "32-true"
     assert parse_device("RTX 3060") == 12 and parse_device("24 GB") == 24
 
 
@@ -441,7 +439,7 @@ def test_strategy_of_a_recipe(strategy, line, capsys):
 def test_settings_of_a_recipe(model_folder):
     module = RLIFModule(str(model_folder()), kl_coefficient=0.1, reference="ema", loss="gspo", lora=LORA)
     rollout = RolloutCallback(prompts_per_step=8, rewards=[SelfCertainty(annotator="reference")])
-    found = plan_settings(module, rollout, precision="32-true", prompt_tokens=9, processes=2, shards=2)
+    found = plan_settings(module, rollout.collector, precision="32-true", prompt_tokens=9, processes=2, shards=2)
     assert found.versions == {"ema", "frozen"} and not found.fused_loss and found.batch.world_size == 2
     assert found.base == torch.float32 and found.half is None and found.rows is None and found.native
 
@@ -450,13 +448,13 @@ def test_an_adapters_own_settings(model_folder, tmp_path):
     """All that decide about its size; its weights are not needed, a broken file is a message."""
     lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "bias": "lora_only", "rank_pattern": {"v_proj": 8}}
     folder = str(model_folder())
-    load_policy(folder, dtype=torch.float32, lora=lora).save_pretrained(tmp_path)
+    load_model(folder, lora=lora).save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     rollout = RolloutCallback(rewards=[SelfCertainty()])
 
     def read():
         module = RLIFModule(folder, adapter=str(tmp_path))
-        return plan_settings(module, rollout, precision="32-true", prompt_tokens=9)
+        return plan_settings(module, rollout.collector, precision="32-true", prompt_tokens=9)
 
     assert count(read()) == count(settings(model_config(folder), lora=lora, precision="32-true"))
     assert read().from_adapter and read().lora["bias"] == "lora_only"
