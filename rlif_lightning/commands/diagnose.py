@@ -96,7 +96,7 @@ def _sample(
     try:
         with (
             objects.sampling(rollout.sampler, policy) as model,
-            counting(objects.cli.bar, "Sampling", "prompt", len(prompts)) as tell,
+            counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell,
         ):
             for start in range(0, len(prompts), size):
                 part = prompts[start : start + size]

@@ -21,39 +21,25 @@ TEXTS = ("model", "fingerprint")  # all else is written as JSON where there is r
 
 @dataclass(frozen=True)
 class Identity:
-    """Of a policy: kept beside its trainable weights, and compared before those are used again.
+    """Of a policy: kept beside its trainable weights, and compared before those are used again."""
 
-    Attributes:
-        model: As the user named it.
-        fingerprint: See :func:`fingerprint`.
-        lora: Fields of ``peft.LoraConfig``; None where all weights train.
-        adapter: Folder or hub name of the adapter that the run began with.
-        adapter_mark: See :func:`adapter_mark`; empty without such an adapter.
-        quantization: Of the frozen weights.
-    """
-
-    model: str
-    fingerprint: str
-    lora: dict[str, Any] | None = None
-    adapter: str | None = None
-    adapter_mark: str = ""
-    quantization: str | None = None
+    model: str  # as the user named it
+    fingerprint: str  # see the function of that name
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; None where all weights train
+    adapter: str | None = None  # folder or hub name of the adapter that the run began with
+    adapter_mark: str = ""  # see the function of that name; empty without such an adapter
+    quantization: str | None = None  # of the frozen weights
 
     @classmethod
-    def from_checkpoint(cls, mark: Mapping[str, Any]) -> "Identity":
-        """Read what :meth:`to_checkpoint` gave; weights of older releases lack the last three."""
+    def from_mark(cls, mark: Mapping[str, Any]) -> "Identity":
+        """Read what stands in a checkpoint, among other things; older ones lack the last three."""
         return cls(**{name: mark[name] for name in cls.__dataclass_fields__ if name in mark})
-
-    def to_checkpoint(self) -> dict[str, Any]:
-        """Plain values."""
-        return dict(vars(self))
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> "Identity":
         """Read what :meth:`to_facts` gave, among other facts."""
-        names = cls.__dataclass_fields__.keys() & facts.keys()
-        values: dict[str, Any] = {n: facts[n] if n in TEXTS else json.loads(facts[n]) for n in names}
-        return cls(**values)
+        own = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
+        return cls.from_mark({name: text if name in TEXTS else json.loads(text) for name, text in own.items()})
 
     def to_facts(self) -> dict[str, str]:
         """Texts, for the metadata of a safetensors file."""

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
 from rlif_lightning.models.checkpoints import MODEL, weights_of
-from rlif_lightning.models.policy import Policy, PolicySettings, set_training_mode
+from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
-from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy
+from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
 from rlif_lightning.models.trainable import gather, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
@@ -175,10 +176,8 @@ class RLIFModule(pl.LightningModule):
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         precision = "32-true" if trainer is None else str(trainer.precision)
         strategy = None if trainer is None else trainer.strategy
-        sharded = isinstance(strategy, FSDP2Strategy)
-        policy = Policy.load(
-            self.policy_settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer
-        )
+        settings, sharded = self.policy_settings, shares_out(strategy)
+        policy = Policy.load(settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if training and isinstance(strategy, FSDP2Strategy):
             policy.shard(strategy.device_mesh["data_parallel"])
@@ -317,7 +316,7 @@ class RLIFModule(pl.LightningModule):
         names = trainable(self).keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
-        checkpoint["rlif"] = {**self.policy.identity.to_checkpoint(), "versions": references}
+        checkpoint["rlif"] = {**vars(self.policy.identity), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
