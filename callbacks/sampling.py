@@ -64,9 +64,7 @@ def inference(trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
     Lightning enters its precision context around its own steps only, not around callbacks.
     """
     assert module.policy is not None
-    for optimizer in trainer.optimizers:
-        optimizer.zero_grad(set_to_none=True)  # their memory is worth more to the sampler
-    with trainer.precision_plugin.forward_context(), module.policy.inference() as model:
+    with module.policy.inference() as model:
         yield model
 
 

@@ -20,7 +20,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.main import prepare
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.policy import Policy
-from rlif_lightning.models.precision import autocast, precision_name
+from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import CONFIG, next_run_folder
 from rlif_lightning.sampling import Sampler
 from rlif_lightning.sampling.check_decoding import check_decoding
@@ -65,13 +65,13 @@ class RecipeObjects:
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if self.options.ckpt_path is not None:
             policy.restore(read_checkpoint(self.options.ckpt_path))
-        policy.move(self.precision)
+        policy.move()
         return policy
 
     @contextmanager
     def sampling(self, sampler: Sampler, policy: Policy) -> Iterator[nn.Module]:
         """The policy to sample from, in the recipe's precision, and the sampler up to date with it."""
-        with autocast(self.precision, self.device), policy.inference() as model, up_to_date(sampler, policy, model):
+        with policy.inference() as model, up_to_date(sampler, policy, model):
             yield model
 
     def output(self, folder: str | None = None) -> Path:

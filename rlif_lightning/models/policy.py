@@ -15,7 +15,7 @@ from rlif_lightning.models.hub import load_config
 from rlif_lightning.models.identity import Identity, adapter_mark, fingerprint
 from rlif_lightning.models.loading import PolicySettings, load_model
 from rlif_lightning.models.lora import find_adapter, off_is_the_start
-from rlif_lightning.models.precision import check_trains, convert, frozen_dtype
+from rlif_lightning.models.precision import autocast, check_trains, convert, frozen_dtype
 from rlif_lightning.models.quantization import check_quantization, check_trainable
 from rlif_lightning.models.references import ReferenceKind, References, frozen_copy
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
@@ -37,6 +37,7 @@ class Policy:
     end_ids: list[int]  # every token id that ends a completion
     identity: Identity
     device: torch.device  # where the weights will lie; they are loaded on the CPU and moved later
+    precision: str  # of a forward, as trainer.precision
     dtype: torch.dtype  # of frozen weights, and of the linear layers in a frozen copy
     can_train: bool  # loaded in the precision that training needs
     references: References = field(default_factory=References)
@@ -90,7 +91,7 @@ class Policy:
         )
         tokenizer = tokenizer or settings.load_tokenizer()
         ends = end_token_ids(tokenizer, getattr(model, "generation_config", None), settings.end_tokens)
-        policy = cls(settings, model, tokenizer, ends, identity, device, frozen, training)
+        policy = cls(settings, model, tokenizer, ends, identity, device, precision, frozen, training)
         check_ids(model, [*ends, policy.pad_id])
         return policy
 
@@ -103,10 +104,10 @@ class Policy:
         """Completions as text, without special tokens."""
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    def move(self, precision: str) -> None:
+    def move(self) -> None:
         """Bring weights and references onto the device and into the precision, as the Trainer does."""
         for part in (self.model, self.references):
-            convert(part, precision, self.device)
+            convert(part, self.precision, self.device)
 
     # -- where processes share the weights out ---------------------------------------------------------------
 
@@ -125,9 +126,13 @@ class Policy:
 
     @contextmanager
     def inference(self) -> Iterator[nn.Module]:
-        """Dropout and gradients off; yields the model to sample from. On all processes as often."""
+        """Dropout and gradients off, the precision on; yields the model to sample from. On all processes as often.
+
+        Gradients are let go of: their memory is worth more to the sampler.
+        """
+        self.model.zero_grad(set_to_none=True)
         set_training_mode(self.model, training=False)
-        with torch.no_grad(), self.whole() as model:
+        with torch.no_grad(), autocast(self.precision, self.device), self.whole() as model:
             yield model
 
     # -- references ------------------------------------------------------------------------------------------
