@@ -14,10 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration, recompute
-from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
 from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
+from rlif_lightning.training.module import RLIFModule
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -38,8 +38,8 @@ class RolloutCheckpoint(Checkpoint):
             raise UserError("checkpoint.every is too small", got=every, expected="1 or more")
         self.every, self.keep = every, keep
         self._saved_step = -1
-        self.asked_to_stop: str | None = None
-        self._rollout: RolloutCallback | None = None
+        self._module: RLIFModule | None = None  # whom a signal is told
+        self._at_boundary = True
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
 
@@ -52,25 +52,25 @@ class RolloutCheckpoint(Checkpoint):
         self._stored = state_dict["optimizers"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write and read checkpoints safely; find out who knows the boundaries."""
+        """Write and read checkpoints safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        self._rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
-        if self._rollout is not None and trainer.training:
+        plan = getattr(trainer.datamodule, "plan", None)  # type: ignore[attr-defined]
+        if plan is not None and trainer.training:
             loop = checkpoint["loops"]["fit_loop"]
             (place,) = loop["state_dict"]["combined_loader"]
             trainer.datamodule.train_dataloader().load_state_dict(place)  # type: ignore[attr-defined] # refuses other data
             before, here = place.get("world_size", trainer.world_size), trainer.world_size
             if before != here:
-                dealt = self._rollout.plan.steps_per_rollout > 1
+                dealt = plan.steps_per_rollout > 1
                 rank_zero_info(
                     f"Continued by {here} process{'es' if here > 1 else ''}; the checkpoint was written by {before}. "
                     "The same prompts follow, but the run is no longer the same bit by bit"
                     + (", and a rollout's prompts come in another order." if dealt else ".")
                 )
-            was, now = place["rollout_batches"], self._rollout.plan.rollout_batches
+            was, now = place["rollout_batches"], plan.rollout_batches
             for counts in (loop["epoch_loop.batch_progress"][k] for k in ("total", "current")):
                 rollouts = counts["ready"] // was
                 counts.update({k: n + rollouts * (now - was) for k, n in counts.items()})
@@ -98,8 +98,9 @@ class RolloutCheckpoint(Checkpoint):
                 if isinstance(config.scheduler, LambdaLR):
                     recompute(config.scheduler)
         self._stored = []
-        self._saved_step = trainer.global_step
-        self.asked_to_stop = None
+        assert isinstance(pl_module, RLIFModule)
+        self._saved_step, self._at_boundary = trainer.global_step, True
+        self._module, pl_module.asked_to_stop = pl_module, None
         self._make_last(trainer)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):  # Lightning restores the handlers at its end
@@ -125,22 +126,25 @@ class RolloutCheckpoint(Checkpoint):
         return steps
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.asked_to_stop:
+        assert self._module is not None
+        if self._module.asked_to_stop:
             raise SystemExit(128 + number)
-        self.asked_to_stop = signal.Signals(number).name
+        self._module.asked_to_stop = signal.Signals(number).name
         print("\nStopping when this rollout has been used; once more ends the run at once.", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where due; stop where asked to."""
-        if self._rollout is None or not self._rollout.at_boundary:
+        assert isinstance(pl_module, RLIFModule)
+        self._at_boundary = batch["last"]
+        if not self._at_boundary:
             return
-        stop = trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False)
+        stop = pl_module.is_asked_to_stop()
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
         if stop:
-            who = self.asked_to_stop or "a signal to another process"
+            who = pl_module.asked_to_stop or "a signal to another process"
             rank_zero_info(f"Stopped by {who} after step {trainer.global_step}; continue with --ckpt_path last")
             trainer.should_stop = True
 
@@ -148,7 +152,7 @@ class RolloutCheckpoint(Checkpoint):
         """Save the end."""
         if self._saved_step == trainer.global_step:
             return
-        if self._rollout is not None and self._rollout.at_boundary:
+        if self._at_boundary:
             self._save(trainer)
         else:
             rank_zero_warn(

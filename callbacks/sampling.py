@@ -1,18 +1,14 @@
 """The one state in which the policy is sampled."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
 
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.sampling import Sampler, Sampling, VLLMSampler
-from rlif_lightning.training.module import RLIFModule
 
 
 def check_sampler(sampler: Sampler, trainer: Trainer, sampling: Sampling, prompts: Sequence[Prompt]) -> None:
@@ -55,32 +51,3 @@ def check_engine(
             got=f"trainer.devices [{device.index}]",
             do=f"set CUDA_VISIBLE_DEVICES={device.index} and --trainer.devices 1, or leave rollout.sampler out",
         )
-
-
-@contextmanager
-def inference(trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
-    """Dropout and gradients off, the Trainer's precision on; yields the whole policy. On all processes as often.
-
-    Lightning enters its precision context around its own steps only, not around callbacks.
-    """
-    assert module.policy is not None
-    with module.policy.inference() as model:
-        yield model
-
-
-@contextmanager
-def ready(sampler: Sampler, trainer: Trainer, module: RLIFModule) -> Iterator[nn.Module]:
-    """The sampler up to date with the policy, which is yielded as :func:`inference` does."""
-    assert module.policy is not None
-    with inference(trainer, module) as model, up_to_date(sampler, module.policy, model):
-        yield model
-
-
-@contextmanager
-def up_to_date(sampler: Sampler, policy: Policy, model: nn.Module) -> Iterator[None]:
-    """The sampler with the policy's weights, as whole as they are now; it lets go of them afterwards."""
-    sampler.update(model, policy.end_ids, policy.pad_id)
-    try:
-        yield
-    finally:
-        sampler.release()

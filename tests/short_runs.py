@@ -53,9 +53,8 @@ class Run(pl.Callback):
         self.start = copy.deepcopy(pl_module.policy.model)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        callback = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))
-        if batch["slice"] == 0:
-            self.rollouts.append(callback.rollout)
+        if batch["collected"] is not None:
+            self.rollouts.append(batch["collected"].rollout)
         self.slices.append((trainer.global_step, batch["rollout"], batch["old_logprob"]))
 
     def column(self, name: str) -> list[float]:

@@ -1,7 +1,6 @@
 """Recipes to objects, for commands that take the settings of ``rlif fit`` and run no loop of the Trainer's."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +8,8 @@ from typing import Any, Literal
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
 
-from rlif_lightning.callbacks import Evaluation, RolloutCallback, StepProgressBar
-from rlif_lightning.callbacks.sampling import up_to_date
+from rlif_lightning.callbacks import Evaluation, StepProgressBar
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
@@ -22,8 +19,8 @@ from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import CONFIG, next_run_folder
-from rlif_lightning.sampling import Sampler
 from rlif_lightning.sampling.check_decoding import check_decoding
+from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
 Split = Literal["train", "val", "test", "predict"]
@@ -37,7 +34,7 @@ class RecipeObjects:
     command: str
     module: RLIFModule  # its settings; the policy is a thing of its own here
     data: PromptDataModule
-    rollout: RolloutCallback
+    collector: Collector
     evaluation: Evaluation
     device: torch.device  # the one on which the command computes
     precision: str  # trainer.precision by its longer name
@@ -67,12 +64,6 @@ class RecipeObjects:
             policy.restore(read_checkpoint(self.options.ckpt_path))
         policy.move()
         return policy
-
-    @contextmanager
-    def sampling(self, sampler: Sampler, policy: Policy) -> Iterator[nn.Module]:
-        """The policy to sample from, in the recipe's precision, and the sampler up to date with it."""
-        with policy.inference() as model, up_to_date(sampler, policy, model):
-            yield model
 
     def output(self, folder: str | None = None) -> Path:
         """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml.
@@ -115,12 +106,12 @@ def load(
     prepare()
     cli = (make or PlainCLI)(command, arguments, add_options, description)
     init = cli.config_init
-    init.evaluation.take_sampler(init.rollout)
+    cli.model.collector = init.rollout.collector  # whose engine evaluates as well, where no other is given
     return RecipeObjects(
         command,
         cli.model,
         cli.datamodule,
-        init.rollout,
+        init.rollout.collector,
         init.evaluation,
         cli.device,
         cli.precision,

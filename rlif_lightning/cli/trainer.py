@@ -154,7 +154,7 @@ class RLIFCLI(LightningCLI):
         """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutCallback):
-                replace(callback.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
+                replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
     def make_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the settings.

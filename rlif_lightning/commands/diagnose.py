@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> None:
     from rlif_lightning.callbacks.sampling import check_engine
     from rlif_lightning.diagnosis.measures import candidates
 
-    check_engine(objects.rollout.sampler, objects.rollout.sampling, prompts, objects.device)
-    rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
+    check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
+    rewards = candidates(objects.collector.rewards, objects.data.has_labels(options.split))
     policy = objects.policy(training=True)  # before the first step every reference is the policy itself
     rows = _choose(len(prompts), options.prompts)
     rollouts = _sample(objects, policy, [(row, prompts[row]) for row in rows], rewards)
@@ -81,45 +81,25 @@ def _sample(
     objects: RecipeObjects, policy: Policy, prompts: list[tuple[int, Prompt]], rewards: list[Reward]
 ) -> list[Rollout]:
     """A group per prompt, as many prompts at a time as one optimiser step takes."""
-    from dataclasses import replace
-
     from rlif_lightning.callbacks.progress import counting
     from rlif_lightning.data.module import run_seed
-    from rlif_lightning.grading import Grader
-    from rlif_lightning.training.collector import sample_rollout, with_scores
+    from rlif_lightning.training.collector import Collector
 
-    rollout = objects.rollout
-    sampling = replace(rollout.sampling, statistics=tuple(sorted({s for r in rewards for s in r.statistics})))
-    grader = Grader(objects.data.answers)
-    size = rollout.plan.prompts_per_step
-    found = []
+    recipe = objects.collector
+    collector = Collector(recipe.sampler, recipe.sampling, rewards, recipe.plan, recipe.advantages, recipe.votes)
+    collector.open(1, objects.data.answers, objects.data.has_labels(objects.options.split))
+    rows, texts = [(row,) for row, _ in prompts], [prompt for _, prompt in prompts]
     try:
-        with (
-            objects.sampling(rollout.sampler, policy) as model,
-            counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell,
-        ):
-            for start in range(0, len(prompts), size):
-                part = prompts[start : start + size]
+        with counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell:
 
-                def progress(token: int, most: int, done: int = start) -> None:
-                    tell(done, f"Token {token}/{most}")
+            def progress(done: int, token: int, most: int) -> None:
+                tell(done, f"Token {token}/{most}")
 
-                drawn = sample_rollout(
-                    rollout.sampler,
-                    [p for _, p in part],
-                    [(row,) for row, _ in part],
-                    run_seed(),
-                    rollout.plan.group_size,
-                    sampling,
-                    policy.decode,
-                    grader,
-                    progress,
-                    rollout.votes,
-                )
-                found.append(with_scores(drawn, model, sampling, rollout.plan.in_order(len(drawn.seeds))))
-                tell(start + len(part))
+            size = collector.plan.prompts_per_step
+            found = list(collector.sample_batches(texts, rows, run_seed(), policy, size, progress))
+            tell(len(prompts))
     finally:
-        grader.close()
+        collector.close()
     return found
 
 
@@ -149,8 +129,8 @@ def _gradients(
             rollouts,
             advantages,
             objects.module.loss,
-            objects.rollout.sampling.max_new_tokens,
-            objects.rollout.plan.micro_batch_size,
+            objects.collector.sampling.max_new_tokens,
+            objects.collector.plan.micro_batch_size,
         )
     return {
         "cosines": cosines(halves.sum(0)).tolist(),
@@ -176,17 +156,17 @@ def _report(
     from rlif_lightning.evaluation.results import versions
     from rlif_lightning.rewards import Random, Verifiable
 
-    rollout, identity, options = objects.rollout, model.identity, objects.options
+    collector, identity, options = objects.collector, model.identity, objects.options
     source = objects.data.sources[options.split]
     assert source is not None
-    measured, masked, advantages = measure(rollouts, rewards, rollout.advantage)
+    measured, masked, advantages = measure(rollouts, rewards, collector.advantages)
     policy, found = describe(measured), compare(measured)
     answer = verdict(
         policy,
         found,
         internal={r.name: "answers" in r.requires for r in rewards if not isinstance(r, Random | Verifiable)},
-        group_size=rollout.plan.group_size,
-        statistics_temperature=rollout.sampling.statistics_temperature or rollout.sampling.temperature,
+        group_size=collector.plan.group_size,
+        statistics_temperature=collector.sampling.statistics_temperature or collector.sampling.temperature,
         differs=lambda a, b, target: difference(measured, a, b, measured.target(target)).excludes_zero(),
     )
     report = {
@@ -204,10 +184,10 @@ def _report(
         "data": asdict(source),
         "split": options.split,
         "prompts": len(prompts),
-        "group_size": rollout.plan.group_size,
+        "group_size": collector.plan.group_size,
         "seed": run_seed(),
-        "min_spread": rollout.advantage.min_spread,
-        "sampling": asdict(rollout.sampling),
+        "min_spread": collector.advantages.min_spread,
+        "sampling": asdict(collector.sampling),
         "lora": identity.lora,
         "adapter": identity.adapter,
         "quantization": identity.quantization,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.folder import CONFIG, LAST_CHECKPOINT, METRICS, latest_run_folder
@@ -112,7 +111,6 @@ class Mixing:
 
     def __init__(self, objects: Any) -> None:
         from rlif_lightning.callbacks.sampling import check_engine
-        from rlif_lightning.grading import Grader
         from rlif_lightning.mixing.weights import Pair, check_ratios
 
         self.objects, self.options, settings = objects, objects.options, objects.module.policy_settings
@@ -125,7 +123,7 @@ class Mixing:
             raise UserError("rlif mix takes a checkpoint as the tuned model", do="give it as --tuned")
         if settings.adapter is not None:
             raise UserError("rlif mix takes an adapter as the tuned model", do="give it as --tuned")
-        per_rollout = objects.rollout.plan.rollout_steps
+        per_rollout = objects.collector.plan.rollout_steps
         if self.steps % per_rollout:
             raise UserError(
                 "--steps would end in the middle of a rollout",
@@ -139,19 +137,21 @@ class Mixing:
         self.pair.check()
         self._name(base)  # whose tokenizer all mixtures have
         prompts = objects.prompts()
-        check_engine(objects.rollout.sampler, objects.rollout.sampling, prompts, objects.device)
+        check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
         evaluation, held_out = objects.evaluation, objects.data.prompts.get("val", [])
-        check_engine(evaluation.sampler, evaluation.sampling, held_out[: evaluation.n], objects.device)
+        check_engine(
+            evaluation.engine(objects.module), evaluation.attempts.sampling, held_out[: evaluation.n], objects.device
+        )
         self.output = self._output()
-        self.grader = Grader(objects.data.answers)
+        objects.collector.open(1, objects.data.answers, objects.data.has_labels("train"))
 
     def _name(self, model: str) -> None:
         module = self.objects.module
         module.policy_settings = replace(module.policy_settings, name=model)
 
     def close(self) -> None:
-        """End the grader's worker."""
-        self.grader.close()
+        """End the grader's process."""
+        self.objects.collector.close()
 
     def _output(self) -> Path:
         """The folder of the results; an earlier one's settings must be the same."""
@@ -207,78 +207,65 @@ class Mixing:
         policy = objects.policy()
         row = {**self._statistics(policy, label), **self._accuracy(policy, label)}
         # Let go of the weights: the next mixture, or a fit, needs the room.
-        policy = objects.rollout.sampler.policy = objects.evaluation.sampler.policy = None
+        policy = objects.collector.sampler.policy = objects.evaluation.engine(objects.module).policy = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return row
 
     def _statistics(self, policy: Any, label: str) -> dict[str, float]:
         """Entropy (nats per token) and agreement on the prompts and seeds with which a run begins."""
+        from rlif_lightning.callbacks.progress import counting
         from rlif_lightning.data.module import PromptLoader, run_seed
         from rlif_lightning.grading import agreement
-        from rlif_lightning.training.collector import sample_rollout, with_scores
 
-        objects, rollout = self.objects, self.objects.rollout
-        prompts = objects.data.prompts["train"]
+        objects, collector = self.objects, self.objects.collector
+        prompts, plan = objects.data.prompts["train"], collector.plan
         places = [
             place
-            for batch in PromptLoader(len(prompts), rollout.plan, seed=run_seed())
+            for batch in PromptLoader(len(prompts), plan, seed=run_seed())
             if batch["slice"] == 0
             for place in zip(batch["rows"], batch["positions"], strict=True)
         ][: self.options.prompts]
+        texts, positions = [prompts[row] for row, _ in places], [position for _, position in places]
         entropy = certainty = tokens = 0.0
         shares: list[float] = []
         answered = False
-        size = rollout.plan.rollout_prompts
-        batches = [places[i : i + size] for i in range(0, len(places), size)]
-        with objects.sampling(rollout.sampler, policy) as model:
-            for part in tqdm(batches, f"{label}: sampling", unit="batch", leave=False, disable=None):
-                drawn = sample_rollout(
-                    rollout.sampler,
-                    [prompts[row] for row, _ in part],
-                    [position for _, position in part],
-                    run_seed(),
-                    rollout.plan.group_size,
-                    rollout.sampling,
-                    policy.decode,
-                    self.grader,
-                )
-                slices = rollout.plan.in_order(len(drawn.seeds))
-                drawn = with_scores(drawn, model, rollout.sampling, slices)
+        with counting(objects.bar, f"{label}: sampling", "prompt", len(places)) as tell:
+            size = plan.rollout_prompts
+            for drawn in collector.sample_batches(texts, positions, run_seed(), policy, size):
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
                 tokens += float(mask.sum())
                 shares += [agreement(votes[: drawn.group_size]) for votes in drawn.votes]
                 answered |= drawn.correct is not None or any(shares)
+                tell(len(shares))
         row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens}
-        row["completions"] = float(len(places) * rollout.plan.group_size)
+        row["completions"] = float(len(places) * plan.group_size)
         if answered:  # else open-ended texts: no answer to agree on
             row["agreement"] = sum(shares) / len(shares)
         return row
 
     def _accuracy(self, policy: Any, label: str) -> dict[str, float]:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
+        from rlif_lightning.callbacks.progress import counting
         from rlif_lightning.evaluation.answering import answer_problems, summarise
         from rlif_lightning.mixing.results import COLUMNS
 
-        evaluation = self.objects.evaluation
-        problems = list(enumerate(self.objects.data.prompts.get("val", [])))[: evaluation.n]
-        size = evaluation.batch_size
-        batches = [problems[i : i + size] for i in range(0, len(problems), size)]
-        results = []
-        with self.objects.sampling(evaluation.sampler, policy):
-            for part in tqdm(batches, f"{label}: answering", unit="batch", leave=False, disable=None):
-                results += answer_problems(
-                    evaluation.sampler,
-                    part,
-                    evaluation.sampling,
-                    evaluation.samples,
-                    policy.decode,
-                    self.grader,
-                    evaluation.greedy,
-                )
-        summary = summarise(results, intervals=True) if results else {}
+        objects, evaluation = self.objects, self.objects.evaluation
+        problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
+        if not problems:
+            return {}
+        with counting(objects.bar, f"{label}: answering", "problem", len(problems)) as tell:
+            results = answer_problems(
+                evaluation.engine(objects.module),
+                policy,
+                problems,
+                evaluation.attempts,
+                objects.collector.grader,
+                lambda done, *_: tell(done),
+            )
+        summary = summarise(results, intervals=True)
         return {name: float(value) for name, value in summary.items() if name in COLUMNS}
 
     # -- the gain --------------------------------------------------------------------------------------------

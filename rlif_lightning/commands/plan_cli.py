@@ -25,7 +25,7 @@ class PlanCLI(PlainCLI):
         processes = device_count(trainer.devices) * int(trainer.num_nodes)
         return read_settings(
             self.model,
-            config.rollout,
+            config.rollout.collector,
             precision=precision_name(trainer.precision),
             prompt_tokens=self.datamodule.max_prompt_tokens,
             devices=processes,

@@ -11,7 +11,7 @@ from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.dry_run import Network
 
 if TYPE_CHECKING:
-    from rlif_lightning.callbacks import RolloutCallback
+    from rlif_lightning.training.collector import Collector
     from rlif_lightning.training.module import RLIFModule
 
 
@@ -102,7 +102,7 @@ class Settings:
 
 def read_settings(
     module: "RLIFModule",
-    rollout: "RolloutCallback",
+    rollout: "Collector",
     *,
     precision: str,
     prompt_tokens: int,
@@ -124,10 +124,10 @@ def read_settings(
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
-    from rlif_lightning.callbacks.rollout import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.models.lora import adapter_settings, off_is_the_start
     from rlif_lightning.sampling import NativeSampler
+    from rlif_lightning.training.collector import ANNOTATORS
 
     needs = frozenset().union(*(r.requires for r in rollout.rewards)) & ANNOTATORS.keys()
     sampler, policy = rollout.sampler, module.policy_settings
@@ -135,7 +135,7 @@ def read_settings(
         model=policy.name,
         config=model_config(policy.name, **policy.source),
         precision=precision,
-        batch=replace(BatchPlan(*rollout.sizes), world_size=devices),
+        batch=replace(rollout.plan, world_size=devices),
         max_new_tokens=rollout.sampling.max_new_tokens,
         prompt_tokens=prompt_tokens,
         optimizer=module.make_optimizer,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -20,6 +20,7 @@ from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, chec
 from rlif_lightning.models.trainable import gather, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
+from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.entropy_bonus import EntropyBonus
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
 from rlif_lightning.warnings_shown import quiet_lightning
@@ -36,6 +37,16 @@ COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLo
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """AdamW with the settings of arXiv 2505.19590."""
     return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+class HeldOutEvaluation(Protocol):
+    """What others ask of the Evaluation callback."""
+
+    def evaluate(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Evaluate the current step, once, and log it."""
+
+    def held_out(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Evaluate the weights in place, whatever they are."""
 
 
 class RLIFModule(pl.LightningModule):
@@ -146,6 +157,9 @@ class RLIFModule(pl.LightningModule):
         """References that somebody asks for: add to them before the weights are loaded."""
         self.policy: Policy | None = None
         self.strict_loading = False  # checkpoints hold trainable weights only
+        self.collector: Collector | None = None  # of the RolloutCallback
+        self.evaluation: HeldOutEvaluation | None = None  # the Evaluation callback
+        self.asked_to_stop: str | None = None  # the signal that this process got
         self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
         self._grad_norm: Tensor | None = None
         self._learning_rate = 0.0
@@ -294,10 +308,12 @@ class RLIFModule(pl.LightningModule):
         check_strategy(type(self.trainer.strategy).__name__)
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
-        from rlif_lightning.callbacks import Evaluation
-
-        if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if stage != "fit" and self.evaluation is None:
             raise UserError("Nothing evaluates", do="give the Trainer a rlif_lightning.callbacks.Evaluation")
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal asked any process to stop, which may be followed by a kill: no time for evaluations."""
+        return self.trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Done by the Evaluation callback."""

@@ -115,7 +115,7 @@ def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypa
 def test_processes_of_a_machine_share_what_is_free(model_folder, problems_file, monkeypatch):
     """What is just enough for one is not for each of two."""
     run = fit(model_folder(), problems_file, callbacks=[MemoryCheck("off")], steps=1)
-    trainer, rollout = run.trainer, next(c for c in run.trainer.callbacks if isinstance(c, RolloutCallback))
+    trainer, rollout = run.trainer, run.module.collector
     free = 2**20
     monkeypatch.setattr(memory_check, "free_memory", lambda device: free)
     with pytest.raises(UserError):

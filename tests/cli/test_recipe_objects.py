@@ -35,8 +35,8 @@ def test_recipes_overlays_and_own_options_become_objects(loaded, small_fit, no_w
         "rollout: {group_size: 4, temperature: 0.5}\ncount: 5\ntrainer: {devices: 4, strategy: ddp}"
     )
     objects = loaded("--config", "token_entropy", "--config", "own.yaml", *small_fit, "--rollout.group_size=3")
-    assert [r.name for r in objects.rollout.rewards] == ["token_entropy"]
-    assert (objects.rollout.plan.group_size, objects.rollout.sampling.temperature) == (3, 0.5)
+    assert [r.name for r in objects.collector.rewards] == ["token_entropy"]
+    assert (objects.collector.plan.group_size, objects.collector.sampling.temperature) == (3, 0.5)
     assert objects.evaluation.sampling.max_new_tokens == 8
     assert objects.options.count == 5
     assert objects.cli.recipe == "token_entropy+own"
