@@ -85,7 +85,7 @@ class MemoryCheck(Callback):
 def _untouched(trainer: Trainer, module: RLIFModule) -> Iterator[None]:
     """Random numbers, gradients and sums are as before afterwards; memory of the optimiser's states is held."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    sums = module._sums
+    sums = module.window.sums
     devices = [module.device] if module.device.type == "cuda" else []
     missing = 0 if any(o.state for o in trainer.optimizers) else state_bytes(module.make_optimizer)
     with torch.random.fork_rng(devices=devices):
@@ -95,7 +95,7 @@ def _untouched(trainer: Trainer, module: RLIFModule) -> Iterator[None]:
             yield
             del held
         finally:
-            module._sums = sums
+            module.window.sums = sums
             for weight in trained:
                 weight.grad = None
 
