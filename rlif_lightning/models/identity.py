@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.lora import same_lora
 from rlif_lightning.models.trainable import trainable
 
 # What PEFT puts into the names of an adapter's own weights, and of those of the base around which it stands.
@@ -70,7 +69,7 @@ class Identity:
                 expected=f"a checkpoint of '{self.model}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
-        if not same_shapes or not same_lora(stored.lora, self.lora):
+        if not same_shapes or not _same_lora(stored.lora, self.lora):
             raise UserError(
                 "The checkpoint holds other trainable weights than this recipe",
                 got=f"LoRA settings {stored.lora}",
@@ -117,3 +116,11 @@ def adapter_mark(policy: nn.Module) -> str:
         mark.update(f"{name}{tuple(weight.shape)}".encode())
         mark.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return mark.hexdigest()[:16]
+
+
+def _same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
+    from peft import LoraConfig
+
+    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
+    return full[0] == full[1]

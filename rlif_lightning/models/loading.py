@@ -1,7 +1,9 @@
 """A model from a folder or the hub: by which settings, and its weights."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, is_local, load_config, resolve_model
-from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_base, check_fit, check_lora
+from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_fit, check_lora
 from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
 from rlif_lightning.models.tokenizer import load_tokenizer
 
@@ -74,7 +76,7 @@ def load_model(
 
     path = resolve_model(settings.name)
     if adapter is not None:
-        check_base(adapter, settings.name, path)
+        _check_base(adapter, settings.name, path)
     if settings.lora is not None:
         check_fit(load_config(settings.name, **settings.source), settings.lora, adapter, settings.trust_remote_code)
     quantised: dict[str, Any] = {}
@@ -100,3 +102,13 @@ def load_model(
     if adapter is not None:
         return add_adapter(model, adapter)
     return model if settings.lora is None else add_lora(model, settings.lora)
+
+
+def _check_base(adapter: StoredAdapter, name: str, path: str) -> None:
+    """Warn where an adapter says that it was made for another model; folders move, so this alone proves nothing."""
+    if adapter.base and PurePath(adapter.base).name.lower() not in {PurePath(x).name.lower() for x in (name, path)}:
+        warnings.warn(
+            f"The adapter {adapter.folder} says that it was made for {adapter.base}, not for {name}; "
+            "its weights would fit both",
+            stacklevel=2,
+        )

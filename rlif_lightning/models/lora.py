@@ -3,10 +3,9 @@
 import dataclasses
 import difflib
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,14 +65,6 @@ def check_lora(lora: Mapping[str, Any]) -> None:
             expected="true, gaussian or orthogonal: others change the frozen weights, which are the reference and "
             "which checkpoints do not hold",
         )
-
-
-def same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
-    from peft import LoraConfig
-
-    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
-    return full[0] == full[1]
 
 
 def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
@@ -195,16 +186,6 @@ def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if key not in ORIGIN and value != usual.get(key)}
     return {key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
             for key, value in own.items()}  # fmt: skip
-
-
-def check_base(adapter: StoredAdapter, name: str, path: str) -> None:
-    """Warn where an adapter says that it was made for another model; folders move, so this alone proves nothing."""
-    if adapter.base and PurePath(adapter.base).name.lower() not in {PurePath(x).name.lower() for x in (name, path)}:
-        warnings.warn(
-            f"The adapter {adapter.folder} says that it was made for {adapter.base}, not for {name}; "
-            "its weights would fit both",
-            stacklevel=2,
-        )
 
 
 def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, trust_remote_code: bool) -> None:
