@@ -284,7 +284,7 @@ def test_gathered_weights_are_those_of_the_module(architecture, lora, model_fold
     expected = sum(p.nbytes for p in others) + sum(p.nbytes for p in in_layers) * 2 / layers
     assert phases["update"]["gathered"] == pytest.approx(expected, rel=0.01)  # the last norm
     whole = GatheredPolicy(policy, torch.device("cpu"), torch.bfloat16)
-    with whole.at("policy", dict(policy.named_parameters())) as model:
+    with whole.holding("policy", dict(policy.named_parameters())) as model:
         expected = sum(p.nbytes for p in model.parameters())
     assert phases["rollout"]["gathered"] == phases["reference"]["gathered"] == expected
 
