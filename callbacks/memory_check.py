@@ -106,7 +106,7 @@ def _untouched(trainer: Trainer, module: RLIFModule) -> Iterator[None]:
             yield
             del held
         finally:
-            module.reset_window()
+            module.window.sums = None
             for weight in trained:
                 weight.grad = None
 

@@ -90,7 +90,7 @@ def _sample(
     collector.open(1, objects.data.answers, objects.data.has_labels(objects.options.split))
     rows, texts = [(row,) for row, _ in prompts], [prompt for _, prompt in prompts]
     try:
-        with counting(objects.cli.bar, "Sampling", "prompt", len(prompts)) as tell:
+        with counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell:
 
             def progress(done: int, token: int, most: int) -> None:
                 tell(done, f"Token {token}/{most}")

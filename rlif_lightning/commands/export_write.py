@@ -31,8 +31,9 @@ from rlif_lightning.exporting.weights import (
 )
 from rlif_lightning.models.checkpoints import read_checkpoint, weights_of
 from rlif_lightning.models.hub import is_local, resolve_model
+from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import adapter_off
-from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.trainable import put_weights
 from rlif_lightning.runs.folder import GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
 from rlif_lightning.runs.report import CURVES

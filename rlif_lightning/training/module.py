@@ -1,7 +1,6 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning.pytorch as pl
@@ -10,32 +9,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
+from rlif_lightning.functional.losses import KLEstimator, Loss
 from rlif_lightning.models.checkpoints import MODEL, weights_of
-from rlif_lightning.models.policy import Policy, PolicySettings, set_training_mode
+from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
-from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy
-from rlif_lightning.models.trainable import gather, trainable
+from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
+from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.entropy_bonus import EntropyBonus
+from rlif_lightning.training.settings import OptimizerFactory, check_optimizer, check_ranges, default_optimizer
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
+from rlif_lightning.training.window import Window
 from rlif_lightning.warnings_shown import quiet_lightning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLoss, summed over a window
-
-
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """AdamW with the settings of arXiv 2505.19590."""
-    return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
 
 
 class HeldOutEvaluation(Protocol):
@@ -122,7 +114,7 @@ class RLIFModule(pl.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check_ranges(clip_low=clip_low, clip_high=clip_high, kl_coefficient=kl_coefficient,
+        check_ranges(clip_low=clip_low, clip_high=clip_high, kl_coefficient=kl_coefficient,
                       entropy_coefficient=entropy_coefficient, ema_decay=ema_decay, reference_every=reference_every,
                       top_entropy_fraction=top_entropy_fraction, warmup_ratio=warmup_ratio)  # fmt: skip
         if reference != "frozen" and kl_coefficient == 0:
@@ -131,18 +123,11 @@ class RLIFModule(pl.LightningModule):
                 got="model.kl_coefficient 0",
                 do="set model.kl_coefficient above 0, or leave model.reference out",
             )
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         self.policy_settings = PolicySettings(
-            name,
-            lora,
-            adapter,
-            quantization,
-            gradient_checkpointing,
-            tuple(end_tokens or ()),
-            attn_implementation,
-            revision,
-            trust_remote_code,
-        )
+            name, lora, adapter, quantization, gradient_checkpointing, tuple(end_tokens or ()),
+            attn_implementation, revision, trust_remote_code,
+        )  # fmt: skip
         self.policy_settings.check()
         self.loss, self.clip_low, self.clip_high = loss, clip_low, clip_high
         self.kl_coefficient, self.kl_estimator = kl_coefficient, kl_estimator
@@ -159,9 +144,7 @@ class RLIFModule(pl.LightningModule):
         self.collector: Collector | None = None  # of the RolloutCallback
         self.evaluation: HeldOutEvaluation | None = None  # the Evaluation callback
         self.asked_to_stop: str | None = None  # the signal that this process got
-        self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
-        self._grad_norm: Tensor | None = None
-        self._learning_rate = 0.0
+        self.window = Window()
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -189,10 +172,8 @@ class RLIFModule(pl.LightningModule):
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         precision = "32-true" if trainer is None else str(trainer.precision)
         strategy = None if trainer is None else trainer.strategy
-        sharded = isinstance(strategy, FSDP2Strategy)
-        policy = Policy.load(
-            self.policy_settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer
-        )
+        settings, sharded = self.policy_settings, shares_out(strategy)
+        policy = Policy.load(settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if training and isinstance(strategy, FSDP2Strategy):
             policy.shard(strategy.device_mesh["data_parallel"])
@@ -237,49 +218,17 @@ class RLIFModule(pl.LightningModule):
             kl_coefficient=self.kl_coefficient,
             kl_estimator=self.kl_estimator,
         )
-        self._count(result)
+        self.window.count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
-    def _count(self, result: PolicyLoss) -> None:
-        values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
-        self._sums = values if self._sums is None else self._sums + values
-
-    def reset_window(self) -> None:
-        """Forget what :meth:`training_step` has counted since the last optimiser step."""
-        self._sums = None
-
     def window_metrics(self) -> dict[str, float]:
-        """Means over the optimiser step just taken, over all processes; gets ready for the next one.
-
-        That is, it starts new sums, and adapts the entropy's coefficient where there is a target.
-        """
-        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
-        loss, ratio, clipped, kl, entropy, tokens = sums.tolist()
-        empty, tokens = not tokens, max(tokens, 1.0)
-        self._sums = None
-        metrics = {
-            "train/loss": loss,
-            "train/ratio_mean": ratio / tokens,
-            "train/clip_fraction": clipped / tokens,
-            "train/learning_rate": self._learning_rate,
-        }
-        if self.reference in self.needs:
-            metrics["train/kl"] = kl / tokens
-        if self.entropy_bonus.measured:
-            metrics["train/entropy"] = entropy / tokens
-        if self.entropy_bonus.target is not None:
-            metrics["train/entropy_coefficient"] = self.entropy_bonus.present
-        if not empty:
-            self.entropy_bonus.follow(entropy / tokens)
-        if self._grad_norm is not None:
-            metrics["train/grad_norm"] = float(self._grad_norm)
-        return metrics
+        """Means over the optimiser step just taken, over all processes; gets ready for the next one."""
+        total = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        return self.window.metrics(total, self.reference in self.needs, self.entropy_bonus)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep what the step is taken with: the gradient's norm before clipping, the learning rate."""
-        self._learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = gather(nn.utils.get_total_norm(grads))
+        """Keep what the step is taken with."""
+        self.window.note_step(optimizer)
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the trainable weights, and its schedule in optimiser steps."""
@@ -337,7 +286,7 @@ class RLIFModule(pl.LightningModule):
         names = trainable(self).keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
-        checkpoint["rlif"] = {**self.policy.identity.to_checkpoint(), "versions": references}
+        checkpoint["rlif"] = {**vars(self.policy.identity), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -347,30 +296,3 @@ class RLIFModule(pl.LightningModule):
         checkpoint["state_dict"] = {MODEL + name: weight for name, weight in weights_of(checkpoint).items()}
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
         self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # old ones have none
-
-
-def _check_ranges(**settings: float) -> None:
-    """Refuse numbers that are out of range.
-
-    Raises:
-        UserError: The first of them.
-    """
-    for setting, value in settings.items():
-        fits, wrong, expected = RANGES.get(setting, (lambda x: x >= 0, "is negative", "0 or more"))
-        if not fits(value):
-            raise UserError(f"model.{setting} {wrong}", got=value, expected=expected)
-
-
-RANGES: dict[str, tuple[Callable[[float], bool], str, str]] = {
-    "ema_decay": (lambda x: 0 <= x < 1, "is out of range", "from 0 to below 1"),
-    "reference_every": (lambda x: x >= 1, "is too small", "1 or more"),
-    "top_entropy_fraction": (lambda x: 0 < x <= 1, "is out of range", "above 0, at most 1"),
-    "warmup_ratio": (lambda x: 0 <= x < 1, "is out of range", "from 0 to below 1"),
-}
-
-
-def _check_optimizer(optimizer: OptimizerFactory) -> None:
-    try:
-        optimizer([nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
