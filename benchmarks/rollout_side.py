@@ -4,8 +4,8 @@ import torch
 
 from benchmarks.gate import Gate
 from benchmarks.shapes import Work, read_prompts
+from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.models.policy import load_policy
-from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 

@@ -20,10 +20,11 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.functional.seeds import completion_seed
 from rlif_lightning.grading import Grader
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.rewards import Reward, SelfCertainty
-from rlif_lightning.rollout import Rollout, completion_seed
+from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import (
     AdvantageSettings,

@@ -16,11 +16,12 @@ from rlif_lightning.functional.advantages import (
     combine_advantages,
     group_advantages,
 )
+from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.rewards import Reward
-from rlif_lightning.rollout import Rollout, completion_seeds
+from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress
 

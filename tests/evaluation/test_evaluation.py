@@ -14,8 +14,8 @@ from rlif_lightning.data.problems import Problem, Source, read_problems
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.evaluation.answering import SEED, Answered, Attempt, answer_problems, summarise, summarise_by
 from rlif_lightning.evaluation.results import by_table, write_rows
+from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.grading import AnswerFormat, Gold, Grader
-from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 GOLD = r"[#]{4}\s*(.+)"
