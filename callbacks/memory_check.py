@@ -147,7 +147,7 @@ def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: RolloutCallbac
     zeros = torch.zeros(rows, tokens, device=module.device)
     completion = ids[:, -1:].expand(rows, tokens).contiguous()
     samples = Samples(ids, mask, completion, whole, ~whole[:, 0], logprob=zeros)
-    referred = zeros if module.reference in module.needs and module.kl_coefficient else None
+    referred = zeros if module.reference in module.needs and module.loss.kl_coefficient else None
     return Rollout(
         samples,
         plan.group_size,

@@ -291,7 +291,7 @@ class RolloutCallback(Callback):
             )
             windows = self.plan.cut(rollout.samples.lengths.cpu(), self._dealer(batch["positions"][0]))
             first_pass = [rows for w in windows[: self.plan.steps_per_rollout] for rows in w]
-            rollout = with_scores(rollout, policy, self.sampling, first_pass, module.plain_forward, module.one_pass)
+            rollout = with_scores(rollout, policy, self.sampling, first_pass, module.one_pass)
             rollout = with_importance(rollout, self.importance_cap)
             sampled = clock(module)
             rollout = self._with_versions(rollout, module, first_pass)
@@ -317,9 +317,7 @@ class RolloutCallback(Callback):
         for which in sorted(module.needs):
             names = [a for a in self._annotators if ANNOTATORS[a] == which]
             with module.version(which) as model:
-                logprob, stats = score_slices(
-                    model, rollout, slices, self.sampling, bool(names), module.plain_forward, module.one_pass
-                )
+                logprob, stats = score_slices(model, rollout, slices, self.sampling, bool(names), module.one_pass)
             if stats is not None:
                 rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})
             if which == "frozen":

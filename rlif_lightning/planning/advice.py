@@ -47,8 +47,6 @@ def knobs(settings: Settings) -> list[list[Knob]]:
     if settings.native and settings.rows is not None and settings.rows > settings.per_prompt:
         fewer = max(settings.per_prompt, settings.rows // 2)
         time.append(Knob(f"--rollout.sampler.rows {fewer}", "more waves of sampling", {"rows": fewer}))
-    if settings.plain:
-        time.append(Knob("--model.plain_forward false", "nothing", {"plain": False, "one_pass": True}))
     if settings.lora is None:
         words = "--model.lora '{r: 16, lora_alpha: 32, target_modules: all-linear}'"
         training.append(Knob(words, "trains an adapter", {"lora": LORA}))

@@ -125,7 +125,6 @@ def read_settings(
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
     from rlif_lightning.callbacks.rollout import ANNOTATORS
-    from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.models.lora import adapter_settings, off_is_the_start
     from rlif_lightning.sampling import NativeSampler
 
@@ -145,8 +144,7 @@ def read_settings(
         gradient_checkpointing=module.gradient_checkpointing,
         attn_implementation=module.attn_implementation,
         trust_remote_code=module.trust_remote_code,
-        one_pass=is_separable(module.loss) and not module.entropy_bonus.measured and not module.plain_forward,
-        plain=module.plain_forward,
+        one_pass=module.loss.is_separable,
         versions=frozenset({*module.needs, *(ANNOTATORS[a] for a in needs)}),
         statistics=3 + len(rollout.sampling.statistics),
         drawn=rollout.votes or 0,

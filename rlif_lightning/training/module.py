@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
+from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings, PolicyLoss
 from rlif_lightning.models.fsdp2 import (
     FrozenShares,
     FSDP2Strategy,
@@ -69,7 +70,8 @@ class RLIFModule(pl.LightningModule):
         clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
         clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
         kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
-        kl_estimator: Of the divergence, per token. k1 is there to compare: its gradient is 0 on average.
+        kl_estimator: Estimator of the divergence, per token: ``k3``, or ``k2``, whose mean gradient on policy is that
+            of the divergence itself.
         reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
             weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
             are versions of the adapter.
@@ -82,6 +84,7 @@ class RLIFModule(pl.LightningModule):
         top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
             learns from the advantage; the KL term and the bonus stay on all. 1: all.
         lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
+            ``lora_dropout`` has no effect: dropout is always off, so that the ratios of an update start at 1.
         adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
             place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
         quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
@@ -91,9 +94,6 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
             computed once per completion instead of once per group.
-        plain_forward: Score and train by Hugging Face's own forward: every prompt as often as it comes, all logits
-            at once. Slower and larger, to compare with.
-        dropout: Leave dropout on in the update; it is always off while sampling and scoring.
         end_tokens: Tokens that end a completion beside those of the generation config and the tokenizer.
         attn_implementation: As transformers names it; null: its choice.
         revision: Of a hub repository.
@@ -121,22 +121,19 @@ class RLIFModule(pl.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.0,
         gradient_checkpointing: bool = False,
-        plain_forward: bool = False,
-        dropout: bool = False,
         end_tokens: list[str] | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        for setting, value in (
-            ("clip_low", clip_low),
-            ("clip_high", clip_high),
-            ("kl_coefficient", kl_coefficient),
-            ("entropy_coefficient", entropy_coefficient),
-        ):
-            if value < 0:
-                raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
+        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
+        try:
+            self.loss = LossSettings(
+                loss, clip_low, clip_high, kl_coefficient, kl_estimator, self.entropy_bonus.current
+            )
+        except ValueError as error:
+            raise UserError(f"model.{error}") from error
         if not 0 <= ema_decay < 1:
             raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
         if reference != "frozen" and kl_coefficient == 0:
@@ -147,7 +144,6 @@ class RLIFModule(pl.LightningModule):
             )
         if reference_every < 1:
             raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
-        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
         if not 0 < top_entropy_fraction <= 1:
             raise UserError(
                 "model.top_entropy_fraction is out of range", got=top_entropy_fraction, expected="above 0, at most 1"
@@ -166,13 +162,10 @@ class RLIFModule(pl.LightningModule):
                 got=f"model.adapter {adapter}, model.lora {lora}",
                 do="set model.lora to null to train this adapter on, or leave model.adapter out for a fresh one",
             )
-        self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
-        self.adapter, self.quantization = adapter, quantization
-        self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
-        self.kl_estimator, self.top_entropy_fraction = kl_estimator, top_entropy_fraction
+        self.name, self.lora, self.adapter, self.quantization = name, lora, adapter, quantization
+        self.top_entropy_fraction = top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
         self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
-        self.plain_forward = plain_forward
         self.attn_implementation, self.revision = attn_implementation, revision
         self.trust_remote_code = trust_remote_code
         self.policy: nn.Module | None = None
@@ -285,7 +278,7 @@ class RLIFModule(pl.LightningModule):
     def one_pass(self) -> bool:
         """Whether updates take loss and gradient of the logits together."""
         assert self.policy is not None
-        return takes_fused_loss(self.policy, self.loss, self.entropy_bonus.measured, self.plain_forward)
+        return takes_fused_loss(self.policy, self.loss)
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -297,21 +290,9 @@ class RLIFModule(pl.LightningModule):
         """
         assert self.policy is not None
         rollout: Rollout = batch["rollout"]
-        set_training_mode(self.policy, training=True, dropout=self.dropout)
-        result = slice_loss(
-            self.policy,
-            rollout,
-            batch["denominator"],
-            batch["old_logprob"],
-            loss=self.loss,
-            with_entropy=self.entropy_bonus.measured,
-            entropy_coefficient=self.entropy_bonus.present,
-            plain=self.plain_forward,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            kl_coefficient=self.kl_coefficient,
-            kl_estimator=self.kl_estimator,
-        )
+        set_training_mode(self.policy, training=True)
+        settings = replace(self.loss, entropy_coefficient=self.entropy_bonus.current)
+        result = slice_loss(self.policy, rollout, batch["denominator"], batch["old_logprob"], settings)
         self._count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -336,12 +317,13 @@ class RLIFModule(pl.LightningModule):
         }
         if self.reference in self.needs:
             metrics["train/kl"] = kl / tokens
-        if self.entropy_bonus.measured:
+        coefficient = self.entropy_bonus.current
+        if coefficient is not None:
             metrics["train/entropy"] = entropy / tokens
-        if self.entropy_bonus.target is not None:
-            metrics["train/entropy_coefficient"] = self.entropy_bonus.present
+            if self.entropy_bonus.target is not None:
+                metrics["train/entropy_coefficient"] = coefficient
         if not empty:
-            self.entropy_bonus.follow(entropy / tokens)
+            self.entropy_bonus.adapt(entropy / tokens)
         if self._grad_norm is not None:
             metrics["train/grad_norm"] = float(self._grad_norm)
         return metrics
