@@ -128,7 +128,7 @@ def test_the_gradient_points_where_the_objective_rises(loss):
         size += {"grpo": 1, "dapo": length, "dr_grpo": 4}[loss]
     (expected,) = torch.autograd.grad(total / size, [model.rows])
     for slices in (None, 1, 5):
-        halves = gradients({"a": advantages.tolist()}, rollout, loss=loss, micro_batch_size=slices)
+        halves = gradients({"a": advantages.tolist()}, rollout, loss=LossSettings(loss), micro_batch_size=slices)
         got = halves.sum(0)[0]
         torch.testing.assert_close(got[:20].view(4, 5), expected.float(), rtol=1e-5, atol=1e-6)
         assert not got[20:].any()
