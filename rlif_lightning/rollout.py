@@ -1,5 +1,6 @@
 """What a sampler returns, and a rollout: samples with their rewards and advantages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -32,6 +33,11 @@ class Samples:
     def lengths(self) -> Tensor:
         """[N] completion tokens."""
         return self.completion_mask.sum(1)
+
+    def texts(self, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
+        """[N] completions as text, padding left out."""
+        rows = zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)
+        return decode([ids[:n] for ids, n in rows])
 
     def rows(self, index: Tensor) -> "Samples":
         """Some rows, trimmed to their longest prompt and completion."""

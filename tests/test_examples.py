@@ -1,6 +1,5 @@
 """The example's step runs, learns, and is the step that the Trainer takes."""
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from examples.one_step import collect, update
 from rlif_lightning.functional.loss_records import LossSettings
-from rlif_lightning.models.policy import frozen_copy, load_tokenizer
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling import Sampling
 from tests.short_runs import adamw, fit, many_ends
@@ -48,18 +47,18 @@ def test_its_step_is_the_trainers(model_folder, problems_file, tmp_path, loss, m
         optimizer=adamw(1e-2),
         steps=1,
     )
-    theirs, policy = run.rollouts[0], copy.deepcopy(run.start)
+    theirs, policy = run.rollouts[0], Policy.load(PolicySettings(str(folder)), training=True)
+    policy.make_references(["frozen"])
     ids, mask = theirs.samples.prompt_ids, theirs.samples.prompt_mask
     prompts = [ids[row, mask[row]].tolist() for row in range(0, len(ids), 4)]
-    settings, reference = LossSettings(loss, kl_coefficient=0.05), frozen_copy(policy, torch.float32)
-    optimizer = adamw(1e-2)(policy.parameters())
-    ours = collect(policy, load_tokenizer(str(folder)), prompts, theirs.seeds, Sampling(12), SelfCertainty())
+    ours = collect(policy, prompts, theirs.seeds, Sampling(12), SelfCertainty())
     assert torch.equal(ours.samples.completion_ids, theirs.samples.completion_ids)
     assert ours.texts == theirs.texts
     torch.testing.assert_close(ours.advantages, theirs.advantages, rtol=0, atol=1e-5)
-    update(policy, reference, optimizer, ours, settings, 12, micro_batch)
+    settings, optimizer = LossSettings(loss, kl_coefficient=0.05), adamw(1e-2)(policy.model.parameters())
+    update(policy, optimizer, ours, settings, 12, micro_batch)
     start = dict(run.start.named_parameters())
-    weights = dict(policy.named_parameters())
+    weights = dict(policy.model.named_parameters())
     assert max(float((w - start[name]).abs().max()) for name, w in run.weights().items()) > 1e-3
     for name, weight in run.weights().items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-6)

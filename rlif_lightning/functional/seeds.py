@@ -1,5 +1,7 @@
 """Seeds of completions: functions of the run's seed and of a completion's place in the run, and of nothing else."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,6 @@ def completion_seed(seed: int, *position: int) -> int:
     return state >> 1
 
 
-def completion_seeds(seed: int, positions: list[tuple[int, ...]], group_size: int) -> Tensor:
+def completion_seeds(seed: int, positions: Sequence[tuple[int, ...]], group_size: int) -> Tensor:
     """[N] int64 seeds, f(seed, position of the prompt, index in the group): rank and row order never enter."""
     return torch.tensor([completion_seed(seed, *p, g) for p in positions for g in range(group_size)])
