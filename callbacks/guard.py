@@ -108,7 +108,7 @@ class CollapseGuard(Callback):
         if "start_logprob" in self.signals and not frozen:
             raise UserError(
                 "The guard is to watch start_logprob, and nothing loads the frozen reference",
-                got=f"model.kl_coefficient {module.kl_coefficient}, model.reference {module.reference}",
+                got=f"model.kl_coefficient {module.loss.kl_coefficient}, model.reference {module.reference}",
                 do="set model.kl_coefficient above 0 with model.reference frozen, or leave the signal out",
             )
         return [SIGNALS[signal] for signal in self.signals]

@@ -141,7 +141,7 @@ def _longest_slice(trainer: Trainer, module: RLIFModule, collector: Collector) -
         plan.group_size,
         collector.sampling.temperature,
         torch.zeros(rows, dtype=torch.int64),
-        kl_logprob=zeros if module.reference in module.needs and module.kl_coefficient else None,
+        kl_logprob=zeros if module.reference in module.needs and module.loss.kl_coefficient else None,
         advantages=torch.ones(rows, device=module.device),
         loss_mask=whole,
     )

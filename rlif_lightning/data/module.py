@@ -13,8 +13,8 @@ from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.data.prompts import Prompt, Template
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.seeds import completion_seed
 from rlif_lightning.grading import AnswerFormat, check_gold
-from rlif_lightning.rollout import completion_seed
 
 
 def run_seed() -> int:

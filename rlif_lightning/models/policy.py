@@ -182,15 +182,15 @@ class Policy:
         self.model.load_state_dict(weights_of(checkpoint), strict=False)
 
 
-def set_training_mode(model: nn.Module, training: bool, dropout: bool = False) -> None:
+def set_training_mode(model: nn.Module, training: bool) -> None:
     """Switch between sampling and training without switching dropout on.
 
     Gradient checkpointing asks each decoder layer whether it trains, dropout asks the dropout module and the
-    attention: so only the decoder layers themselves are told, unless dropout is wanted.
+    attention: so only the decoder layers themselves are told.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.train(training and dropout)
+    model.eval()
     if training:
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):

@@ -54,22 +54,22 @@ class CompletionScores:
     Args:
         model: The policy, or another version of it.
         samples: Prompts and completions.
-        plain: Every prompt as often as it comes and all logits at once, to compare with.
+        reference_forward: Compute every prompt as often as it comes, and all logits at once, to compare with.
         head_weight_only: Without gradient and where the head is a weight alone, multiply by that, as a fused update
             does. False: call the head, as an update by autograd does. What is done alike agrees bit for bit.
     """
 
     def __init__(
-        self, model: nn.Module, samples: Samples, plain: bool = False, head_weight_only: bool = True
+        self, model: nn.Module, samples: Samples, reference_forward: bool = False, head_weight_only: bool = True
     ) -> None:
         _, head = body_and_head(model)
         self.mask = samples.completion_mask  # [N, T]
-        self.hidden = completion_hidden(model, samples, share_prompts=not plain)[self.mask]  # [M, H]
+        self.hidden = completion_hidden(model, samples, share_prompts=not reference_forward)[self.mask]  # [M, H]
         self.ids = samples.completion_ids[self.mask]  # [M]
-        weight = head.weight if head_weight_only and not plain and not torch.is_grad_enabled() else None
+        weight = head.weight if head_weight_only and not reference_forward and not torch.is_grad_enabled() else None
         self.head = head.logits if weight is None else LinearHead(weight, head.scale)
         width = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        self.chunk = max(1, len(self.ids)) if plain else chunk_rows(width)
+        self.chunk = max(1, len(self.ids)) if reference_forward else chunk_rows(width)
 
     def logprobs(self, temperature: float) -> Tensor:
         """Log-probabilities [N, T] in nats of softmax(z / temperature)."""

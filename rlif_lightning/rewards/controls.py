@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.seeds import completion_seed
 from rlif_lightning.rewards.base import Reward, Weight
-from rlif_lightning.rollout import Rollout, completion_seed
+from rlif_lightning.rollout import Rollout
 
 
 class Verifiable(Reward):

@@ -11,13 +11,15 @@ from torch import Tensor
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import Loss, loss_denominator
+from rlif_lightning.functional.loss_records import LossSettings
+from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.functional.seeds import completion_seed, completion_seeds
 from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
-from rlif_lightning.rollout import Rollout, completion_seed, completion_seeds
+from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
@@ -153,7 +155,7 @@ class Collector:
         policy: Policy,
         *,
         step: int,
-        loss: Loss,
+        loss: LossSettings,
         references: Collection[ReferenceKind] = (),
         kl_reference: ReferenceKind | None = None,
         head_weight_only: bool = True,
@@ -283,7 +285,7 @@ class Collector:
         return rollout
 
     def _denominators(
-        self, rollout: Rollout, windows: list[list[Tensor]], loss: Loss, total: Callable[[Tensor], Tensor]
+        self, rollout: Rollout, windows: list[list[Tensor]], loss: LossSettings, total: Callable[[Tensor], Tensor]
     ) -> list[float]:
         """What the token losses of each window are divided by, over all its slices and processes."""
         mask = rollout.loss_mask

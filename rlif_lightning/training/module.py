@@ -1,5 +1,6 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import KLEstimator, Loss
+from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy, set_training_mode
@@ -54,7 +55,8 @@ class RLIFModule(pl.LightningModule):
         clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
         clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
         kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
-        kl_estimator: Of the divergence, per token. k1 is there to compare: its gradient is 0 on average.
+        kl_estimator: Estimator of the divergence, per token: ``k3``, or ``k2``, whose mean gradient on policy is that
+            of the divergence itself.
         reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
             weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
             are versions of the adapter.
@@ -67,6 +69,7 @@ class RLIFModule(pl.LightningModule):
         top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
             learns from the advantage; the KL term and the bonus stay on all. 1: all.
         lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
+            ``lora_dropout`` has no effect: dropout is always off, so that the ratios of an update start at 1.
         adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
             place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
         quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
@@ -76,9 +79,6 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
             computed once per completion instead of once per group.
-        plain_forward: Score and train by Hugging Face's own forward: every prompt as often as it comes, all logits
-            at once. Slower and larger, to compare with.
-        dropout: Leave dropout on in the update; it is always off while sampling and scoring.
         end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
         attn_implementation: As transformers names it; null: its choice.
         revision: Of a hub repository.
@@ -106,16 +106,20 @@ class RLIFModule(pl.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.0,
         gradient_checkpointing: bool = False,
-        plain_forward: bool = False,
-        dropout: bool = False,
         end_tokens: list[str] | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        check_ranges(clip_low=clip_low, clip_high=clip_high, kl_coefficient=kl_coefficient,
-                      entropy_coefficient=entropy_coefficient, ema_decay=ema_decay, reference_every=reference_every,
+        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
+        try:
+            self.loss = LossSettings(
+                loss, clip_low, clip_high, kl_coefficient, kl_estimator, self.entropy_bonus.current
+            )
+        except ValueError as error:
+            raise UserError(f"model.{error}") from error
+        check_ranges(ema_decay=ema_decay, reference_every=reference_every,
                       top_entropy_fraction=top_entropy_fraction, warmup_ratio=warmup_ratio)  # fmt: skip
         if reference != "frozen" and kl_coefficient == 0:
             raise UserError(
@@ -129,12 +133,8 @@ class RLIFModule(pl.LightningModule):
             attn_implementation, revision, trust_remote_code,
         )  # fmt: skip
         self.policy_settings.check()
-        self.loss, self.clip_low, self.clip_high = loss, clip_low, clip_high
-        self.kl_coefficient, self.kl_estimator = kl_coefficient, kl_estimator
-        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
         self.top_entropy_fraction = top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
-        self.plain_forward, self.dropout = plain_forward, dropout
         self.reference: ReferenceKind = reference
         self.ema_decay, self.reference_every = ema_decay, reference_every
         self.needs: set[ReferenceKind] = {reference} if kl_coefficient > 0 else set()
@@ -191,7 +191,7 @@ class RLIFModule(pl.LightningModule):
     def one_pass(self) -> bool:
         """Whether updates take loss and gradient of the logits together."""
         assert self.policy is not None
-        return takes_fused_loss(self.policy.model, self.loss, self.entropy_bonus.measured, self.plain_forward)
+        return takes_fused_loss(self.policy.model, self.loss)
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -203,21 +203,9 @@ class RLIFModule(pl.LightningModule):
         """
         assert self.policy is not None
         rollout: Rollout = batch["rollout"]
-        set_training_mode(self.policy.model, training=True, dropout=self.dropout)
-        result = slice_loss(
-            self.policy.model,
-            rollout,
-            batch["denominator"],
-            batch["old_logprob"],
-            loss=self.loss,
-            with_entropy=self.entropy_bonus.measured,
-            entropy_coefficient=self.entropy_bonus.present,
-            plain=self.plain_forward,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            kl_coefficient=self.kl_coefficient,
-            kl_estimator=self.kl_estimator,
-        )
+        set_training_mode(self.policy.model, training=True)
+        settings = replace(self.loss, entropy_coefficient=self.entropy_bonus.current)
+        result = slice_loss(self.policy.model, rollout, batch["denominator"], batch["old_logprob"], settings)
         self.window.count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 

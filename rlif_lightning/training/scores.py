@@ -17,7 +17,6 @@ def with_scores(
     policy: nn.Module,
     sampling: Sampling,
     slices: Sequence[Tensor] | None = None,
-    plain: bool = False,
     head_weight_only: bool = True,
 ) -> Rollout:
     """Fill in what an engine without statistics left out, by one scoring pass of the policy.
@@ -28,14 +27,13 @@ def with_scores(
         sampling: Which statistics, and their temperature.
         slices: As in :func:`score_slices`: those of the update, so that its first ratio is 1 to the last bit. null:
             all at once.
-        plain: As in :func:`score_slices`.
         head_weight_only: As in :func:`score_slices`.
     """
     samples = rollout.samples
     if samples.stats is not None:
         return rollout
     everything = [torch.arange(len(samples.completion_ids))]
-    logprob, stats = score_slices(policy, rollout, slices or everything, sampling, True, plain, head_weight_only)
+    logprob, stats = score_slices(policy, rollout, slices or everything, sampling, True, head_weight_only)
     return replace(rollout, samples=replace(samples, logprob=logprob, stats=stats))
 
 
@@ -63,7 +61,6 @@ def score_slices(
     slices: Sequence[Tensor],
     sampling: Sampling,
     statistics: bool,
-    plain: bool = False,
     head_weight_only: bool = True,
 ) -> tuple[Tensor, TokenStats | None]:
     """Score the rollout under another model.
@@ -77,8 +74,7 @@ def score_slices(
         slices: Row numbers that together are all rows.
         sampling: For the statistics' temperature, and which they are.
         statistics: Whether they are wanted.
-        plain: As the update's forward, see :class:`~rlif_lightning.models.scoring.Scored`.
-        head_weight_only: As the update's head.
+        head_weight_only: As the update's head, see :class:`~rlif_lightning.models.scoring.CompletionScores`.
 
     Returns:
         Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
@@ -90,7 +86,7 @@ def score_slices(
         stats = TokenStats(**{name: torch.zeros_like(logprob) for name in names})
     for rows in slices:
         part = rollout.samples.rows(rows)
-        scored = CompletionScores(model, part, plain, head_weight_only)
+        scored = CompletionScores(model, part, head_weight_only=head_weight_only)
         at = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
         logprob[at] = scored.logprobs(rollout.temperature)
         if stats is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlif_lightning.functional.losses import PolicyLoss
+from rlif_lightning.functional.loss_records import PolicyLoss
 from rlif_lightning.models.trainable import gather
 from rlif_lightning.training.entropy_bonus import EntropyBonus
 
@@ -52,12 +52,13 @@ class Window:
         }
         if refers:
             metrics["train/kl"] = kl / tokens
-        if bonus.measured:
+        coefficient = bonus.current
+        if coefficient is not None:
             metrics["train/entropy"] = entropy / tokens
-        if bonus.target is not None:
-            metrics["train/entropy_coefficient"] = bonus.present
+            if bonus.target is not None:
+                metrics["train/entropy_coefficient"] = coefficient
         if not empty:
-            bonus.follow(entropy / tokens)
+            bonus.adapt(entropy / tokens)
         if self.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.grad_norm)
         return metrics

@@ -21,7 +21,7 @@ LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
     ("model", "rollout"),
     [
         ({"kl_coefficient": 0.01}, {"micro_batch_size": 4}),
-        ({"lora": LORA, "dropout": True, "kl_coefficient": 0.01}, {"micro_batch_size": 2}),
+        ({"lora": LORA, "kl_coefficient": 0.01}, {"micro_batch_size": 2}),
         ({"gradient_checkpointing": True, "loss": "gspo"}, {"passes": 2}),
     ],
 )

@@ -143,7 +143,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     ),
     "number": (["fit", "--rollout.group_size", "eight"], "rollout.group_size can't be 'eight'", "a whole number"),
     "number or null": (["fit", "--evaluation.n", "x"], "evaluation.n can't be 'x'", "a whole number or null"),
-    "truth": (["fit", "--model.dropout", "maybe"], "'maybe'", "true or false"),
+    "truth": (["fit", "--model.gradient_checkpointing", "maybe"], "'maybe'", "true or false"),
     "choice": (["fit", "--model.loss", "grpoo"], "grpo, dapo, bnpo, dr_grpo, gspo or cispo", "did you mean grpo?"),
     "choice in a group": (["fit", "--data.answers.compare", "mat"], "data.answers.compare", "did you mean math?"),
     "number in a group": (["fit", "--data.train.limit", "x"], "data.train.limit can't be 'x'", "a whole number or null"),

@@ -12,8 +12,8 @@ from rlif_lightning.functional.aggregation import (
     token_entropy,
     trajectory_entropy,
 )
-from rlif_lightning.functional.losses import policy_loss
 from rlif_lightning.functional.token_stats import token_stats
+from tests.functional.loss_calls import policy_loss
 
 REWARDS = [
     (self_certainty, 1.0),

@@ -25,7 +25,7 @@ from tests.models.test_lora import moved
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401
-from tests.training.test_slice_loss import SETTINGS, gradients, plain_loss, rollout_of
+from tests.training.test_slice_loss import SETTINGS, gradients, reference_loss, rollout_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(treespec, LeafSpec|in eval mode|is zero|gemm_4bit|get_state_buffer)"
@@ -98,13 +98,12 @@ def test_an_adapter_in_4_bits_computes_what_it_does_on_the_dequantised_model(wid
         expected = expected.gather(-1, ids[..., None]).squeeze(-1)
         got = CompletionScores(policy, rollout.samples).logprobs(0.8)
         torch.testing.assert_close(got[mask], expected[mask], atol=2e-4, rtol=0)
-    want = gradients(exact, plain_loss(exact, rollout, old, "grpo", 10.0, 0.0))
+    want = gradients(exact, reference_loss(exact, rollout, old, 10.0, SETTINGS))
     for checkpointing in (False, True):
         if checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         set_training_mode(policy, training=True)
-        settings = {"loss": "grpo", "with_entropy": False, "entropy_coefficient": 0.0, **SETTINGS}
-        found = gradients(policy, slice_loss(policy, rollout, 10.0, old, **settings))
+        found = gradients(policy, slice_loss(policy, rollout, 10.0, old, SETTINGS))
         assert want.keys() == found.keys()
         for name, gradient in want.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-3)

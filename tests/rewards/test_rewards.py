@@ -11,6 +11,7 @@ import yaml
 
 from rlif_lightning import rewards
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.seeds import completion_seed, completion_seeds
 from rlif_lightning.functional.token_stats import EXTRA, token_stats
 from rlif_lightning.main import main
 from rlif_lightning.rewards import (
@@ -28,7 +29,7 @@ from rlif_lightning.rewards import (
     TrajectoryEntropy,
     Verifiable,
 )
-from rlif_lightning.rollout import Rollout, Samples, completion_seed, completion_seeds
+from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.training.collector import AdvantageSettings, with_advantages
 
 INTERNAL = [SelfCertainty, TokenEntropy, TrajectoryEntropy, ExpectedAgreement, ProbabilityMargin]
