@@ -85,7 +85,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Tensor | None = None) -> None:
-        """Begin writing, without a graph; Lightning calls this when the weights are loaded, before the first batch."""
+        """Begin writing, without a graph; Lightning calls this once weights are loaded, before the first batch."""
         self._begin()
 
     @rank_zero_only
