@@ -145,7 +145,7 @@ def test_the_weights_go_over_once_in_an_evaluation(rlif, small_fit, problems_fil
     monkeypatch.setattr(Engine, "__init__", lambda self: (NativeSampler.__init__(self), engines.append(self))[0])
     data = "val" if command in ("fit", "validate") else command
     rlif(command, *small_fit, f"--data.{data}.path={problems_file}", "--evaluation.batch_size=8",
-         "--evaluation.sampler=tests.test_engine.Engine")  # fmt: skip
+         "--evaluation.sampler=tests.sampling.test_engine.Engine")  # fmt: skip
     counts = [(e.updated, e.released) for e in engines if e.updated]
     assert counts == ([(2, 2)] if command == "fit" else [(1, 1)])  # of 40 problems: before and after, or once
 
@@ -161,7 +161,7 @@ def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, m
 
     monkeypatch.setattr("rlif_lightning.training.collector.CompletionScores", Counted)
     more = {"diagnose": ["--gradients=false"], "mix": ["--tuned", model_folder(seed=1), "--ratios", 0]}[command]
-    settings = ["--rollout.sampler=tests.test_engine.Engine", "--prompts=5", "--output=out", *more]
+    settings = ["--rollout.sampler=tests.sampling.test_engine.Engine", "--prompts=5", "--output=out", *more]
     rlif(command, *small_fit, *settings, "--rollout.micro_batch_size=2")
     assert rows == [2] * 10
     rows.clear()
