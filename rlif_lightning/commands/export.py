@@ -18,15 +18,14 @@ from rlif_lightning.exporting.card import portable_name, write_card
 from rlif_lightning.exporting.check import LogitCheck
 from rlif_lightning.exporting.folder import check_export_folder, export_folder
 from rlif_lightning.exporting.generation import generation_config
-from rlif_lightning.exporting.hub import check_hub, push
+from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
 from rlif_lightning.exporting.source import choose_checkpoint, run_settings
 from rlif_lightning.exporting.weights import Format, load_trained, merge, save_adapter, save_merged
 from rlif_lightning.main import run_root
-from rlif_lightning.models.hub import is_local, resolve_model
+from rlif_lightning.models.hub import resolve_model
 from rlif_lightning.models.policy import end_token_ids
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
-from rlif_lightning.toy import parse_toy_name
 
 DESCRIPTION = (
     "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
@@ -119,10 +118,9 @@ class Export:
         self.asked, self.source = getattr(cli, "asked", None), Path(options.ckpt_path)
         self.run, self.form = run_folder_of(self.source), options.format
         name = self.module.name
-        on_hub = parse_toy_name(name) is None and not is_local(name)
-        self.base = name if on_hub else str(Path(resolve_model(name)).absolute())
+        self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
         if self.form == "adapter":
-            self._check_adapter(options, on_hub)
+            self._check_adapter(options)
         if options.push_to_hub is not None:
             check_hub(options.push_to_hub)
         self.folder = Path(options.output or (self.run or Path()) / "export" / self.form).expanduser()
@@ -139,14 +137,14 @@ class Export:
         self.facts = {"form": self.form, "dtype": dtype, "step": step, "origin": origin, "versions": versions()}
         self.facts["repository"] = options.push_to_hub
 
-    def _check_adapter(self, options: Any, base_on_hub: bool) -> None:
+    def _check_adapter(self, options: Any) -> None:
         if self.module.lora is None and self.module.adapter is None:
             raise UserError(
                 "The run trained all weights: there is no adapter to export",
                 got="--format adapter, model.lora null",
                 do="take --format merged",
             )
-        if options.push_to_hub is not None and not base_on_hub:
+        if options.push_to_hub is not None and not is_on_hub(self.module.name):
             raise UserError(
                 "Others could not load this adapter: its base model is not on the hub",
                 got=self.module.name,

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 from jinja2 import Environment, StrictUndefined
 
+from rlif_lightning.exporting.hub import is_on_hub
 from rlif_lightning.models.hub import is_local, resolve_model
 from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.report import CURVES
@@ -39,7 +40,7 @@ def write_card(folder: Path, settings: dict[str, Any], run: Path | None, facts: 
 
 
 def _fill_template(settings: dict[str, Any], run: Path | None, facts: dict[str, Any]) -> str:
-    rewards = settings["rollout"]["rewards"] or ["SelfCertainty"]
+    rewards = settings["rollout"]["rewards"] or [{"class_path": "SelfCertainty"}]
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -82,20 +83,18 @@ def _without_markup(text: str) -> str:
 
 def portable_name(name: str) -> str:
     """The name of a model or data set without the folders of this machine."""
-    if parse_toy_name(name) is None and is_local(name):
-        return f".../{Path(name).expanduser().name}"
-    return name
+    is_folder = parse_toy_name(name) is None and is_local(name)
+    return f".../{Path(name).expanduser().name}" if is_folder else name
 
 
 def _header(model: dict[str, Any], rewards: list[str], form: str) -> ModelCardData:
     base, merged = model["name"], form == "merged"
-    on_hub = parse_toy_name(base) is None and not is_local(base)
     return ModelCardData(
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
         tags=["rlif", "rlif-lightning", "reinforcement-learning", model["loss"], *rewards],
-        base_model=base if on_hub else None,
-        base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
+        base_model=base if is_on_hub(base) else None,
+        base_model_relation=("finetune" if merged else "adapter") if is_on_hub(base) else None,
         license=_base_license(base),
     )
 
@@ -112,21 +111,19 @@ def _base_license(base: str) -> str | None:
     return found[:100] if isinstance(found, str) else None
 
 
-def _class_name(item: str | dict[str, Any]) -> str:
-    return (item if isinstance(item, str) else item["class_path"]).rpartition(".")[2]
+def _class_name(item: dict[str, Any]) -> str:
+    return item["class_path"].rpartition(".")[2]
 
 
-def _call(item: str | dict[str, Any]) -> str:
+def _call(item: dict[str, Any]) -> str:
     """A class with its settings, written as a call."""
-    settings = {} if isinstance(item, str) else item.get("init_args") or {}
-    given = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
-    return f"{_class_name(item)}({given})"
+    given = [f"{key}={value}" for key, value in (item.get("init_args") or {}).items() if value is not None]
+    return f"{_class_name(item)}({', '.join(given)})"
 
 
 def _data_source(source: dict[str, Any]) -> str:
     path = source["path"]
-    on_hub = parse_toy_name(path) is None and not is_local(path)
-    parts = [str(source[key]) for key in ("subset", "split") if on_hub and source[key]]
+    parts = [str(source[key]) for key in ("subset", "split") if is_on_hub(path) and source[key]]
     parts += [f"the first {source['limit']} rows"] if source["limit"] else []
     return ", ".join([portable_name(path), *parts])
 

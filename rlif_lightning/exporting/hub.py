@@ -8,7 +8,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import hub_answers
+from rlif_lightning.models.hub import hub_answers, is_local
+from rlif_lightning.toy import parse_toy_name
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a model or data set is neither a folder nor the toy."""
+    return parse_toy_name(name) is None and not is_local(name)
 
 
 def check_hub(repository: str) -> None:

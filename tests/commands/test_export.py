@@ -15,7 +15,7 @@ from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
 from rlif_lightning.exporting import hub
-from rlif_lightning.exporting.card import code, fenced
+from rlif_lightning.exporting.card import _header, code, fenced
 from rlif_lightning.exporting.check import compare, reload
 from rlif_lightning.exporting.prompt import chat_template, differing_prompts
 from rlif_lightning.exporting.source import choose_checkpoint
@@ -418,10 +418,34 @@ def test_the_card_states_method_data_metrics_and_the_guard(rlif, fit, problems_f
         f"| rollout/entropy | {float(rows[1][entropy]):.3f} |  |  | {float(rows[3][entropy]):.3f} (at step 2) |"
         in card
     )
-    for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl",
-                 "Collapse guard: it did", "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5"):  # fmt: skip
+    for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl", "Collapse guard: it did",
+                 "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5", "held-out problems."):  # fmt: skip
         assert text in card
     assert str(problems_file.parent) not in card
+    guard = {"fired": {"step": 2, "reason": "at step 2: agreement fell"}, "handed_back_step": 1}
+    (run / "guard.json").write_text(json.dumps(guard))
+    rlif("export", run)
+    card = (run / "export" / "merged" / "README.md").read_text()
+    assert "it fired at step 2: agreement fell. It hands back the weights of step 1." in card
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_header_names_the_base_and_its_license(model_folder, tmp_path, form):
+    model = {"name": "someone/a-model", "loss": "grpo"}
+    found = _header(model, ["SelfCertainty"], form).to_dict()
+    assert found["base_model"] == "someone/a-model"
+    assert found["base_model_relation"] == {"merged": "finetune", "adapter": "adapter"}[form]
+    assert "license" not in found  # not in the hub's cache
+    base = shutil.copytree(model_folder(), tmp_path / "base")
+    for readme, expected in (
+        ("---\nlicense: mit\n---\n# A", "mit"),
+        ("# No header", None),
+        ("---\na: [\n---\n", None),
+    ):
+        (base / "README.md").write_text(readme)
+        found = _header(model | {"name": str(base)}, ["SelfCertainty"], form).to_dict()
+        assert (found.get("license"), found.get("base_model")) == (expected, None)
+    assert _header(model | {"name": "toy"}, [], form).license == "apache-2.0"
 
 
 def test_hostile_text_stays_text():
