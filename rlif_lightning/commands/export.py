@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from rlif_lightning.callbacks.checkpoint import read_checkpoint
 from rlif_lightning.cli.recipe_objects import PlainCLI, RecipeObjects, load
 from rlif_lightning.cli.trainer import recipe_name
 from rlif_lightning.errors import UserError
@@ -23,8 +22,10 @@ from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
 from rlif_lightning.exporting.source import choose_checkpoint, run_settings
 from rlif_lightning.exporting.weights import Format, load_trained, merge, save_adapter, save_merged
 from rlif_lightning.main import run_root
+from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.hub import resolve_model
-from rlif_lightning.models.policy import end_token_ids
+from rlif_lightning.models.policy import Policy
+from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
 
 DESCRIPTION = (
@@ -87,11 +88,9 @@ class ExportCLI(PlainCLI):
         """Name the folder of all runs."""
         self.root, self.recipe = run_root(self.config.runs), recipe_name(self.config.config)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """A Trainer that any machine can make: an export runs on the CPU."""
-        settings = self.config_init.trainer
-        settings.accelerator, settings.precision, settings.plugins = "cpu", "32-true", None
-        return super().instantiate_trainer(**kwargs)
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Any machine can export: the run's GPU is not looked for."""
+        self.device, self.precision = torch.device("cpu"), precision_name(self.config_init.trainer.precision)
 
 
 def _without_recipes(words: list[str]) -> list[str]:
@@ -112,12 +111,12 @@ class Export:
     """
 
     def __init__(self, objects: RecipeObjects) -> None:
-        self.module, self.template = objects.module, objects.data.template
+        self.policy, self.objects = objects.module.policy_settings, objects
         cli, options = objects.cli, objects.options
         self.settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
         self.asked, self.source = getattr(cli, "asked", None), Path(options.ckpt_path)
         self.run, self.form = run_folder_of(self.source), options.format
-        name = self.module.name
+        name = self.policy.name
         self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
         if self.form == "adapter":
             self._check_adapter(options)
@@ -125,7 +124,7 @@ class Export:
             check_hub(options.push_to_hub)
         self.folder = Path(options.output or (self.run or Path()) / "export" / self.form).expanduser()
         check_export_folder(self.folder, self.base)
-        precision = str(self.settings["trainer"]["precision"] or "32-true").partition("-")[0]
+        precision = objects.precision.partition("-")[0]
         dtype = options.dtype or {"bf16": "bfloat16", "16": "float16"}.get(precision, "float32")
         self.dtype: torch.dtype = getattr(torch, dtype)
         if self.source.is_dir():
@@ -138,16 +137,16 @@ class Export:
         self.facts["repository"] = options.push_to_hub
 
     def _check_adapter(self, options: Any) -> None:
-        if self.module.lora is None and self.module.adapter is None:
+        if self.policy.lora is None and self.policy.adapter is None:
             raise UserError(
                 "The run trained all weights: there is no adapter to export",
                 got="--format adapter, model.lora null",
                 do="take --format merged",
             )
-        if options.push_to_hub is not None and not is_on_hub(self.module.name):
+        if options.push_to_hub is not None and not is_on_hub(self.policy.name):
             raise UserError(
                 "Others could not load this adapter: its base model is not on the hub",
-                got=self.module.name,
+                got=self.policy.name,
                 do="take --format merged",
             )
         if options.dtype is not None:
@@ -162,36 +161,36 @@ class Export:
         print(f"weights: {self.source}, {self.facts['origin']}")
         if self.source.name != LAST_CHECKPOINT and self.asked is None:
             print("         --ckpt_path last takes those of the last step")
-        quantization = self.module.quantization
-        policy = load_trained(self.module, self.checkpoint, self.dtype, quantization)
-        vocabulary = policy.get_input_embeddings().weight.shape[0]
-        check = LogitCheck(probe_prompts(self.template, self.module.tokenizer, vocabulary), self.form, self.dtype)
-        check.take_policy(policy)
-        if quantization is not None:
+        tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
+        policy = load_trained(self.policy, self.checkpoint, self.dtype, tokenizer)
+        vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+        check = LogitCheck(probe_prompts(template, tokenizer, vocabulary), self.form, self.dtype)
+        check.take_policy(policy.model)
+        if self.policy.quantization is not None:
             # The adapter is merged into the weights as they were before they were quantised: the steps between 4-bit
             # values are larger than what it changes.
             del policy
-            policy = load_trained(self.module, self.checkpoint, self.dtype, None)
-            check.take_policy(policy, instead_of=quantization)
+            policy = load_trained(self.policy, self.checkpoint, self.dtype, tokenizer, quantized=False)
+            check.take_policy(policy.model, instead_of=self.policy.quantization)
         facts = {"format": self.form, "step": self.facts["step"], "checkpoint": self.source.name}
-        with export_folder(self.folder, facts | {"base": portable_name(self.module.name)}) as folder:
+        with export_folder(self.folder, facts | {"base": portable_name(self.policy.name)}) as folder:
             self._write_files(folder, policy)
             del policy
-            result = check.read_again(folder, self.module, self.base)
+            result = check.read_again(folder, self.policy, self.base)
             print(result)
             write_card(folder, self.settings, self.run, self.facts | {"check": result})
         return self.folder
 
-    def _write_files(self, folder: Path, policy: Any) -> None:
+    def _write_files(self, folder: Path, policy: Policy) -> None:
         """Weights, then what must not be overwritten with the base's: generation settings and tokenizer."""
-        base_generation, tokenizer = policy.generation_config, self.module.tokenizer
+        base_generation = policy.model.generation_config
         if self.form == "merged":
-            save_merged(merge(policy, self.dtype), folder)
+            save_merged(merge(policy.model, self.dtype), folder)
         else:
-            save_adapter(policy, folder, self.base)
+            save_adapter(policy.model, folder, self.base)
         evaluation = self.settings["evaluation"]
-        end_ids = end_token_ids(tokenizer, base_generation, self.module.end_tokens)
         temperature = evaluation["temperature"] if evaluation["samples"] else None
-        generation_config(base_generation, tokenizer, end_ids, temperature).save_pretrained(folder)
-        self.facts["end_tokens"] = tokenizer.convert_ids_to_tokens(end_ids)
-        self.facts["prompt_differs"] = save_tokenizer(self.template, tokenizer, folder)
+        generation = generation_config(base_generation, policy.tokenizer, policy.end_ids, temperature)
+        generation.save_pretrained(folder)
+        self.facts["end_tokens"] = policy.tokenizer.convert_ids_to_tokens(policy.end_ids)
+        self.facts["prompt_differs"] = save_tokenizer(self.objects.data.template, policy.tokenizer, folder)

@@ -1,14 +1,14 @@
 """A policy's weights from a checkpoint, and as files: merged into its base model, or its adapter alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from rlif_lightning.models.lora import find_adapter
-from rlif_lightning.models.policy import fingerprint, load_policy
-from rlif_lightning.models.quantization import Quantization
+from rlif_lightning.models.checkpoints import weights_of
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.models.trainable import put_weights
 
 Format = Literal["merged", "adapter"]
@@ -17,37 +17,29 @@ BAR_FROM = 1e9  # parameters from which a progress bar is worth it
 
 
 def load_trained(
-    module: Any, checkpoint: dict[str, Any], dtype: torch.dtype, quantization: Quantization | None
-) -> Any:
+    settings: PolicySettings, checkpoint: dict[str, Any], dtype: torch.dtype, tokenizer: Any, quantized: bool = True
+) -> Policy:
     """The policy with the weights of a checkpoint, on the CPU.
 
     Args:
-        module: The RLIFModule with the settings of training.
+        settings: Those of training.
         checkpoint: Of the run.
-        dtype: Dtype of the export; half precision other than bfloat16 is computed in float32.
-        quantization: That of training, with which the checkpoint is checked to be this model's; or None.
+        dtype: Dtype of the export; float16 is computed in float32.
+        tokenizer: The model's tokenizer.
+        quantized: As in training, so that the checkpoint can be checked; False: without quantization, unchecked.
 
     Raises:
         UserError: The checkpoint belongs to another model.
     """
-    adapter = None if module.adapter is None else find_adapter(module.adapter)
-    module.lora = module.lora if adapter is None else adapter.lora
-    policy = load_policy(
-        module.name,
-        dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
-        lora=module.lora,
-        adapter=adapter,
-        quantization=quantization,
-        revision=module.revision,
-        attn_implementation=module.attn_implementation,
-        trust_remote_code=module.trust_remote_code,
-    )
-    if quantization == module.quantization:
-        module.policy, module.fingerprint = policy, fingerprint(policy)
-        module.on_load_checkpoint(checkpoint)
-        module.policy = None
-    put_weights(policy, {k.removeprefix("policy."): v for k, v in checkpoint["state_dict"].items()})
-    return policy.requires_grad_(False)
+    settings = replace(settings, gradient_checkpointing=False)
+    settings = settings if quantized else replace(settings, quantization=None)
+    dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    policy = Policy.load(settings, dtype=dtype, tokenizer=tokenizer)
+    if quantized:
+        policy.check_checkpoint(checkpoint)
+    put_weights(policy.model, weights_of(checkpoint))
+    policy.model.requires_grad_(False)
+    return policy
 
 
 def merge(policy: Any, dtype: torch.dtype) -> Any:

@@ -1,12 +1,14 @@
 """What a sampler is told and what it must offer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.rollout import Samples
 
 Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens there can be)
@@ -87,3 +89,14 @@ class Sampler(Protocol):
 
     def release(self) -> None:
         """Give back what memory the sampler can until the next update; called after each rollout."""
+
+
+@contextmanager
+def up_to_date(sampler: Sampler, policy: Policy) -> Iterator[nn.Module]:
+    """The sampler has the policy's current weights; yields the whole model, without gradients and dropout."""
+    with policy.inference() as model:
+        sampler.update(model, policy.end_ids, policy.pad_id)
+        try:
+            yield model
+        finally:
+            sampler.release()

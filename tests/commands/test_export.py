@@ -38,7 +38,7 @@ def trained(run, base, lora=None, weights="last.ckpt"):
     if lora is not None:
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     stored = torch.load(run / "checkpoints" / weights, weights_only=True)["state_dict"]
-    missed = model.load_state_dict({k.removeprefix("policy."): v for k, v in stored.items()}, strict=False)
+    missed = model.load_state_dict({k.removeprefix("model."): v for k, v in stored.items()}, strict=False)
     assert not missed.unexpected_keys
     assert stored
     return model
@@ -198,7 +198,7 @@ def test_a_run_in_bfloat16_is_exported_in_bfloat16(rlif, fit):
     rlif("export", run)
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, weight in AutoModelForCausalLM.from_pretrained(run / "export" / "merged").named_parameters():
-        assert torch.equal(weight, stored[f"policy.{name}"].bfloat16())
+        assert torch.equal(weight, stored[f"model.{name}"].bfloat16())
 
 
 def test_logits_that_differ_or_are_no_numbers_are_refused():
@@ -418,8 +418,9 @@ def test_the_card_states_method_data_metrics_and_the_guard(rlif, fit, problems_f
         f"| rollout/entropy | {float(rows[1][entropy]):.3f} |  |  | {float(rows[3][entropy]):.3f} (at step 2) |"
         in card
     )
-    for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl", "Collapse guard: it did",
-                 "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5", "held-out problems."):  # fmt: skip
+    for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl",
+                 "Collapse guard: it did", "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5",
+                 "held-out problems."):  # fmt: skip
         assert text in card
     assert str(problems_file.parent) not in card
     guard = {"fired": {"step": 2, "reason": "at step 2: agreement fell"}, "handed_back_step": 1}
