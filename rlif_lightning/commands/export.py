@@ -111,12 +111,12 @@ class Export:
     """
 
     def __init__(self, objects: RecipeObjects) -> None:
-        self.policy, self.objects = objects.module.policy_settings, objects
+        self.model_settings, self.objects = objects.module.policy_settings, objects
         cli, options = objects.cli, objects.options
         self.settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
         self.asked, self.source = getattr(cli, "asked", None), Path(options.ckpt_path)
         self.run, self.form = run_folder_of(self.source), options.format
-        name = self.policy.name
+        name = self.model_settings.name
         self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
         if self.form == "adapter":
             self._check_adapter(options)
@@ -137,16 +137,16 @@ class Export:
         self.facts["repository"] = options.push_to_hub
 
     def _check_adapter(self, options: Any) -> None:
-        if self.policy.lora is None and self.policy.adapter is None:
+        if self.model_settings.lora is None and self.model_settings.adapter is None:
             raise UserError(
                 "The run trained all weights: there is no adapter to export",
                 got="--format adapter, model.lora null",
                 do="take --format merged",
             )
-        if options.push_to_hub is not None and not is_on_hub(self.policy.name):
+        if options.push_to_hub is not None and not is_on_hub(self.model_settings.name):
             raise UserError(
                 "Others could not load this adapter: its base model is not on the hub",
-                got=self.policy.name,
+                got=self.model_settings.name,
                 do="take --format merged",
             )
         if options.dtype is not None:
@@ -162,21 +162,21 @@ class Export:
         if self.source.name != LAST_CHECKPOINT and self.asked is None:
             print("         --ckpt_path last takes those of the last step")
         tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
-        policy = load_trained(self.policy, self.checkpoint, self.dtype, tokenizer)
+        policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer)
         vocabulary = policy.model.get_input_embeddings().weight.shape[0]
         check = LogitCheck(probe_prompts(template, tokenizer, vocabulary), self.form, self.dtype)
         check.take_policy(policy.model)
-        if self.policy.quantization is not None:
+        if self.model_settings.quantization is not None:
             # The adapter is merged into the weights as they were before they were quantised: the steps between 4-bit
             # values are larger than what it changes.
             del policy
-            policy = load_trained(self.policy, self.checkpoint, self.dtype, tokenizer, quantized=False)
-            check.take_policy(policy.model, instead_of=self.policy.quantization)
+            policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer, quantized=False)
+            check.take_policy(policy.model, instead_of=self.model_settings.quantization)
         facts = {"format": self.form, "step": self.facts["step"], "checkpoint": self.source.name}
-        with export_folder(self.folder, facts | {"base": portable_name(self.policy.name)}) as folder:
+        with export_folder(self.folder, facts | {"base": portable_name(self.model_settings.name)}) as folder:
             self._write_files(folder, policy)
             del policy
-            result = check.read_again(folder, self.policy, self.base)
+            result = check.read_again(folder, self.model_settings, self.base)
             print(result)
             write_card(folder, self.settings, self.run, self.facts | {"check": result})
         return self.folder
