@@ -10,11 +10,11 @@ from torch import nn
 
 from rlif_lightning.callbacks import Evaluation, RolloutCallback, StepProgressBar
 from rlif_lightning.callbacks.checkpoint import read_checkpoint
+from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import prepare
 from rlif_lightning.runs.folder import CONFIG, next_run_folder
 from rlif_lightning.training.module import RLIFModule
 

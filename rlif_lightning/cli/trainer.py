@@ -25,22 +25,35 @@ from rlif_lightning.callbacks import (
 )
 from rlif_lightning.callbacks.checkpoint import KEPT, read_checkpoint
 from rlif_lightning.callbacks.memory_check import out_of_memory
-from rlif_lightning.cli.recipes import Parser
+from rlif_lightning.cli.command_table import COMMANDS
+from rlif_lightning.cli.environment import prepare
+from rlif_lightning.cli.parser import Parser
+from rlif_lightning.cli.run_folder import discard_run_folder, recipe_name, run_root
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import RUN_FOLDER, TRAINER_COMMANDS, discard_run_folder, run_root
 from rlif_lightning.models.fsdp2 import check_strategy
 from rlif_lightning.runs.folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.warnings_shown import short_warnings
 
+RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
+
+
+def main(arguments: list[str]) -> None:
+    """Parse and run a command of the Trainer's.
+
+    Args:
+        arguments: The command and the words after it.
+    """
+    prepare()
+    RLIFCLI.run(arguments)
 
 
 class RLIFCLI(LightningCLI):
@@ -98,7 +111,7 @@ class RLIFCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """With our own words about the command: those of the Trainer are about the Trainer, and cut short."""
         return super()._prepare_subcommand_parser(
-            klass, subcommand, **{**kwargs, "description": f"{TRAINER_COMMANDS[subcommand].capitalize()}."}
+            klass, subcommand, **{**kwargs, "description": f"{COMMANDS[subcommand].purpose.capitalize()}."}
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -208,9 +221,3 @@ class SaveConfig(SaveConfigCallback):
             if config.is_file():
                 shutil.copyfile(config, config.with_name(f"config.until-step-{logger.resume_step}.yaml"))
         super().setup(trainer, pl_module, stage)
-
-
-def recipe_name(configs: list[Any] | None) -> str:
-    """The names of the given recipes, joined: runs of a recipe with other overlays stand apart."""
-    names = [Path(str(c)).stem for c in configs or [] if c is not None]
-    return "+".join(names) or "run"

@@ -6,8 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from rlif_lightning.cli.recipe_objects import PlainCLI
-from rlif_lightning.cli.trainer import recipe_name
-from rlif_lightning.main import run_root
+from rlif_lightning.cli.run_folder import recipe_name, run_root
 from rlif_lightning.runs.folder import (
     CHECKPOINTS,
     CONFIG,

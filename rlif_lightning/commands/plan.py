@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
+    from rlif_lightning.cli.environment import prepare
     from rlif_lightning.commands.plan_cli import PlanCLI
-    from rlif_lightning.main import prepare
     from rlif_lightning.warnings_shown import lightning_warns_only
 
     prepare()
