@@ -74,7 +74,9 @@ class MistakeFinder:
             if word.endswith(".help") and words:  # --rollout.rewards.help CLASS
                 word = f"{word.removesuffix('.help')}+"
             action = self.parser._option_string_actions.get(word)
-            if action is not None and action.nargs is not None:  # --help, --print_config
+            if action is not None and action.nargs is not None:  # --help, --print_config, or several values
+                while action.nargs == "+" and words and not words[0].startswith("--"):
+                    self._check_mapping(_mapping(action.dest, words.pop(0)), self.settings)
                 continue
             missing = not equals and (not words or words[0].startswith("--"))
             text = "" if missing else value if equals else words.pop(0)
@@ -211,8 +213,7 @@ class MistakeFinder:
 
     def _value(self, node: Any) -> Any:
         """As jsonargparse gets it: a word of the command line as it is."""
-        is_word = self.recipe is None and isinstance(node, yaml.ScalarNode)
-        return node.value if is_word else yaml.safe_load(yaml.serialize(node))
+        return node.word if hasattr(node, "word") else yaml.safe_load(yaml.serialize(node))
 
     def _placed(self, wrong: str) -> str:
         return _short(f"{self.recipe}, line {self.node.start_mark.line + 1}: {wrong}" if self.recipe else wrong)
@@ -224,12 +225,14 @@ class MistakeFinder:
 
 def _mapping(key: str, text: str) -> yaml.MappingNode:
     """A setting of the command line as YAML; values are taken apart where they are lists or mappings."""
+    node: Any
     try:
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError:
         node = None
     if not isinstance(node, yaml.CollectionNode):
         node = yaml.ScalarNode("tag:yaml.org,2002:str", text)
+    node.word = text
     for name in reversed(key.split(".")):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(yaml.ScalarNode("tag:yaml.org,2002:str", name), node)])
     return node

@@ -207,6 +207,12 @@ def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
     assert message.startswith("error: rollout.rewards takes a list")
 
 
+def test_a_right_setting_before_the_wrong_one_is_not_blamed(refused):
+    """The braces of a template were read as a mapping, and the template refused."""
+    words = ["--model.name", NOWHERE, "--data.template={prompt}", "--data.train.gold=[#]+(.+)", "--evaluation.n=null"]
+    assert "guard.signals" in refused("fit", *words, "--guard.signals=[agreemnt]")
+
+
 def test_no_reward_at_all(refused):
     assert "rollout.rewards is empty" in refused("fit", "--config", "quickstart", "--rollout.rewards=[]")
 
