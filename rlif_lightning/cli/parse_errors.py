@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from rlif_lightning.cli import type_hints as hints
-from rlif_lightning.cli.recipes import shipped_recipes
+from rlif_lightning.cli.recipes import GONE, shipped_recipes
 from rlif_lightning.errors import UserError
 
 
@@ -110,7 +110,7 @@ class MistakeFinder:
             self._check_mapping(node, known, f"{name}.")
         elif inner is not None and node.value not in ("", "null"):
             self._takes_settings(key, node, inner)
-        elif inner is None:
+        elif inner is None and (name not in GONE or GONE[name] != self._value(node)):
             while isinstance(node, yaml.MappingNode) and node.value:
                 self.node, node = node.value[0]
                 name += f".{self.node.value}"

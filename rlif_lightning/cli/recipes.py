@@ -1,10 +1,16 @@
-"""Shipped recipes by name."""
+"""Shipped recipes by name, and recipes of earlier versions."""
 
 import difflib
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rlif_lightning.errors import UserError
+
+GONE = {"guard.lag": 0, "model.dropout": False, "model.plain_forward": False}
+"""Settings of earlier versions and the defaults that they had, which every config.yaml of a run holds."""
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -36,3 +42,18 @@ def recipe_path(value: str) -> str:
             expected=f"one of {', '.join(recipes)}, or the path of a YAML file",
         )
     return recipes[value]
+
+
+def without_gone(text: str) -> str:
+    """A recipe without the settings that are gone, where they had their defaults; others are refused later."""
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    for key, default in GONE.items():
+        group, _, name = key.partition(".")
+        settings: Any = recipe.get(group) if isinstance(recipe, dict) else None
+        if isinstance(settings, dict) and settings.get(name) == default and name in settings:
+            del settings[name]
+            text = yaml.safe_dump(recipe, allow_unicode=True)
+    return text

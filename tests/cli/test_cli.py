@@ -345,6 +345,16 @@ def test_a_local_file_wins_over_a_shipped_recipe_only_where_it_is_named_as_a_pat
     assert settings("fit", "--config", "quickstart.yaml")["rollout"]["group_size"] == 3
 
 
+def test_the_recipe_of_an_earlier_versions_run(settings, refused, tmp_path):
+    """Its config.yaml names every setting, those that are gone included: rlif export and plan read it."""
+    old = write(tmp_path / "old.yaml", guard={"lag": 0, "patience": 4}, model={"name": NOWHERE, "clip_low": 1e-6})
+    config = settings("fit", "--config", old)
+    assert (config["guard"]["patience"], config["model"]["clip_low"]) == (4, 1e-6) and "lag" not in config["guard"]
+    assert "'--nothing'" in refused("fit", "--config", old, "--nothing=1")
+    write(tmp_path / "old.yaml", guard={"lag": 2}, model={"name": NOWHERE})
+    assert "old.yaml, line 2: No setting is called 'guard.lag'" in refused("fit", "--config", old)
+
+
 def test_a_folder_is_no_recipe(refused, tmp_path):
     (tmp_path / "folder.yaml").mkdir()
     assert "does not exist" in refused("fit", "--config", "folder.yaml")
