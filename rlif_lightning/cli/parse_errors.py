@@ -6,7 +6,7 @@ against the settings and their type hints; wrong is what jsonargparse refuses wh
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile
@@ -14,13 +14,6 @@ from jsonargparse import ActionConfigFile
 from rlif_lightning.cli import type_hints as hints
 from rlif_lightning.cli.recipes import GONE, shipped_recipes
 from rlif_lightning.errors import UserError
-
-
-class Recipe(NamedTuple):
-    """A file of settings: how the user named it, and its text."""
-
-    name: str
-    text: str
 
 
 class MistakeFinder:
@@ -38,8 +31,14 @@ class MistakeFinder:
         self.chosen: dict[str, str] = {}  # setting -> the class path that it was given last
         self.lacking: dict[str, UserError] = {}  # settings without which a class can't be made
 
-    def explain(self, message: str, recipes: Sequence[Recipe], words: Sequence[str]) -> UserError:
-        """Say in at most three lines what the user can act upon; else what jsonargparse says, shortened."""
+    def explain(self, message: str, recipes: Sequence[tuple[str, str]], words: Sequence[str]) -> UserError:
+        """Say in at most three lines what the user can act upon; else what jsonargparse says, shortened.
+
+        Args:
+            message: Of jsonargparse.
+            recipes: Name and text of the recipes that were read, in their order.
+            words: Of the command line, without the command.
+        """
         lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
         try:
             for self.recipe, text in recipes:
@@ -157,19 +156,16 @@ class MistakeFinder:
         path = self.chosen.get(key)
         if path is None:
             self._refuse(f"{key}: the class comes before its settings", expected=examples)
-        found = hints.classes_named(path, base)
-        if not found:
+        found = hints.class_named(path, base)
+        if found is None:
             module, _, name = path.rpartition(".")
             offered = hints.offered_classes(base, module)
             near = difflib.get_close_matches(name, offered, 1)
             do = f"did you mean {offered[near[0]]}?" if near else "give the whole path: package.module.Class"
             self._refuse(f"{key}: there is no class '{path}'", do=do)
-        if len(found) > 1:
-            paths = ", ".join(f"{cls.__module__}.{path}" for cls in found)
-            self._refuse(f"{key}: several classes are called '{path}'", expected=f"one of {paths}")
-        if not hints.extends(found[0], base):
+        if not hints.extends(found, base):
             self._refuse(f"{key}: {path} is no {base.__name__}", expected=examples)
-        return found[0]
+        return found
 
     # -- rule 3: wrong values ------------------------------------------------------------------------------------
 

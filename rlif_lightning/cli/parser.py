@@ -6,7 +6,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.cli.help_text import arrange_help
-from rlif_lightning.cli.parse_errors import MistakeFinder, Recipe
+from rlif_lightning.cli.parse_errors import MistakeFinder
 from rlif_lightning.cli.recipes import recipe_path, shipped_recipes, without_gone
 from rlif_lightning.errors import UserError, users_mistake
 
@@ -14,15 +14,15 @@ from rlif_lightning.errors import UserError, users_mistake
 class RecipeFile(ActionConfigFile):
     """``--config`` that takes paths and shipped names."""
 
-    opened: ClassVar[list[Recipe]] = []
-    """The files of this command line in their order, to say where a mistake stands."""
+    opened: ClassVar[list[tuple[str, str]]] = []
+    """Name and text of the recipes of this command line in their order, to say where a mistake stands."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a recipe."""
         path = recipe_path(values)
         try:
             with open(path, encoding="utf-8") as file:
-                self.opened.append(Recipe(str(values), file.read()))
+                self.opened.append((str(values), file.read()))
         except UnicodeDecodeError as error:
             raise UserError(f"The recipe {path} is no UTF-8 text", got=error.reason, do="save it as UTF-8") from error
         self.apply_config(parser, cfg, self.dest, path)

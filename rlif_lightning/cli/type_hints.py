@@ -89,16 +89,16 @@ def base_of(hint: Any) -> tuple[Any, int]:
     return None, 0
 
 
-def classes_named(path: str, base: type) -> list[type]:
-    """The classes that a path means: one where it can be imported, or those subclasses that have this short name."""
+def class_named(path: str, base: type) -> type | None:
+    """The class that a path names; a name without dots is that of a subclass which has been imported."""
     module, _, name = path.rpartition(".")
     if not module:
-        return [cls for cls in _subclasses(base) if cls.__name__ == name]
+        return next((cls for cls in _subclasses(base) if cls.__name__ == name), None)
     try:
         found = getattr(import_module(module), name, None)
     except ImportError:
-        return []
-    return [found] if inspect.isclass(found) else []
+        return None
+    return found if inspect.isclass(found) else None
 
 
 def package_of(base: type) -> str:
