@@ -43,7 +43,6 @@ class CollapseGuard(Callback):
         patience: Consecutive rollouts below that fire.
         smoothing: Weight of a new value in the signal's moving average.
         warmup: First rollouts, which are not judged.
-        lag: Hand back the weights so many rollouts before the best step.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class CollapseGuard(Callback):
         patience: int = 3,
         smoothing: float = 0.3,
         warmup: int = 3,
-        lag: int = 0,
     ) -> None:
         for name, value, right, expected in (
             ("action", action, action in ("off", "warn", "stop", "restore"), "off, warn, stop or restore"),
@@ -65,7 +63,6 @@ class CollapseGuard(Callback):
             ("patience", patience, patience >= 1, "1 or more"),
             ("smoothing", smoothing, 0 < smoothing <= 1, "above 0 and up to 1"),
             ("warmup", warmup, warmup >= 0, "0 or more"),
-            ("lag", lag, lag >= 0, "0 or more"),
         ):  # fmt: skip
             if not right:
                 raise UserError(f"guard.{name} is out of range", got=value, expected=expected)
@@ -75,7 +72,7 @@ class CollapseGuard(Callback):
         self.action, self.signals = action, signals
         self.settings: dict[str, Any] = {
             "drop": drop, "reference_drop": reference_drop, "patience": patience, "smoothing": smoothing,
-            "warmup": warmup, "lag": lag,
+            "warmup": warmup,
         }  # fmt: skip
         self.rule: CollapseRule | None = None
         """What has been seen and decided in this fit; None where the guard is off."""
@@ -210,7 +207,7 @@ class CollapseGuard(Callback):
         then = {"warn": "Training goes on", "stop": "The run ends after this rollout"}
         then["restore"] = f"{then['stop']}, with the weights of that step"
         text = (
-            f"Collapse guard: {self.rule.fired.reason}. The weights of step {self.rule.handed_step} are kept in "
+            f"Collapse guard: {self.rule.fired.reason}. The weights of step {self.rule.best_step} are kept in "
             f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
         )
         rank_zero_warn(text)
@@ -268,9 +265,9 @@ class CollapseGuard(Callback):
         first, end = trainer.is_global_zero, None
         if not stay and (first or is_sharded(module.policy.model)):
             end = trainable_weights(module.policy.model, keep=first) or None
-        kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
+        kept = None if self.rule.best_step is None else self._kept.steps.get(self.rule.best_step)
         if not self._put(trainer, module, kept):
-            rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
+            rank_zero_warn(f"Collapse guard: the weights of step {self.rule.best_step} are not there to hand back.")
             return False
         try:
             if evaluation is not None:
@@ -293,7 +290,7 @@ class CollapseGuard(Callback):
 
     def _write_weights(self, module: LightningModule) -> None:
         assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
-        handed = self.rule.handed_step
+        handed = self.rule.best_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
         self._kept.write(folder, handed, **module.policy.identity.to_facts(), **signals)
@@ -301,7 +298,7 @@ class CollapseGuard(Callback):
     def _write_decision(self) -> None:
         """What was seen, decided and done, as ``guard.json``."""
         assert self.rule is not None
-        handed = self.rule.handed_step
+        handed = self.rule.best_step
         weights = GUARD_WEIGHTS if handed in self._kept.steps else None
         known = {name: values for name, values in self.accuracy.items() if values}
         write_decision(

@@ -10,11 +10,11 @@ from lightning.fabric import Fabric
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rlif_lightning.callbacks import Evaluation, StepProgressBar
+from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import prepare
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from rlif_lightning.cli.recipe_objects import PlainCLI, RecipeObjects, load
-from rlif_lightning.cli.trainer import recipe_name
+from rlif_lightning.cli.run_folder import recipe_name, run_root
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
 from rlif_lightning.exporting.card import portable_name, write_card
@@ -21,7 +21,6 @@ from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
 from rlif_lightning.exporting.source import choose_checkpoint, run_settings
 from rlif_lightning.exporting.weights import Format, load_trained, merge, save_adapter, save_merged
-from rlif_lightning.main import run_root
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.hub import resolve_model
 from rlif_lightning.models.policy import Policy

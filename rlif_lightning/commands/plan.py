@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
+from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.recipe_objects import PlainCLI
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import prepare
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.devices import SIZES, fits, parse_device, usable
 from rlif_lightning.planning.figure import draw_plan
