@@ -11,14 +11,12 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.guard.decision_file import write_decision
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
+from rlif_lightning.guard.settings import SIGNALS, Signal, check_settings
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import Weights, put_weights, trainable_weights
 from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
-
-SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "start_logprob": REFERENCE}
-Signal = Literal["agreement", "similarity", "start_logprob"]
 
 
 class CollapseGuard(Callback):
@@ -55,25 +53,12 @@ class CollapseGuard(Callback):
         smoothing: float = 0.3,
         warmup: int = 3,
     ) -> None:
-        for name, value, right, expected in (
-            ("action", action, action in ("off", "warn", "stop", "restore"), "off, warn, stop or restore"),
-            ("signals", signals, signals is None or 0 < len(signals) == len({*signals}), "null, or each signal once"),
-            ("drop", drop, 0 < drop < 1, "above 0 and below 1, such as 0.05 for 5 per cent"),
-            ("reference_drop", reference_drop, reference_drop > 0, "above 0, such as 0.15 for 15 per cent"),
-            ("patience", patience, patience >= 1, "1 or more"),
-            ("smoothing", smoothing, 0 < smoothing <= 1, "above 0 and up to 1"),
-            ("warmup", warmup, warmup >= 0, "0 or more"),
-        ):  # fmt: skip
-            if not right:
-                raise UserError(f"guard.{name} is out of range", got=value, expected=expected)
-        for signal in signals or ():
-            if signal not in SIGNALS:
-                raise UserError("guard.signals names an unknown signal", got=signal, expected=", ".join(SIGNALS))
-        self.action, self.signals = action, signals
         self.settings: dict[str, Any] = {
             "drop": drop, "reference_drop": reference_drop, "patience": patience, "smoothing": smoothing,
             "warmup": warmup,
         }  # fmt: skip
+        check_settings(action, signals, **self.settings)
+        self.action, self.signals = action, signals
         self.rule: CollapseRule | None = None
         """What has been seen and decided in this fit; None where the guard is off."""
         self.accuracy: dict[str, dict[str, float]] = {}
@@ -99,7 +84,7 @@ class CollapseGuard(Callback):
         Raises:
             UserError: One was asked for that this run won't have.
         """
-        frozen = has_frozen_reference(module)
+        frozen = "frozen" in module.needs
         if self.signals is None:
             return [AGREEMENT, SIMILARITY, *([REFERENCE] if frozen else [])]
         if "start_logprob" in self.signals and not frozen:
@@ -310,8 +295,3 @@ class CollapseGuard(Callback):
             taken=self.taken,
             accuracy=known,
         )
-
-
-def has_frozen_reference(module: RLIFModule) -> bool:
-    """Whether rollouts are scored by the policy as it was at the start: ``rollout/start_logprob`` is logged."""
-    return "frozen" in module.needs

@@ -22,7 +22,7 @@ from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
-from rlif_lightning.training.collector import Collected, Collector, clock
+from rlif_lightning.training.collector import Collected, Collector
 from rlif_lightning.training.first_rollout import check_first_rollout
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
@@ -163,7 +163,7 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Collect at the first slice of a rollout; put what the update and other callbacks need into the batch."""
-        assert isinstance(pl_module, RLIFModule)
+        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         plan, number = self.collector.plan, batch["slice"]
         prompts = _datamodule(trainer).prompts["train"]
         batch["prompts"] = [prompts[row] for row in batch["rows"]]
@@ -185,16 +185,16 @@ class RolloutCallback(Callback):
         batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
         batch["denominator"] = collected.denominators[window]
         if part == 0:
-            self._update_start = clock(pl_module.device)
+            self._update_start = pl_module.policy.clock()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Log a finished optimiser step; let go of a finished rollout."""
-        assert isinstance(pl_module, RLIFModule)
+        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         if (batch["slice"] + 1) % self.collector.plan.slices == 0:
             metrics = pl_module.window_metrics()
-            metrics["time/update"] = clock(pl_module.device) - self._update_start
+            metrics["time/update"] = pl_module.policy.clock() - self._update_start
             # These numbers belong to the step that was just taken: global_step has already moved on.
             log_now(trainer, metrics, step=trainer.global_step - 1)
         if batch["last"]:

@@ -1,6 +1,5 @@
 """From prompts to a rollout that can be trained on. No Trainer here."""
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -178,7 +177,7 @@ class Collector:
             total: Sums a tensor over the processes.
             progress: Told how far the sampler is.
         """
-        start = clock(policy.device)
+        start = policy.clock()
         dealer = torch.Generator().manual_seed(completion_seed(seed, *positions[0], -1))
         with up_to_date(self.sampler, policy) as model:
             rollout = self.sample(prompts, positions, seed, policy, progress)
@@ -186,9 +185,9 @@ class Collector:
             slices = [rows for window in windows[: self.plan.steps_per_rollout] for rows in window]
             rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only=head_weight_only)
             rollout = with_importance(rollout, self.importance_cap)
-            sampled = clock(policy.device)
+            sampled = policy.clock()
             rollout = self.with_references(rollout, policy, slices, references, kl_reference, head_weight_only)
-            referred = clock(policy.device)
+            referred = policy.clock()
             weights = [r.weight_at(step) for r in self.rewards]
             rollout, gated, filtered = with_advantages(rollout, self.rewards, weights, self.advantages, total)
         return Collected(
@@ -292,10 +291,3 @@ class Collector:
         assert mask is not None
         own = [sum(loss_denominator(mask[rows], loss, self.sampling.max_new_tokens) for rows in w) for w in windows]
         return total(torch.stack([torch.as_tensor(x) for x in own]).float()).clamp(min=1).tolist()
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, when all work given to the GPU so far is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
