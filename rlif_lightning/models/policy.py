@@ -1,5 +1,6 @@
 """A policy without a Trainer: weights, tokenizer, end tokens, references, and whose they are."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,12 @@ class Policy:
         """Bring weights and references onto the device and into the precision, as the Trainer does."""
         for part in (self.model, self.references):
             convert(part, self.precision, self.device)
+
+    def clock(self) -> float:
+        """Seconds, when all work given to the device so far is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     # -- where processes share the weights out ---------------------------------------------------------------
 
