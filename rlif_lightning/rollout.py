@@ -74,6 +74,7 @@ class Rollout:
     correct: Tensor | None = None  # [N] float 0/1, None without labels
     votes: list[list[int | None]] = field(default_factory=list)  # [P][>= G] number of each answer's class of
     # equivalent answers within its prompt, None: no answer; the first G are the group, more may vote
+    answer_mask: Tensor | None = None  # [N, T] bool: tokens that carry a character of the answer; where asked for
     annotations: dict[str, TokenStats] = field(default_factory=dict)  # by whom else: "reference", "ema" -> [N, T]
     start_logprob: Tensor | None = None  # [N, T] under the policy as it was at the start
     kl_logprob: Tensor | None = None  # [N, T] under what the KL term refers to
@@ -106,6 +107,7 @@ class Rollout:
             answers=[],
             votes=[],
             correct=None,
+            answer_mask=cut(self.answer_mask),
             rewards={},
             annotations={},
             start_logprob=None,

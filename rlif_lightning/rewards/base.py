@@ -25,7 +25,7 @@ class Reward(ABC):
 
     requires: frozenset[str] = frozenset()
     """What the rollout must hold: of ``labels``, ``answers`` (that can be read out of the completions),
-    ``reference``, ``ema`` (statistics under these annotators)."""
+    ``answer_mask`` (which tokens are the answer's), ``reference``, ``ema`` (statistics under these annotators)."""
     statistics: frozenset[str] = frozenset()
     """Per-token statistics beside the usual three; see :data:`rlif_lightning.functional.token_stats.EXTRA`."""
     abstains: bool = False

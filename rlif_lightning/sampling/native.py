@@ -66,7 +66,7 @@ class NativeSampler:
     ) -> Samples:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         longest = max(map(len, prompts)) + sampling.max_new_tokens
-        rows = self._rows_that_fit(longest) if self.rows is None else self.rows
+        rows = self.rows_that_fit(longest) if self.rows is None else self.rows
         per_batch = len(prompts) if rows is None else max(1, rows // group_size)
         batches = []
         for start in range(0, len(prompts), per_batch):
@@ -76,7 +76,7 @@ class NativeSampler:
             )
         return batches[0] if len(batches) == 1 else _join(batches, self.pad_id)
 
-    def _rows_that_fit(self, tokens: int) -> int | None:
+    def rows_that_fit(self, tokens: int) -> int | None:
         """Rows of so many tokens whose cache fits; None where nobody knows how much memory is free."""
         assert self.policy is not None
         weight = next(self.policy.parameters())

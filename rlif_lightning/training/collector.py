@@ -17,6 +17,7 @@ from rlif_lightning.functional.seeds import completion_seed, completion_seeds
 from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.references import ReferenceKind
+from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
@@ -26,6 +27,8 @@ from rlif_lightning.training.scores import score_slices, with_importance, with_s
 
 ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
+READING = frozenset({"answers", "answer_mask"})
+"""What a reward may require that comes of reading answers."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Collector:
         wanted = sorted(frozenset().union(*(r.statistics for r in rewards)))
         self.sampling = replace(sampling, statistics=tuple(wanted))
         self.requires: frozenset[str] = frozenset().union(*(r.requires for r in rewards))
-        self.needs_answers = "answers" in self.requires or self.advantages.agreement_band is not None
+        self.needs_answers = bool(self.requires & READING) or self.advantages.agreement_band is not None
         self.grader: Grader | None = None
 
     @property
@@ -222,6 +225,9 @@ class Collector:
             texts, ended = [texts[i] for i in keep], [ended[i] for i in keep]
             answers = [answers[i] for i in keep] if answers else []
         rollout = Rollout(samples, group, self.sampling.temperature, seeds, texts, answers, votes=votes)
+        if grader is not None and "answer_mask" in self.requires:
+            spans = grader.answer_spans(list(zip(texts, ended, strict=True)))
+            rollout = replace(rollout, answer_mask=answer_mask(samples, texts, spans, policy.tokenizer))
         golds = [p.problem.gold for p in prompts for _ in range(group)]
         if grader is None or any(g is None for g in golds):
             return rollout

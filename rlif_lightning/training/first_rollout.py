@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.training.collector import Collector
+from rlif_lightning.training.collector import READING, Collector
 
 ENGINE_KL = 0.1
 """Nats per token between engine and policy from which on the engine computes something else than the policy."""
@@ -19,7 +19,7 @@ def check_first_rollout(metrics: Mapping[str, float], collector: Collector) -> N
     Raises:
         UserError: The engine is not the policy; answers are needed and no completion has one; or the rewards cancel.
     """
-    names = [r.name for r in collector.rewards if "answers" in r.requires] or ["agreement_band"]
+    names = [r.name for r in collector.rewards if r.requires & READING] or ["agreement_band"]
     if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
         raise UserError(
             "The engine of rollout.sampler computes something else than the policy",

@@ -232,6 +232,10 @@ class RLIFModule(pl.LightningModule):
         values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
         self._sums = values if self._sums is None else self._sums + values
 
+    def reset_window(self) -> None:
+        """Forget what :meth:`training_step` has counted since the last optimiser step."""
+        self._sums = None
+
     def window_metrics(self) -> dict[str, float]:
         """Means over the optimiser step just taken, over all processes; gets ready for the next one.
 
