@@ -347,8 +347,12 @@ def test_a_local_file_wins_over_a_shipped_recipe_only_where_it_is_named_as_a_pat
 
 def test_the_recipe_of_an_earlier_versions_run(settings, refused, tmp_path):
     """Its config.yaml names every setting, those that are gone included: rlif export and plan read it."""
-    old = write(tmp_path / "old.yaml", guard={"lag": 0, "patience": 4}, model={"name": NOWHERE, "clip_low": 1e-6})
+    old = tmp_path / "old.yaml"
+    old.write_text(
+        f"model: {{name: {NOWHERE}, clip_low: 1e-6, lora: {{r: 2, lora_alpha: 4}}}}\nguard: {{lag: 0, patience: 4}}"
+    )
     config = settings("fit", "--config", old)
+    assert list(config["model"]["lora"]) == ["r", "lora_alpha"]  # a model card shows them as they stand
     assert (config["guard"]["patience"], config["model"]["clip_low"]) == (4, 1e-6) and "lag" not in config["guard"]
     assert "'--nothing'" in refused("fit", "--config", old, "--nothing=1")
     write(tmp_path / "old.yaml", guard={"lag": 2}, model={"name": NOWHERE})
