@@ -108,9 +108,9 @@ def _prompts(trainer: Trainer, count: int) -> list[list[int]]:
 
 @torch.no_grad()
 def _sample(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
-    """The last token of a wave whose completions have all grown as long as they may."""
+    """The last token of a batch of prompts whose completions have all grown as long as they may."""
     sampler = rollout.sampler
-    if not isinstance(sampler, NativeSampler) or sampler.plain:
+    if not isinstance(sampler, NativeSampler):
         return
     drawn, tokens = rollout.votes or rollout.plan.group_size, rollout.sampling.max_new_tokens
     with ready(sampler, trainer, module) as policy:
@@ -122,7 +122,7 @@ def _sample(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
         decoder = decoder_for(policy)
         decoder.prefill(ids, mask)
         group = torch.arange(len(prompts), device=module.device).repeat_interleave(drawn)
-        decoder.take(group)
+        decoder.select_rows(group)
         room = cache_room(longest, tokens)
         for layer in decoder.cache.preallocated:
             assert layer.keys is not None and layer.values is not None

@@ -23,6 +23,7 @@ from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.grading import Grader
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.rewards import Reward, SelfCertainty
+from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout, completion_seed
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import (
@@ -130,9 +131,7 @@ class RolloutCallback(Callback):
                 "rollout.votes is smaller than the group", got=votes, expected=f"{group_size} (group_size) or more"
             )
         self.votes = votes
-        self.sampling = replace(
-            self.sampling, statistics=tuple(sorted(frozenset().union(*(r.statistics for r in self.rewards))))
-        )
+        self.sampling = replace(self.sampling, statistics=statistics_of(self.rewards))
         if min_spread < 0:
             raise UserError("rollout.min_spread is negative", got=min_spread, expected="0 or more")
         if agreement_band is not None and not 0 <= agreement_band[0] <= agreement_band[1] <= 1:

@@ -85,11 +85,12 @@ def _sample(objects: RecipeObjects, prompts: list[tuple[int, Prompt]], rewards: 
     from rlif_lightning.callbacks.sampling import ready
     from rlif_lightning.data.module import run_seed
     from rlif_lightning.grading import Grader
+    from rlif_lightning.rewards.base import statistics_of
     from rlif_lightning.training.collector import sample_rollout, with_scores
 
     module, trainer, rollout = objects.module, objects.trainer, objects.rollout
     assert module.policy is not None
-    sampling = replace(rollout.sampling, statistics=tuple(sorted({s for r in rewards for s in r.statistics})))
+    sampling = replace(rollout.sampling, statistics=statistics_of(rewards))
     grader = Grader(objects.data.answers)
     size = rollout.plan.prompts_per_step
     found = []

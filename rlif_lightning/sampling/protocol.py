@@ -1,12 +1,13 @@
 """What a sampler is told and what it must offer."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.rollout import Samples
 
 Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens there can be)
@@ -14,7 +15,7 @@ Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens the
 
 @dataclass(frozen=True)
 class Sampling:
-    """The law that completions are drawn from.
+    """The distribution that completions are drawn from.
 
     Args:
         max_new_tokens: Longest completion.
@@ -24,8 +25,8 @@ class Sampling:
         min_p: Drop tokens less likely than this share of the most likely one.
         statistics_temperature: Temperature of the distribution that entropy, self-certainty and the reward's
             log-probability describe; null: the sampler's (1 where that is 0).
-        statistics: What to take beside log-probability, entropy and self-certainty; see
-            :data:`rlif_lightning.functional.token_stats.EXTRA`.
+        statistics: What to take besides log-probability, entropy and self-certainty, by name; see
+            :func:`rlif_lightning.functional.token_stats.token_stats`.
 
     The log-probability of the ratio and the KL is always that of softmax(z / temperature) before any filter.
     """
@@ -36,7 +37,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     statistics_temperature: float | None = None
-    statistics: tuple[str, ...] = ()
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
@@ -54,7 +55,7 @@ class Sampling:
 
     @property
     def filtered(self) -> bool:
-        """Whether the sampled law differs from softmax(z / temperature)."""
+        """Whether the sampled distribution differs from softmax(z / temperature)."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
@@ -62,7 +63,7 @@ class Sampler(Protocol):
     """Draws completions from a policy."""
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        """Take the policy's present weights; called before each rollout."""
+        """Take the policy's current weights; called before each rollout."""
 
     def sample(
         self,
@@ -78,7 +79,7 @@ class Sampler(Protocol):
             prompts: P token lists of any length.
             group_size: G.
             seeds: [N] one seed per completion; a completion depends on its own seed only.
-            sampling: The law to draw from.
+            sampling: The distribution to draw from.
             progress: Told how far the longest open completion is.
 
         Returns:
