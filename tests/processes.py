@@ -24,7 +24,7 @@ from rlif_lightning.callbacks.guard import CollapseGuard
 from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.main import main
 from rlif_lightning.training.module import RLIFModule
-from rlif_lightning.models.trainable import share, trainable_weights
+from rlif_lightning.models.trainable import local_shard, trainable_weights
 
 collect, step, calls = RolloutCallback._collect, RLIFModule.training_step, []
 kill_at, kill_rank, notes = int(os.environ["KILL_AT"]), os.environ["KILL_RANK"], os.environ["NOTES"]
@@ -33,7 +33,7 @@ def noted(self, trainer, module, batch):
     collect(self, trainer, module, batch)
     r = self.rollout
     row = {"step": trainer.global_step, "rank": trainer.global_rank, "folder": trainer.log_dir,
-           "held": sum(share(p).numel() for p in module.policy.parameters()),
+           "held": sum(local_shard(p).numel() for p in module.policy.parameters()),
            "prompts": [p.text for p in batch["prompts"]], "texts": r.texts, "lengths": r.samples.lengths.tolist(),
            "rewards": next(iter(r.rewards.values())).tolist(), "entropy": float(r.samples.stats.entropy.sum())}
     with open(f"{notes}.{trainer.global_rank}", "a") as file:
