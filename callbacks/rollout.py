@@ -57,7 +57,7 @@ class RolloutCallback(Callback):
         top_p: Sample among the most likely tokens that reach this probability; 1: all.
         min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
         statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
-        rewards: What is rewarded; several are standardised in the group, weighted and summed.
+        rewards: A reward, or a list: several are standardised in the group, weighted and summed.
         votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
             than ``group_size`` are sampled for that alone. null: the group.
         scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
@@ -87,7 +87,7 @@ class RolloutCallback(Callback):
         top_p: float = 1.0,
         min_p: float = 0.0,
         statistics_temperature: float | Literal["sampling"] = "sampling",
-        rewards: list[Reward] | None = None,
+        rewards: list[Reward] | Reward | None = None,
         votes: int | None = None,
         scale: Scale = "group",
         baseline: Baseline = "mean",
@@ -116,7 +116,7 @@ class RolloutCallback(Callback):
         )
         if rewards is not None and not rewards:
             raise UserError("rollout.rewards is empty", expected="at least one reward; null: SelfCertainty")
-        self.rewards: Sequence[Reward] = rewards or [SelfCertainty()]
+        self.rewards: Sequence[Reward] = [rewards] if isinstance(rewards, Reward) else rewards or [SelfCertainty()]
         names = [r.name for r in self.rewards]
         if len(set(names)) < len(names):
             raise UserError(
