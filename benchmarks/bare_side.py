@@ -36,8 +36,9 @@ def run(work: Work, gate: Gate) -> None:
     )
     module._trainer = trainer
     module.configure_model()
-    policy = module.policy
-    assert policy is not None
+    whole = module.policy
+    assert whole is not None
+    policy = whole.model
     optimizer = module.make_optimizer([p for p in module.parameters() if p.requires_grad])
     ids, sampling, watch = read_prompts(work.folder, "ids"), Sampling(work.new_tokens), Watch(gate)
     for step in range(work.steps):
@@ -48,13 +49,13 @@ def run(work: Work, gate: Gate) -> None:
         prompts: list[Any] = [Prompt("", tuple(ids[row]), None) for row in rows]  # type: ignore[arg-type]
         set_training_mode(policy, training=False)
         with torch.no_grad():
-            sampler.update(policy, module.end_ids, module.tokenizer.pad_token_id)
+            sampler.update(policy, whole.end_ids, whole.pad_id)
             places = [(0, row) for row in rows]
-            rollout = sample_rollout(sampler, prompts, places, 0, work.group, sampling, module.decode, None)
+            rollout = sample_rollout(sampler, prompts, places, 0, work.group, sampling, whole.decode, None)
             rollout = with_scores(rollout, policy, sampling)
             window = plan.cut(rollout.samples.lengths, torch.Generator())[0]
             if work.kl:
-                with module.version("frozen") as model:
+                with whole.reference("frozen") as model:
                     reference, _ = score_slices(model, rollout, window, sampling, False)
                 rollout = with_reference(rollout, reference)
             rollout = with_advantages(rollout, [reward], [1.0], AdvantageSettings()).rollout

@@ -88,16 +88,16 @@ class Gatekeeper(pl.Callback):
         """A step begins with its first slice."""
         if batch["slice"] == 0:
             if trainer.global_step:
-                self.watch.after_step(pl_module.policy)
+                self.watch.after_step(pl_module.policy.model)
             self.gate.arrive()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Look at the gradients."""
-        self.watch.before_step(pl_module.policy)
+        self.watch.before_step(pl_module.policy.model)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last step is done."""
-        self.watch.after_step(pl_module.policy)
+        self.watch.after_step(pl_module.policy.model)
         self.gate.finish()
 
 

@@ -56,11 +56,18 @@ class TimedModule(RLIFModule):
 
     watch: Stopwatch
 
-    @contextmanager
-    def version(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As in the base class; the reference scores inside."""
-        with self.watch("reference"), super().version(*args, **kwargs) as model:
-            yield model
+    def configure_model(self) -> None:
+        """As in the base class; a reference that scores is counted."""
+        super().configure_model()
+        policy: Any = self.policy
+        own = policy.reference
+
+        @contextmanager
+        def counted(kind: Any) -> Iterator[Any]:
+            with self.watch("reference"), own(kind) as model:
+                yield model
+
+        policy.reference = counted
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class."""

@@ -4,15 +4,15 @@ import torch
 
 from benchmarks.gate import Gate
 from benchmarks.shapes import Work, read_prompts
-from rlif_lightning.models.policy import load_policy
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 
 def run(work: Work, gate: Gate) -> None:
     """Sample ``steps`` rollouts, each of other prompts."""
-    policy = load_policy(work.folder, dtype=torch.float32).eval()
-    prompts, end = read_prompts(work.folder, "ids"), policy.config.eos_token_id  # type: ignore[union-attr]
+    policy = Policy.load(PolicySettings(work.folder)).model.eval()
+    prompts, end = read_prompts(work.folder, "ids"), policy.config.eos_token_id
     sampler = NativeSampler()
     for step in range(work.steps):
         places = [(0, (step * work.prompts + i) % len(prompts)) for i in range(work.prompts)]

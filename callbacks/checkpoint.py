@@ -1,102 +1,23 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
-import json
 import os
-import pickle
 import shutil
 import signal
 import sys
 import threading
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import __version__ as lightning_version
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration, recompute
-from rlif_lightning.callbacks.rollout import RolloutCallback
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.trainable import load_trainable
+from rlif_lightning.models.checkpoints import AtomicCheckpointIO
 from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
-
-KEPT = ".safetensors"
-"""The suffix of weights that the collapse guard has kept."""
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: a full disk or a kill never costs the checkpoint before.
-
-    Lightning writes through the system's temporary folder; moving from there onto a full disk destroys the
-    previous file. Loading never runs pickled code.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read tensors and plain values only, from the disk as they are used: many processes may read the file.
-
-        A later save replaces the file and never writes into it, so what was read stays as it was.
-        """
-        return read_checkpoint(path, map_location or "cpu", mmap=True)
-
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint, or the weights that the collapse guard has kept, without running any code in it.
-
-    Raises:
-        UserError: It holds more than tensors and plain values, or it is no checkpoint.
-    """
-    if Path(path).suffix == KEPT:
-        return _kept_by_the_guard(Path(path))
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-        if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
-            raise TypeError("no checkpoint of a Trainer")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-        foreign = "Weights only load failed" in str(error) and zipfile.is_zipfile(path)
-        raise UserError(
-            "The checkpoint can't be read",
-            got=path,
-            expected="tensors and plain values, as this package writes them; this file holds other Python objects, "
-            "which are not loaded because that could run any code"
-            if foreign
-            else f"a whole file ({(str(error).splitlines() or [type(error).__name__])[0]})",
-            do="give another checkpoint in --ckpt_path",
-        ) from error
-    return checkpoint
-
-
-def _kept_by_the_guard(path: Path) -> dict[str, Any]:
-    """Kept weights in the shape of a checkpoint; they come without an optimiser's state."""
-    weights, facts = load_trainable(path)
-    if not {"step", "model", "fingerprint"} <= facts.keys():
-        raise UserError("The file holds no weights that the collapse guard has kept", got=path)
-    return {
-        "global_step": int(facts["step"]),
-        "pytorch-lightning_version": lightning_version,
-        "state_dict": {f"policy.{name}": weight for name, weight in weights.items()},
-        "rlif": {
-            "model": facts["model"],
-            "fingerprint": facts["fingerprint"],
-            "lora": None,
-            **{
-                key: json.loads(facts[key])
-                for key in ("lora", "adapter", "adapter_mark", "quantization")
-                if key in facts
-            },
-        },
-    }
+from rlif_lightning.training.module import RLIFModule
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -117,8 +38,8 @@ class RolloutCheckpoint(Checkpoint):
             raise UserError("checkpoint.every is too small", got=every, expected="1 or more")
         self.every, self.keep = every, keep
         self._saved_step = -1
-        self.asked_to_stop: str | None = None
-        self._rollout: RolloutCallback | None = None
+        self._module: RLIFModule | None = None  # whom a signal is told
+        self._at_boundary = True
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
 
@@ -131,25 +52,25 @@ class RolloutCheckpoint(Checkpoint):
         self._stored = state_dict["optimizers"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write and read checkpoints safely; find out who knows the boundaries."""
+        """Write and read checkpoints safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        self._rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
-        if self._rollout is not None and trainer.training:
+        plan = getattr(trainer.datamodule, "plan", None)  # type: ignore[attr-defined]
+        if plan is not None and trainer.training:
             loop = checkpoint["loops"]["fit_loop"]
             (place,) = loop["state_dict"]["combined_loader"]
             trainer.datamodule.train_dataloader().load_state_dict(place)  # type: ignore[attr-defined] # refuses other data
             before, here = place.get("world_size", trainer.world_size), trainer.world_size
             if before != here:
-                dealt = self._rollout.plan.steps_per_rollout > 1
+                dealt = plan.steps_per_rollout > 1
                 rank_zero_info(
                     f"Continued by {here} process{'es' if here > 1 else ''}; the checkpoint was written by {before}. "
                     "The same prompts follow, but the run is no longer the same bit by bit"
                     + (", and a rollout's prompts come in another order." if dealt else ".")
                 )
-            was, now = place["rollout_batches"], self._rollout.plan.rollout_batches
+            was, now = place["rollout_batches"], plan.rollout_batches
             for counts in (loop["epoch_loop.batch_progress"][k] for k in ("total", "current")):
                 rollouts = counts["ready"] // was
                 counts.update({k: n + rollouts * (now - was) for k, n in counts.items()})
@@ -177,8 +98,9 @@ class RolloutCheckpoint(Checkpoint):
                 if isinstance(config.scheduler, LambdaLR):
                     recompute(config.scheduler)
         self._stored = []
-        self._saved_step = trainer.global_step
-        self.asked_to_stop = None
+        assert isinstance(pl_module, RLIFModule)
+        self._saved_step, self._at_boundary = trainer.global_step, True
+        self._module, pl_module.asked_to_stop = pl_module, None
         self._make_last(trainer)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):  # Lightning restores the handlers at its end
@@ -204,22 +126,25 @@ class RolloutCheckpoint(Checkpoint):
         return steps
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.asked_to_stop:
+        assert self._module is not None
+        if self._module.asked_to_stop:
             raise SystemExit(128 + number)
-        self.asked_to_stop = signal.Signals(number).name
+        self._module.asked_to_stop = signal.Signals(number).name
         print("\nStopping when this rollout has been used; once more ends the run at once.", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where due; stop where asked to."""
-        if self._rollout is None or not self._rollout.at_boundary:
+        assert isinstance(pl_module, RLIFModule)
+        self._at_boundary = batch["last"]
+        if not self._at_boundary:
             return
-        stop = trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False)
+        stop = pl_module.is_asked_to_stop()
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
         if stop:
-            who = self.asked_to_stop or "a signal to another process"
+            who = pl_module.asked_to_stop or "a signal to another process"
             rank_zero_info(f"Stopped by {who} after step {trainer.global_step}; continue with --ckpt_path last")
             trainer.should_stop = True
 
@@ -227,7 +152,7 @@ class RolloutCheckpoint(Checkpoint):
         """Save the end."""
         if self._saved_step == trainer.global_step:
             return
-        if self._rollout is not None and self._rollout.at_boundary:
+        if self._at_boundary:
             self._save(trainer)
         else:
             rank_zero_warn(

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.rollout import RolloutCallback
+from rlif_lightning.callbacks.logging import collected_metrics
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.logger import RunLogger
@@ -31,33 +31,24 @@ class Completions(Callback):
             if value is not None and value < 0:
                 raise UserError(f"completions.{name} is negative", got=value, expected="0 or more")
         self.every, self.keep, self.show = every, keep, show
-        self._rollouts: RolloutCallback | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the rollouts and the place to write to."""
-        if stage != "fit" or not self.every:
-            return
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        earlier = [c for c in callbacks[: callbacks.index(self)] if isinstance(c, RolloutCallback)]
-        if not earlier:
-            raise UserError(
-                "No RolloutCallback stands before the Completions callback, so it would see nothing",
-                do="list RolloutCallback first",
-            )
-        self._rollouts = earlier[0]
-        if not any(isinstance(x, RunLogger) for x in trainer.loggers):
+        """Say where nothing will be written."""
+        if stage == "fit" and self.every and not any(isinstance(x, RunLogger) for x in trainer.loggers):
             rank_zero_warn("Completions are not kept: that takes a rlif_lightning.runs.logger.RunLogger as logger.")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Keep a rollout that was just collected."""
-        if batch["slice"] or not trainer.is_global_zero or not self._due(trainer.global_step):
+        step = trainer.global_step
+        if batch["slice"] or not trainer.is_global_zero or not self._due(step, trainer):
             return
+        collected_metrics(batch)
         logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
-        if logger is None or self._rollouts is None or self._rollouts.rollout is None:
+        if logger is None:
             return
-        rollout, step = self._rollouts.rollout, trainer.global_step
+        rollout = batch["collected"].rollout
         groups = -(-len(rollout.texts) // rollout.group_size)
         if self.keep is not None:
             groups = min(groups, -(-self.keep // rollout.group_size))
@@ -71,12 +62,10 @@ class Completions(Callback):
         for name, values in _distributions(rollout):
             logger.log_histogram(name, values, step)
 
-    def _due(self, step: int) -> bool:
+    def _due(self, step: int, trainer: Trainer) -> bool:
         """Whether a multiple of ``every`` lies in the steps from the rollout before this one to this one."""
-        if not self.every:
-            return False
-        before = step - (self._rollouts.plan.rollout_steps if self._rollouts else 1)
-        return step // self.every > before // self.every
+        before = step - trainer.datamodule.plan.rollout_steps  # type: ignore[attr-defined]
+        return bool(self.every) and step // self.every > before // self.every
 
 
 def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:

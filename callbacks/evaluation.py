@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +11,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.logging import log_now
-from rlif_lightning.callbacks.progress import sampling_progress
-from rlif_lightning.callbacks.rollout import RolloutCallback
-from rlif_lightning.callbacks.sampling import check_sampler, inference, ready
+from rlif_lightning.callbacks.progress import counting, evaluation_progress
+from rlif_lightning.callbacks.sampling import check_sampler
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
-from rlif_lightning.evaluation.answering import Answered, answer_problems, summarise, summarise_by
+from rlif_lightning.evaluation.answering import (
+    Answered,
+    Attempts,
+    EvaluationProgress,
+    answer_problems,
+    summarise,
+    summarise_by,
+)
 from rlif_lightning.evaluation.results import by_table, generator, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 from rlif_lightning.training.module import RLIFModule
+
+SPLITS = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}
+LOGGED = (
+    "accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
+    "truncated_fraction", "truncated_fraction_sampled",
+)  # fmt: skip
 
 
 class Evaluation(Callback):
@@ -78,41 +89,37 @@ class Evaluation(Callback):
                 got=f"evaluation.samples {samples}, evaluation.greedy {str(greedy).lower()}",
                 expected="samples 0 with greedy true, or samples 1 with greedy false",
             )
-        self.predictions = predictions
-        self.every, self.n, self.samples, self.greedy, self.batch_size = every, n, samples, greedy, batch_size
-        self.sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
-        self._own_sampler = sampler is not None
-        self.sampler: Sampler = sampler or NativeSampler()
+        self.predictions, self.every, self.n = predictions, every, n
+        self.attempts = Attempts(
+            Sampling(max_new_tokens, temperature=temperature or 1.0), samples, greedy, batch_size
+        )
+        self.sampler: Sampler | None = sampler
         self.latest: tuple[int, dict[str, float]] = (-1, {})
         """Step and metrics of the newest evaluation of this fit."""
-        self._results: list[Answered] = []
-        self._told = False  # whether the engine has the weights of this validate, test or predict
         self._grader: Grader | None = None
 
-    # -- while fitting ---------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the data how many problems go at a time; make a grader; find the engine."""
+        """Make a grader; find the engine."""
+        assert isinstance(pl_module, RLIFModule)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        self.take_sampler(trainer)
-        self._told = False
+        pl_module.evaluation = self
         if isinstance(datamodule, PromptDataModule):
-            datamodule.eval_batch_size = self.batch_size
-            prompts = datamodule.prompts.get({"fit": "val", "validate": "val"}.get(stage, stage), [])
-            prompts = prompts[: self.n] if stage == "fit" else prompts
-            check_sampler(self.sampler, trainer, self.sampling, prompts)
+            prompts = datamodule.prompts.get(SPLITS[stage], [])[: self.n if stage == "fit" else None]
+            check_sampler(self.engine(pl_module), trainer, self.attempts.sampling, prompts)
             self._grader = Grader(datamodule.answers)
 
-    def take_sampler(self, trainer: Trainer) -> None:
-        """Use the rollout's engine where no other is given: there may be room for one only."""
-        rollout = next((c for c in trainer.callbacks if isinstance(c, RolloutCallback)), None)  # type: ignore[attr-defined]
-        if rollout is not None and not self._own_sampler:
-            self.sampler = rollout.sampler
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """End the grader's worker."""
+        """End the grader's process."""
         if self._grader is not None:
             self._grader.close()
+
+    def engine(self, module: RLIFModule) -> Sampler:
+        """The rollout's where no other is given: there may be room for one only."""
+        if self.sampler is None:
+            self.sampler = module.collector.sampler if module.collector is not None else NativeSampler()
+        return self.sampler
+
+    # -- while fitting ---------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the start; after a resume again what the interrupted run had evaluated, where it was due."""
@@ -132,18 +139,19 @@ class Evaluation(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the end; not where a signal asked to stop, which may be followed by a kill."""
-        if not interrupted(trainer):
+        assert isinstance(pl_module, RLIFModule)
+        if not pl_module.is_asked_to_stop():
             self.evaluate(trainer, pl_module)
 
-    def evaluate(self, trainer: Trainer, module: LightningModule) -> None:
-        """Evaluate the present step and log it, once."""
-        if self.latest[0] == trainer.global_step:
-            return
-        start = time.perf_counter()
-        metrics = self.held_out(trainer, module)
-        self.latest = (trainer.global_step, metrics)
-        if metrics:
-            log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
+    def evaluate(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """Evaluate the weights of the current step and log that, once per step; returns ``val/*``."""
+        if self.latest[0] != trainer.global_step:
+            start = time.perf_counter()
+            metrics = self.held_out(trainer, module)
+            self.latest = (trainer.global_step, metrics)
+            if metrics:
+                log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
+        return self.latest[1]
 
     def held_out(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Answer the held-out problems with the policy as it stands: ``val/*``; nothing without such problems.
@@ -153,139 +161,84 @@ class Evaluation(Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not datamodule.prompts.get("val"):
             return {}
-        loader = datamodule.evaluation_loader("val", self.n)
-        results: list[Answered] = []
-        total = sum(len(batch) for batch in loader.batches)
-        assert isinstance(module, RLIFModule)
-        with ready(self.sampler, trainer, module):  # once: an engine takes all weights each time
-            for batch in loader:
-                results += self._answer(trainer, module, "val", batch, (len(results), total))
-        summary = summarise(_gather(trainer, results))
-        names = ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
-                 "truncated_fraction", "truncated_fraction_sampled")  # fmt: skip
-        return {f"val/{name}": summary[name] for name in names if name in summary}
+        (rows,) = datamodule.evaluation_loader("val", self.n)
+        summary = summarise(self._answer(trainer, module, "val", rows, evaluation_progress(trainer)))
+        return {f"val/{name}": summary[name] for name in LOGGED if name in summary}
 
     def _answer(
         self,
         trainer: Trainer,
         module: LightningModule,
-        name: str,
-        rows: Sequence[int],
-        place: tuple[int, int] | None = None,
+        split: str,
+        rows: list[int],
+        progress: EvaluationProgress | None,
     ) -> list[Answered]:
-        assert isinstance(module, RLIFModule) and self._grader is not None
-        prompts = trainer.datamodule.prompts[name]  # type: ignore[attr-defined]
-        if not rows:
-            return []
-        return answer_problems(
-            self.sampler,
-            [(row, prompts[row]) for row in rows],
-            self.sampling,
-            self.samples,
-            module.decode,
-            self._grader,
-            self.greedy,
-            sampling_progress(trainer, place),
-        )
+        """What all processes answered, in the order of the data, on every process."""
+        assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
+        prompts = trainer.datamodule.prompts[split]  # type: ignore[attr-defined]
+        problems = [(row, prompts[row]) for row in rows]
+        own = answer_problems(self.engine(module), module.policy, problems, self.attempts, self._grader, progress)
+        return sorted((r for part in _everyones(trainer, own) for r in part), key=lambda r: r.index)
 
-    # -- validate, test, predict -----------------------------------------------------------------------------
-
-    def _on_batch(self, trainer: Trainer, pl_module: LightningModule, name: str, batch: list[int]) -> None:
-        assert isinstance(pl_module, RLIFModule)
-        with inference(trainer, pl_module) as policy:  # on all processes, with problems left or without
-            if not self._told:
-                self.sampler.update(policy, pl_module.end_ids, pl_module.tokenizer.pad_token_id)
-                self._told = True
-            self._results += self._answer(trainer, pl_module, name, batch)
+    # -- validate, test, predict: one batch holds all problems of a process -----------------------------------
 
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: list[int], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Answer a batch of ``rlif validate``."""
-        self._on_batch(trainer, pl_module, "val", batch)
+        """Answer the problems and write the results."""
+        assert isinstance(pl_module, RLIFModule)
+        command = str(trainer.state.fn.value)
+        split = SPLITS[command]
+        what = {"val": "Validating", "test": "Testing", "predict": "Predicting"}[split]
+        with counting(trainer.progress_bar_callback, what, "problem", len(batch)) as tell:
 
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Answer a batch of ``rlif test``."""
-        self._on_batch(trainer, pl_module, "test", batch)
+            def progress(done: int, problems: int, token: int, most: int) -> None:
+                tell(done, f"{what}, token {token}/{most}")
 
-    def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Answer a batch of ``rlif predict``."""
-        self._on_batch(trainer, pl_module, "predict", batch)
+            results = self._answer(trainer, pl_module, split, batch, progress)
+            tell(len(batch))
+        write = self._write_predictions if command == "predict" else self._write_results
+        write(trainer, pl_module, split, results)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results of ``rlif validate``; while fitting Lightning's own validation has no batches."""
-        self._finish(trainer, pl_module, "val")
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results of ``rlif test``."""
-        self._finish(trainer, pl_module, "test")
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the completions of ``rlif predict``."""
-        results = self._take(trainer)
-        folder = trainer.log_dir or trainer.default_root_dir
+    def _write_predictions(self, trainer: Trainer, module: RLIFModule, split: str, results: list[Answered]) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
-            assert isinstance(pl_module, RLIFModule)
-            name = generator(pl_module.name, trainer.ckpt_path)
-            path = write_outputs(Path(folder) / "model_outputs.json", results, name)
+            name = generator(module.policy_settings.name, trainer.ckpt_path)
+            path = write_outputs(folder / "model_outputs.json", results, name)
         else:
-            path = write_rows(Path(folder) / "predictions.jsonl", results)
+            path = write_rows(folder / "predictions.jsonl", results)
         rank_zero_info(f"Completions of {len(results)} problems: {path}")
 
-    def _take(self, trainer: Trainer) -> list[Answered]:
-        if self._told:
-            self.sampler.release()
-            self._told = False
-        results, self._results = _gather(trainer, self._results), []
-        return results
-
-    def _finish(self, trainer: Trainer, module: LightningModule, name: str) -> None:
-        assert isinstance(module, RLIFModule) and self._grader is not None
-        results = self._take(trainer)
-        summary = summarise(results, intervals=True)
+    def _write_results(self, trainer: Trainer, module: RLIFModule, split: str, results: list[Answered]) -> None:
+        assert self._grader is not None and module.policy is not None
+        identity, summary = module.policy.identity, summarise(results, intervals=True)
         timeouts = sum(_everyones(trainer, self._grader.timeouts))
-        log_now(trainer, {f"{name}/{key}": value for key, value in summary.items()})
+        log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         parts = summarise_by(results)
+        attempts = self.attempts
         report = {
             **summary,
             "by": parts,
-            "model": module.name,
-            "fingerprint": module.fingerprint,
+            "model": identity.model,
+            "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
-            "data": asdict(datamodule.sources[name]),
+            "data": asdict(datamodule.sources[split]),
             "answers": asdict(datamodule.answers),
             "template": asdict(datamodule.template),
-            "evaluation": {"samples": self.samples, "greedy": self.greedy, **asdict(self.sampling)},
-            "lora": module.lora,
-            "adapter": module.adapter,
-            "quantization": module.quantization,
+            "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},
+            "lora": identity.lora,
+            "adapter": identity.adapter,
+            "quantization": identity.quantization,
             "precision": str(trainer.precision),
-            "end_token_ids": module.end_ids,
+            "end_token_ids": module.policy.end_ids,
             "config": str(folder / CONFIG),
             "grading_timeouts": timeouts,
             "versions": versions(),
@@ -299,17 +252,6 @@ class Evaluation(Callback):
         for field, values in parts.items():
             rank_zero_info("\n".join(by_table(field, values)))
         rank_zero_info(f"Results: {file}\nProblems: {rows}")
-
-
-def interrupted(trainer: Trainer) -> bool:
-    """Whether a signal asked any process to stop, which may be followed by a kill: no time for evaluations."""
-    asked = any(getattr(c, "asked_to_stop", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    return trainer.strategy.reduce_boolean_decision(asked, all=False)
-
-
-def _gather(trainer: Trainer, results: list[Answered]) -> list[Answered]:
-    """Results of all processes in the order of the data, on every process."""
-    return sorted((r for part in _everyones(trainer, results) for r in part), key=lambda r: r.index)
 
 
 def _everyones(trainer: Trainer, own: Any) -> list[Any]:

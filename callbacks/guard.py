@@ -1,22 +1,19 @@
 """Notice a collapse without labels, and keep the weights from before it."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from rlif_lightning.callbacks.evaluation import Evaluation, interrupted
-from rlif_lightning.callbacks.logging import log_now
-from rlif_lightning.callbacks.rollout import RolloutCallback
+from rlif_lightning.callbacks.logging import collected_metrics, log_now
 from rlif_lightning.errors import UserError
+from rlif_lightning.guard.decision_file import write_decision
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import Weights, put_weights, trainable_weights
-from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS, replacing
+from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 
@@ -86,27 +83,16 @@ class CollapseGuard(Callback):
         """``val/*`` at the start, of the weights handed back and at the end, as far as known."""
         self.taken = "none"
         self._kept = KeptWeights()
-        self._rollouts: RolloutCallback | None = None
-        self._evaluation: Evaluation | None = None
         self._folder = Path()
 
     # -- before training -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the callbacks that it needs, and the signals that this run has."""
+        """Find the signals that this run has."""
         self.rule = None
         if stage != "fit" or self.action == "off":
             return
         assert isinstance(pl_module, RLIFModule)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        place = callbacks.index(self)
-        self._rollouts = next((c for c in callbacks[:place] if isinstance(c, RolloutCallback)), None)
-        self._evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
-        if self._rollouts is None or self._evaluation in callbacks[place:]:
-            raise UserError(
-                "The CollapseGuard stands before what it watches",
-                do="list RolloutCallback and Evaluation before CollapseGuard",
-            )
         self.rule = default_rule(signals=self._available(pl_module), **self.settings)
         self.accuracy, self.taken, self._kept = {}, "none", KeptWeights()
 
@@ -155,8 +141,9 @@ class CollapseGuard(Callback):
         if self.rule is None:
             return
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if self._evaluation is not None and trainer.global_step == self._evaluation.latest[0] == 0:
-            self.accuracy["start"] = self._evaluation.latest[1]
+        assert isinstance(pl_module, RLIFModule)
+        if trainer.global_step == 0 and pl_module.evaluation is not None:
+            self.accuracy["start"] = pl_module.evaluation.evaluate(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         if trainer.ckpt_path:
@@ -187,14 +174,14 @@ class CollapseGuard(Callback):
         if self.rule is None or batch["slice"]:
             return
         assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
-        step, known = trainer.global_step, trainer.callback_metrics
-        values = {w.signal: float(known[w.signal]) for w in self.rule.watches if w.signal in known}
+        step, known = trainer.global_step, collected_metrics(batch)
+        values = {w.signal: known[w.signal] for w in self.rule.watches if w.signal in known}
         if not values.get(AGREEMENT):
             values.pop(AGREEMENT, None)  # no completion holds an answer: with labels that is logged as 0
         self._check_signals(values)
         decision = self.rule.update(step, values)
-        if trainer.is_global_zero or is_sharded(pl_module.policy):
-            self._kept.keep(self.rule.needed_steps, step, pl_module.policy, trainer.is_global_zero)
+        if trainer.is_global_zero or is_sharded(pl_module.policy.model):
+            self._kept.keep(self.rule.needed_steps, step, pl_module.policy.model, trainer.is_global_zero)
         shown = {f"guard/{w.signal.split('/')[-1]}": w.smoothed[-1] for w in self.rule.watches if w.steps}
         if self.rule.best_step is not None:
             shown["guard/best_step"] = float(self.rule.best_step)
@@ -238,8 +225,7 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End the run where that was decided: between two rollouts, before the checkpoint is written."""
-        ends = self.rule is not None and self.rule.fired is not None and self.action != "warn"
-        if ends and self._rollouts is not None and self._rollouts.at_boundary:
+        if self.rule is not None and self.rule.fired is not None and self.action != "warn" and batch["last"]:
             self._end(trainer, pl_module)
 
     def _end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -274,15 +260,14 @@ class CollapseGuard(Callback):
         Nothing is evaluated where a signal asked to stop. Returns whether there were weights to put there.
         """
         assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
-        evaluation = None if interrupted(trainer) else self._evaluation
+        evaluation = None if module.is_asked_to_stop() else module.evaluation
         if evaluation is None and not stay:
             return False
         if evaluation is not None:
-            evaluation.evaluate(trainer, module)  # the end, if that has not been done yet
-            self.accuracy["end"] = evaluation.latest[1]
+            self.accuracy["end"] = evaluation.evaluate(trainer, module)  # if that has not been done yet
         first, end = trainer.is_global_zero, None
-        if not stay and (first or is_sharded(module.policy)):
-            end = trainable_weights(module.policy, keep=first) or None
+        if not stay and (first or is_sharded(module.policy.model)):
+            end = trainable_weights(module.policy.model, keep=first) or None
         kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
         if not self._put(trainer, module, kept):
             rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
@@ -301,42 +286,33 @@ class CollapseGuard(Callback):
         if not trainer.strategy.broadcast(weights is not None):
             return False
         assert module.policy is not None
-        put_weights(module.policy, weights)
+        put_weights(module.policy.model, weights)
         return True
 
     # -- files -----------------------------------------------------------------------------------------------
 
     def _write_weights(self, module: LightningModule) -> None:
-        assert self.rule is not None and isinstance(module, RLIFModule)
+        assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
         handed = self.rule.handed_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
-        facts = {k: v if k in ("model", "fingerprint") else json.dumps(v) for k, v in module.origin.items()}
-        self._kept.write(folder, handed, **facts, **signals)
+        self._kept.write(folder, handed, **module.policy.identity.to_facts(), **signals)
 
     def _write_decision(self) -> None:
         """What was seen, decided and done, as ``guard.json``."""
         assert self.rule is not None
-        fired, handed = self.rule.fired, self.rule.handed_step
-        decision = {
-            "action": self.action,
-            "settings": self.settings,
-            "fired": None if fired is None else {**asdict(fired), "reason": fired.reason},
-            "best_step": self.rule.best_step,
-            "handed_back_step": handed,
-            "weights": GUARD_WEIGHTS if handed in self._kept.steps else None,
-            "taken": self.taken,
-            "accuracy": {name: values for name, values in self.accuracy.items() if values},
-            "signals": {
-                w.signal: {"steps": w.steps, "raw": w.raw, "smoothed": w.smoothed}
-                for w in self.rule.watches
-                if w.steps
-            },
-        }
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / GUARD) as file:
-            lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in decision.items()]
-            file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        handed = self.rule.handed_step
+        weights = GUARD_WEIGHTS if handed in self._kept.steps else None
+        known = {name: values for name, values in self.accuracy.items() if values}
+        write_decision(
+            self._folder / GUARD,
+            self.rule,
+            action=self.action,
+            settings=self.settings,
+            weights=weights,
+            taken=self.taken,
+            accuracy=known,
+        )
 
 
 def has_frozen_reference(module: RLIFModule) -> bool:

@@ -2,13 +2,14 @@
 
 import resource
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+
+from rlif_lightning.errors import UserError
 
 
 def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -20,6 +21,21 @@ def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = N
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
     trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+
+
+def collected_metrics(batch: Mapping[str, Any]) -> dict[str, float]:
+    """What was logged of the rollout that was collected at this batch.
+
+    Raises:
+        UserError: No callback has collected one before the caller.
+    """
+    if "metrics" not in batch:
+        raise UserError(
+            "A callback that looks at rollouts stands before the one that collects them",
+            do="list RolloutCallback before CollapseGuard and Completions",
+        )
+    metrics: dict[str, float] = batch["metrics"]
+    return metrics
 
 
 class Means:
@@ -56,13 +72,6 @@ def all_values(trainer: Trainer, values: Tensor) -> Tensor:
     parts: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(parts, values.cpu())
     return torch.cat(parts).to(values.device)
-
-
-def clock(module: LightningModule) -> float:
-    """Seconds, when all work given to the GPU so far is done."""
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
-    return time.perf_counter()
 
 
 def peak_memory_mb(module: LightningModule) -> float:

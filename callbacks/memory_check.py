@@ -9,11 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from rlif_lightning.callbacks.rollout import RolloutCallback
-from rlif_lightning.callbacks.sampling import ready
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.fsdp2 import shares_out
 from rlif_lightning.models.references import free_memory
+from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.planning.advice import advise
 from rlif_lightning.planning.memory import GIB, Memory, cache_room, memory
 from rlif_lightning.planning.settings import Settings, read_settings
@@ -22,7 +20,9 @@ from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler
 from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.native import pad_left
+from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.sampling.token_sampling import TokenSampler
+from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
 PHASES = ("rollout", "reference", "update")
@@ -51,9 +51,9 @@ class MemoryCheck(Callback):
         Raises:
             UserError: Memory would run out: which settings to change, and what each saves.
         """
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        rollout = next((c for c in callbacks if isinstance(c, RolloutCallback)), None)
-        if self.action == "off" or rollout is None or not isinstance(pl_module, RLIFModule):
+        assert isinstance(pl_module, RLIFModule)
+        rollout = pl_module.collector
+        if self.action == "off" or rollout is None:
             return
         whole = not shares_out(trainer.strategy)
         if self.action == "try" or (pl_module.device.type == "cuda" and whole):
@@ -61,7 +61,7 @@ class MemoryCheck(Callback):
         elif whole and sum(p.numel() for p in pl_module.parameters()) >= TOY:
             compare(trainer, pl_module, rollout)
 
-    def _try(self, trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+    def _try(self, trainer: Trainer, module: RLIFModule, rollout: Collector) -> None:
         device = module.device
         phase = ""
         try:
@@ -107,13 +107,14 @@ def _prompts(trainer: Trainer, count: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _sample(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def _sample(trainer: Trainer, module: RLIFModule, rollout: Collector) -> None:
     """The last token of a batch of prompts whose completions have all grown as long as they may."""
     sampler = rollout.sampler
     if not isinstance(sampler, NativeSampler):
         return
     drawn, tokens = rollout.votes or rollout.plan.group_size, rollout.sampling.max_new_tokens
-    with ready(sampler, trainer, module) as policy:
+    assert module.policy is not None
+    with up_to_date(sampler, module.policy) as policy:
         longest = len(_prompts(trainer, 1)[0])
         rows = sampler._rows_that_fit(longest + tokens) if sampler.rows is None else sampler.rows
         count = rollout.plan.rank_prompts
@@ -137,7 +138,7 @@ def _sample(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
         TokenSampler()(z if rollout.sampling.temperature == 1 else z / rollout.sampling.temperature, None)
 
 
-def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> Rollout:
+def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: Collector) -> Rollout:
     """A slice of the longest prompts, as many different ones as there can be, with the longest completions."""
     plan, tokens = rollout.plan, rollout.sampling.max_new_tokens
     rows = plan.window_rows // plan.slices
@@ -159,14 +160,16 @@ def _longest_slice(trainer: Trainer, module: RLIFModule, rollout: RolloutCallbac
     )
 
 
-def _refer(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def _refer(trainer: Trainer, module: RLIFModule, rollout: Collector) -> None:
     """The slice under the other versions of the policy."""
-    with ready(rollout.sampler, trainer, module):
+    assert module.policy is not None
+    with up_to_date(rollout.sampler, module.policy):
         part = _longest_slice(trainer, module, rollout)
-        rollout._with_versions(part, module, [torch.arange(len(part.seeds))])
+        rows = [torch.arange(len(part.seeds))]
+        rollout.with_references(part, module.policy, rows, module.needs, module.reference, module.one_pass)
 
 
-def _update(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def _update(trainer: Trainer, module: RLIFModule, rollout: Collector) -> None:
     """Forward and backward of the slice; twice where gradients add up, as they are there the second time."""
     part = _longest_slice(trainer, module, rollout)
     old: Tensor | None = None if rollout.plan.on_policy else part.samples.logprob
@@ -180,7 +183,7 @@ def _update(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
 # -- the plan ------------------------------------------------------------------------------------------------
 
 
-def planned(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> Settings:
+def planned(trainer: Trainer, module: RLIFModule, rollout: Collector) -> Settings:
     """The run's settings for a plan, with the longest prompt that the data has."""
     return read_settings(
         module,
@@ -191,7 +194,7 @@ def planned(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> S
     )
 
 
-def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> None:
+def compare(trainer: Trainer, module: RLIFModule, rollout: Collector) -> None:
     """Hold a plan against the free memory of a CPU, of which the processes of a machine have a part each.
 
     Raises:
@@ -220,7 +223,7 @@ def compare(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback) -> N
     )
 
 
-def _complaint(trainer: Trainer, module: RLIFModule, rollout: RolloutCallback, phase: str, text: str) -> UserError:
+def _complaint(trainer: Trainer, module: RLIFModule, rollout: Collector, phase: str, text: str) -> UserError:
     do, got = ANY_KNOB, text
     try:
         settings = planned(trainer, module, rollout)

@@ -4,13 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from rlif_lightning.evaluation.answering import EvaluationProgress
 from rlif_lightning.sampling.protocol import Progress
 
 SHOWN = {
@@ -24,7 +24,7 @@ REDRAW = 0.1  # seconds between two pictures of the bar at least
 
 
 class StepProgressBar(ProgressBar):
-    """Counts the optimiser steps of a fit with reward, entropy and, where known, accuracy; else problems.
+    """Counts the optimiser steps of a fit with reward, entropy and, where known, accuracy; elsewhere problems.
 
     A long rollout or evaluation shows how far it is. Where the error stream is no terminal, a bar would fill the
     log with its pictures: there it writes one line every so often, and one at the end.
@@ -77,52 +77,6 @@ class StepProgressBar(ProgressBar):
     def evaluating(self, problem: int, problems: int, token: int, most: int) -> None:
         """How far an evaluation is."""
         self._show(note=f"Evaluating {problem}/{problems}, token {token}/{most}")
-
-    # -- validate, test, predict -----------------------------------------------------------------------------
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, unless fitting: its validation loop is empty."""
-        if trainer.state.fn == "validate":
-            self._begin("Validating", "problem", _problems(trainer.val_dataloaders))
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self._begin("Testing", "problem", _problems(trainer.test_dataloaders))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self._begin("Predicting", "problem", _problems(trainer.predict_dataloaders))
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Count."""
-        self._show(done=self._done + len(batch))
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Count."""
-        self._show(done=self._done + len(batch))
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Count."""
-        self._show(done=self._done + len(batch))
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End before the results are printed."""
-        if trainer.state.fn == "validate":
-            self._end()
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End before the results are printed."""
-        self._end()
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End before the results are printed."""
-        self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the line to the message."""
@@ -188,15 +142,9 @@ def _values(trainer: Trainer) -> dict[str, str]:
     return {name: f"{float(known[key]):.3f}" for name, key in SHOWN.items() if key in known}
 
 
-def _problems(loader: Any) -> int:
-    """How many problems this process answers."""
-    return sum(len(batch) for batch in getattr(loader, "batches", ()))
-
-
 @contextmanager
-def counting(trainer: Trainer, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show the progress of work outside the Trainer's loops: yields ``tell(done, note)``."""
-    bar = trainer.progress_bar_callback
+def counting(bar: Any, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show the progress of work without a Trainer: yields ``tell(done, note)``; no bar shows nothing."""
     if not isinstance(bar, StepProgressBar):
         yield lambda done, note=None: None
         return
@@ -207,9 +155,13 @@ def counting(trainer: Trainer, what: str, unit: str, total: int) -> Iterator[Cal
         bar._end()
 
 
-def sampling_progress(trainer: Trainer, place: tuple[int, int] | None = None) -> Progress | None:
-    """What tells the bar how far the sampler is; with a place in an evaluation, also how far that is."""
+def sampling_progress(trainer: Trainer) -> Progress | None:
+    """What tells the bar how far a rollout is."""
     bar = trainer.progress_bar_callback
-    if not isinstance(bar, StepProgressBar):
-        return None
-    return bar.sampling if place is None else partial(bar.evaluating, *place)
+    return bar.sampling if isinstance(bar, StepProgressBar) else None
+
+
+def evaluation_progress(trainer: Trainer) -> EvaluationProgress | None:
+    """What tells the bar how far an evaluation is while fitting."""
+    bar = trainer.progress_bar_callback
+    return bar.evaluating if isinstance(bar, StepProgressBar) else None

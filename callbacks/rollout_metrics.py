@@ -1,7 +1,5 @@
 """What is logged of a rollout."""
 
-from collections.abc import Sequence
-
 import torch
 from lightning.pytorch import Trainer
 
@@ -9,25 +7,21 @@ from rlif_lightning.callbacks.logging import Means
 from rlif_lightning.functional.losses import k3_divergence
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
-from rlif_lightning.training.collector import ScoredRollout
+from rlif_lightning.training.collector import Collected
 
 
-def rollout_metrics(
-    trainer: Trainer, weighed: ScoredRollout, weights: Sequence[float], seconds: float
-) -> dict[str, float]:
+def rollout_metrics(trainer: Trainer, collected: Collected) -> dict[str, float]:
     """Means of a rollout over all processes, reduced once.
 
     Args:
         trainer: Reduces over processes.
-        weighed: The rollout with its rewards.
-        weights: Of the rollout's rewards, whose weighted sum is ``rollout/reward``; several rewards are logged
-            one by one as well.
-        seconds: That sampling took.
+        collected: The rollout. The weighted sum of its rewards is ``rollout/reward``; several rewards are logged one
+            by one as well.
 
     Returns:
         ``rollout/*``: per-token statistics as means over tokens (nats), the others over completions or groups.
     """
-    rollout, gated, filtered = weighed
+    rollout, weights = collected.rollout, collected.weights
     samples, g = rollout.samples, rollout.group_size
     mask = samples.completion_mask
     tokens = mask.sum()
@@ -61,9 +55,9 @@ def rollout_metrics(
             means.add("rollout/importance_capped", cut.sum(), tokens)
     means.rows("rollout/completion_tokens", samples.lengths.float())
     means.rows("rollout/truncated_fraction", (~samples.ended).float())
-    means.rows("rollout/gated_fraction", gated.float())
-    if filtered is not None:
-        means.rows("rollout/filtered_fraction", filtered.float())
+    means.rows("rollout/gated_fraction", collected.gated.float())
+    if collected.filtered is not None:
+        means.rows("rollout/filtered_fraction", collected.filtered.float())
     assert rollout.advantages is not None
     means.rows("rollout/advantage_size", rollout.advantages.abs())
     means.rows("rollout/answered_fraction", torch.tensor([float(a is not None) for a in rollout.answers]))
@@ -73,12 +67,11 @@ def rollout_metrics(
     means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
     if rollout.correct is not None:
         means.rows("rollout/accuracy", rollout.correct)
-    means.add("rollout/tokens_per_second", tokens * trainer.world_size, seconds)
+    means.add("rollout/tokens_per_second", tokens * trainer.world_size, collected.sampling_seconds)
     metrics = means.reduce(trainer)
     if samples.engine_logprob is not None:
         largest = (samples.logprob - samples.engine_logprob)[mask].max().exp()
         metrics["rollout/engine_ratio_max"] = float(trainer.strategy.reduce(largest, reduce_op="max"))
     if rollout.correct is None and not metrics["rollout/answered_fraction"]:
         del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
-        trainer.callback_metrics.pop("rollout/agreement", None)  # an earlier rollout's is not this one's
     return metrics

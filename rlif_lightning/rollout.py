@@ -1,5 +1,6 @@
 """What a sampler returns, and a rollout: samples with their rewards and advantages."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,6 +34,11 @@ class Samples:
     def lengths(self) -> Tensor:
         """[N] completion tokens."""
         return self.completion_mask.sum(1)
+
+    def texts(self, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
+        """[N] completions as text, padding left out."""
+        rows = zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)
+        return decode([ids[:n] for ids, n in rows])
 
     def rows(self, index: Tensor) -> "Samples":
         """Some rows, trimmed to their longest prompt and completion."""
@@ -127,6 +133,6 @@ def completion_seed(seed: int, *position: int) -> int:
     return state >> 1
 
 
-def completion_seeds(seed: int, positions: list[tuple[int, ...]], group_size: int) -> Tensor:
+def completion_seeds(seed: int, positions: Sequence[tuple[int, ...]], group_size: int) -> Tensor:
     """[N] seeds, f(seed, position of the prompt, index in the group): rank and row order never enter."""
     return torch.tensor([completion_seed(seed, *p, g) for p in positions for g in range(group_size)])

@@ -42,6 +42,19 @@ def own_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+def load_model(name: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """The weights of a policy.
+
+    Args:
+        name: Of the model.
+        dtype: Of frozen weights.
+        settings: Others of ``PolicySettings``.
+    """
+    from rlif_lightning.models.policy import Policy, PolicySettings
+
+    return Policy.load(PolicySettings(name, **settings), dtype=dtype).model
+
+
 def make_tokenizer(chat_template: str | None = None) -> Any:
     """A byte-level BPE tokenizer as Qwen's are: no BOS, an end token, a chat end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -30,14 +30,15 @@ collect, step, calls = RolloutCallback._collect, RLIFModule.training_step, []
 kill_at, kill_rank, notes = int(os.environ["KILL_AT"]), os.environ["KILL_RANK"], os.environ["NOTES"]
 
 def noted(self, trainer, module, batch):
-    collect(self, trainer, module, batch)
-    r = self.rollout
+    collected = collect(self, trainer, module, batch)
+    r = collected.rollout
     row = {"step": trainer.global_step, "rank": trainer.global_rank, "folder": trainer.log_dir,
-           "held": sum(local_shard(p).numel() for p in module.policy.parameters()),
+           "held": sum(local_shard(p).numel() for p in module.policy.model.parameters()),
            "prompts": [p.text for p in batch["prompts"]], "texts": r.texts, "lengths": r.samples.lengths.tolist(),
            "rewards": next(iter(r.rewards.values())).tolist(), "entropy": float(r.samples.stats.entropy.sum())}
     with open(f"{notes}.{trainer.global_rank}", "a") as file:
         file.write(json.dumps(row) + "\\n")
+    return collected
 
 def counted(self, batch, batch_idx):
     calls.append(1)
@@ -47,7 +48,7 @@ def counted(self, batch, batch_idx):
 
 def ended(self, trainer, module):
     train_end(self, trainer, module)
-    torch.save(trainable_weights(module.policy), f"{notes}.end.{trainer.global_rank}")
+    torch.save(trainable_weights(module.policy.model), f"{notes}.end.{trainer.global_rank}")
 
 train_end, CollapseGuard.on_train_end = CollapseGuard.on_train_end, ended
 RolloutCallback._collect, RLIFModule.training_step = noted, counted

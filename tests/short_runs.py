@@ -50,12 +50,11 @@ class Run(pl.Callback):
         return id(self)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.start = copy.deepcopy(pl_module.policy)
+        self.start = copy.deepcopy(pl_module.policy.model)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        callback = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))
-        if batch["slice"] == 0:
-            self.rollouts.append(callback.rollout)
+        if batch["collected"] is not None:
+            self.rollouts.append(batch["collected"].rollout)
         self.slices.append((trainer.global_step, batch["rollout"], batch["old_logprob"]))
 
     def column(self, name: str) -> list[float]:
@@ -65,7 +64,7 @@ class Run(pl.Callback):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trainable weights at the end."""
-        return {n: p.detach() for n, p in self.module.policy.named_parameters() if p.requires_grad}
+        return {n: p.detach() for n, p in self.module.policy.model.named_parameters() if p.requires_grad}
 
 
 def fit(

@@ -197,7 +197,7 @@ def test_a_tokenizer_without_end_token(refused, spoilt):
 
 
 def test_a_tokenizer_without_padding_token_pads_with_its_end_token(spoilt):
-    from rlif_lightning.models.policy import load_tokenizer
+    from rlif_lightning.models.tokenizer import load_tokenizer
 
     file = spoilt / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None}))

@@ -54,7 +54,7 @@ def test_both_sides_take_the_same_first_step(work: Work, monkeypatch: pytest.Mon
         make = module.make_module
         monkeypatch.setattr(module, "make_module", lambda w, make=make: made.append(make(w)) or made[-1])
         run(module.__name__.rsplit(".", 1)[1], replace(work, folder=one_prompt(work), kl=0.04, steps=1))
-    ours, head_weight_only = (dict(m.policy.named_parameters()) for m in made)
+    ours, head_weight_only = (dict(m.policy.model.named_parameters()) for m in made)
     start = shapes.make_model(shapes.make_config("tiny")).state_dict()
     for name, weight in ours.items():
         assert not weight.equal(start[name])

@@ -25,7 +25,7 @@ from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.data.prompts import Prompt, Template
 from rlif_lightning.evaluation.answering import answer_problems
 from rlif_lightning.grading import AnswerFormat, Grader
-from rlif_lightning.models.policy import load_policy, load_tokenizer
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 PROBLEMS, SAMPLES = 200, 10
@@ -39,8 +39,9 @@ class Evaluator:
         config = yaml.safe_load((run / "config.yaml").read_text())
         self.run, self.path = run, run / FILE
         name, data = config["model"]["name"], config["data"]
-        self.tokenizer: Any = load_tokenizer(name)
-        self.policy: Any = load_policy(name, dtype=torch.float32)
+        policy = Policy.load(PolicySettings(name))
+        self.tokenizer: Any = policy.tokenizer
+        self.policy = policy.model
         source = Source(**{**data["test"], "limit": PROBLEMS})
         template = Template(data["template"], None, None)
         problems = read_problems(source, held_out=True)

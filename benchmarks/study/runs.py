@@ -44,7 +44,7 @@ class KeepWeights(Callback):
         assert trainer.log_dir is not None
         folder = Path(trainer.log_dir) / WEIGHTS
         folder.mkdir(exist_ok=True)
-        policy: Any = module.policy
+        policy: Any = module.policy.model
         weights = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
         save_file(weights, folder / f"{trainer.global_step}.safetensors")
 

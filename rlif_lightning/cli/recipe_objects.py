@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
-from torch import nn
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
-from rlif_lightning.callbacks import Evaluation, RolloutCallback, StepProgressBar
-from rlif_lightning.callbacks.checkpoint import read_checkpoint
+from rlif_lightning.callbacks import Evaluation, StepProgressBar
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
 from rlif_lightning.main import prepare
+from rlif_lightning.models.checkpoints import read_checkpoint
+from rlif_lightning.models.policy import Policy
+from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import CONFIG, next_run_folder
+from rlif_lightning.sampling.check_decoding import check_decoding
+from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
 Split = Literal["train", "val", "test", "predict"]
@@ -27,42 +31,45 @@ class RecipeObjects:
     """What a recipe names. Nothing is read and no weights are loaded before :meth:`prompts` and :meth:`policy`."""
 
     command: str
-    recipe: str  # the names of the recipes, joined by +
-    runs: Path  # the folder of all runs
-    module: RLIFModule
+    module: RLIFModule  # its settings; the policy is a thing of its own here
     data: PromptDataModule
-    rollout: RolloutCallback
+    collector: Collector
     evaluation: Evaluation
-    trainer: Trainer  # of one device; it never runs: device and precision are taken from it
     options: Any  # the command's own options, by name
-    cli: RLIFCLI
+    cli: "PlainCLI"
+
+    @property
+    def device(self) -> torch.device:
+        """The one on which the command computes."""
+        return self.cli.device
+
+    @property
+    def precision(self) -> str:
+        """``trainer.precision`` by its longer name."""
+        return self.cli.precision
 
     def prompts(self, split: Split = "train") -> list[Prompt]:
         """Read and encode the problems of a split; this loads the tokenizer only."""
+        self.data.tokenizer = self.module.tokenizer
         self.data.setup(STAGES[split])
         return self.data.prompts[split]
 
-    def policy(self, training: bool = False) -> nn.Module:
+    def policy(self, training: bool = False) -> Policy:
         """Load the weights, those of ``--ckpt_path`` where it is given, onto the device.
 
         Args:
-            training: In the precision that training keeps them in, with what training loads beside them.
+            training: In the precision that training keeps them in.
 
         Raises:
             UserError: There is no such model, or the checkpoint is another one's.
         """
-        trainer, module = self.trainer, self.module
-        trainer.training = training
-        trainer.strategy.setup_environment()
-        module.configure_model()
+        settings, tokenizer = self.module.policy_settings, self.module.tokenizer
+        policy = Policy.load(settings, self.device, self.precision, training, tokenizer=tokenizer)
+        check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if self.options.ckpt_path is not None:
-            checkpoint = read_checkpoint(self.options.ckpt_path)
-            module.on_load_checkpoint(checkpoint)
-            module.load_state_dict(checkpoint["state_dict"], strict=False)
-        trainer.precision_plugin.convert_module(module)
-        trainer.strategy.model_to_device()
-        assert module.policy is not None
-        return module.policy
+            policy.restore(read_checkpoint(self.options.ckpt_path))
+        policy.move(self.precision)
+        return policy
 
     def output(self, folder: str | None = None) -> Path:
         """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml.
@@ -71,7 +78,7 @@ class RecipeObjects:
             UserError: It can't be created.
         """
         if folder is None:
-            path = next_run_folder(self.runs / self.recipe, self.command)
+            path = next_run_folder(self.cli.root / self.cli.recipe, self.command)
         else:
             path = Path(folder).expanduser()
             try:
@@ -104,15 +111,9 @@ def load(
     """
     prepare()
     cli = (make or PlainCLI)(command, arguments, add_options, description)
-    module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    trainer.strategy.connect(module)
-    module.trainer = data.trainer = trainer
-    trainer.datamodule = data  # type: ignore[attr-defined]
     init = cli.config_init
-    init.evaluation.take_sampler(trainer)
-    return RecipeObjects(
-        command, cli.recipe, cli.root, module, data, init.rollout, init.evaluation, trainer, init, cli
-    )
+    cli.model.collector = init.rollout.collector  # whose engine evaluates as well, where no other is given
+    return RecipeObjects(command, cli.model, cli.datamodule, init.rollout.collector, init.evaluation, init, cli)
 
 
 class PlainCLI(RLIFCLI):
@@ -141,11 +142,36 @@ class PlainCLI(RLIFCLI):
                             help="Weights of a checkpoint: a file, a run folder, or 'last'.")  # fmt: skip
         super().add_arguments_to_parser(parser)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer of one device, without loggers."""
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """No Trainer: of its settings only the device, the precision and the progress bar are taken."""
         settings = self.config_init.trainer
-        devices = settings.devices
-        bar = [StepProgressBar()] if settings.enable_progress_bar is not False else []
-        settings.callbacks = [*(settings.callbacks or []), *bar]
-        one = {"devices": devices[:1] if isinstance(devices, list) else 1, "num_nodes": 1, "strategy": "auto"}
-        return self.make_trainer(logger=False, **one)
+        self.device = one_device(settings.accelerator, settings.devices)
+        self.precision = precision_name(settings.precision, self.device)
+        self.bar = StepProgressBar() if settings.enable_progress_bar is not False else None
+
+
+def one_device(accelerator: object, devices: object) -> torch.device:
+    """The device of a command that takes one.
+
+    Args:
+        accelerator: ``trainer.accelerator``.
+        devices: ``trainer.devices``: of a list the first is taken.
+
+    Raises:
+        UserError: There is no such accelerator on this machine.
+    """
+    number = int(devices[0]) if isinstance(devices, list) and devices else 0
+    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    kind = str(accelerator)
+    if kind in ("auto", "gpu"):
+        kind = next((name for name in ("mps", "cuda") if found[name]), "cpu" if kind == "auto" else "gpu")
+    if (kind == "cuda" and number >= torch.cuda.device_count()) or not found.get(kind, kind == "cpu"):
+        raise UserError(
+            "The Trainer refuses its settings",
+            got=f"trainer.accelerator {accelerator}, trainer.devices {devices}",
+            expected="auto, cpu, or a GPU that torch finds on this machine",
+            do="correct --trainer.accelerator or --trainer.devices",
+        )
+    if kind == "cuda":
+        torch.cuda.set_device(number)
+    return torch.device("cpu") if kind == "cpu" else torch.device(kind, number)

@@ -23,13 +23,13 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
-from rlif_lightning.callbacks.checkpoint import KEPT, read_checkpoint
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.recipes import Parser
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.main import RUN_FOLDER, TRAINER_COMMANDS, discard_run_folder, run_root
-from rlif_lightning.models.fsdp2 import check_strategy
+from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
+from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs.folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
@@ -154,7 +154,7 @@ class RLIFCLI(LightningCLI):
         """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutCallback):
-                replace(callback.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
+                replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
     def make_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the settings.

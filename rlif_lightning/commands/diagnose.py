@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from rlif_lightning.cli.recipe_objects import RecipeObjects
     from rlif_lightning.data.prompts import Prompt
+    from rlif_lightning.models.policy import Policy
     from rlif_lightning.rewards import Reward
     from rlif_lightning.rollout import Rollout
 
@@ -41,16 +42,15 @@ def main(arguments: list[str]) -> None:
             got=f"{len(prompts)} prompts, --prompts {options.prompts}",
             do=f"set --prompts {len(prompts)}" if len(prompts) > 1 else "give more problems",
         )
-    from rlif_lightning.callbacks.sampling import check_sampler
+    from rlif_lightning.callbacks.sampling import check_engine
     from rlif_lightning.diagnosis.measures import candidates
 
-    check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
-    rewards = candidates(objects.rollout.rewards, objects.data.has_labels(options.split))
-    objects.module.needs.clear()  # before the first step every version of the policy is the policy itself
-    objects.policy(training=True)
+    check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
+    rewards = candidates(objects.collector.rewards, objects.data.has_labels(options.split))
+    policy = objects.policy(training=True)  # before the first step every reference is the policy itself
     rows = _choose(len(prompts), options.prompts)
-    rollouts = _sample(objects, [(row, prompts[row]) for row in rows], rewards)
-    _report(objects, rollouts, rewards, [prompts[row] for row in rows])
+    rollouts = _sample(objects, policy, [(row, prompts[row]) for row in rows], rewards)
+    _report(objects, policy, rollouts, rewards, [prompts[row] for row in rows])
 
 
 def _options(parser: Any) -> None:
@@ -77,62 +77,44 @@ def _choose(total: int, count: int) -> list[int]:
     return torch.randperm(total, generator=torch.Generator().manual_seed(run_seed()))[:count].tolist()
 
 
-def _sample(objects: RecipeObjects, prompts: list[tuple[int, Prompt]], rewards: list[Reward]) -> list[Rollout]:
+def _sample(
+    objects: RecipeObjects, policy: Policy, prompts: list[tuple[int, Prompt]], rewards: list[Reward]
+) -> list[Rollout]:
     """A group per prompt, as many prompts at a time as one optimiser step takes."""
-    from dataclasses import replace
-
     from rlif_lightning.callbacks.progress import counting
-    from rlif_lightning.callbacks.sampling import ready
     from rlif_lightning.data.module import run_seed
-    from rlif_lightning.grading import Grader
-    from rlif_lightning.rewards.base import statistics_of
-    from rlif_lightning.training.collector import sample_rollout, with_scores
+    from rlif_lightning.training.collector import Collector
 
-    module, trainer, rollout = objects.module, objects.trainer, objects.rollout
-    assert module.policy is not None
-    sampling = replace(rollout.sampling, statistics=statistics_of(rewards))
-    grader = Grader(objects.data.answers)
-    size = rollout.plan.prompts_per_step
-    found = []
+    recipe = objects.collector
+    collector = Collector(recipe.sampler, recipe.sampling, rewards, recipe.plan, recipe.advantages, recipe.votes)
+    collector.open(1, objects.data.answers, objects.data.has_labels(objects.options.split))
+    rows, texts = [(row,) for row, _ in prompts], [prompt for _, prompt in prompts]
     try:
-        with ready(rollout.sampler, trainer, module), counting(trainer, "Sampling", "prompt", len(prompts)) as tell:
-            for start in range(0, len(prompts), size):
-                part = prompts[start : start + size]
+        with counting(objects.cli.bar, "Sampling", "prompt", len(prompts)) as tell:
 
-                def progress(token: int, most: int, done: int = start) -> None:
-                    tell(done, f"Token {token}/{most}")
+            def progress(done: int, token: int, most: int) -> None:
+                tell(done, f"Token {token}/{most}")
 
-                drawn = sample_rollout(
-                    rollout.sampler,
-                    [p for _, p in part],
-                    [(row,) for row, _ in part],
-                    run_seed(),
-                    rollout.plan.group_size,
-                    sampling,
-                    module.decode,
-                    grader,
-                    progress,
-                    rollout.votes,
-                )
-                found.append(with_scores(drawn, module.policy, sampling, rollout.plan.in_order(len(drawn.seeds))))
-                tell(start + len(part))
+            size = collector.plan.prompts_per_step
+            found = list(collector.sample_batches(texts, rows, run_seed(), policy, size, progress))
+            tell(len(prompts))
     finally:
-        grader.close()
+        collector.close()
     return found
 
 
 def _gradients(
-    objects: RecipeObjects, rollouts: list[Rollout], advantages: list[dict[str, Tensor]]
+    objects: RecipeObjects, policy: Policy, rollouts: list[Rollout], advantages: list[dict[str, Tensor]]
 ) -> dict[str, Any] | None:
     """Cosines between the rewards' gradients, and of each reward's between two halves of the prompts."""
     from lightning.pytorch.utilities import rank_zero_info
 
     from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
     from rlif_lightning.models.policy import set_training_mode
+    from rlif_lightning.models.precision import autocast
 
-    module, wanted = objects.module, objects.options.gradients
-    assert module.policy is not None
-    size = gradient_bytes(module.policy, len(advantages[0]))
+    wanted = objects.options.gradients
+    size = gradient_bytes(policy.model, len(advantages[0]))
     if wanted is False:
         return None
     if wanted is None and size > GRADIENT_BYTES:
@@ -140,15 +122,15 @@ def _gradients(
             f"Gradients are left out: they would take {size / 2**30:.0f} GiB. --gradients true takes them."
         )
         return None
-    set_training_mode(module.policy, training=True)
-    with objects.trainer.precision_plugin.forward_context():
+    set_training_mode(policy.model, training=True)
+    with autocast(objects.precision, objects.device):
         halves = policy_gradients(
-            module.policy,
+            policy.model,
             rollouts,
             advantages,
-            module.loss,
-            objects.rollout.sampling.max_new_tokens,
-            objects.rollout.plan.micro_batch_size,
+            objects.module.loss,
+            objects.collector.sampling.max_new_tokens,
+            objects.collector.plan.micro_batch_size,
         )
     return {
         "cosines": cosines(halves.sum(0)).tolist(),
@@ -156,7 +138,13 @@ def _gradients(
     }
 
 
-def _report(objects: RecipeObjects, rollouts: list[Rollout], rewards: list[Reward], prompts: list[Prompt]) -> None:
+def _report(
+    objects: RecipeObjects,
+    model: Policy,
+    rollouts: list[Rollout],
+    rewards: list[Reward],
+    prompts: list[Prompt],
+) -> None:
     """Everything after sampling: numbers, verdict, files, table."""
     from dataclasses import asdict
 
@@ -168,17 +156,17 @@ def _report(objects: RecipeObjects, rollouts: list[Rollout], rewards: list[Rewar
     from rlif_lightning.evaluation.results import versions
     from rlif_lightning.rewards import Random, Verifiable
 
-    rollout, module, options = objects.rollout, objects.module, objects.options
+    collector, identity, options = objects.collector, model.identity, objects.options
     source = objects.data.sources[options.split]
     assert source is not None
-    measured, masked, advantages = measure(rollouts, rewards, rollout.advantage)
+    measured, masked, advantages = measure(rollouts, rewards, collector.advantages)
     policy, found = describe(measured), compare(measured)
     answer = verdict(
         policy,
         found,
         internal={r.name: "answers" in r.requires for r in rewards if not isinstance(r, Random | Verifiable)},
-        group_size=rollout.plan.group_size,
-        statistics_temperature=rollout.sampling.statistics_temperature or rollout.sampling.temperature,
+        group_size=collector.plan.group_size,
+        statistics_temperature=collector.sampling.statistics_temperature or collector.sampling.temperature,
         differs=lambda a, b, target: difference(measured, a, b, measured.target(target)).excludes_zero(),
     )
     report = {
@@ -188,22 +176,22 @@ def _report(objects: RecipeObjects, rollouts: list[Rollout], rewards: list[Rewar
         "equivalence": {
             "rewards": list(found),
             "values": value_correlations(measured).tolist(),
-            "gradients": _gradients(objects, masked, advantages),
+            "gradients": _gradients(objects, model, masked, advantages),
         },
-        "model": module.name,
-        "fingerprint": module.fingerprint,
+        "model": identity.model,
+        "fingerprint": identity.fingerprint,
         "checkpoint": options.ckpt_path,
         "data": asdict(source),
         "split": options.split,
         "prompts": len(prompts),
-        "group_size": rollout.plan.group_size,
+        "group_size": collector.plan.group_size,
         "seed": run_seed(),
-        "min_spread": rollout.advantage.min_spread,
-        "sampling": asdict(rollout.sampling),
-        "lora": module.lora,
-        "adapter": module.adapter,
-        "quantization": module.quantization,
-        "precision": str(objects.trainer.precision),
+        "min_spread": collector.advantages.min_spread,
+        "sampling": collector.sampling.settings(),
+        "lora": identity.lora,
+        "adapter": identity.adapter,
+        "quantization": identity.quantization,
+        "precision": objects.precision,
         "versions": versions(),
     }
     folder = objects.output(options.output)

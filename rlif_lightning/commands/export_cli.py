@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+import torch
 
 from rlif_lightning.cli.recipe_objects import PlainCLI
 from rlif_lightning.cli.trainer import recipe_name
 from rlif_lightning.main import run_root
+from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -21,8 +22,6 @@ from rlif_lightning.runs.folder import (
 class ExportCLI(PlainCLI):
     """Finds the run's weights; takes nothing from the trainer's settings but the precision, as it runs on the CPU."""
 
-    precision = "32-true"
-    """In which the run was trained."""
     asked: str | None = None
     """The value of ``--ckpt_path``."""
 
@@ -46,12 +45,9 @@ class ExportCLI(PlainCLI):
         """Name the folder of all runs."""
         self.root, self.recipe = run_root(self.config.runs), recipe_name(self.config.config)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that any machine can make."""
-        settings = self.config_init.trainer
-        self.precision = str(settings.precision or self.precision)
-        settings.accelerator, settings.precision, settings.plugins = "cpu", "32-true", None
-        return super().instantiate_trainer(**kwargs)
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Any machine can export: the run's GPU is not looked for."""
+        self.device, self.precision = torch.device("cpu"), precision_name(self.config_init.trainer.precision)
 
 
 def choose_checkpoint(asked: str | None, run: Path | None, root: Path, recipe: str) -> Path:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from rlif_lightning.callbacks.checkpoint import read_checkpoint
 from rlif_lightning.callbacks.evaluation import versions
 from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.commands.export_cli import ExportCLI
@@ -29,10 +29,10 @@ from rlif_lightning.exporting.weights import (
     save_adapter,
     save_merged,
 )
+from rlif_lightning.models.checkpoints import read_checkpoint, weights_of
 from rlif_lightning.models.hub import is_local, resolve_model
-from rlif_lightning.models.lora import adapter_off, find_adapter
-from rlif_lightning.models.policy import fingerprint, load_policy
-from rlif_lightning.models.quantization import Quantization
+from rlif_lightning.models.lora import adapter_off
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.models.trainable import put_weights
 from rlif_lightning.runs.folder import GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
 from rlif_lightning.runs.report import CURVES
@@ -50,21 +50,21 @@ class Exporting:
     """
 
     def __init__(self, objects: RecipeObjects) -> None:
-        self.objects, self.options, self.module = objects, objects.options, objects.module
-        self.settings: dict[str, Any] = yaml.safe_load(
+        self.objects, self.options, self.policy = objects, objects.options, objects.module.policy_settings
+        self.recipe: dict[str, Any] = yaml.safe_load(
             objects.cli.parser.dump(objects.cli.config, skip_none=False)  # as the recipe has them
         )
         assert isinstance(objects.cli, ExportCLI)
         self.source, self.asked = Path(self.options.ckpt_path), objects.cli.asked
         self.run = run_folder_of(self.source)
         self.form = self.options.format
-        if self.form == "adapter" and self.module.lora is None and self.module.adapter is None:
+        if self.form == "adapter" and self.policy.lora is None and self.policy.adapter is None:
             raise UserError(
                 "The run trained all weights: there is no adapter to export",
                 got="--format adapter, model.lora null",
                 do="take --format merged",
             )
-        name = self.module.name
+        name = self.policy.name
         local = parse_toy_name(name) is not None or is_local(name)
         self.base = str(Path(resolve_model(name)).absolute()) if local else name
         if self.options.push_to_hub is not None:
@@ -78,7 +78,7 @@ class Exporting:
         given = self.options.output
         self.folder = Path(given).expanduser() if given else (self.run or Path()) / "export" / self.form
         check_target(self.folder, self.base)
-        precision = objects.cli.precision
+        precision = objects.precision
         usual = "bfloat16" if precision.startswith("bf16") else "float16" if precision.startswith("16") else "float32"
         self.dtype: torch.dtype = getattr(torch, self.options.dtype or usual)
         if self.form == "adapter" and self.options.dtype is not None:
@@ -97,29 +97,29 @@ class Exporting:
         print(f"weights: {self.source}, {self._source_in_words()}")
         if self.source.name != LAST_CHECKPOINT and self.asked is None:
             print("         --ckpt_path last takes those of the last step")
-        policy: Any = self._policy(self.module.quantization)
-        end_ids = self.module.end_ids
-        prompts = self._probes()
+        loaded = self._load(self.policy)
+        policy, end_ids = loaded.model, loaded.end_ids
+        prompts = self._probes(policy)
         expected, base_logits = self._logits(policy, prompts)
         in_4_bit = None
-        if self.module.quantization is not None:
+        if self.policy.quantization is not None:
             # An adapter is merged into the weights that were quantised, not into the 4-bit ones: their steps are
             # larger than what it changes.
-            in_4_bit, self.module.policy = expected, None
-            del policy
-            policy = self._policy(None)
+            in_4_bit = expected
+            del policy, loaded
+            loaded = self._load(replace(self.policy, quantization=None))
+            policy = loaded.model
             expected, base_logits = self._logits(policy, prompts)
-        base = base_label(self.module.name)
+        del loaded
+        base = base_label(self.policy.name)
         facts = {"format": self.form, "step": self.step, "checkpoint": self.source.name, "base": base}
         with writing(self.folder, facts) as folder:
             base_settings = policy.generation_config
             if self.form == "merged":
-                self.module.policy = None
                 policy = merge(policy, self.dtype)
                 save_merged(policy, folder)
             else:
                 save_adapter(policy, folder, self.base)
-                self.module.policy = None
             del policy
             differs = self._write_tokenizer(folder)
             self._write_generation(folder, base_settings, end_ids)
@@ -132,52 +132,44 @@ class Exporting:
 
     # -- weights ---------------------------------------------------------------------------------------------
 
-    def _policy(self, quantization: Quantization | None) -> Any:
+    def _load(self, settings: PolicySettings) -> Policy:
         """The policy with the weights of the checkpoint, on the CPU.
 
         Args:
-            quantization: As in training, so that the checkpoint can be known for one of this model; or none.
+            settings: As in training, so that the checkpoint can be known for one of this model; or not quantised.
         """
-        module = self.module
-        stored = None if module.adapter is None else find_adapter(module.adapter)
-        if stored is not None:
-            module.lora = stored.lora
-        policy = load_policy(
-            module.name,
-            dtype=torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32,
-            lora=module.lora,
-            adapter=stored,
-            quantization=quantization,
-            revision=module.revision,
-            attn_implementation=module.attn_implementation,
-            trust_remote_code=module.trust_remote_code,
-        )
-        if quantization == module.quantization:
-            module.policy, module.fingerprint = policy, fingerprint(policy)
-            module.on_load_checkpoint(self.checkpoint)
-        module.policy = policy
-        put_weights(policy, {k.removeprefix("policy."): v for k, v in self.checkpoint["state_dict"].items()})
-        return policy.requires_grad_(False)
+        dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+        policy = Policy.load(replace(settings, gradient_checkpointing=False), dtype=dtype, tokenizer=self.tokenizer)
+        if settings.quantization == self.policy.quantization:
+            policy.check_checkpoint(self.checkpoint)
+        put_weights(policy.model, weights_of(self.checkpoint))
+        policy.model.requires_grad_(False)
+        return policy
 
-    def _probes(self) -> list[list[int]]:
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.objects.module.tokenizer
+
+    def _probes(self, policy: Any) -> list[list[int]]:
         """Prompts of training and arbitrary tokens, some dozens in all."""
-        tokenizer = self.module.tokenizer
+        tokenizer = self.tokenizer
         prompts = [list(self.objects.data.template.encode(Problem(t, None), tokenizer).ids)[:64] for t in PROBES]
         ids = torch.randint(len(tokenizer.get_vocab()), (16,), generator=torch.Generator().manual_seed(0))
-        rows = self.module.policy.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, operator]
+        rows = policy.get_input_embeddings().weight.shape[0]
         return [*prompts, ids.clamp(max=rows - 1).tolist()]
 
     def _logits(self, policy: Any, prompts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         """The policy's logits, and those without its adapter."""
         expected = probe_logits(policy, prompts)
-        if self.module.lora is None:
+        if self.policy.lora is None and self.policy.adapter is None:
             return expected, None
         with adapter_off(policy) as base_logits:
             return expected, probe_logits(base_logits, prompts)
 
     def _compare(self, folder: Path, prompts: list[list[int]], expected: Tensor, base_logits: Tensor | None) -> str:
         """Read the folder again by other libraries; says in words how close it is."""
-        module = self.module
+        module = self.policy
         settings = {"trust_remote_code": module.trust_remote_code, "attn_implementation": module.attn_implementation}
         if self.form == "adapter":
             settings |= {"pretrained_model_name_or_path": self.base, "revision": module.revision}
@@ -192,7 +184,7 @@ class Exporting:
     def _quantised(self, difference: float) -> str:
         into = "merged into" if self.form == "merged" else "compared on"
         return (
-            f" The base was held in 4 bits while training ({self.module.quantization}); for this folder the adapter "
+            f" The base was held in 4 bits while training ({self.policy.quantization}); for this folder the adapter "
             f"was {into} the base in {_name(self.dtype)}, as merging into 4-bit weights would round much of it away. "
             f"That policy's logits differ from those of the 4-bit policy by up to {difference:.2g}."
         )
@@ -215,7 +207,7 @@ class Exporting:
 
     def _write_tokenizer(self, folder: Path) -> bool:
         """The tokenizer with the prompt of training as its chat template; whether its tokens differ."""
-        template, tokenizer = self.objects.data.template, self.module.tokenizer
+        template, tokenizer = self.objects.data.template, self.tokenizer
         exported = copy.deepcopy(tokenizer)
         exported.chat_template = chat_template(template, tokenizer)
         exported.save_pretrained(folder)
@@ -228,7 +220,7 @@ class Exporting:
         return bool(probes)
 
     def _write_generation(self, folder: Path, base: Any, end_ids: list[int]) -> None:
-        generation_config(base, self.module.tokenizer, end_ids, self.objects.evaluation).save_pretrained(folder)
+        generation_config(base, self.tokenizer, end_ids, self.objects.evaluation).save_pretrained(folder)
 
     def _source_in_words(self) -> str:
         if self.source.as_posix().endswith(GUARD_WEIGHTS):
@@ -241,14 +233,14 @@ class Exporting:
         if picture is not None and has_picture:
             shutil.copyfile(picture, folder / CURVES)
         export = Export(
-            settings=self.settings,
+            settings=self.recipe,
             run=self.run,
             step=self.step,
             source=self._source_in_words(),
             form=self.form,
             dtype=_name(self.dtype),
             check=check,
-            end_tokens=[str(self.module.tokenizer.convert_ids_to_tokens(i)) for i in end_ids],
+            end_tokens=[str(self.tokenizer.convert_ids_to_tokens(i)) for i in end_ids],
             prompt_differs=differs,
             versions=versions(),
             picture=CURVES if has_picture else None,

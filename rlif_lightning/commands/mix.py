@@ -7,11 +7,11 @@ and with it what RL from internal feedback gains.
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.folder import CONFIG, LAST_CHECKPOINT, METRICS, latest_run_folder
@@ -110,11 +110,10 @@ class Mixing:
     """
 
     def __init__(self, objects: Any) -> None:
-        from rlif_lightning.callbacks.sampling import check_sampler
-        from rlif_lightning.grading import Grader
+        from rlif_lightning.callbacks.sampling import check_engine
         from rlif_lightning.mixing.weights import Pair, check_ratios
 
-        self.objects, self.options, module = objects, objects.options, objects.module
+        self.objects, self.options, settings = objects, objects.options, objects.module.policy_settings
         self.ratios = check_ratios(self.options.ratios)
         self.steps = self.options.steps
         for name, least in (("steps", 0), ("prompts", 1)):
@@ -122,31 +121,37 @@ class Mixing:
                 raise UserError(f"--{name} is too small", got=self.options[name], expected=f"{least} or more")
         if self.options.ckpt_path is not None:
             raise UserError("rlif mix takes a checkpoint as the tuned model", do="give it as --tuned")
-        if module.adapter is not None:
+        if settings.adapter is not None:
             raise UserError("rlif mix takes an adapter as the tuned model", do="give it as --tuned")
-        per_rollout = objects.rollout.plan.rollout_steps
+        per_rollout = objects.collector.plan.rollout_steps
         if self.steps % per_rollout:
             raise UserError(
                 "--steps would end in the middle of a rollout",
                 got=self.steps,
                 expected=f"a multiple of {per_rollout}",
             )
-        base = self.options.base or module.name
+        base = self.options.base or settings.name
         self.pair = Pair(
-            base, self.options.tuned, module.revision, module.attn_implementation, module.trust_remote_code
+            base, self.options.tuned, settings.revision, settings.attn_implementation, settings.trust_remote_code
         )
         self.pair.check()
-        module.name = base  # whose tokenizer all mixtures have
+        self._name(base)  # whose tokenizer all mixtures have
         prompts = objects.prompts()
-        check_sampler(objects.rollout.sampler, objects.trainer, objects.rollout.sampling, prompts)
+        check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
         evaluation, held_out = objects.evaluation, objects.data.prompts.get("val", [])
-        check_sampler(evaluation.sampler, objects.trainer, evaluation.sampling, held_out[: evaluation.n])
+        check_engine(
+            evaluation.engine(objects.module), evaluation.attempts.sampling, held_out[: evaluation.n], objects.device
+        )
         self.output = self._output()
-        self.grader = Grader(objects.data.answers)
+        objects.collector.open(1, objects.data.answers, objects.data.has_labels("train"))
+
+    def _name(self, model: str) -> None:
+        module = self.objects.module
+        module.policy_settings = replace(module.policy_settings, name=model)
 
     def close(self) -> None:
-        """End the grader's worker."""
-        self.grader.close()
+        """End the grader's process."""
+        self.objects.collector.close()
 
     def _output(self) -> Path:
         """The folder of the results; an earlier one's settings must be the same."""
@@ -198,92 +203,77 @@ class Mixing:
         import torch
 
         objects = self.objects
-        objects.module.name = str(model)
-        objects.policy()
-        row = {**self._statistics(label), **self._accuracy(label)}
+        self._name(str(model))
+        policy = objects.policy()
+        row = {**self._statistics(policy, label), **self._accuracy(policy, label)}
         # Let go of the weights: the next mixture, or a fit, needs the room.
-        objects.module.policy = objects.rollout.sampler.policy = objects.evaluation.sampler.policy = None
+        policy = objects.collector.sampler.policy = objects.evaluation.engine(objects.module).policy = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return row
 
-    def _statistics(self, label: str) -> dict[str, float]:
+    def _statistics(self, policy: Any, label: str) -> dict[str, float]:
         """Entropy (nats per token) and agreement on the prompts and seeds with which a run begins."""
-        from rlif_lightning.callbacks.sampling import ready
+        from rlif_lightning.callbacks.progress import counting
         from rlif_lightning.data.module import PromptLoader, run_seed
         from rlif_lightning.grading import agreement
-        from rlif_lightning.training.collector import sample_rollout, with_scores
 
-        objects, rollout, module = self.objects, self.objects.rollout, self.objects.module
-        prompts = objects.data.prompts["train"]
+        objects, collector = self.objects, self.objects.collector
+        prompts, plan = objects.data.prompts["train"], collector.plan
         places = [
             place
-            for batch in PromptLoader(len(prompts), rollout.plan, seed=run_seed())
+            for batch in PromptLoader(len(prompts), plan, seed=run_seed())
             if batch["slice"] == 0
             for place in zip(batch["rows"], batch["positions"], strict=True)
         ][: self.options.prompts]
+        texts, positions = [prompts[row] for row, _ in places], [position for _, position in places]
         entropy = certainty = tokens = 0.0
         shares: list[float] = []
         answered = False
-        size = rollout.plan.rollout_prompts
-        batches = [places[i : i + size] for i in range(0, len(places), size)]
-        with ready(rollout.sampler, objects.trainer, module):
-            for part in tqdm(batches, f"{label}: sampling", unit="batch", leave=False, disable=None):
-                drawn = sample_rollout(
-                    rollout.sampler,
-                    [prompts[row] for row, _ in part],
-                    [position for _, position in part],
-                    run_seed(),
-                    rollout.plan.group_size,
-                    rollout.sampling,
-                    module.decode,
-                    self.grader,
-                )
-                slices = rollout.plan.in_order(len(drawn.seeds))
-                drawn = with_scores(drawn, module.policy, rollout.sampling, slices)
+        with counting(objects.cli.bar, f"{label}: sampling", "prompt", len(places)) as tell:
+            size = plan.rollout_prompts
+            for drawn in collector.sample_batches(texts, positions, run_seed(), policy, size):
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
                 entropy += float(stats.entropy[mask].double().sum())
                 certainty += float(stats.self_certainty[mask].double().sum())
                 tokens += float(mask.sum())
                 shares += [agreement(votes[: drawn.group_size]) for votes in drawn.votes]
                 answered |= drawn.correct is not None or any(shares)
+                tell(len(shares))
         row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens}
-        row["completions"] = float(len(places) * rollout.plan.group_size)
+        row["completions"] = float(len(places) * plan.group_size)
         if answered:  # else open-ended texts: no answer to agree on
             row["agreement"] = sum(shares) / len(shares)
         return row
 
-    def _accuracy(self, label: str) -> dict[str, float]:
+    def _accuracy(self, policy: Any, label: str) -> dict[str, float]:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
-        from rlif_lightning.callbacks.sampling import ready
+        from rlif_lightning.callbacks.progress import counting
         from rlif_lightning.evaluation.answering import answer_problems, summarise
         from rlif_lightning.mixing.results import COLUMNS
 
-        evaluation, module = self.objects.evaluation, self.objects.module
-        problems = list(enumerate(self.objects.data.prompts.get("val", [])))[: evaluation.n]
-        size = evaluation.batch_size
-        batches = [problems[i : i + size] for i in range(0, len(problems), size)]
-        results = []
-        with ready(evaluation.sampler, self.objects.trainer, module):
-            for part in tqdm(batches, f"{label}: answering", unit="batch", leave=False, disable=None):
-                results += answer_problems(
-                    evaluation.sampler,
-                    part,
-                    evaluation.sampling,
-                    evaluation.samples,
-                    module.decode,
-                    self.grader,
-                    evaluation.greedy,
-                )
-        summary = summarise(results, intervals=True) if results else {}
+        objects, evaluation = self.objects, self.objects.evaluation
+        problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
+        if not problems:
+            return {}
+        with counting(objects.cli.bar, f"{label}: answering", "problem", len(problems)) as tell:
+            results = answer_problems(
+                evaluation.engine(objects.module),
+                policy,
+                problems,
+                evaluation.attempts,
+                objects.collector.grader,
+                lambda done, *_: tell(done),
+            )
+        summary = summarise(results, intervals=True)
         return {name: float(value) for name, value in summary.items() if name in COLUMNS}
 
     # -- the gain --------------------------------------------------------------------------------------------
 
     def _gain(self, folder: Path, model: Path) -> dict[str, float]:
         """Fit by the recipe from a mixture, or go on with a fit that was interrupted; its held-out accuracy."""
-        from rlif_lightning.callbacks.checkpoint import read_checkpoint
         from rlif_lightning.cli.trainer import RLIFCLI
+        from rlif_lightning.models.checkpoints import read_checkpoint
         from rlif_lightning.runs.folder import CHECKPOINTS
         from rlif_lightning.runs.metrics_csv import read_metrics
         from rlif_lightning.runs.summary import best_step

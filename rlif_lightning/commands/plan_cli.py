@@ -2,21 +2,17 @@
 
 from typing import Any
 
-from lightning.pytorch import Trainer
-
 from rlif_lightning.cli.recipe_objects import PlainCLI
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.settings import Settings, read_settings
 
 
 class PlanCLI(PlainCLI):
     """The settings of ``rlif fit``, whatever hardware they are for."""
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Any Trainer: the recipe's may need a GPU that this machine does not have."""
-        return Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
-        )
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """The settings may name a GPU that this machine does not have: nothing is looked for."""
 
     def plan_settings(self) -> Settings:
         """What the plan needs of them.
@@ -29,7 +25,7 @@ class PlanCLI(PlainCLI):
         processes = device_count(trainer.devices) * int(trainer.num_nodes)
         return read_settings(
             self.model,
-            config.rollout,
+            config.rollout.collector,
             precision=precision_name(trainer.precision),
             prompt_tokens=self.datamodule.max_prompt_tokens,
             devices=processes,
@@ -54,12 +50,6 @@ def device_count(devices: Any) -> int:
     if not text.isdigit() or int(text) < 1:
         raise UserError("trainer.devices is no number", got=devices, do="set --trainer.devices 1")
     return int(text)
-
-
-def precision_name(precision: Any) -> str:
-    """As Lightning's longer names have it."""
-    short = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
-    return short.get(str(precision), str(precision))
 
 
 def shard_count(strategy: Any, processes: int, nodes: int) -> int:

@@ -113,29 +113,24 @@ class PromptLoader:
 
 
 class EvaluationLoader:
-    """Yields lists of row numbers; process r takes every world-th, none twice.
-
-    Every process yields as many lists, the last of them shorter or empty: a sharded model answers together.
+    """Yields one batch: the row numbers of this process, of which each takes every world-th.
 
     Args:
         count: Prompts there are.
-        batch_size: Prompts per batch.
         rank: This process.
-        world_size: Processes.
+        world_size: Processes. One without problems gets an empty batch: where weights are sharded, all take part.
     """
 
-    def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
-        own = list(range(count))[rank::world_size]
-        most = -(-count // world_size)  # of any process
-        self.batches = [own[i : i + batch_size] for i in range(0, most, batch_size)]
+    def __init__(self, count: int, rank: int, world_size: int) -> None:
+        self.rows = list(range(count))[rank::world_size]
 
     def __len__(self) -> int:
-        """Batches of this process."""
-        return len(self.batches)
+        """One."""
+        return 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        """All batches in order."""
-        return iter(self.batches)
+        """The batch."""
+        return iter([self.rows])
 
 
 class PromptDataModule(pl.LightningDataModule):
@@ -170,8 +165,8 @@ class PromptDataModule(pl.LightningDataModule):
         self.answers = answers or AnswerFormat()
         self.template = Template(template, system_prompt, chat_template)
         self.max_prompt_tokens = max_prompt_tokens
+        self.tokenizer: Any = None  # where there is no Trainer
         self.plan: BatchPlan | None = None
-        self.eval_batch_size = 64
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer problems than processes
         self.prompts: dict[str, list[Prompt]] = {}
 
@@ -198,8 +193,7 @@ class PromptDataModule(pl.LightningDataModule):
             raise UserError(
                 f"No problems are given for this command: data.{name} is empty", do=f"set data.{name}.path"
             )
-        assert self.trainer is not None
-        tokenizer: Any = self.trainer.lightning_module.tokenizer
+        tokenizer: Any = self.tokenizer if self.trainer is None else self.trainer.lightning_module.tokenizer
         problems = read_problems(source, held_out=name != "train")
         for number, problem in enumerate(problems, 1):
             if problem.gold is not None:
@@ -244,12 +238,7 @@ class PromptDataModule(pl.LightningDataModule):
     def evaluation_loader(self, name: str, limit: int | None = None) -> EvaluationLoader:
         """This process's part of a source's problems, or of the first of them."""
         assert self.trainer is not None
-        return EvaluationLoader(
-            len(self.prompts[name][:limit]),
-            self.eval_batch_size,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
+        return EvaluationLoader(len(self.prompts[name][:limit]), self.trainer.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
         """Validation prompts; while fitting the Evaluation callback takes them itself."""

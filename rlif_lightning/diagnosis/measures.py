@@ -27,7 +27,7 @@ from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import maj_at_k, pass_at_k
 from rlif_lightning.rewards import Random, Reward, Verifiable
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.training.collector import AdvantageSettings, with_advantages
+from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 
 CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
 """Rewards that are no internal feedback: baselines and controls."""

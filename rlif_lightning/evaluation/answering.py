@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.grading import Grader, bootstrap_interval, maj_at_k, pass_at_k
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import Sampler, Sampling
-from rlif_lightning.sampling.protocol import Progress
-from rlif_lightning.training.collector import completion_texts
+from rlif_lightning.sampling.protocol import Progress, up_to_date
+
+EvaluationProgress = Callable[[int, int, int, int], None]
+"""Told (problems answered, problems, tokens sampled so far, most tokens there can be)."""
 
 SEED = 20_250_519  # the same completions' seeds in every evaluation, whatever the seed of the run
 
@@ -43,44 +47,72 @@ class Answered:
         return asdict(self)
 
 
-def answer_problems(
-    sampler: Sampler,
-    prompts: Sequence[tuple[int, Prompt]],
-    sampling: Sampling,
-    samples: int,
-    decode: Callable[[list[list[int]]], list[str]],
-    grader: Grader,
-    greedy: bool = True,
-    progress: Progress | None = None,
-) -> list[Answered]:
-    """Complete each prompt greedily and ``samples`` times at the temperature, and grade every text.
+@dataclass(frozen=True)
+class Attempts:
+    """How a problem is attempted.
 
     Args:
-        sampler: Up to date with the policy.
-        prompts: Each with its index in the data, which seeds its samples.
-        sampling: Longest completion and temperature of the samples.
-        samples: Per prompt; 0: none.
-        decode: Token ids to texts.
-        grader: Reads and compares answers.
-        greedy: Whether to take the greedy completion.
-        progress: Told how far the sampler is.
+        sampling: Longest completion, and temperature of the samples.
+        samples: Per problem at that temperature; 0: none.
+        greedy: Whether to take the greedy completion as well.
+        batch_size: Problems answered at the same time.
     """
+
+    sampling: Sampling
+    samples: int = 1
+    greedy: bool = True
+    batch_size: int = 64
+
+
+def answer_problems(
+    sampler: Sampler,
+    policy: Policy,
+    problems: Sequence[tuple[int, Prompt]],
+    attempts: Attempts,
+    grader: Grader,
+    progress: EvaluationProgress | None = None,
+) -> list[Answered]:
+    """Complete each prompt greedily and by samples at the temperature, and grade every text.
+
+    Args:
+        sampler: Takes the policy's weights once.
+        policy: Where its weights are shared out over processes, to be called on all.
+        problems: Each with its index in the data, which seeds its samples.
+        attempts: How.
+        grader: Reads and compares answers.
+        progress: Told how far it is.
+    """
+    results: list[Answered] = []
+    with up_to_date(sampler, policy):
+        for start in range(0, len(problems), attempts.batch_size):
+            tell = None if progress is None else partial(progress, start, len(problems))
+            part = problems[start : start + attempts.batch_size]
+            results += _answer_batch(sampler, policy, part, attempts, grader, tell)
+    return results
+
+
+def _answer_batch(
+    sampler: Sampler,
+    policy: Policy,
+    problems: Sequence[tuple[int, Prompt]],
+    attempts: Attempts,
+    grader: Grader,
+    progress: Progress | None,
+) -> list[Answered]:
     results = [
         Answered(i, p.problem.text, p.text, p.problem.gold.text if p.problem.gold else None, by=p.problem.by)
-        for i, p in prompts
+        for i, p in problems
     ]
-    rounds = [("greedy", 1, Sampling(sampling.max_new_tokens, temperature=0.0))] if greedy else []
-    rounds += [("samples", samples, sampling)] if samples else []
+    most = attempts.sampling.max_new_tokens
+    rounds = [("greedy", 1, Sampling(most, temperature=0.0))] if attempts.greedy else []
+    rounds += [("samples", attempts.samples, attempts.sampling)] if attempts.samples else []
     for kind, count, distribution in rounds:
-        seeds = completion_seeds(SEED, [(i,) for i, _ in prompts], count)
-        drawn = sampler.sample([p.ids for _, p in prompts], count, seeds, distribution, progress)
-        texts = completion_texts(drawn.completion_ids, drawn.lengths, decode)
-        attempts = [
-            Attempt(text, tokens, ended)
-            for text, tokens, ended in zip(texts, drawn.lengths.tolist(), drawn.ended.tolist(), strict=True)
-        ]
-        for n, (result, (_, prompt)) in enumerate(zip(results, prompts, strict=True)):
-            own = attempts[n * count : (n + 1) * count]
+        seeds = completion_seeds(SEED, [(i,) for i, _ in problems], count)
+        drawn = sampler.sample([p.ids for _, p in problems], count, seeds, distribution, progress)
+        facts = zip(drawn.texts(policy.decode), drawn.lengths.tolist(), drawn.ended.tolist(), strict=True)
+        found = [Attempt(text, tokens, ended) for text, tokens, ended in facts]
+        for n, (result, (_, prompt)) in enumerate(zip(results, problems, strict=True)):
+            own = found[n * count : (n + 1) * count]
             _grade(own, prompt, grader)
             getattr(result, kind).extend(own)
     return results

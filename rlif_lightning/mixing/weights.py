@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import resolve_model
+from rlif_lightning.models.checkpoints import read_checkpoint, weights_of
+from rlif_lightning.models.hub import load_config, resolve_model
+from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.models.policy import end_token_ids, fingerprint, load_config, load_policy, load_tokenizer
+from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 NOTE = "mix.json"  # in a mixed model's folder: what it was mixed from
@@ -94,13 +97,15 @@ class Pair:
         return load_config(name, revision=revision, trust_remote_code=self.trust_remote_code)
 
     def _load(self, name: str, revision: str | None, dtype: torch.dtype | None) -> nn.Module:
-        return load_policy(
+        settings = PolicySettings(
             name,
-            dtype=dtype or getattr(self._config(name, revision), "dtype", None) or torch.float32,
             revision=revision,
             attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
         )
+        dtype = dtype or getattr(self._config(name, revision), "dtype", None) or torch.float32
+        model: nn.Module = Policy.load(settings, dtype=dtype).model
+        return model
 
 
 def mix(pair: Pair, ratio: float) -> nn.Module:
@@ -242,8 +247,6 @@ def _checkpoint(tuned: str) -> Path | None:
 
 def _marked_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of ours; its weights stay on the disk until they are asked for."""
-    from rlif_lightning.callbacks.checkpoint import read_checkpoint
-
     checkpoint = read_checkpoint(path, mmap=True)
     if checkpoint.get("rlif") is None:
         raise UserError("The checkpoint was not written by rlif_lightning", got=path)
@@ -267,7 +270,7 @@ def _with_checkpoint(model: nn.Module, path: Path, name: str) -> nn.Module:
             do="give the model that it was trained from as --base",
         )
     policy: Any = model if mark["lora"] is None else add_lora(model, mark["lora"])
-    weights = {key.removeprefix("policy."): value for key, value in checkpoint["state_dict"].items()}
+    weights = weights_of(checkpoint)
     trainable = {key for key, parameter in policy.named_parameters() if parameter.requires_grad}
     if weights.keys() != trainable:
         missing = sorted(trainable ^ weights.keys())[:3]

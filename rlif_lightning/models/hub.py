@@ -1,11 +1,14 @@
-"""Names of models: a local folder, the embedded toy, or a name on the Hugging Face hub."""
+"""Models by name: a local folder, the embedded toy, or a name on the hub; their configuration without weights."""
 
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlif_lightning.errors import UserError
+from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_model
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
@@ -24,8 +27,6 @@ def resolve_model(name: str) -> str:
     Raises:
         UserError: The folder is missing, or holds no config.json or no safetensors weights.
     """
-    from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_model
-
     if parse_toy_name(name) is not None:
         return str(toy_model(name))
     if not is_local(name):
@@ -113,3 +114,32 @@ def hub_answers() -> bool:
         constants.HF_HUB_OFFLINE = True
         return False
     return True
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights.
+
+    Raises:
+        UserError: No such model.
+    """
+    from transformers import AutoConfig
+
+    path = resolve_model(name)
+    own = None if is_local(path) else revision
+    return from_hub(
+        "model", name, lambda: AutoConfig.from_pretrained(path, revision=own, trust_remote_code=trust_remote_code)
+    )
+
+
+def meta_model(config: Any, *, trust_remote_code: bool, **settings: Any) -> Any:
+    """A causal language model on the meta device, which has shapes and neither memory nor numbers.
+
+    Args:
+        config: Of the model.
+        trust_remote_code: Run Python code that comes with the model. Not left out: transformers would ask on stdin.
+        settings: Others of ``AutoModelForCausalLM.from_config``.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **settings)

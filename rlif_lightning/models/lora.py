@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import from_hub, is_local
-from rlif_lightning.models.meta import meta_model
-from rlif_lightning.models.trainable import trainable
+from rlif_lightning.models.hub import from_hub, is_local, meta_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Shapes = dict[str, tuple[int, ...]]
@@ -308,12 +305,3 @@ def _check_embeddings(policy: Any, stored: dict[str, Tensor], adapter: StoredAda
                 got=f"{adapter.folder} with {name} {list(weight.shape)}",
                 do="merge it into its model with peft and give the result as --model.name",
             )
-
-
-def adapter_mark(policy: nn.Module) -> str:
-    """A short mark of the trainable weights, bit by bit."""
-    mark = hashlib.sha256()
-    for name, weight in sorted(trainable(policy).items()):
-        mark.update(f"{name}{tuple(weight.shape)}".encode())
-        mark.update(weight.detach().cpu().contiguous().numpy().tobytes())
-    return mark.hexdigest()[:16]

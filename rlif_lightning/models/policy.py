@@ -1,196 +1,303 @@
-"""Load a policy, its tokenizer and its frozen reference."""
+"""A policy without a Trainer: weights, tokenizer, end tokens, references, and whose they are."""
 
-import copy
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import from_hub, is_local, resolve_model
-from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_base, check_fit
-from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
+from rlif_lightning.models.checkpoints import identity_of, weights_of
+from rlif_lightning.models.fsdp2 import FrozenShares, GatheredPolicy, shard
+from rlif_lightning.models.hub import from_hub, is_local, load_config, resolve_model
+from rlif_lightning.models.identity import Identity, adapter_mark, fingerprint
+from rlif_lightning.models.lora import (
+    StoredAdapter,
+    add_adapter,
+    add_lora,
+    check_base,
+    check_fit,
+    check_lora,
+    find_adapter,
+    off_is_the_start,
+)
+from rlif_lightning.models.precision import autocast, check_trains, convert, frozen_dtype
+from rlif_lightning.models.quantization import (
+    Quantization,
+    check_quantization,
+    check_trainable,
+    keep_as_quantised,
+    quantization_config,
+)
+from rlif_lightning.models.references import ReferenceKind, References, frozen_copy
+from rlif_lightning.models.tokenizer import check_ids, end_token_ids, load_tokenizer
+from rlif_lightning.models.trainable import trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What PEFT puts into the names of an adapter's own weights, and of those of the base around which it stands.
-ADAPTED = ("lora_", ".modules_to_save.", ".trainable_tokens_")
-WRAPPERS = (".token_adapter", ".base_layer", ".original_module")
+CPU = torch.device("cpu")
 
 
-def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer that can pad and that knows how a text ends.
+@dataclass(frozen=True)
+class PolicySettings:
+    """Which model, and how it is loaded.
 
-    A missing padding token is replaced by the end token: padding is always masked, so any token will do.
-
-    Raises:
-        UserError: No tokenizer there, or it is empty or has no end token.
-    """
-    from transformers import AutoTokenizer
-
-    path = resolve_model(name)
-    tokenizer = from_hub(
-        "tokenizer",
-        name,
-        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code),
-    )
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(  # transformers makes one up where files are missing
-            "The tokenizer has no vocabulary, so every text would be empty",
-            got=name,
-            do="copy the tokenizer's files, such as tokenizer.json, into the model's folder",
-        )
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "The tokenizer has no end-of-sequence token, so no completion could ever end",
-            got=name,
-            do='set "eos_token" in its tokenizer_config.json',
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]) -> list[int]:
-    """Every id that ends a completion: generation config, tokenizer, and tokens named in the recipe.
-
-    A base model with a chat template ends on a token that its generation config does not list.
-
-    Raises:
-        UserError: A named token is not one token of the vocabulary.
-    """
-    ids = {tokenizer.eos_token_id}
-    listed = getattr(generation_config, "eos_token_id", None)
-    ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
-    vocabulary = tokenizer.get_vocab() if extra else {}
-    for token in extra:
-        if token not in vocabulary:
-            raise UserError("model.end_tokens names a token that the tokenizer does not have", got=repr(token))
-        ids.add(vocabulary[token])
-    return sorted(ids)
-
-
-def check_ids(policy: Any, ids: Sequence[int]) -> None:
-    """Refuse a tokenizer whose end or padding tokens the model does not have.
-
-    Not the whole vocabulary: Gemma 3's tokenizer knows an image token that its text models lack.
-
-    Raises:
-        UserError: An id beyond the input embedding.
-    """
-    rows = policy.get_input_embeddings().weight.shape[0]
-    if max(ids) >= rows:
-        raise UserError(
-            "The tokenizer does not belong to the model",
-            got=f"end and padding tokens with the ids {', '.join(map(str, ids))}",
-            expected=f"ids below {rows}, the tokens that the model knows",
-        )
-
-
-def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A model's configuration, without its weights.
-
-    Raises:
-        UserError: No such model.
-    """
-    from transformers import AutoConfig
-
-    path = resolve_model(name)
-    own = None if is_local(path) else revision
-    return from_hub(
-        "model", name, lambda: AutoConfig.from_pretrained(path, revision=own, trust_remote_code=trust_remote_code)
-    )
-
-
-def load_policy(
-    name: str,
-    *,
-    dtype: torch.dtype,
-    lora: dict[str, Any] | None = None,
-    adapter: StoredAdapter | None = None,
-    quantization: Quantization | None = None,
-    device: torch.device | None = None,
-    gradient_checkpointing: bool = False,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> nn.Module:
-    """Load a causal language model from safetensors, with a LoRA adapter where asked.
-
-    Args:
-        name: ``toy``, a folder or a hub name.
-        dtype: Of the weights that are not quantised, and of products with those that are; an adapter is float32.
+    Attributes:
+        name: ``toy``, a Hugging Face folder or a hub name.
         lora: Fields of ``peft.LoraConfig`` for a fresh adapter.
-        adapter: One that was trained before, in place of a fresh one.
+        adapter: Folder or hub name of one that was trained before, in place of a fresh one.
         quantization: Hold the weights of the linear layers, but for the head, in 4 bits.
-        device: Where 4-bit weights are made, piece by piece; null: on the CPU. Others are always loaded there.
         gradient_checkpointing: Recompute the layers' activations in the backward pass.
+        end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
+        attn_implementation: As transformers names it; None: its choice.
         revision: Of a hub repository.
-        attn_implementation: As transformers names it; null: its choice.
         trust_remote_code: Run Python code that comes with the model.
-
-    Raises:
-        UserError: No such model, no such weights, or an adapter that does not fit; the last before weights are read.
     """
+
+    name: str
+    lora: dict[str, Any] | None = None
+    adapter: str | None = None
+    quantization: Quantization | None = None
+    gradient_checkpointing: bool = False
+    end_tokens: Sequence[str] = ()
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong without the model.
+
+        Raises:
+            UserError: Settings of LoRA that peft does not have or that are not supported, or two adapters.
+        """
+        if self.lora is not None:
+            check_lora(self.lora)
+        if self.lora is not None and self.adapter is not None:
+            raise UserError(
+                "model.lora and model.adapter exclude each other: an adapter has settings of its own",
+                got=f"model.adapter {self.adapter}, model.lora {self.lora}",
+                do="set model.lora to null to train this adapter on, or leave model.adapter out for a fresh one",
+            )
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the model comes from besides its name, for whatever loads a part of it."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer; needs no weights."""
+        return load_tokenizer(self.name, **self.source)
+
+
+@dataclass(eq=False)
+class Policy:
+    """A causal language model that completes prompts and may train; see :meth:`load`.
+
+    Attributes:
+        settings: It was loaded by, with the LoRA settings of a stored adapter.
+        model: Its weights.
+        tokenizer: Can pad.
+        end_ids: Every token id that ends a completion.
+        identity: What its trainable weights alone do not say.
+        device: Where the weights will lie; they are loaded on the CPU and moved later.
+        precision: Of a forward, as ``trainer.precision``.
+        dtype: Of frozen weights, and of the linear layers in a frozen copy.
+        can_train: Whether it was loaded in the precision that training needs.
+        references: What it is held against.
+        gathered: The copy to sample from where processes share the weights out.
+    """
+
+    settings: PolicySettings
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    end_ids: list[int]
+    identity: Identity
+    device: torch.device
+    precision: str
+    dtype: torch.dtype
+    can_train: bool
+    references: References = field(default_factory=References)
+    gathered: GatheredPolicy | None = None
+
+    @classmethod
+    def load(
+        cls,
+        settings: PolicySettings,
+        device: torch.device = CPU,
+        precision: str = "32-true",
+        training: bool = False,
+        *,
+        sharded: bool = False,
+        dtype: torch.dtype | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> "Policy":
+        """Load a causal language model from safetensors, with a LoRA adapter where asked.
+
+        Args:
+            settings: Which model, and how.
+            device: Where the weights will lie. Those in 4 bits are made there piece by piece; others are loaded on
+                the CPU, see :meth:`move`.
+            precision: As ``trainer.precision``.
+            training: Weights that are to train are loaded in float32, others in the precision's dtype.
+            sharded: Whether processes are to share the weights out afterwards.
+            dtype: Of weights that do not train, in place of the precision's.
+            tokenizer: The model's, where it is there already.
+
+        Raises:
+            UserError: No such model or adapter, a precision that rounds updates away, or parts that do not fit; all
+                before weights are read where that is possible.
+        """
+        if training:
+            check_trains(precision)
+        stored = None if settings.adapter is None else find_adapter(settings.adapter)
+        if stored is not None:
+            settings = replace(settings, lora=stored.lora)
+        adapts, frozen = settings.lora is not None, dtype or frozen_dtype(precision)
+        if settings.quantization is not None:
+            check_quantization(device, sharded)
+        if training:
+            check_trainable(settings.quantization, adapts, load_config(settings.name, **settings.source))
+        model = _load_model(settings, torch.float32 if training and not adapts else frozen, stored, device)
+        identity = Identity(
+            settings.name,
+            fingerprint(model),
+            settings.lora,
+            settings.adapter,
+            "" if stored is None else adapter_mark(model),
+            settings.quantization,
+        )
+        tokenizer = tokenizer or settings.load_tokenizer()
+        ends = end_token_ids(tokenizer, getattr(model, "generation_config", None), settings.end_tokens)
+        policy = cls(settings, model, tokenizer, ends, identity, device, precision, frozen, training)
+        check_ids(model, [*ends, policy.pad_id])
+        return policy
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills up shorter texts; always masked."""
+        return int(self.tokenizer.pad_token_id)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Completions as text, without special tokens."""
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def move(self, precision: str) -> None:
+        """Bring weights and references onto the device and into the precision, as the Trainer does."""
+        for part in (self.model, self.references):
+            convert(part, precision)
+            part.to(self.device)
+
+    # -- where processes share the weights out ---------------------------------------------------------------
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Share the weights out.
+
+        Args:
+            mesh: [processes].
+        """
+        self.gathered = GatheredPolicy(self.model, self.device, self.dtype)
+        shard(self.model, mesh)
+
+    def whole(self) -> AbstractContextManager[nn.Module]:
+        """The model to sample from. Where processes share its weights out they are gathered; no gradients then."""
+        return nullcontext(self.model) if self.gathered is None else self.gathered.current(self.model)
+
+    @contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        """Dropout and gradients off, the precision on; yields the model to sample from. On all processes as often.
+
+        Gradients are let go of: their memory is worth more to the sampler.
+        """
+        self.model.zero_grad(set_to_none=True)
+        set_training_mode(self.model, training=False)
+        with torch.no_grad(), autocast(self.precision, self.device), self.whole() as model:
+            yield model
+
+    # -- references ------------------------------------------------------------------------------------------
+
+    def make_references(self, kinds: Iterable[ReferenceKind], ema_decay: float = 0.99, every: int = 100) -> None:
+        """Copy what is needed from the policy as it is now: after :meth:`shard`, before the first update.
+
+        Args:
+            kinds: Which.
+            ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
+            every: Optimiser steps between two renewals of the synchronised reference.
+
+        Raises:
+            UserError: The memory for it is not there.
+        """
+        self.references = References(ema_decay, every)
+        switched = off_is_the_start(self.settings.lora, self.settings.adapter)
+        copied = frozen_copy if self.gathered is None else FrozenShares
+        self.references.create(kinds, self.model, self.dtype, self.device, switched, copied)
+
+    def reference(self, kind: ReferenceKind) -> AbstractContextManager[nn.Module]:
+        """The policy as it was at the start (``frozen``), as a running mean (``ema``), or ``synced``."""
+        if self.gathered is not None:
+            return self.gathered.reference(kind, self.references, self.model)
+        return self.references.using(kind, self.model)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse the weights of another model.
+
+        Raises:
+            UserError: As :meth:`~rlif_lightning.models.identity.Identity.check`, or it is no checkpoint of ours.
+        """
+        stored = identity_of(checkpoint)
+        shapes = {name: weight.shape for name, weight in weights_of(checkpoint).items()}
+        own = {name: weight.shape for name, weight in trainable(self.model).items()}
+        self.identity.check(stored, own == shapes, self.can_train)
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the weights of a checkpoint.
+
+        Raises:
+            UserError: As :meth:`check_checkpoint`.
+        """
+        self.check_checkpoint(checkpoint)
+        self.model.load_state_dict(weights_of(checkpoint), strict=False)
+
+
+def _load_model(
+    settings: PolicySettings, dtype: torch.dtype, adapter: StoredAdapter | None, device: torch.device
+) -> nn.Module:
+    """The weights, in eval mode. An adapter is float32; products with 4-bit weights are in the given dtype."""
     from transformers import AutoModelForCausalLM
 
-    path = resolve_model(name)
+    path = resolve_model(settings.name)
     if adapter is not None:
-        lora = adapter.lora
-        check_base(adapter, name, path)
-    if lora is not None:
-        config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-        check_fit(config, lora, adapter, trust_remote_code)
-    own: dict[str, Any] = {}
-    if quantization is not None:
-        own = {"quantization_config": quantization_config(dtype), "device_map": {"": device or torch.device("cpu")}}
+        check_base(adapter, settings.name, path)
+    if settings.lora is not None:
+        check_fit(load_config(settings.name, **settings.source), settings.lora, adapter, settings.trust_remote_code)
+    quantised: dict[str, Any] = {}
+    if settings.quantization is not None:
+        quantised = {"quantization_config": quantization_config(dtype), "device_map": {"": device}}
     model = from_hub(
         "model",
-        name,
+        settings.name,
         lambda: AutoModelForCausalLM.from_pretrained(
             path,
-            revision=None if is_local(path) else revision,
+            revision=None if is_local(path) else settings.revision,
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            **own,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+            **quantised,
         ),
     )
-    if quantization is not None:
+    if settings.quantization is not None:
         keep_as_quantised(model)
-    if gradient_checkpointing:
+    if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # so inputs need no gradient for an adapter's
     if adapter is not None:
         return add_adapter(model, adapter)
-    return model if lora is None else add_lora(model, lora)
-
-
-def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the policy as it stands, without gradients, its linear layers in a given dtype.
-
-    Only those: autocast rounds them alike in the policy, while embeddings and norms keep the residual stream in
-    float32. So under autocast, where alone
-    it may run if the dtype is a half one, the copy computes exactly what the policy did.
-    """
-    reference = copy.deepcopy(model)
-    rounded = linear_weights(model)
-    for name, weight in reference.named_parameters():
-        if name in rounded:
-            weight.data = weight.data.to(dtype)
-    return reference.requires_grad_(False).eval()
-
-
-def linear_weights(model: nn.Module) -> set[str]:
-    """Names of the parameters that autocast rounds: those of linear layers, but for a head that is the embedding."""
-    linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
-    linear.discard(id(model.get_input_embeddings().weight))  # type: ignore[operator]
-    return {name for name, p in model.named_parameters() if id(p) in linear}
+    return model if settings.lora is None else add_lora(model, settings.lora)
 
 
 def set_training_mode(model: nn.Module, training: bool, dropout: bool = False) -> None:
@@ -206,27 +313,3 @@ def set_training_mode(model: nn.Module, training: bool, dropout: bool = False) -
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
-
-
-def fingerprint(model: Any) -> str:
-    """A short mark of a model's shape and starting weights.
-
-    Shapes and a sample of all weights, rounded to bfloat16, so that the same model loaded in another precision
-    has the same mark. Of 4-bit weights the shapes alone, as rounding to them may depend on the device; so a model
-    has another mark in 4 bits.
-    """
-    mark = hashlib.sha256()
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name, parameter in base.named_parameters():
-        if any(part in name for part in ADAPTED):
-            continue
-        state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose own shape is that of packed bytes
-        shape = parameter.shape if state is None else state.shape
-        for wrapper in WRAPPERS:
-            name = name.replace(wrapper, "")
-        mark.update(f"{name}{tuple(shape)}".encode())
-        if state is None:
-            weight = parameter.detach().flatten()
-            sample = weight[:: max(1, len(weight) // 256)].to("cpu", torch.bfloat16).float()
-            mark.update(sample.numpy().tobytes())
-    return mark.hexdigest()[:16]

@@ -1,14 +1,11 @@
 """Frozen weights in 4 bits (QLoRA, arXiv 2305.14314): what it needs, and who it does not go with."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
 
 Quantization = Literal["nf4"]
 
@@ -40,25 +37,23 @@ def keep_as_quantised(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def check_quantization(device: torch.device, strategy: "Strategy | None") -> None:
+def check_quantization(device: torch.device, sharded: bool) -> None:
     """Refuse 4-bit weights where they cannot work.
 
     Args:
         device: Where the weights will lie.
-        strategy: Of the Trainer.
+        sharded: Whether processes are to share the weights out.
 
     Raises:
-        UserError: No bitsandbytes, a device that it does not know, or a strategy that cuts weights into shards.
+        UserError: No bitsandbytes, a device that it does not know, or weights that are cut into shards.
     """
     from transformers.utils import is_bitsandbytes_available
 
-    from rlif_lightning.models.fsdp2 import shares_out
-
-    if shares_out(strategy):
+    if sharded:
         raise UserError(
             "4-bit weights cannot be cut into shards",
-            got=f"model.quantization with {type(strategy).__name__}",
-            do="use trainer.strategy ddp, where each process has the whole model, or leave model.quantization out",
+            got="model.quantization with trainer.strategy fsdp2",
+            do="set --trainer.strategy ddp, where each process has the whole model, or leave model.quantization out",
         )
     if not is_bitsandbytes_available():
         raise UserError(

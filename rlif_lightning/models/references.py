@@ -1,5 +1,6 @@
-"""Other versions of the policy, to hold it against: frozen at the start, its running mean, or synchronised."""
+"""What the policy is held against: itself at the start (frozen), its running mean, or a copy renewed at times."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +11,37 @@ from torch import nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import adapter_off
-from rlif_lightning.models.policy import frozen_copy
 from rlif_lightning.models.trainable import gather_all, local_shard, trainable, write_shard
 
 ReferenceKind = Literal["frozen", "ema", "synced"]
 
 
+def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the policy as it stands, without gradients, its linear layers in a given dtype.
+
+    Only those: autocast rounds them alike in the policy, while embeddings and norms keep the residual stream in
+    float32. So under autocast, where alone it may run if the dtype is a half one, the copy computes exactly what
+    the policy did.
+    """
+    reference = copy.deepcopy(model)
+    rounded = linear_weights(model)
+    for name, weight in reference.named_parameters():
+        if name in rounded:
+            weight.data = weight.data.to(dtype)
+    return reference.requires_grad_(False).eval()
+
+
+def linear_weights(model: nn.Module) -> set[str]:
+    """Names of the parameters that autocast rounds: those of linear layers, but for a head that is the embedding."""
+    linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
+    linear.discard(id(model.get_input_embeddings().weight))  # type: ignore[operator]
+    return {name for name, p in model.named_parameters() if id(p) in linear}
+
+
 class Snapshot(nn.Module):
     """The trainable weights of a policy (all of them, or its adapter) as they were, or as a running mean.
 
-    They take the place of the policy's own for a moment, so a version costs the memory of the trainable weights
+    They take the place of the policy's own for a moment, so a reference costs the memory of the trainable weights
     and no second model. Parameters, so that they move between devices with the module; without gradients, so
     that neither the optimiser nor the checkpoint's list of trainable weights sees them.
 
@@ -34,8 +56,8 @@ class Snapshot(nn.Module):
         )
 
     @torch.no_grad()
-    def follow(self, policy: nn.Module, decay: float) -> None:
-        """Move towards the policy: decay x own + (1 - decay) x policy's; 0 copies it."""
+    def move_towards(self, policy: nn.Module, decay: float) -> None:
+        """Become decay x own + (1 - decay) x policy's weights; a decay of 0 copies them."""
         for own, new in zip(self.weights, trainable(policy).values(), strict=True):
             mine, its = local_shard(own), local_shard(new)
             mine.copy_(its) if decay == 0 else mine.lerp_(its, 1 - decay)
@@ -56,45 +78,42 @@ class Snapshot(nn.Module):
 
 
 class References(nn.Module):
-    """The versions of the policy that a run asks for.
+    """The references that a run asks for, frozen, as a running mean or synchronised; first none of them.
 
     Args:
         ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
-        renew_every: Optimiser steps between two renewals of the synchronised version.
+        renew_every: Optimiser steps between two renewals of the synchronised reference.
     """
 
-    def __init__(self, ema_decay: float, renew_every: int) -> None:
+    def __init__(self, ema_decay: float = 0.99, renew_every: int = 100) -> None:
         super().__init__()
         self.ema_decay, self.renew_every = ema_decay, renew_every
-        self.needs: set[ReferenceKind] = set()
-        """Which; to be settled before the weights are loaded."""
         self.frozen: nn.Module | None = None  # a copy; None under LoRA
         self.snapshots = nn.ModuleDict()  # "ema", "synced"; "frozen" where an adapter was trained before
 
-    def make(
+    def create(
         self,
+        kinds: Iterable[ReferenceKind],
         policy: nn.Module,
-        lora: bool,
-        half: torch.dtype,
+        dtype: torch.dtype,
         device: torch.device,
-        off_is_start: bool = True,
+        switched: bool = False,
         copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy,
     ) -> None:
         """Copy what is needed from the policy as it is now.
 
         Args:
+            kinds: Which.
             policy: Just loaded.
-            lora: Whether only an adapter trains.
-            half: Dtype of a frozen copy's linear layers.
+            dtype: Of a frozen copy's linear layers.
             device: Where everything will lie.
-            off_is_start: Whether an adapter that is switched off gives the policy as it is now.
-            copied: Makes the frozen copy.
+            switched: Whether the policy without its adapter is what it is now, so that ``frozen`` needs no copy.
+            copied: Makes the frozen copy of a policy whose weights all train.
 
         Raises:
             UserError: The memory for it is not there.
         """
-        switched = lora and off_is_start  # the frozen version is then the policy without its adapter
-        copies = [which for which in sorted(self.needs) if which != "frozen" or not switched]
+        copies = [kind for kind in sorted(kinds) if kind != "frozen" or not switched]
         if not copies:
             return
         moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
@@ -104,17 +123,16 @@ class References(nn.Module):
             f"other versions of the policy's weights ({', '.join(copies)})",
             "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
         )
-        if "frozen" in copies and not lora:
-            self.frozen = copied(policy, half)
+        if "frozen" in copies and not hasattr(policy, "disable_adapter"):
+            self.frozen = copied(policy, dtype)
             copies.remove("frozen")
-        self.snapshots.update({which: Snapshot(policy) for which in copies})
+        self.snapshots.update({kind: Snapshot(policy) for kind in copies})
 
     @contextmanager
-    def at(self, which: ReferenceKind, policy: nn.Module) -> Iterator[nn.Module]:
-        """A version in use: a model of its own, or the policy with other weights for a moment."""
-        assert which in self.needs
-        if which in self.snapshots:
-            with self._snapshot(which).in_place(policy) as model:
+    def using(self, kind: ReferenceKind, policy: nn.Module) -> Iterator[nn.Module]:
+        """A reference: a model of its own, or the policy with other weights for a moment."""
+        if kind in self.snapshots:
+            with self._snapshot(kind).in_place(policy) as model:
                 yield model
         elif self.frozen is not None:
             yield self.frozen
@@ -122,12 +140,12 @@ class References(nn.Module):
             with adapter_off(policy) as model:
                 yield model
 
-    def follow(self, policy: nn.Module, steps: int) -> None:
-        """Follow the policy after its optimiser step number ``steps``."""
+    def update_after_step(self, policy: nn.Module, step: int) -> None:
+        """Follow the policy after its optimiser step of this number."""
         if "ema" in self.snapshots:
-            self._snapshot("ema").follow(policy, self.ema_decay)
-        if "synced" in self.snapshots and steps % self.renew_every == 0:
-            self._snapshot("synced").follow(policy, 0)
+            self._snapshot("ema").move_towards(policy, self.ema_decay)
+        if "synced" in self.snapshots and step % self.renew_every == 0:
+            self._snapshot("synced").move_towards(policy, 0)
 
     def to_checkpoint(self, keep: bool = True) -> dict[str, Any]:
         """What a resumed run needs.
@@ -135,28 +153,28 @@ class References(nn.Module):
         Args:
             keep: Whether on this process; where weights are shared out, to be called on all.
         """
-        return {which: gather_all(snapshot.state_dict(), keep) for which, snapshot in self.snapshots.items()}
+        return {kind: gather_all(snapshot.state_dict(), keep) for kind, snapshot in self.snapshots.items()}
 
     def from_checkpoint(self, stored: dict[str, Any]) -> None:
         """Go on from there.
 
         Raises:
-            UserError: The run began without one of the versions.
+            UserError: The run began without one of the references.
         """
-        for which, snapshot in self.snapshots.items():
-            if which not in stored and which == "frozen":  # weights that the guard has kept, to be evaluated
+        for kind, snapshot in self.snapshots.items():
+            if kind not in stored and kind == "frozen":  # weights that the guard has kept, to be evaluated
                 continue
-            if which not in stored:
+            if kind not in stored:
                 raise UserError(
-                    f"The checkpoint holds no {which} version of the policy",
+                    f"The checkpoint holds no {kind} version of the policy",
                     expected="the model.reference and the rewards' annotators that the run began with",
                     do="continue with those, or begin a new run",
                 )
             for name, weight in snapshot.named_parameters():
-                write_shard(weight, stored[which][name])
+                write_shard(weight, stored[kind][name])
 
-    def _snapshot(self, which: str) -> Snapshot:
-        snapshot = self.snapshots[which]
+    def _snapshot(self, kind: str) -> Snapshot:
+        snapshot = self.snapshots[kind]
         assert isinstance(snapshot, Snapshot)
         return snapshot
 

@@ -1,6 +1,6 @@
 """The trainable weights of a policy, all of them or its adapter, kept by name: in memory and in a file.
 
-Processes may share each weight out (see ``sharding.py``): the copies are whole, and making them takes all processes.
+Processes may share each weight out (see ``fsdp2.py``): the copies are whole, and making them takes all processes.
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.models.meta import meta_model
+from rlif_lightning.models.hub import meta_model
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.tracker import Alive
 

@@ -11,7 +11,7 @@ from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.dry_run import Network
 
 if TYPE_CHECKING:
-    from rlif_lightning.callbacks import RolloutCallback
+    from rlif_lightning.training.collector import Collector
     from rlif_lightning.training.module import RLIFModule
 
 
@@ -102,7 +102,7 @@ class Settings:
 
 def read_settings(
     module: "RLIFModule",
-    rollout: "RolloutCallback",
+    rollout: "Collector",
     *,
     precision: str,
     prompt_tokens: int,
@@ -124,27 +124,27 @@ def read_settings(
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
-    from rlif_lightning.callbacks.rollout import ANNOTATORS
+    from rlif_lightning.training.collector import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.models.lora import adapter_settings, off_is_the_start
     from rlif_lightning.sampling import NativeSampler
 
     needs = frozenset().union(*(r.requires for r in rollout.rewards)) & ANNOTATORS.keys()
-    sampler, adapter = rollout.sampler, getattr(module, "adapter", None)
+    sampler, policy = rollout.sampler, module.policy_settings
     return Settings(
-        model=module.name,
-        config=model_config(module.name, revision=module.revision, trust_remote_code=module.trust_remote_code),
+        model=policy.name,
+        config=model_config(policy.name, **policy.source),
         precision=precision,
-        batch=replace(BatchPlan(*rollout.sizes), world_size=devices),
+        batch=replace(rollout.plan, world_size=devices),
         max_new_tokens=rollout.sampling.max_new_tokens,
         prompt_tokens=prompt_tokens,
         optimizer=module.make_optimizer,
-        lora=module.lora if adapter is None else adapter_settings(adapter),
-        from_adapter=not off_is_the_start(module.lora, adapter),
-        quantization=getattr(module, "quantization", None),
-        gradient_checkpointing=module.gradient_checkpointing,
-        attn_implementation=module.attn_implementation,
-        trust_remote_code=module.trust_remote_code,
+        lora=policy.lora if policy.adapter is None else adapter_settings(policy.adapter),
+        from_adapter=not off_is_the_start(policy.lora, policy.adapter),
+        quantization=policy.quantization,
+        gradient_checkpointing=policy.gradient_checkpointing,
+        attn_implementation=policy.attn_implementation,
+        trust_remote_code=policy.trust_remote_code,
         one_pass=is_separable(module.loss) and not module.entropy_bonus.measured and not module.plain_forward,
         plain=module.plain_forward,
         versions=frozenset({*module.needs, *(ANNOTATORS[a] for a in needs)}),

@@ -1,13 +1,15 @@
 """What a sampler is told and what it must offer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import Statistic
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.rollout import Samples
 
 Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens there can be)
@@ -53,6 +55,10 @@ class Sampling:
             if not right:
                 raise UserError(f"{name} is out of range", got=getattr(self, name), expected=expected)
 
+    def settings(self) -> dict[str, Any]:
+        """What files of results say of it: every setting, the statistics by name."""
+        return {**vars(self), "statistics": list(self.statistics)}
+
     @property
     def filtered(self) -> bool:
         """Whether the sampled distribution differs from softmax(z / temperature)."""
@@ -88,3 +94,14 @@ class Sampler(Protocol):
 
     def release(self) -> None:
         """Give back what memory the sampler can until the next update; called after each rollout."""
+
+
+@contextmanager
+def up_to_date(sampler: Sampler, policy: Policy) -> Iterator[nn.Module]:
+    """The sampler has the policy's current weights; yields the whole model, without gradients and dropout."""
+    with policy.inference() as model:
+        sampler.update(model, policy.end_ids, policy.pad_id)
+        try:
+            yield model
+        finally:
+            sampler.release()

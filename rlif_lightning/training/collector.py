@@ -1,257 +1,325 @@
-"""Collect one rollout: sample, read answers, score, reward, weigh. No Lightning here."""
+"""From prompts to a rollout that can be trained on. No Trainer here."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.advantages import (
-    Baseline,
-    Scale,
-    batch_std,
-    combine_advantages,
-    group_advantages,
-)
-from rlif_lightning.functional.token_stats import TokenStats
-from rlif_lightning.grading import Grader, agreement
-from rlif_lightning.models.scoring import CompletionScores
+from rlif_lightning.functional.losses import Loss, loss_denominator
+from rlif_lightning.grading import AnswerFormat, Grader
+from rlif_lightning.models.policy import Policy
+from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.rewards import Reward
-from rlif_lightning.rollout import Rollout, completion_seeds
+from rlif_lightning.rewards.base import statistics_of
+from rlif_lightning.rollout import Rollout, completion_seed, completion_seeds
 from rlif_lightning.sampling import Sampler, Sampling
-from rlif_lightning.sampling.protocol import Progress
+from rlif_lightning.sampling.protocol import Progress, up_to_date
+from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
+from rlif_lightning.training.scores import score_slices, with_importance, with_scores
+
+ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
+"""What a reward may require, and the version of the policy that it is."""
+ENGINE_KL = 0.1
+"""Nats per token between engine and policy from which on the engine computes something else than the policy."""
 
 
 @dataclass(frozen=True)
-class AdvantageSettings:
-    """How rewards become advantages; see :func:`rlif_lightning.functional.advantages.group_advantages`."""
+class Collected:
+    """A rollout, and how its updates are cut from it."""
 
-    scale: Scale = "group"
-    baseline: Baseline = "mean"
-    min_spread: float = 1e-4
-    mask_truncated: bool = False
-    agreement_band: tuple[float, float] | None = None
-
-
-def sample_rollout(
-    sampler: Sampler,
-    prompts: Sequence[Prompt],
-    positions: list[tuple[int, ...]],
-    seed: int,
-    group_size: int,
-    sampling: Sampling,
-    decode: Callable[[list[list[int]]], list[str]],
-    grader: Grader | None,
-    progress: Progress | None = None,
-    votes: int | None = None,
-) -> Rollout:
-    """Draw a group per prompt and read the answers out of the texts.
-
-    Args:
-        sampler: Up to date with the policy.
-        prompts: P.
-        positions: Of each prompt in the run, which seed its completions.
-        seed: Of the run.
-        group_size: G.
-        sampling: The law to draw from.
-        decode: Token ids to texts.
-        grader: Reads answers, and compares them where a problem has a reference; null: neither.
-        progress: Told how far the sampler is.
-        votes: Completions per prompt whose answers count as votes, G or more; those beyond G are let go after
-            that. null: G.
-    """
-    drawn = votes or group_size
-    seeds = completion_seeds(seed, positions, drawn)
-    samples = sampler.sample([p.ids for p in prompts], drawn, seeds, sampling, progress)
-    texts = completion_texts(samples.completion_ids, samples.lengths, decode)
-    ended = samples.ended.tolist()
-    everyone = list(zip(texts, ended, strict=True))
-    all_answers = grader.extract_answers(everyone) if grader is not None else []
-    if drawn > group_size:
-        keep = [i for i in range(len(texts)) if i % drawn < group_size]
-        samples, seeds = samples.rows(torch.tensor(keep)), seeds[keep]
-        texts, ended = [texts[i] for i in keep], [ended[i] for i in keep]
-    rollout = Rollout(samples, group_size, sampling.temperature, seeds, texts)
-    if grader is None:
-        return rollout
-    ballots = [grader.classes(all_answers[i : i + drawn]) for i in range(0, len(all_answers), drawn)]
-    answers = [a for i, a in enumerate(all_answers) if i % drawn < group_size]
-    golds = [p.problem.gold for p in prompts for _ in range(group_size)]
-    correct = None
-    if all(g is not None for g in golds):
-        grades = grader.grade([(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None])
-        correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
-    return replace(rollout, answers=answers, votes=ballots, correct=correct)
-
-
-def completion_texts(ids: Tensor, lengths: Tensor, decode: Callable[[list[list[int]]], list[str]]) -> list[str]:
-    """Completions as text, padding left out."""
-    return decode([row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)])
-
-
-def with_scores(
-    rollout: Rollout,
-    policy: nn.Module,
-    sampling: Sampling,
-    slices: Sequence[Tensor] | None = None,
-    reference_forward: bool = False,
-    head_weight_only: bool = True,
-) -> Rollout:
-    """Fill in what an engine without statistics left out, by one scoring pass of the policy.
-
-    Args:
-        rollout: As it was sampled.
-        policy: That the engine sampled for.
-        sampling: Which statistics, and their temperature.
-        slices: As in :func:`score_slices`: those of the update, so that its first ratio is 1 to the last bit. null:
-            all at once.
-        reference_forward: As in :func:`score_slices`.
-        head_weight_only: As in :func:`score_slices`.
-    """
-    samples = rollout.samples
-    if samples.stats is not None:
-        return rollout
-    everything = [torch.arange(len(samples.completion_ids))]
-    logprob, stats = score_slices(
-        policy, rollout, slices or everything, sampling, True, reference_forward, head_weight_only
-    )
-    return replace(rollout, samples=replace(samples, logprob=logprob, stats=stats))
-
-
-def with_importance(rollout: Rollout, cap: float | None) -> Rollout:
-    """Weigh tokens that another engine drew from a law slightly unlike the policy's.
-
-    w = min(policy / engine, cap), the truncated importance weight of Yao et al., "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training" (2025).
-
-    Args:
-        rollout: With the log-probabilities of the policy.
-        cap: Largest weight; null: no weights.
-    """
-    samples = rollout.samples
-    if cap is None or samples.engine_logprob is None:
-        return rollout
-    assert samples.logprob is not None
-    ratio = (samples.logprob - samples.engine_logprob).exp()
-    return replace(rollout, importance=ratio.clamp(max=cap).where(samples.completion_mask, 1.0))
-
-
-def score_slices(
-    model: nn.Module,
-    rollout: Rollout,
-    slices: Sequence[Tensor],
-    sampling: Sampling,
-    statistics: bool,
-    reference_forward: bool = False,
-    head_weight_only: bool = True,
-) -> tuple[Tensor, TokenStats | None]:
-    """Score the rollout under another model.
-
-    The pass runs on the very slices that the update will use, so that at the first step policy and reference
-    round alike and their divergence is exactly 0.
-
-    Args:
-        model: Whose distributions.
-        rollout: Completions.
-        slices: Row numbers that together are all rows.
-        sampling: For the statistics' temperature, and which they are.
-        statistics: Whether they are wanted.
-        reference_forward: As the update's forward, see :class:`~rlif_lightning.models.scoring.CompletionScores`.
-        head_weight_only: As the update's head.
-
-    Returns:
-        Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
-    """
-    logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
-    stats = TokenStats.zeros(logprob.shape, sampling.statistics, logprob.device) if statistics else None
-    temperature = sampling.statistics_temperature or rollout.temperature
-    for rows in slices:
-        part = rollout.samples.rows(rows)
-        scored = CompletionScores(model, part, reference_forward, head_weight_only)
-        place = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
-        logprob[place] = scored.logprobs(rollout.temperature)
-        if stats is not None:
-            found = scored.stats(temperature, sampling.statistics)
-            for store, values in zip(stats.tensors, found.tensors, strict=True):
-                store[place] = values
-    return logprob, stats
-
-
-def _checked(reward: Reward, value: object, rows: int) -> Tensor:
-    """A reward's numbers as float32 [N].
-
-    Raises:
-        UserError: Something else, or nothing finite at all from a reward that does not abstain.
-    """
-    name = f"{type(reward).__module__}.{type(reward).__qualname__}"
-    if not isinstance(value, Tensor) or value.shape != (rows,):
-        got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(
-            f"The reward {name} must return one number per completion", got=got, expected=f"a tensor [{rows}]"
-        )
-    if not reward.abstains and not value.isfinite().any():
-        raise UserError(f"The reward {name} gave no finite number for any completion, so nothing can be learned")
-    return value.float()
-
-
-class ScoredRollout(NamedTuple):
-    """A rollout whose completions are rewarded and weighed, and which of its groups teach nothing."""
-
-    rollout: Rollout  # with rewards, advantages [N] and loss mask [N, T]
+    rollout: Rollout
     gated: Tensor  # [P] bool: the spread of every reward with a weight is too small
     filtered: Tensor | None  # [P] bool: agreement outside the band, where there is a band
+    weights: list[float]  # of the rewards, at the step of this rollout
+    windows: list[list[Tensor]]  # row numbers of the slices of each optimiser step
+    denominators: list[float]  # D of each optimiser step
+    sampling_seconds: float
+    reference_seconds: float
 
 
-def with_advantages(
-    rollout: Rollout,
-    rewards: Sequence[Reward],
-    weights: Sequence[float],
-    settings: AdvantageSettings,
-    total: Callable[[Tensor], Tensor] = lambda x: x,
-) -> ScoredRollout:
-    """Reward the rollout and weigh its completions.
+class Collector:
+    """Draws completions with the current policy, scores and rewards them, and cuts them into updates.
 
     Args:
-        rollout: With all that the rewards ask for.
-        rewards: Whose numbers are standardised in the group, weighted and summed.
-        weights: Of each reward at this step; 0 computes it for the log only.
-        settings: How.
-        total: Sums a tensor over the processes.
+        sampler: The engine.
+        sampling: The distribution to draw from.
+        rewards: Standardised in the group, weighted and summed; null: SelfCertainty.
+        plan: The sizes; those of one process until :meth:`open`.
+        advantages: How rewards become advantages.
+        votes: Completions per prompt whose answers count as votes; those beyond the group are let go after that.
+            null: the group.
+        importance_cap: Largest importance weight of a token that another program drew; null: no weights.
+
+    Raises:
+        UserError: A reward is named twice, all are silent, or a number is out of range.
     """
-    samples, g = rollout.samples, rollout.group_size
-    usable = samples.ended if settings.mask_truncated else torch.ones_like(samples.ended)  # [N]
-    filtered = None
-    if settings.agreement_band is not None:
-        low, high = settings.agreement_band
-        outside = [not low <= agreement(votes) <= high for votes in rollout.votes]
-        filtered = torch.tensor(outside, device=usable.device)  # [P]
-        usable = usable & ~filtered.repeat_interleave(g)
-    values, parts, gates = {}, [], []
-    for reward, weight in zip(rewards, weights, strict=True):
-        # A reward of the user's own may have made its tensor on the CPU.
-        value = _checked(reward, reward(rollout), len(samples.completion_ids)).to(usable.device)
-        values[reward.name] = value
-        # Out of the group's statistics and, below, of the loss: not a reward of 0.
-        value = value.masked_fill(~usable, torch.nan)
-        part, gated = group_advantages(
-            value,
-            g,
-            scale=settings.scale,
-            baseline=settings.baseline,
-            batch_std=batch_std(value, total).to(value.dtype) if settings.scale == "batch" else None,
-            min_spread=settings.min_spread,
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        sampling: Sampling,
+        rewards: Sequence[Reward],
+        plan: BatchPlan,
+        advantages: AdvantageSettings | None = None,
+        votes: int | None = None,
+        importance_cap: float | None = 2.0,
+    ) -> None:
+        names = [r.name for r in rewards]
+        if not names:
+            raise UserError("rollout.rewards is empty", expected="at least one reward; null: SelfCertainty")
+        if len(set(names)) < len(names):
+            raise UserError(
+                "A reward is named twice",
+                got=", ".join(names),
+                do="keep one of them: --rollout.rewards+ adds to the recipe's, --rollout.rewards replaces them",
+            )
+        if all(r.is_silent for r in rewards):
+            raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
+        if votes is not None and votes < plan.group_size:
+            raise UserError(
+                "rollout.votes is smaller than the group",
+                got=votes,
+                expected=f"{plan.group_size} (group_size) or more",
+            )
+        if importance_cap is not None and importance_cap < 1:
+            raise UserError(
+                "rollout.importance_cap is too small",
+                got=importance_cap,
+                expected="1 or more, or null for no weights",
+            )
+        self.sampler, self.rewards, self.plan, self.votes = sampler, rewards, plan, votes
+        self.advantages = advantages or AdvantageSettings()
+        self.importance_cap = importance_cap
+        self.sampling = replace(sampling, statistics=statistics_of(rewards))
+        self.requires: frozenset[str] = frozenset().union(*(r.requires for r in rewards))
+        self.needs_answers = "answers" in self.requires or self.advantages.agreement_band is not None
+        self.grader: Grader | None = None
+
+    @property
+    def drawn(self) -> int:
+        """Completions per prompt that are sampled."""
+        return self.votes or self.plan.group_size
+
+    @property
+    def annotators(self) -> set[ReferenceKind]:
+        """The versions of the policy that the rewards ask for."""
+        return {ANNOTATORS[name] for name in self.requires & ANNOTATORS.keys()}
+
+    def open(self, world_size: int, answers: AnswerFormat, has_labels: bool) -> None:
+        """Get ready for data; :meth:`close` ends the grader's process.
+
+        Args:
+            world_size: Processes that share the prompts of a step.
+            answers: How answers are read.
+            has_labels: Whether the training data has reference answers.
+
+        Raises:
+            UserError: A reward needs labels that are not there, or nothing counts the votes.
+        """
+        self.plan = replace(self.plan, world_size=world_size)
+        if "labels" in self.requires and not has_labels:
+            names = ", ".join(r.name for r in self.rewards if "labels" in r.requires)
+            raise UserError(
+                f"The reward {names} compares answers, and the training data has none",
+                do="name the answer's field in --data.train.answer, or choose an internal reward",
+            )
+        if self.votes is not None and not self.needs_answers:
+            raise UserError(
+                "rollout.votes samples completions whose votes nothing counts",
+                got=f"rollout.votes {self.votes}; rewards {', '.join(r.name for r in self.rewards)}",
+                do="leave it out, or reward with MajorityVote or ClusterFrequency, or set rollout.agreement_band",
+            )
+        self.grader = Grader(answers)
+
+    def close(self) -> None:
+        """End the grader's process."""
+        if self.grader is not None:
+            self.grader.close()
+
+    # -- one rollout -----------------------------------------------------------------------------------------
+
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        positions: Sequence[tuple[int, ...]],
+        seed: int,
+        policy: Policy,
+        *,
+        step: int,
+        loss: Loss,
+        references: Collection[ReferenceKind] = (),
+        kl_reference: ReferenceKind | None = None,
+        head_weight_only: bool = True,
+        total: Callable[[Tensor], Tensor] = lambda x: x,
+        progress: Progress | None = None,
+    ) -> Collected:
+        """Draw, score, reward and cut one rollout. Where processes work together, to be called on all.
+
+        Args:
+            prompts: P, of this process.
+            positions: Of each prompt in the run, which seed its completions.
+            seed: Of the run.
+            policy: Draws the completions.
+            step: The optimiser step, at which the rewards have their weights.
+            loss: Whose denominators the windows get.
+            references: Other versions of the policy that score the completions.
+            kl_reference: The one that the KL term refers to.
+            head_weight_only: Whether the update multiplies by the head's weight alone, see
+                :class:`~rlif_lightning.models.scoring.CompletionScores`.
+            total: Sums a tensor over the processes.
+            progress: Told how far the sampler is.
+        """
+        start = clock(policy.device)
+        dealer = torch.Generator().manual_seed(completion_seed(seed, *positions[0], -1))
+        with up_to_date(self.sampler, policy) as model:
+            rollout = self.sample(prompts, positions, seed, policy, progress)
+            windows = self.plan.cut(rollout.samples.lengths.cpu(), dealer)
+            slices = [rows for window in windows[: self.plan.steps_per_rollout] for rows in window]
+            rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only=head_weight_only)
+            rollout = with_importance(rollout, self.importance_cap)
+            sampled = clock(policy.device)
+            rollout = self.with_references(rollout, policy, slices, references, kl_reference, head_weight_only)
+            referred = clock(policy.device)
+            weights = [r.weight_at(step) for r in self.rewards]
+            rollout, gated, filtered = with_advantages(rollout, self.rewards, weights, self.advantages, total)
+        return Collected(
+            rollout,
+            gated,
+            filtered,
+            weights,
+            windows,
+            self._denominators(rollout, windows, loss, total),
+            sampled - start,
+            referred - sampled,
         )
-        parts.append(part)
-        if weight:
-            gates.append(gated)
-    done = replace(
-        rollout,
-        rewards=values,
-        advantages=combine_advantages(parts, weights),
-        loss_mask=samples.completion_mask & usable[:, None],
-    )
-    nothing = torch.ones(len(usable) // g, dtype=torch.bool, device=usable.device)
-    return ScoredRollout(done, torch.stack(gates).all(0) if gates else nothing, filtered)
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        positions: Sequence[tuple[int, ...]],
+        seed: int,
+        policy: Policy,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        """Draw a group per prompt and read the answers out of the texts; within :func:`up_to_date`."""
+        group, drawn = self.plan.group_size, self.drawn
+        seeds = completion_seeds(seed, positions, drawn)
+        samples = self.sampler.sample([p.ids for p in prompts], drawn, seeds, self.sampling, progress)
+        texts = samples.texts(policy.decode)
+        ended = samples.ended.tolist()
+        grader = self.grader
+        answers = [] if grader is None else grader.extract_answers(list(zip(texts, ended, strict=True)))
+        votes = [grader.classes(answers[i : i + drawn]) for i in range(0, len(answers), drawn)] if grader else []
+        if drawn > group:
+            keep = [i for i in range(len(texts)) if i % drawn < group]
+            samples, seeds = samples.rows(torch.tensor(keep)), seeds[keep]
+            texts, ended = [texts[i] for i in keep], [ended[i] for i in keep]
+            answers = [answers[i] for i in keep] if answers else []
+        rollout = Rollout(samples, group, self.sampling.temperature, seeds, texts, answers, votes=votes)
+        golds = [p.problem.gold for p in prompts for _ in range(group)]
+        if grader is None or any(g is None for g in golds):
+            return rollout
+        grades = grader.grade([(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None])
+        correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
+        return replace(rollout, correct=correct)
+
+    def sample_batches(
+        self,
+        prompts: Sequence[Prompt],
+        positions: Sequence[tuple[int, ...]],
+        seed: int,
+        policy: Policy,
+        size: int,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> Iterator[Rollout]:
+        """Draw and score a group per prompt, ``size`` prompts at a time, without references or rewards.
+
+        Args:
+            prompts: Of all batches.
+            positions: Of each prompt, which seed its completions.
+            seed: Of the run.
+            policy: Draws the completions.
+            size: Prompts of a rollout.
+            progress: Told (prompts done, tokens sampled so far, most tokens there can be).
+        """
+        with up_to_date(self.sampler, policy) as model:
+            for start in range(0, len(prompts), size):
+                part, tell = slice(start, start + size), None if progress is None else partial(progress, start)
+                drawn = self.sample(prompts[part], positions[part], seed, policy, tell)
+                yield with_scores(drawn, model, self.sampling, self.plan.in_order(len(drawn.seeds)))
+
+    def with_references(
+        self,
+        rollout: Rollout,
+        policy: Policy,
+        slices: Sequence[Tensor],
+        references: Collection[ReferenceKind],
+        kl_reference: ReferenceKind | None,
+        head_weight_only: bool = True,
+    ) -> Rollout:
+        """Score the rollout under other versions of the policy: for the KL term, and for rewards of theirs."""
+        for kind in sorted(references):
+            names = [n for n in sorted(self.requires & ANNOTATORS.keys()) if ANNOTATORS[n] == kind]
+            with policy.reference(kind) as model:
+                logprob, stats = score_slices(
+                    model, rollout, slices, self.sampling, bool(names), head_weight_only=head_weight_only
+                )
+            if stats is not None:
+                rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})
+            if kind == "frozen":
+                rollout = replace(rollout, start_logprob=logprob)
+            if kind == kl_reference:
+                rollout = replace(rollout, kl_logprob=logprob)
+        return rollout
+
+    def _denominators(
+        self, rollout: Rollout, windows: list[list[Tensor]], loss: Loss, total: Callable[[Tensor], Tensor]
+    ) -> list[float]:
+        """What the token losses of each window are divided by, over all its slices and processes."""
+        mask = rollout.loss_mask
+        assert mask is not None
+        own = [sum(loss_denominator(mask[rows], loss, self.sampling.max_new_tokens) for rows in w) for w in windows]
+        return total(torch.stack([torch.as_tensor(x) for x in own]).float()).clamp(min=1).tolist()
+
+    def check_first(self, metrics: dict[str, float]) -> None:
+        """Refuse, before the first update, rewards that can't work on this data.
+
+        Args:
+            metrics: Of the first rollout, over all processes.
+
+        Raises:
+            UserError: The engine is not the policy; answers are needed and not one completion has one; or the rewards
+                cancel.
+        """
+        if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
+            raise UserError(
+                "The engine of rollout.sampler computes something else than the policy",
+                got=f"{metrics['rollout/engine_kl']:.3g} nats per token between them",
+                expected=f"at most {ENGINE_KL}; below 0.01 in bfloat16, near 0 in float32",
+                do="leave rollout.sampler out",
+            )
+        if self.needs_answers and not metrics.get("rollout/answered_fraction"):
+            names = [r.name for r in self.rewards if "answers" in r.requires] or ["agreement_band"]
+            raise UserError(
+                f"{', '.join(names)} compares answers, and none of the first completions has one",
+                do="say in --data.answers.completion where answers stand, or choose another reward",
+            )
+        if metrics["rollout/advantage_size"] < 1e-6 and metrics["rollout/gated_fraction"] < 1:
+            raise UserError(
+                "The rewards cancel: their weighted advantages sum to 0 for every completion",
+                got=", ".join(r.name for r in self.rewards),
+                do="change --rollout.rewards or their weights",
+            )
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when all work given to the GPU so far is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

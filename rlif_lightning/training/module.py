@@ -1,9 +1,8 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -12,31 +11,15 @@ from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
-from rlif_lightning.models.fsdp2 import (
-    FrozenShares,
-    FSDP2Strategy,
-    GatheredPolicy,
-    check_sharding,
-    check_strategy,
-    shard,
-)
-from rlif_lightning.models.identity import Identity, check_identity
-from rlif_lightning.models.lora import adapter_mark, check_lora, find_adapter, off_is_the_start
-from rlif_lightning.models.policy import (
-    check_ids,
-    end_token_ids,
-    fingerprint,
-    load_config,
-    load_policy,
-    load_tokenizer,
-    set_training_mode,
-)
-from rlif_lightning.models.precision import check_trains, frozen_dtype
-from rlif_lightning.models.quantization import Quantization, check_quantization, check_trainable
-from rlif_lightning.models.references import ReferenceKind, References, frozen_copy
+from rlif_lightning.models.checkpoints import MODEL, weights_of
+from rlif_lightning.models.policy import Policy, PolicySettings, set_training_mode
+from rlif_lightning.models.quantization import Quantization
+from rlif_lightning.models.references import ReferenceKind
+from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy
 from rlif_lightning.models.trainable import gather, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
+from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.entropy_bonus import EntropyBonus
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
 from rlif_lightning.warnings_shown import quiet_lightning
@@ -53,6 +36,16 @@ COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLo
 def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """AdamW with the settings of arXiv 2505.19590."""
     return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
+
+
+class HeldOutEvaluation(Protocol):
+    """What others ask of the Evaluation callback."""
+
+    def evaluate(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Evaluate the current step, once, and log it."""
+
+    def held_out(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Evaluate the weights in place, whatever they are."""
 
 
 class RLIFModule(pl.LightningModule):
@@ -94,7 +87,7 @@ class RLIFModule(pl.LightningModule):
         plain_forward: Score and train by Hugging Face's own forward: every prompt as often as it comes, all logits
             at once. Slower and larger, to compare with.
         dropout: Leave dropout on in the update; it is always off while sampling and scoring.
-        end_tokens: Tokens that end a completion beside those of the generation config and the tokenizer.
+        end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
         attn_implementation: As transformers names it; null: its choice.
         revision: Of a hub repository.
         trust_remote_code: Run Python code that comes with the model. Only for code that you have read.
@@ -129,61 +122,43 @@ class RLIFModule(pl.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        for setting, value in (
-            ("clip_low", clip_low),
-            ("clip_high", clip_high),
-            ("kl_coefficient", kl_coefficient),
-            ("entropy_coefficient", entropy_coefficient),
-        ):
-            if value < 0:
-                raise UserError(f"model.{setting} is negative", got=value, expected="0 or more")
-        if not 0 <= ema_decay < 1:
-            raise UserError("model.ema_decay is out of range", got=ema_decay, expected="from 0 to below 1")
+        _check_ranges(clip_low=clip_low, clip_high=clip_high, kl_coefficient=kl_coefficient,
+                      entropy_coefficient=entropy_coefficient, ema_decay=ema_decay, reference_every=reference_every,
+                      top_entropy_fraction=top_entropy_fraction, warmup_ratio=warmup_ratio)  # fmt: skip
         if reference != "frozen" and kl_coefficient == 0:
             raise UserError(
                 f"model.reference {reference} is a reference for the KL term, which is off",
                 got="model.kl_coefficient 0",
                 do="set model.kl_coefficient above 0, or leave model.reference out",
             )
-        if reference_every < 1:
-            raise UserError("model.reference_every is too small", got=reference_every, expected="1 or more")
+        _check_optimizer(optimizer)
+        self.policy_settings = PolicySettings(
+            name,
+            lora,
+            adapter,
+            quantization,
+            gradient_checkpointing,
+            tuple(end_tokens or ()),
+            attn_implementation,
+            revision,
+            trust_remote_code,
+        )
+        self.policy_settings.check()
+        self.loss, self.clip_low, self.clip_high = loss, clip_low, clip_high
+        self.kl_coefficient, self.kl_estimator = kl_coefficient, kl_estimator
         self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
-        if not 0 < top_entropy_fraction <= 1:
-            raise UserError(
-                "model.top_entropy_fraction is out of range", got=top_entropy_fraction, expected="above 0, at most 1"
-            )
-        if not 0 <= warmup_ratio < 1:
-            raise UserError("model.warmup_ratio is out of range", got=warmup_ratio, expected="from 0 to below 1")
-        try:
-            optimizer([nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
-            raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
-        if lora is not None:
-            check_lora(lora)
-        if lora is not None and adapter is not None:
-            raise UserError(
-                "model.lora and model.adapter exclude each other: an adapter has settings of its own",
-                got=f"model.adapter {adapter}, model.lora {lora}",
-                do="set model.lora to null to train this adapter on, or leave model.adapter out for a fresh one",
-            )
-        self.name, self.loss, self.lora, self.dropout = name, loss, lora, dropout
-        self.adapter, self.quantization = adapter, quantization
-        self.clip_low, self.clip_high, self.kl_coefficient = clip_low, clip_high, kl_coefficient
-        self.kl_estimator, self.top_entropy_fraction = kl_estimator, top_entropy_fraction
+        self.top_entropy_fraction = top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
-        self.gradient_checkpointing, self.end_tokens = gradient_checkpointing, end_tokens or []
-        self.plain_forward = plain_forward
-        self.attn_implementation, self.revision = attn_implementation, revision
-        self.trust_remote_code = trust_remote_code
-        self.policy: nn.Module | None = None
-        self._can_train = False
-        self._whole: GatheredPolicy | None = None  # where processes share the weights out
+        self.plain_forward, self.dropout = plain_forward, dropout
         self.reference: ReferenceKind = reference
-        self.versions = References(ema_decay, reference_every)
-        if kl_coefficient > 0:
-            self.needs.add(reference)
-        self.fingerprint = self.adapter_mark = ""
+        self.ema_decay, self.reference_every = ema_decay, reference_every
+        self.needs: set[ReferenceKind] = {reference} if kl_coefficient > 0 else set()
+        """References that somebody asks for: add to them before the weights are loaded."""
+        self.policy: Policy | None = None
         self.strict_loading = False  # checkpoints hold trainable weights only
+        self.collector: Collector | None = None  # of the RolloutCallback
+        self.evaluation: HeldOutEvaluation | None = None  # the Evaluation callback
+        self.asked_to_stop: str | None = None  # the signal that this process got
         self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
         self._grad_norm: Tensor | None = None
         self._learning_rate = 0.0
@@ -193,99 +168,49 @@ class RLIFModule(pl.LightningModule):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The policy's tokenizer; needs no weights."""
-        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
-
-    @property
-    def end_ids(self) -> list[int]:
-        """Every token id that ends a completion."""
-        assert self.policy is not None
-        return end_token_ids(self.tokenizer, getattr(self.policy, "generation_config", None), self.end_tokens)
-
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        """Completions as text, without special tokens."""
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return self.policy_settings.load_tokenizer()
 
     def configure_model(self) -> None:
-        """Load policy and versions; Lightning calls this in each command, after all settings were checked.
+        """Load policy and references; Lightning calls this in each command, after all settings were checked.
 
         Raises:
-            UserError: The precision rounds updates away, or weights that were loaded to be evaluated are to train.
+            UserError: As :meth:`~rlif_lightning.models.policy.Policy.load`; the sampler can't decode the model; or
+                weights that were loaded to be evaluated are to train.
         """
-        training = self._trainer is not None and self._trainer.training
+        trainer = self._trainer
+        training = trainer is not None and trainer.training
         if self.policy is not None:
-            if training and not self._can_train:
+            if training and not self.policy.can_train:
                 raise UserError(
-                    "The weights were loaded to be evaluated: without what training needs beside them",
+                    "The weights were loaded to be evaluated: without what training needs besides them",
                     do="make another RLIFModule for trainer.fit",
                 )
             return
-        self._can_train = training
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        if training:
-            check_trains(precision)
-        half = frozen_dtype(precision)
-        device = self._trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
-        stored = None if self.adapter is None else find_adapter(self.adapter)
-        if stored is not None:
-            self.lora = stored.lora
-        adapts = self.lora is not None
-        if self.quantization is not None:
-            check_quantization(device, None if self._trainer is None else self._trainer.strategy)
-        if training:
-            config = load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
-            check_trainable(self.quantization, adapts, config)
-        policy = load_policy(
-            self.name,
-            dtype=torch.float32 if training and not adapts else half,
-            lora=self.lora,
-            adapter=stored,
-            quantization=self.quantization,
-            device=device,
-            gradient_checkpointing=self.gradient_checkpointing,
-            revision=self.revision,
-            attn_implementation=self.attn_implementation,
-            trust_remote_code=self.trust_remote_code,
+        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        precision = "32-true" if trainer is None else str(trainer.precision)
+        strategy = None if trainer is None else trainer.strategy
+        sharded = isinstance(strategy, FSDP2Strategy)
+        policy = Policy.load(
+            self.policy_settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer
         )
-        self.fingerprint = fingerprint(policy)
-        self.adapter_mark = "" if stored is None else adapter_mark(policy)
-        self.policy = policy
-        check_ids(policy, [*self.end_ids, self.tokenizer.pad_token_id])
-        check_decoding(policy, self.end_ids, self.tokenizer.pad_token_id)
+        check_decoding(policy.model, policy.end_ids, policy.pad_id)
+        if training and isinstance(strategy, FSDP2Strategy):
+            policy.shard(strategy.device_mesh["data_parallel"])
         if training:
-            copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy
-            if isinstance(self.trainer.strategy, FSDP2Strategy):
-                self._whole, copied = GatheredPolicy(policy, device, half), FrozenShares
-                shard(policy, self.trainer.strategy.device_mesh["data_parallel"])
-            self.versions.make(policy, adapts, half, device, off_is_the_start(self.lora, self.adapter), copied)
-
-    @property
-    def needs(self) -> set[ReferenceKind]:
-        """Versions of the policy that somebody asks for: add to them before the weights are loaded."""
-        return self.versions.needs
-
-    def version(self, which: ReferenceKind) -> AbstractContextManager[nn.Module]:
-        """The policy as it was at the start (``frozen``), as a running mean (``ema``), or ``synced``."""
-        assert self.policy is not None
-        if self._whole is not None:
-            return self._whole.version(which, self.versions, self.policy)
-        return self.versions.at(which, self.policy)
-
-    def whole_policy(self) -> AbstractContextManager[nn.Module]:
-        """The policy to sample from. Where processes share its weights out they are gathered; no gradients then."""
-        assert self.policy is not None
-        return nullcontext(self.policy) if self._whole is None else self._whole.policy(self.policy)
+            policy.make_references(self.needs, self.ema_decay, self.reference_every)
+        self.policy, self.model, self.references = policy, policy.model, policy.references
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """As in the base class; then the versions of the policy follow it."""
+        """As in the base class; then the references follow the policy."""
         super().optimizer_step(*args, **kwargs)
         assert self.policy is not None
-        self.versions.follow(self.policy, self.trainer.global_step + 1)  # counted after this hook
+        self.policy.references.update_after_step(self.policy.model, self.trainer.global_step + 1)  # counted later
 
     @property
     def one_pass(self) -> bool:
         """Whether updates take loss and gradient of the logits together."""
         assert self.policy is not None
-        return takes_fused_loss(self.policy, self.loss, self.entropy_bonus.measured, self.plain_forward)
+        return takes_fused_loss(self.policy.model, self.loss, self.entropy_bonus.measured, self.plain_forward)
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -297,9 +222,9 @@ class RLIFModule(pl.LightningModule):
         """
         assert self.policy is not None
         rollout: Rollout = batch["rollout"]
-        set_training_mode(self.policy, training=True, dropout=self.dropout)
+        set_training_mode(self.policy.model, training=True, dropout=self.dropout)
         result = slice_loss(
-            self.policy,
+            self.policy.model,
             rollout,
             batch["denominator"],
             batch["old_logprob"],
@@ -384,10 +309,12 @@ class RLIFModule(pl.LightningModule):
         check_strategy(type(self.trainer.strategy).__name__)
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
-        from rlif_lightning.callbacks import Evaluation
-
-        if stage != "fit" and not any(isinstance(c, Evaluation) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if stage != "fit" and self.evaluation is None:
             raise UserError("Nothing evaluates", do="give the Trainer a rlif_lightning.callbacks.Evaluation")
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal asked any process to stop, which may be followed by a kill: no time for evaluations."""
+        return self.trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Done by the Evaluation callback."""
@@ -400,35 +327,46 @@ class RLIFModule(pl.LightningModule):
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
-    def _trainable(self) -> dict[str, torch.Size]:
-        """Names and shapes of what a checkpoint holds."""
-        return {name: weight.shape for name, weight in trainable(self).items()}
-
-    @property
-    def origin(self) -> Identity:
-        """What trainable weights alone do not say."""
-        return {
-            "model": self.name,
-            "fingerprint": self.fingerprint,
-            "lora": self.lora,
-            "adapter": self.adapter,
-            "adapter_mark": self.adapter_mark,
-            "quantization": self.quantization,
-        }
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are."""
-        names = self._trainable()
+        assert self.policy is not None
+        names = trainable(self).keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["rlif"] = {**self.origin, "versions": self.versions.to_checkpoint(keep=self.global_rank == 0)}
+        references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
+        checkpoint["rlif"] = {**self.policy.identity.to_checkpoint(), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
-        mark = checkpoint.get("rlif")
-        if mark is None:
-            raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
-        shapes = {name: weight.shape for name, weight in checkpoint["state_dict"].items()}
-        check_identity(mark, self.origin, self._trainable() == shapes, self._can_train)
+        assert self.policy is not None
+        self.policy.check_checkpoint(checkpoint)
+        checkpoint["state_dict"] = {MODEL + name: weight for name, weight in weights_of(checkpoint).items()}
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
-        self.versions.from_checkpoint(mark.get("versions", {}))  # a checkpoint from before there were any: none kept
+        self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # old ones have none
+
+
+def _check_ranges(**settings: float) -> None:
+    """Refuse numbers that are out of range.
+
+    Raises:
+        UserError: The first of them.
+    """
+    for setting, value in settings.items():
+        fits, wrong, expected = RANGES.get(setting, (lambda x: x >= 0, "is negative", "0 or more"))
+        if not fits(value):
+            raise UserError(f"model.{setting} {wrong}", got=value, expected=expected)
+
+
+RANGES: dict[str, tuple[Callable[[float], bool], str, str]] = {
+    "ema_decay": (lambda x: 0 <= x < 1, "is out of range", "from 0 to below 1"),
+    "reference_every": (lambda x: x >= 1, "is too small", "1 or more"),
+    "top_entropy_fraction": (lambda x: 0 < x <= 1, "is out of range", "above 0, at most 1"),
+    "warmup_ratio": (lambda x: 0 <= x < 1, "is out of range", "from 0 to below 1"),
+}
+
+
+def _check_optimizer(optimizer: OptimizerFactory) -> None:
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch import seed_everything
 
 from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
-from rlif_lightning.callbacks.checkpoint import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 
 def last(folder):
@@ -74,7 +74,7 @@ def test_what_is_no_checkpoint_is_refused(rlif, small_fit, tmp_path, capsys, kin
 def test_only_trainable_weights_are_kept(rlif, small_fit):
     folder = rlif("fit", *small_fit, "--trainer.max_steps=1")
     names = set(last(folder)["state_dict"])
-    assert names and all(n.startswith("policy.") for n in names)  # the KL reference is a frozen copy
+    assert names and all(n.startswith("model.") for n in names)  # the KL reference is a frozen copy
     rlif("fit", *small_fit, "--trainer.max_steps=1", "--model.lora={r: 2}", "--runs=lora")
     stored = read_checkpoint(folder / "lora" / "run" / "1" / "checkpoints" / "last.ckpt")
     assert stored["state_dict"] and all("lora_" in n for n in stored["state_dict"])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlif_lightning.callbacks import Completions, RolloutCallback
+from rlif_lightning.callbacks import Completions
 from rlif_lightning.callbacks.completions import _markdown, _row
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Prompt
@@ -221,26 +221,27 @@ def test_a_text_is_shown_as_it_is_and_runs_nothing(hostile):
         assert plain.split("\r")[0].split("\x0b")[0] in html
 
 
+ONE_STEP = SimpleNamespace(plan=SimpleNamespace(rollout_steps=1))
+
+
 def test_text_that_is_no_unicode_can_be_written(tmp_path):
     """A lone surrogate in a problem's JSON made the file's encoder raise in the middle of a run."""
     made = rollout(["a", "b"], [1.0, 2.0], [0.5, -0.5])
     from rlif_lightning.runs.logger import RunLogger
 
     callback = Completions()
-    callback._rollouts = SimpleNamespace(rollout=made, plan=SimpleNamespace(rollout_steps=1))
     logger = RunLogger(tmp_path / "runs/run/1")
     (tmp_path / "runs/run/1").mkdir(parents=True)
-    trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger])
-    callback.on_train_batch_start(trainer, None, batch("odd \ud800 text"), 0)
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger], datamodule=ONE_STEP)
+    seen = {**batch("odd \ud800 text"), "metrics": {}, "collected": SimpleNamespace(rollout=made)}
+    callback.on_train_batch_start(trainer, None, seen, 0)
     assert rows(logger.folder / "completions.jsonl")[0]["prompt"] == "odd \ud800 text"
 
 
 def test_completions_must_come_after_the_rollouts():
     """In the other order the callback saw no rollout and wrote nothing, without a word."""
-    completions, trainer = Completions(), SimpleNamespace(loggers=[])
-    trainer.callbacks = [completions, RolloutCallback()]
-    with pytest.raises(UserError, match="list RolloutCallback first"):
-        completions.setup(trainer, None, "fit")
-    trainer.callbacks.reverse()
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[], datamodule=ONE_STEP)
+    with pytest.raises(UserError, match="list RolloutCallback before"):
+        Completions().on_train_batch_start(trainer, None, batch("a"), 0)
     with pytest.warns(UserWarning, match="RunLogger"):
-        completions.setup(trainer, None, "fit")
+        Completions().setup(trainer, None, "fit")

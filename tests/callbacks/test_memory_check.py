@@ -8,6 +8,7 @@ import torch
 
 from rlif_lightning.callbacks import MemoryCheck, RolloutCallback, memory_check
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import NativeSampler
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder
 from rlif_lightning.training.module import RLIFModule
@@ -72,15 +73,15 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
 def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
     """Where weights are shared out the rollout has a module of its own."""
     made, decoded = [], []
-    own, for_policy = RLIFModule.whole_policy, memory_check.decoder_for
+    own, for_policy = Policy.whole, memory_check.decoder_for
 
     @contextmanager
-    def whole_policy(self):
+    def whole(self):
         with own(self) as policy:
             made.append(copy.deepcopy(policy))
             yield made[-1]
 
-    monkeypatch.setattr(RLIFModule, "whole_policy", whole_policy)
+    monkeypatch.setattr(Policy, "whole", whole)
     monkeypatch.setattr(memory_check, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
     fit(model_folder(), problems_file, callbacks=[MemoryCheck("try")], steps=1)
     assert len(decoded) == 1 and decoded[0] is made[0]
@@ -114,7 +115,7 @@ def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypa
 def test_processes_of_a_machine_share_what_is_free(model_folder, problems_file, monkeypatch):
     """What is just enough for one is not for each of two."""
     run = fit(model_folder(), problems_file, callbacks=[MemoryCheck("off")], steps=1)
-    trainer, rollout = run.trainer, next(c for c in run.trainer.callbacks if isinstance(c, RolloutCallback))
+    trainer, rollout = run.trainer, run.module.collector
     free = 2**20
     monkeypatch.setattr(memory_check, "free_memory", lambda device: free)
     with pytest.raises(UserError):

@@ -6,6 +6,7 @@ import yaml
 
 from rlif_lightning.cli.recipe_objects import load
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.precision import autocast
 
 
 def options(parser):
@@ -34,12 +35,12 @@ def test_recipes_overlays_and_own_options_become_objects(loaded, small_fit, no_w
         "rollout: {group_size: 4, temperature: 0.5}\ncount: 5\ntrainer: {devices: 4, strategy: ddp}"
     )
     objects = loaded("--config", "token_entropy", "--config", "own.yaml", *small_fit, "--rollout.group_size=3")
-    assert [r.name for r in objects.rollout.rewards] == ["token_entropy"]
-    assert (objects.rollout.plan.group_size, objects.rollout.sampling.temperature) == (3, 0.5)
+    assert [r.name for r in objects.collector.rewards] == ["token_entropy"]
+    assert (objects.collector.plan.group_size, objects.collector.sampling.temperature) == (3, 0.5)
     assert objects.evaluation.sampling.max_new_tokens == 8
     assert objects.options.count == 5
-    assert objects.recipe == "token_entropy+own"
-    assert objects.trainer.world_size == 1
+    assert objects.cli.recipe == "token_entropy+own"
+    assert objects.device == torch.device("cpu") and objects.precision == "32-true"
     prompts = objects.prompts()
     assert len(prompts) == 40
     assert objects.module.tokenizer.decode(prompts[0].ids) == "What is 0 + 0? "
@@ -48,11 +49,11 @@ def test_recipes_overlays_and_own_options_become_objects(loaded, small_fit, no_w
 
 def test_the_policy_is_that_of_the_recipe(loaded, small_fit):
     objects = loaded(*small_fit, "--model.lora={r: 2, target_modules: all-linear}", "--trainer.precision=bf16-mixed")
-    policy = objects.policy(training=True)
+    policy = objects.policy(training=True).model
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in policy.parameters() if not p.requires_grad} == {torch.bfloat16}
-    assert objects.module.device == objects.trainer.strategy.root_device
-    with objects.trainer.precision_plugin.forward_context():
+    assert {p.device for p in policy.parameters()} == {objects.device}
+    with autocast(objects.precision, objects.device):
         out = policy(torch.tensor([[5, 6]])).logits
     assert out.dtype == torch.bfloat16
 
@@ -60,7 +61,7 @@ def test_the_policy_is_that_of_the_recipe(loaded, small_fit):
 def test_only_training_keeps_full_precision(loaded, small_fit):
     kinds = {}
     for training in (False, True):
-        policy = loaded(*small_fit, "--trainer.precision=bf16-mixed").policy(training=training)
+        policy = loaded(*small_fit, "--trainer.precision=bf16-mixed").policy(training=training).model
         kinds[training] = {p.dtype for p in policy.parameters()}
     assert kinds == {False: {torch.bfloat16}, True: {torch.float32}}
 
@@ -68,10 +69,10 @@ def test_only_training_keeps_full_precision(loaded, small_fit):
 def test_weights_of_a_checkpoint_and_the_config_of_its_run(rlif, small_fit, loaded, tmp_path):
     """The config.yaml of a fit is a recipe here as well, its ckpt_path included."""
     run = rlif("fit", *small_fit) / "runs/run/1"
-    start = loaded(*small_fit).policy().state_dict()
-    last = loaded("--config", run / "config.yaml", "--ckpt_path", run).policy().state_dict()
+    start = loaded(*small_fit).policy().model.state_dict()
+    last = loaded("--config", run / "config.yaml", "--ckpt_path", run).policy().model.state_dict()
     stored = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(stored[f"policy.{name}"], last[name]) for name in last if f"policy.{name}" in stored)
+    assert all(torch.equal(stored[f"model.{name}"], last[name]) for name in last if f"model.{name}" in stored)
     assert any(not torch.equal(start[name], last[name]) for name in last)
     with pytest.raises(UserError, match="belongs to another model"):
         loaded("--config", "quickstart", "--ckpt_path", run).policy()

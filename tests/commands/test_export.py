@@ -37,7 +37,7 @@ def trained(run, base, lora=None, weights="last.ckpt"):
     if lora is not None:
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     stored = torch.load(run / "checkpoints" / weights, weights_only=True)["state_dict"]
-    missed = model.load_state_dict({k.removeprefix("policy."): v for k, v in stored.items()}, strict=False)
+    missed = model.load_state_dict({k.removeprefix("model."): v for k, v in stored.items()}, strict=False)
     assert not missed.unexpected_keys
     assert stored
     return model
@@ -197,7 +197,7 @@ def test_a_run_in_bfloat16_is_exported_in_bfloat16(rlif, fit):
     rlif("export", run)
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, weight in AutoModelForCausalLM.from_pretrained(run / "export" / "merged").named_parameters():
-        assert torch.equal(weight, stored[f"policy.{name}"].bfloat16())
+        assert torch.equal(weight, stored[f"model.{name}"].bfloat16())
 
 
 def test_logits_that_differ_or_are_no_numbers_are_refused():

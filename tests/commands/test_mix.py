@@ -252,11 +252,11 @@ def test_a_checkpoint_counts_as_the_base_with_its_weights(rlif, small_fit, model
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     if lora:
         policy = with_lora(AutoModelForCausalLM.from_pretrained(base))
-        missed = policy.load_state_dict({k.removeprefix("policy."): v for k, v in stored.items()}, strict=False)
+        missed = policy.load_state_dict({k.removeprefix("model."): v for k, v in stored.items()}, strict=False)
         assert not missed.unexpected_keys
         end = {name: (weight.double() + delta(policy, name)).float() for name, weight in start.items()}
     else:
-        end = {name: stored[f"policy.{name}"] for name in start}
+        end = {name: stored[f"model.{name}"] for name in start}
     for tuned in (run, run / "checkpoints" / "last.ckpt"):
         for ratio in (0.5, 1):
             for name, weight in weights(mix(Pair(base, str(tuned)), ratio)).items():

@@ -16,7 +16,7 @@ from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.errors import UserError
 from rlif_lightning.main import main
 from rlif_lightning.models.fsdp2 import GatheredPolicy
-from rlif_lightning.models.policy import load_policy, set_training_mode
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.references import References
 from rlif_lightning.planning import dry_run
 from rlif_lightning.planning.advice import eight_bit, fits, knobs, make_fit
@@ -30,7 +30,7 @@ from rlif_lightning.planning.weights import NF4_BITS, count, state_bytes
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.kv_cache import PreallocatedLayer
 from rlif_lightning.training.module import RLIFModule, default_optimizer
-from tests.conftest import make_config, make_model
+from tests.conftest import load_model, make_config, make_model
 
 PARAMETERS = {  # as the models' cards and weight files have them
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -120,7 +120,7 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     folder = str(model_folder(architecture))
     s = settings(model_config(folder), lora=lora, precision=precision)
     counted = count(s)
-    policy = load_policy(folder, dtype=s.base, lora=lora)
+    policy = load_model(folder, dtype=s.base, lora=lora)
     adapter = [p for n, p in policy.named_parameters() if "lora_" in n]
     own = [p for n, p in policy.named_parameters() if "lora_" not in n]
     assert counted.parameters == sum(p.numel() for p in own)
@@ -129,10 +129,9 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     assert counted.body == count(s.but(lora=None)).body
     assert counted.adapter == sum(p.numel() * p.element_size() for p in adapter)
     if lora is None:
-        versions = References(0.9, 1)
-        versions.needs.add("frozen")
-        versions.make(policy, False, s.half or torch.float32, torch.device("cpu"))
-        assert counted.frozen_copy == sum(p.numel() * p.element_size() for p in versions.parameters())
+        references = References()
+        references.create({"frozen"}, policy, s.half or torch.float32, torch.device("cpu"))
+        assert counted.frozen_copy == sum(p.numel() * p.element_size() for p in references.parameters())
 
 
 def test_bits_of_nf4():
@@ -277,7 +276,7 @@ def test_gathered_weights_are_those_of_the_module(architecture, lora, model_fold
     folder = str(model_folder(architecture))
     s = settings(model_config(folder), lora=lora, shards=4, versions=frozenset({"frozen"}))
     phases = memory(s).phases
-    policy = load_policy(folder, dtype=s.base, lora=lora)
+    policy = load_model(folder, dtype=s.base, lora=lora)
     in_layers = [p for n, p in policy.named_parameters() if ".layers." in n]
     others = [p for n, p in policy.named_parameters() if ".layers." not in n]
     layers = s.config.num_hidden_layers
@@ -459,7 +458,7 @@ def test_an_adapters_own_settings(model_folder, tmp_path):
     """All that decide about its size; its weights are not needed, a broken file is a message."""
     lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "bias": "lora_only", "rank_pattern": {"v_proj": 8}}
     folder = str(model_folder())
-    load_policy(folder, dtype=torch.float32, lora=lora).save_pretrained(tmp_path)
+    load_model(folder, lora=lora).save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     rollout = RolloutCallback(rewards=[SelfCertainty()])
 

@@ -12,9 +12,18 @@ import torch
 
 from rlif_lightning.data.problems import Problem, Source, read_problems
 from rlif_lightning.data.prompts import Template
-from rlif_lightning.evaluation.answering import SEED, Answered, Attempt, answer_problems, summarise, summarise_by
+from rlif_lightning.evaluation.answering import (
+    SEED,
+    Answered,
+    Attempt,
+    Attempts,
+    answer_problems,
+    summarise,
+    summarise_by,
+)
 from rlif_lightning.evaluation.results import by_table, write_rows
 from rlif_lightning.grading import AnswerFormat, Gold, Grader
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import NativeSampler, Sampling
 
@@ -206,19 +215,14 @@ HOSTILE = [
 
 def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
     """Each hostile answer costs at most the grader's limit, and the rows can be written."""
-    from rlif_lightning.models.policy import load_policy, load_tokenizer
-
-    tokenizer = load_tokenizer(str(model_folder()))
-    sampler = NativeSampler()
-    sampler.update(load_policy(str(model_folder()), dtype=torch.float32), [0], 0)
+    policy = Policy.load(PolicySettings(str(model_folder())))
+    policy.decode = lambda ids: list(HOSTILE)
     problems = [Problem("p", Gold(r"\sqrt{2}")) for _ in HOSTILE]
-    prompts = [Template().encode(p, tokenizer) for p in problems]
+    prompts = [Template().encode(p, policy.tokenizer) for p in problems]
     grader = Grader(AnswerFormat())
     start = time.perf_counter()
     try:
-        results = answer_problems(
-            sampler, list(enumerate(prompts)), Sampling(2), 1, lambda ids: list(HOSTILE), grader
-        )
+        results = answer_problems(NativeSampler(), policy, list(enumerate(prompts)), Attempts(Sampling(2)), grader)
     finally:
         grader.close()
     assert time.perf_counter() - start < 2 * len(HOSTILE)

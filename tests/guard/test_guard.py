@@ -5,19 +5,17 @@ import json
 import math
 import random
 import warnings
-from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save_file
 
-from rlif_lightning.callbacks import CollapseGuard, Evaluation, RolloutCallback, RolloutCheckpoint
-from rlif_lightning.callbacks.checkpoint import read_checkpoint
-from rlif_lightning.data.problems import Source
+from rlif_lightning.callbacks import CollapseGuard, RolloutCheckpoint
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
+from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.trainable import load_trainable, put_weights, save_trainable, trainable_weights
 from rlif_lightning.runs.curves import curves_figure
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
@@ -298,8 +296,8 @@ class Script(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if not batch["slice"]:
-            self.seen[trainer.global_step] = trainable_weights(pl_module.policy)
-            trainer.callback_metrics["rollout/agreement"] = torch.tensor(next(self.curve))
+            self.seen[trainer.global_step] = trainable_weights(pl_module.policy.model)
+            batch["metrics"]["rollout/agreement"] = next(self.curve)
 
 
 @pytest.fixture
@@ -352,7 +350,7 @@ def test_warn_keeps_the_best_weights_and_changes_nothing(guarded, tmp_path, mode
     weights, facts = saved(tmp_path)
     assert same(weights, script.seen[1]) and not same(weights, script.seen[0])
     assert facts["step"] == "1" and float(facts[AGREEMENT]) == pytest.approx(0.8)
-    assert facts["fingerprint"] == run.module.fingerprint
+    assert facts["fingerprint"] == run.module.policy.identity.fingerprint
     told = decision(tmp_path)
     assert (told["fired"]["step"], told["best_step"], told["handed_back_step"], told["taken"]) == (
         3,
@@ -386,7 +384,7 @@ def test_stop_ends_between_two_rollouts(guarded, tmp_path):
     assert guard.rule.fired.step == 12 and run.trainer.global_step == 16 and guard.taken == "stopped"
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 16
-    end = {f"policy.{name}": weight for name, weight in run.weights().items()}
+    end = {f"model.{name}": weight for name, weight in run.weights().items()}
     assert same(checkpoint["state_dict"], end)
     assert same(saved(tmp_path)[0], script.seen[4]) and not same(run.weights(), script.seen[4])
     assert decision(tmp_path)["taken"] == "stopped"
@@ -400,7 +398,7 @@ def test_restore_leaves_the_kept_weights_in_policy_and_checkpoint(guarded, tmp_p
     assert same(run.weights(), script.seen[1])
     state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 4
-    assert same({n.removeprefix("policy."): w for n, w in state["state_dict"].items()}, script.seen[1])
+    assert same({n.removeprefix("model."): w for n, w in state["state_dict"].items()}, script.seen[1])
 
 
 @pytest.mark.filterwarnings("ignore:Collapse guard")
@@ -485,30 +483,12 @@ def test_agreement_on_open_ended_texts(model_folder, problems_file, tmp_path):
     assert similarity[0] == pytest.approx(float(expected))
 
 
-class Stale(Callback):
-    """Leaves an agreement from an earlier rollout behind."""
-
-    def on_train_batch_end(self, trainer, *args):
-        trainer.callback_metrics["rollout/agreement"] = torch.tensor(0.5)
-
-
-def test_an_earlier_agreement_does_not_stand_for_this_rollouts(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.short_runs.Source", partial(Source, answer=None))
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"question": f"Sing {i}"}) + "\n" for i in range(8)))
-    guard = CollapseGuard(warmup=0)
-    settings = {"default_root_dir": str(tmp_path)}
-    fit(model_folder(), tmp_path / "texts.jsonl", callbacks=[guard, Stale()], steps=3, trainer=settings)
-    assert [len(w.steps) for w in guard.rule.watches] == [0, 3]
-
-
 def test_it_stands_after_what_it_watches(model_folder, problems_file):
-    with pytest.raises(UserError, match="list RolloutCallback and Evaluation before"):
-        fit(model_folder(), problems_file, callbacks=[CollapseGuard(), Evaluation()])
-    trainer = fit(model_folder(), problems_file, steps=1).trainer
+    run = fit(model_folder(), problems_file, steps=1)
     guard = CollapseGuard()
-    trainer.callbacks = [guard, RolloutCallback()]
-    with pytest.raises(UserError, match="list RolloutCallback"):
-        guard.setup(trainer, trainer.lightning_module, "fit")
+    guard.setup(run.trainer, run.module, "fit")
+    with pytest.raises(UserError, match="list RolloutCallback before"):
+        guard.on_train_batch_start(run.trainer, run.module, {"slice": 0}, 0)
 
 
 # -- from the command line -----------------------------------------------------------------------------------
@@ -612,7 +592,7 @@ def test_restored_weights_are_evaluated_and_the_end_as_well(train):
     own = read_metrics(run / "metrics.csv")  # the curve shows the end as it was
     assert told["accuracy"]["end"] == {name: own[name][end] for name in told["accuracy"]["start"]}
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert same({n.removeprefix("policy."): w for n, w in state.items()}, saved(whole)[0])
+    assert same({n.removeprefix("model."): w for n, w in state.items()}, saved(whole)[0])
 
 
 def test_handed_back_weights_score_as_the_step_they_came_from(train):

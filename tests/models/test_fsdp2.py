@@ -49,7 +49,7 @@ def test_one_process_trains_the_same(fit, two, model_folder):
     """With completions of different lengths, a frozen reference, clipped gradients, accumulation."""
     assert any(max(a["lengths"]) != max(b["lengths"]) for a, b in zip(*two.notes, strict=True))
     alone = fit("one", *SHORT, processes=1)
-    start = {f"policy.{name}": w for name, w in load_file(model_folder() / "model.safetensors").items()}
+    start = {f"model.{name}": w for name, w in load_file(model_folder() / "model.safetensors").items()}
     assert largest_difference(alone.weights, start) > 0.01
     assert_same_training(alone, two)
     assert float(two.table[0]["train/kl"]) == 0.0
@@ -118,7 +118,7 @@ def test_the_guard_hands_back_shares(fit, model_folder):
     kept = load_file(run.folder / "checkpoints" / "guard" / "weights.safetensors")
     ends = run.ends()
     assert largest_difference(ends[0], kept) == largest_difference(ends[1], kept) == 0
-    assert largest_difference({f"policy.{name}": w for name, w in kept.items()}, run.weights) == 0
+    assert largest_difference({f"model.{name}": w for name, w in kept.items()}, run.weights) == 0
 
 
 @slow

@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM
 from rlif_lightning.cli.recipe_objects import load
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
+from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import adapter_off, add_adapter, add_lora, find_adapter
-from rlif_lightning.models.policy import fingerprint, load_policy, set_training_mode
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.scoring import CompletionScores, completion_logits
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.sampling.check_decoding import decoding_error
-from tests.conftest import make_model
+from tests.conftest import load_model, make_model
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401
@@ -114,7 +115,7 @@ def test_every_variant_starts_at_its_reference_and_leaves_it_alone(folder, probl
     run = fit(folder, problems_file, model, steps=3, optimizer=adamw(0.05))
     kl = run.column("train/kl")
     assert kl[0] == 0.0 and min(kl[1:]) > 1e-4
-    base = load_policy(str(folder), dtype=torch.float32)
+    base = load_model(str(folder))
     for _, rollout, _ in run.slices:
         with torch.no_grad():
             expected = CompletionScores(base, rollout.samples).logprobs(rollout.temperature)
@@ -124,7 +125,7 @@ def test_every_variant_starts_at_its_reference_and_leaves_it_alone(folder, probl
 def test_a_fresh_adapters_reference_is_the_base_bit_by_bit_while_rollouts_follow_the_adapter(folder, problems_file):
     model = {"lora": ADAPTER, "kl_coefficient": 0.1}
     run = fit(folder, problems_file, model, steps=3, optimizer=adamw(0.05))
-    base = load_policy(str(folder), dtype=torch.float32)
+    base = load_model(str(folder))
     set_training_mode(base, training=False)
     last = run.rollouts[-1]
     with torch.no_grad():
@@ -191,15 +192,15 @@ def test_the_reference_is_the_adapter_as_it_was(trained, oracle, adapter):
         name.replace(".weight", ".default.weight"): w
         for name, w in load_file(adapter / "adapter_model.safetensors").items()
     }
-    names = list(trainable(trained.module.policy))
-    reference = trained.module.versions.snapshots["frozen"].weights
+    names = list(trainable(trained.module.policy.model))
+    reference = trained.module.references.snapshots["frozen"].weights
     assert names and set(names) == set(stored)
     assert all(torch.equal(w, stored[name]) for name, w in zip(names, reference, strict=True))
     assert all(not torch.equal(w, stored[name]) for name, w in trained.weights().items())
 
 
 def test_its_own_settings_hold_and_only_it_trains(trained):
-    lora = trained.module.lora
+    lora = trained.module.policy.settings.lora
     assert lora == {"r": 4, "lora_alpha": 16, "target_modules": sorted(ADAPTER["target_modules"])}
     assert all("lora_" in name for name in trained.weights()) and len(trained.weights()) == 2 * 3 * 2
     assert {w.dtype for w in trained.weights().values()} == {torch.float32}
@@ -215,7 +216,7 @@ def test_another_b_makes_other_rollouts(folder, adapter, problems_file, tmp_path
     assert (one.logprob[:, 0] - two.logprob[:, 0]).abs().max() > 1e-3
     assert run.column("train/kl") == [0.0]
     assert run.module.adapter_mark != trained.module.adapter_mark
-    assert run.module.fingerprint == trained.module.fingerprint
+    assert run.module.policy.identity.fingerprint == trained.module.policy.identity.fingerprint
 
 
 def test_adapters_with_embeddings_beside_them(folder, tmp_path):
@@ -224,7 +225,7 @@ def test_adapters_with_embeddings_beside_them(folder, tmp_path):
         torch.manual_seed(0)
         policy = moved(add_lora(AutoModelForCausalLM.from_pretrained(folder), VARIANTS[name]))
         policy.save_pretrained(tmp_path / name)
-        again = load_policy(str(folder), dtype=torch.float32, adapter=find_adapter(str(tmp_path / name)))
+        again = load_model(str(folder), adapter=str(tmp_path / name))
         assert trainable(again).keys() == trainable(policy).keys()
         assert all(torch.equal(w, trainable(policy)[n]) for n, w in trainable(again).items()), name
     file = tmp_path / "head" / "adapter_model.safetensors"
@@ -277,7 +278,7 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
     tuned = dict(mix(Pair(base, str(runs / "1")), 1).named_parameters())
     stored = torch.load(runs / "1" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     layer = "model.layers.0.self_attn.q_proj"
-    b, a = (stored[f"policy.base_model.model.{layer}.lora_{x}.default.weight"] for x in "BA")
+    b, a = (stored[f"model.base_model.model.{layer}.lora_{x}.default.weight"] for x in "BA")
     own = AutoModelForCausalLM.from_pretrained(base).get_parameter(f"{layer}.weight")
     torch.testing.assert_close(tuned[f"{layer}.weight"], own + 4 * b @ a, atol=1e-5, rtol=0)
     with pytest.raises(SystemExit):
@@ -288,13 +289,14 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
 def test_a_command_without_a_trainer_has_the_adapter_and_its_reference(tmp_path, monkeypatch, small_fit, adapter):
     monkeypatch.chdir(tmp_path)
     objects = load("try", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None)
-    objects.module.needs.add("frozen")
-    policy = objects.policy(training=True)
+    loaded = objects.policy(training=True)
+    loaded.make_references({"frozen"})
+    policy = loaded.model
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         on = policy(ids).logits
         moved(policy)
-        with objects.module.version("frozen") as reference:
+        with loaded.reference("frozen") as reference:
             assert torch.equal(reference(ids).logits, on)
         assert not torch.equal(policy(ids).logits, on)
 

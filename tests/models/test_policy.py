@@ -10,17 +10,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
+from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import adapter_off, add_lora, check_lora
-from rlif_lightning.models.policy import (
-    fingerprint,
-    frozen_copy,
-    load_policy,
-    load_tokenizer,
-    set_training_mode,
-)
+from rlif_lightning.models.policy import set_training_mode
+from rlif_lightning.models.references import frozen_copy
 from rlif_lightning.models.scoring import completion_logits
+from rlif_lightning.models.tokenizer import load_tokenizer
 from rlif_lightning.sampling import NativeSampler, Sampling
-from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
+from tests.conftest import ARCHITECTURES, load_model, make_model, make_tokenizer
 from tests.short_runs import adamw, fit, many_ends
 
 pytestmark = [
@@ -62,7 +59,7 @@ def dropout_folder(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_adapter_is_float32_and_all_that_trains(folder, dtype):
-    policy = load_policy(str(folder), dtype=dtype, lora=LORA)
+    policy = load_model(str(folder), dtype=dtype, lora=LORA)
     trainable = {n: p for n, p in policy.named_parameters() if p.requires_grad}
     assert len(trainable) == 2 * 3 * 2 and all("lora_" in n for n in trainable)
     assert {p.dtype for p in trainable.values()} == {torch.float32}
@@ -72,8 +69,8 @@ def test_the_adapter_is_float32_and_all_that_trains(folder, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adapter_off_is_bit_by_bit_the_base(folder, dtype):
-    policy = load_policy(str(folder), dtype=dtype, lora={**LORA, "lora_dropout": 0.5})
-    base = logits(load_policy(str(folder), dtype=dtype))
+    policy = load_model(str(folder), dtype=dtype, lora={**LORA, "lora_dropout": 0.5})
+    base = logits(load_model(str(folder), dtype=dtype))
     on = logits(policy)
     assert (on - base).abs().max() > 1e-2
     with adapter_off(policy) as reference:
@@ -85,17 +82,17 @@ def test_adapter_off_is_bit_by_bit_the_base(folder, dtype):
 
 def test_a_fresh_adapter_starts_at_the_base(folder):
     fresh = {k: v for k, v in LORA.items() if k != "init_lora_weights"}
-    policy = load_policy(str(folder), dtype=torch.float32, lora=fresh)
-    assert torch.equal(logits(policy), logits(load_policy(str(folder), dtype=torch.float32)))
+    policy = load_model(str(folder), lora=fresh)
+    assert torch.equal(logits(policy), logits(load_model(str(folder))))
 
 
 def test_rollouts_change_when_only_the_adapter_changes(folder):
     """Also the other way round: they are sampled through the adapter, and without it from the base."""
-    policy = load_policy(str(folder), dtype=torch.float32, lora=LORA)
+    policy = load_model(str(folder), lora=LORA)
     one = samples_of(policy)
     with adapter_off(policy) as reference:
         base = samples_of(reference)
-    plain = samples_of(load_policy(str(folder), dtype=torch.float32))
+    plain = samples_of(load_model(str(folder)))
     assert torch.equal(base.completion_ids, plain.completion_ids)
     torch.testing.assert_close(base.logprob, plain.logprob, atol=1e-5, rtol=0)
     assert not torch.equal(one.logprob[:, 0], base.logprob[:, 0])
@@ -122,7 +119,7 @@ def test_rollouts_of_a_run_come_from_the_trained_adapter(folder, problems_file):
             )
             assert (moved > 0) == (run is runs[1])
             if run is runs[0]:
-                stats = token_stats(completion_logits(run.module.policy.eval(), second), second.completion_ids)
+                stats = token_stats(completion_logits(run.module.policy.model.eval(), second), second.completion_ids)
                 mask = second.completion_mask
                 torch.testing.assert_close(stats.logprob[mask], second.logprob[mask], atol=1e-4, rtol=0)
 
@@ -239,7 +236,7 @@ def test_a_tokenizer_without_an_end_is_refused(model_folder, monkeypatch):
 
 
 def test_a_frozen_copy_is_its_own(folder):
-    policy = load_policy(str(folder), dtype=torch.float32)
+    policy = load_model(str(folder))
     copy_ = frozen_copy(policy, torch.bfloat16)
     assert not any(p.requires_grad for p in copy_.parameters()) and not copy_.training
     for name, weight in copy_.named_parameters():
@@ -260,7 +257,7 @@ def test_a_frozen_copy_is_its_own(folder):
 def test_a_fingerprint_knows_the_model_not_how_it_was_loaded(folder, model_folder):
     name = str(folder)
     marks = {
-        fingerprint(load_policy(name, dtype=dtype, lora=lora))
+        fingerprint(load_model(name, dtype=dtype, lora=lora))
         for dtype in (torch.float32, torch.bfloat16)
         for lora in (
             None,
@@ -270,8 +267,8 @@ def test_a_fingerprint_knows_the_model_not_how_it_was_loaded(folder, model_folde
         )
     }
     assert len(marks) == 1
-    assert marks == {fingerprint(frozen_copy(load_policy(name, dtype=torch.float32), torch.bfloat16))}
-    other = load_policy(str(model_folder("qwen2", seed=1)), dtype=torch.float32)
+    assert marks == {fingerprint(frozen_copy(load_model(name), torch.bfloat16))}
+    other = load_model(str(model_folder("qwen2", seed=1)))
     assert fingerprint(other) not in marks
 
 

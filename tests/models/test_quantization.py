@@ -11,16 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
-from rlif_lightning.models.fsdp2 import FSDP2Strategy
+from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import adapter_off, add_lora
-from rlif_lightning.models.policy import fingerprint, load_policy, set_training_mode
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.quantization import check_quantization
 from rlif_lightning.models.scoring import CompletionScores, completion_logits
+from rlif_lightning.models.strategies import FSDP2Strategy
 from rlif_lightning.models.trainable import put_weights, trainable, trainable_weights
 from rlif_lightning.sampling.check_decoding import decoding_error
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.slice_loss import slice_loss
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import load_model, make_model, make_tokenizer
 from tests.models.test_lora import moved
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
@@ -50,7 +51,7 @@ def wide_folder(request, tmp_path_factory):
 
 
 def quantised(folder, dtype=torch.float32, lora=LORA, **settings):
-    return load_policy(str(folder), dtype=dtype, lora=lora, quantization="nf4", **settings)
+    return load_model(str(folder), dtype=dtype, lora=lora, quantization="nf4", **settings)
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def test_linear_layers_but_for_the_head_are_in_4_bits(folder, dtype):
     assert policy.get_output_embeddings().weight.dtype == policy.get_input_embeddings().weight.dtype == dtype
     assert {p.dtype for p in trainable(policy).values()} == {torch.float32}
     assert len(trainable(policy)) == 2 * 7 * 2
-    plain = load_policy(str(folder), dtype=torch.float32)
+    plain = load_model(str(folder))
     difference = (logits(policy).float() - logits(plain)).std() / logits(plain).std()
     assert 0.01 < difference < 1  # random weights forgive no rounding
 
@@ -128,7 +129,7 @@ def test_a_fingerprint_in_4_bits(folder, model_folder):
         for lora in (None, LORA, {**LORA, "modules_to_save": ["lm_head"]})
     }
     assert len(marks) == 1
-    assert fingerprint(load_policy(str(folder), dtype=torch.float32)) not in marks
+    assert fingerprint(load_model(str(folder))) not in marks
     assert fingerprint(quantised(model_folder("qwen2", seed=1))) not in marks
 
 
@@ -146,7 +147,7 @@ def test_a_run_moves_the_adapter_and_nothing_else(folder, problems_file, precisi
     for _, rollout, _ in run.slices:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             assert torch.equal(rollout.kl_logprob, CompletionScores(base, rollout.samples).logprobs(1.0))
-    start, end = packed(run.start), packed(run.module.policy)
+    start, end = packed(run.start), packed(run.module.policy.model)
     assert start.keys() == end.keys() and all(torch.equal(w, start[n]) for n, w in end.items())
     moved_ = dict(run.start.named_parameters())
     assert all(not torch.equal(w, moved_[n]) for n, w in run.weights().items() if "lora_B" in n)

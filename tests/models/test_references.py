@@ -36,7 +36,7 @@ class Trail(pl.Callback):
         self.weights = []
 
     def on_train_start(self, trainer, pl_module):
-        self.weights.append({n: p.detach().double() for n, p in trainable(pl_module.policy).items()})
+        self.weights.append({n: p.detach().double() for n, p in trainable(pl_module.policy.model).items()})
 
     def on_train_batch_end(self, trainer, pl_module, *args):
         self.on_train_start(trainer, pl_module)
@@ -50,8 +50,8 @@ def test_ema_against_a_naive_mean(train, lora):
     want = trail.weights[0]
     for weights in trail.weights[1:]:
         want = {n: 0.8 * w + 0.2 * weights[n] for n, w in want.items()}
-    got = dict(zip(want, run.module.versions.snapshots["ema"].weights, strict=True))
-    assert run.module.versions.frozen is None
+    got = dict(zip(want, run.module.references.snapshots["ema"].weights, strict=True))
+    assert run.module.references.frozen is None
     for name, weight in got.items():
         torch.testing.assert_close(weight.double(), want[name], rtol=0, atol=1e-6)
     assert any((got[n] - trail.weights[-1][n]).abs().max() > 1e-3 for n in got)
@@ -62,7 +62,7 @@ def test_synced_reference_is_renewed_every_k_steps(train):
     trail = Trail()
     model = {"kl_coefficient": 0.01, "reference": "synced", "reference_every": 2}
     run = train(model=model, steps=5, callbacks=[trail])
-    for own, name in zip(run.module.versions.snapshots["synced"].weights, trail.weights[4], strict=True):
+    for own, name in zip(run.module.references.snapshots["synced"].weights, trail.weights[4], strict=True):
         assert torch.equal(own.double(), trail.weights[4][name])  # steps 2 and 4; not 5
     kl = run.column("train/kl")
     assert kl[0] == 0 == kl[2] == kl[4]  # just renewed: exactly the policy
@@ -77,7 +77,7 @@ def test_the_reference_of_the_loss_is_that_version(train, lora):
     policy = copy.deepcopy(run.start)
     moved = copy.deepcopy(run.start)
     again = train(model={"kl_coefficient": 0.01, "reference": "ema", "ema_decay": 0.5, "lora": lora}, steps=1)
-    moved.load_state_dict(again.module.policy.state_dict())
+    moved.load_state_dict(again.module.policy.model.state_dict())
     with torch.no_grad():
         for p, m in zip(trainable(policy).values(), trainable(moved).values(), strict=True):
             p.lerp_(m, 0.5)
@@ -89,9 +89,9 @@ def test_the_reference_of_the_loss_is_that_version(train, lora):
 
 
 def test_weights_are_swapped_and_come_back_bit_by_bit(model_folder):
-    from rlif_lightning.models.policy import load_policy
+    from tests.conftest import load_model
 
-    policy = load_policy(str(model_folder()), dtype=torch.float32)
+    policy = load_model(str(model_folder()))
     snapshot = Snapshot(policy)
     start = {n: p.detach().clone() for n, p in policy.named_parameters()}
     with torch.no_grad():
@@ -206,11 +206,10 @@ def test_too_little_memory_is_said_before_training(train, monkeypatch):
 
 def test_a_policy_too_large_by_itself_is_not_for_the_versions_to_say(monkeypatch):
     monkeypatch.setattr(references, "free_memory", lambda device: 1000)
-    policy, versions = nn.Linear(99, 99), References(0.9, 1)
-    versions.make(policy, False, torch.float32, torch.device("meta"))
-    versions.needs.add("ema")
+    policy, found = nn.Linear(99, 99), References()
+    found.create(set(), policy, torch.float32, torch.device("meta"))
     with pytest.raises(UserError, match=r"\(ema\)"):
-        versions.make(policy, False, torch.float32, torch.device("meta"))
+        found.create({"ema"}, policy, torch.float32, torch.device("meta"))
 
 
 def test_free_memory_of_this_machine():

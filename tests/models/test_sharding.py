@@ -6,8 +6,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from rlif_lightning.models import fsdp2 as sharding
-from rlif_lightning.models.fsdp2 import FSDP2Strategy, GatheredPolicy, runs_inside, shard
+from rlif_lightning.models.fsdp2 import GatheredPolicy, runs_inside, shard
 from rlif_lightning.models.references import References
+from rlif_lightning.models.strategies import FSDP2Strategy
 from rlif_lightning.models.trainable import trainable, trainable_weights
 from tests.conftest import make_model
 
@@ -22,12 +23,11 @@ def policy():
     torch.distributed.destroy_process_group()
 
 
-def test_versions_are_kept_where_they_are_written(policy):
-    versions = References(0.9, 100)
-    versions.needs.add("ema")
-    versions.make(policy, False, torch.float32, torch.device("cpu"))
-    assert versions.to_checkpoint(keep=False) == {"ema": {}}
-    kept = versions.to_checkpoint()["ema"]
+def test_references_are_kept_where_they_are_written(policy):
+    references = References()
+    references.create({"ema"}, policy, torch.float32, torch.device("cpu"))
+    assert references.to_checkpoint(keep=False) == {"ema": {}}
+    kept = references.to_checkpoint()["ema"]
     assert not any(isinstance(weight, DTensor) for weight in kept.values())
     for weight, own in zip(kept.values(), trainable(policy).values(), strict=True):
         assert torch.equal(weight, own.full_tensor())
@@ -61,15 +61,15 @@ def test_weights_are_gathered_once_for_each_use(policy, monkeypatch):
     own = dict(policy.named_parameters())
     others = {name: weight.detach() + 1 for name, weight in own.items()}
     one = GatheredPolicy(make_model(), torch.device("cpu"), torch.float32)
-    with one.policy(policy) as model:
-        with one.policy(policy):
+    with one.current(policy) as model:
+        with one.current(policy):
             pass
         assert len(gathered) == len(own)
-        with one.at("frozen", others):
+        with one.holding("frozen", others):
             assert all(torch.equal(w, others[name].full_tensor()) for name, w in model.named_parameters())
         assert len(gathered) == 2 * len(own)
         assert all(w.numel() == 0 for w in model.parameters())
-        with one.policy(policy):
+        with one.current(policy):
             assert all(torch.equal(w, own[name].full_tensor()) for name, w in model.named_parameters())
     assert all(w.numel() == 0 for w in model.parameters())
 

@@ -18,7 +18,7 @@ from rlif_lightning.rewards import InternalReward, SelfCertainty, Shuffled
 from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampling
-from rlif_lightning.training.collector import with_scores
+from rlif_lightning.training.scores import with_scores
 from tests.conftest import make_model
 from tests.rewards.own_rewards import FILES, LOOPS, load, write
 from tests.sampling.test_engine import Engine

@@ -30,7 +30,7 @@ from rlif_lightning.rewards import (
 )
 from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout, Samples, completion_seed, completion_seeds
-from rlif_lightning.training.collector import AdvantageSettings, with_advantages
+from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 
 INTERNAL = [SelfCertainty, TokenEntropy, TrajectoryEntropy, ExpectedAgreement, ProbabilityMargin]
 OWN = statistics_of([ExpectedAgreement(), ProbabilityMargin()])

@@ -18,7 +18,7 @@ from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
 from rlif_lightning.sampling.protocol import Progress
 from rlif_lightning.sampling.vllm import start as vllm
-from rlif_lightning.training.collector import with_importance, with_scores
+from rlif_lightning.training.scores import with_importance, with_scores
 from tests.conftest import make_model
 from tests.short_runs import fit
 

@@ -8,7 +8,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.policy import add_lora
+from rlif_lightning.models.lora import add_lora
 from rlif_lightning.sampling.vllm.merged_weights import merged_weights, unties
 from tests.conftest import make_config, make_model
 

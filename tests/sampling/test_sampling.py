@@ -8,8 +8,8 @@ import torch
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
-from rlif_lightning.models.policy import end_token_ids, load_tokenizer
 from rlif_lightning.models.scoring import completion_logits
+from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.sampling.check_decoding import check_decoding, decoding_error
@@ -256,7 +256,7 @@ def test_the_module_ends_completions_on_all_of_its_end_ids(model_folder, tmp_pat
     module = RLIFModule(str(folder), end_tokens=["<|im_end|>"])
     module.configure_model()
     chat_end = load_tokenizer(str(folder)).convert_tokens_to_ids("<|im_end|>")
-    assert module.end_ids == sorted({module.tokenizer.eos_token_id, 11, 12, chat_end})
+    assert module.policy.end_ids == sorted({module.tokenizer.eos_token_id, 11, 12, chat_end})
     with pytest.raises(UserError, match="end_tokens"):
         RLIFModule(str(folder), end_tokens=["<|no_such|>"]).configure_model()
 
@@ -505,10 +505,10 @@ def test_the_memory_of_a_cache_is_known(monkeypatch):
 
 
 def test_under_autocast_keys_take_no_more_memory_than_values(model_folder):
-    from rlif_lightning.models.policy import load_policy
     from rlif_lightning.sampling.decoders import PreallocatedDecoder
+    from tests.conftest import load_model
 
-    policy = load_policy(str(model_folder("qwen2")), dtype=torch.float32)
+    policy = load_model(str(model_folder("qwen2")))
     ids = torch.randint(20, (2, 5))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         decoder = PreallocatedDecoder(policy)

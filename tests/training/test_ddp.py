@@ -65,7 +65,7 @@ def test_one_process_trains_the_same(fit, two, model_folder):
     for one, *parts in zip(*alone.notes, *two.notes, strict=True):
         for key in ("prompts", "texts", "lengths"):
             assert one[key] == [x for part in parts for x in part[key]], (key, one["step"])
-    start = {f"policy.{name}": w for name, w in load_file(model_folder() / "model.safetensors").items()}
+    start = {f"model.{name}": w for name, w in load_file(model_folder() / "model.safetensors").items()}
     assert largest_difference(alone.weights, start) > 0.01
     assert largest_difference(alone.weights, two.weights) < TOLERANCE
     for step, name, one, other in differences(alone, two):
@@ -106,7 +106,7 @@ def test_the_guard_decides_and_hands_back_for_both(fit, model_folder, action):
     kept = load_file(run.folder / "checkpoints" / "guard" / "weights.safetensors")
     ends = run.ends()
     assert largest_difference(*ends) == 0
-    assert largest_difference({f"policy.{name}": w for name, w in ends[0].items()}, run.weights) == 0
+    assert largest_difference({f"model.{name}": w for name, w in ends[0].items()}, run.weights) == 0
     assert (largest_difference(ends[0], kept) == 0) == (action == "restore")
     accuracy = told["accuracy"]
     assert accuracy["start"].keys() == accuracy["handed_back"].keys() == accuracy["end"].keys()

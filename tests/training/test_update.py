@@ -250,10 +250,10 @@ def test_the_logged_loss_is_that_of_the_whole_step(train):
 def test_the_frozen_copy_stays_at_the_start(train):
     run = train(steps=3, optimizer=adamw(1e-2))
     start = run.start.state_dict()
-    reference = run.module.versions.frozen.state_dict()
+    reference = run.module.references.frozen.state_dict()
     assert all(torch.equal(reference[n], start[n]) for n in start)
-    assert not any(p.requires_grad for p in run.module.versions.frozen.parameters())
-    assert not run.module.versions.frozen.training
+    assert not any(p.requires_grad for p in run.module.references.frozen.parameters())
+    assert not run.module.references.frozen.training
     assert moved(run) > 1e-3
     group = run.trainer.optimizers[0].param_groups[0]["params"]
     assert len(group) == len(run.weights())
@@ -261,18 +261,18 @@ def test_the_frozen_copy_stays_at_the_start(train):
 
 def test_lora_refers_to_its_base_and_trains_the_adapter_only(train):
     run = train(lora=LORA, steps=3, optimizer=adamw(1e-2))
-    assert run.module.versions.frozen is None
+    assert run.module.references.frozen is None
     names = set(run.weights())
     assert names and all("lora_" in n for n in names)
     start = run.start.state_dict()
-    for name, weight in run.module.policy.state_dict().items():
+    for name, weight in run.module.policy.model.state_dict().items():
         assert torch.equal(weight, start[name]) == (name not in names), name
     assert run.column("train/kl")[0] > 1e-3  # B is not 0: the policy does not start at its reference
 
 
 def test_no_reference_is_loaded_or_logged_where_none_is_asked_for(train):
     run = train(kl=0.0)
-    assert run.module.versions.frozen is None
+    assert run.module.references.frozen is None
     assert not run.column("train/kl") and not run.column("rollout/kl")
     assert run.rollouts[0].kl_logprob is None
 
@@ -391,7 +391,7 @@ def test_training_in_half_precision_is_refused(train, precision, lora):
 def test_bf16_mixed_keeps_what_is_trained_in_float32(train, lora):
     run = train(lora=lora, trainer={"precision": "bf16-mixed"}, optimizer=adamw(1e-3))
     assert {w.dtype for w in run.weights().values()} == {torch.float32}
-    frozen = run.module.versions.frozen if lora is None else run.module.policy
+    frozen = run.module.references.frozen if lora is None else run.module.policy.model
     linear = {p.dtype for n, p in frozen.named_parameters() if not p.requires_grad and "proj" in n}
     assert linear == {torch.bfloat16}
     assert run.column("train/ratio_mean") == [1.0, 1.0]

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.policy import add_lora, load_policy
+from rlif_lightning.models.lora import add_lora
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
-from rlif_lightning.training.collector import with_scores
-from tests.conftest import make_model
+from rlif_lightning.training.scores import with_scores
+from tests.conftest import load_model, make_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ LORA = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "o_proj
 
 @pytest.fixture
 def toy():
-    return load_policy("toy", dtype=torch.float32).eval()
+    return load_model("toy").eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,144 @@
+"""The strategy that shares weights, gradients and optimiser states out (FSDP2), and those that are refused."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
+from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
+from torch.optim import Optimizer
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.models.trainable import gather_all, shard_like, trainable, write_shard
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """``trainer.strategy: fsdp2``: every process has its own prompts and its share of all weights.
+
+    Lightning's ModelParallelStrategy with all processes in the data-parallel group, where the stock defaults put
+    all devices of a node into a tensor-parallel group. A checkpoint is one file, the same as without
+    sharding: a run goes on with any strategy and any number of processes.
+
+    Args:
+        process_group_backend: gloo, nccl ...; null: that of the device.
+        timeout: After which a process that waits for another gives up.
+    """
+
+    def __init__(
+        self, process_group_backend: str | None = None, timeout: timedelta | None = default_pg_timeout
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+
+    def setup_environment(self) -> None:
+        """All processes of all nodes share the weights."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """As with strategies that share nothing out."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trainable weights, whole; on the first process only. To be called on all."""
+        assert self.lightning_module is not None
+        return gather_all(trainable(self.lightning_module), keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimiser's state, whole; on the first process only. To be called on all."""
+        state = getattr(optimizer, "optimizer", optimizer).state_dict()
+        states = {number: gather_all(own, keep=self.is_global_zero) for number, own in state["state"].items()}
+        return {**state, "state": states}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """One file, written by the first process."""
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the file on every process."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Each process takes its share."""
+        assert self.lightning_module is not None
+        own = dict(self.lightning_module.named_parameters())
+        for name, weight in checkpoint["state_dict"].items():
+            write_shard(own[name], weight)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each process takes its share."""
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            numbers = [n for group in stored["param_groups"] for n in group["params"]]
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            shares = {
+                n: {
+                    key: shard_like(w, v) if isinstance(v, Tensor) and v.shape == w.shape else v
+                    for key, v in stored["state"][n].items()
+                }
+                for n, w in zip(numbers, weights, strict=True)
+                if n in stored["state"]
+            }
+            optimizer.load_state_dict({**stored, "state": shares})
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="Weights and optimiser states shared out by FSDP2")
+
+
+def check_strategy(name: str) -> None:
+    """Refuse strategies that can't work here.
+
+    Args:
+        name: As ``trainer.strategy`` names it: a short name, a class or its path.
+
+    Raises:
+        UserError: FSDP1, DeepSpeed, or Lightning's own ModelParallelStrategy.
+    """
+    kind = name.rsplit(".", 1)[-1].lower()
+    if kind.startswith("deepspeed"):
+        raise UserError(
+            "DeepSpeed is not supported", got=f"trainer.strategy {name}", do="set --trainer.strategy fsdp2"
+        )
+    if kind == "modelparallelstrategy":
+        raise UserError(
+            "Tensor parallelism is not supported, and ModelParallelStrategy puts the devices of a node into it "
+            "by default",
+            got=f"trainer.strategy {name}",
+            do="set --trainer.strategy fsdp2, which is the same with every device in data_parallel_size",
+        )
+    if kind.startswith("fsdp") and not kind.startswith("fsdp2"):
+        raise UserError(
+            "The first FSDP is not supported: it can't sample from sharded weights, nor start without a GPU",
+            got=f"trainer.strategy {name}",
+            do="set --trainer.strategy fsdp2",
+        )
+
+
+def shares_out(strategy: Strategy | None) -> bool:
+    """Whether a strategy lets each process hold a share of the weights only: FSDP2, and those that are refused."""
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
+
+
+def check_sharding(optimizer: Optimizer) -> None:
+    """Refuse an optimiser that can't work on shares.
+
+    Raises:
+        UserError: One of bitsandbytes.
+    """
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        raise UserError(
+            "The optimisers of bitsandbytes can't work on weights that processes share out",
+            got=type(optimizer).__name__,
+            do="set --model.optimizer torch.optim.AdamW, or --trainer.strategy ddp",
+        )

@@ -1,0 +1,81 @@
+"""A model's tokenizer, and the tokens that end its completions."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.models.hub import from_hub, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer that can pad and that knows how a text ends.
+
+    A missing padding token is replaced by the end token: padding is always masked, so any token will do.
+
+    Raises:
+        UserError: No tokenizer there, or it is empty or has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    tokenizer = from_hub(
+        "tokenizer",
+        name,
+        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code),
+    )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(  # transformers makes one up where files are missing
+            "The tokenizer has no vocabulary, so every text would be empty",
+            got=name,
+            do="copy the tokenizer's files, such as tokenizer.json, into the model's folder",
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "The tokenizer has no end-of-sequence token, so no completion could ever end",
+            got=name,
+            do='set "eos_token" in its tokenizer_config.json',
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]) -> list[int]:
+    """Every id that ends a completion: generation config, tokenizer, and tokens named in the recipe.
+
+    A base model with a chat template ends on a token that its generation config does not list.
+
+    Raises:
+        UserError: A named token is not one token of the vocabulary.
+    """
+    ids = {tokenizer.eos_token_id}
+    listed = getattr(generation_config, "eos_token_id", None)
+    ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    vocabulary = tokenizer.get_vocab() if extra else {}
+    for token in extra:
+        if token not in vocabulary:
+            raise UserError("model.end_tokens names a token that the tokenizer does not have", got=repr(token))
+        ids.add(vocabulary[token])
+    return sorted(ids)
+
+
+def check_ids(model: Any, ids: Sequence[int]) -> None:
+    """Refuse a tokenizer whose end or padding tokens the model does not have.
+
+    Not the whole vocabulary: Gemma 3's tokenizer knows an image token that its text models lack.
+
+    Raises:
+        UserError: An id beyond the input embedding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise UserError(
+            "The tokenizer does not belong to the model",
+            got=f"end and padding tokens with the ids {', '.join(map(str, ids))}",
+            expected=f"ids below {rows}, the tokens that the model knows",
+        )

@@ -1,0 +1,116 @@
+"""From rewards to advantages: what the completions of one rollout are worth."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.functional.advantages import (
+    Baseline,
+    Scale,
+    batch_std,
+    combine_advantages,
+    group_advantages,
+)
+from rlif_lightning.grading import agreement
+from rlif_lightning.rewards import Reward
+from rlif_lightning.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How rewards become advantages; see :func:`rlif_lightning.functional.advantages.group_advantages`."""
+
+    scale: Scale = "group"
+    baseline: Baseline = "mean"
+    min_spread: float = 1e-4
+    mask_truncated: bool = False
+    agreement_band: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be."""
+        if self.min_spread < 0:
+            raise UserError("rollout.min_spread is negative", got=self.min_spread, expected="0 or more")
+        band = self.agreement_band
+        if band is not None and not 0 <= band[0] <= band[1] <= 1:
+            raise UserError("rollout.agreement_band is no band", got=band, expected="0 <= low <= high <= 1")
+
+
+def _checked(reward: Reward, value: object, rows: int) -> Tensor:
+    """A reward's numbers as float32 [N].
+
+    Raises:
+        UserError: Something else, or nothing finite at all from a reward that does not abstain.
+    """
+    name = f"{type(reward).__module__}.{type(reward).__qualname__}"
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(
+            f"The reward {name} must return one number per completion", got=got, expected=f"a tensor [{rows}]"
+        )
+    if not reward.abstains and not value.isfinite().any():
+        raise UserError(f"The reward {name} gave no finite number for any completion, so nothing can be learned")
+    return value.float()
+
+
+class ScoredRollout(NamedTuple):
+    """A rollout with rewards and advantages, and which of its groups teach nothing."""
+
+    rollout: Rollout  # with rewards, advantages [N] and loss mask [N, T]
+    gated: Tensor  # [P] bool: the spread of every reward with a weight is too small
+    filtered: Tensor | None  # [P] bool: agreement outside the band, where there is a band
+
+
+def with_advantages(
+    rollout: Rollout,
+    rewards: Sequence[Reward],
+    weights: Sequence[float],
+    settings: AdvantageSettings,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> ScoredRollout:
+    """Reward the completions and compare them within their groups.
+
+    Args:
+        rollout: With all that the rewards ask for.
+        rewards: Whose numbers are standardised in the group, weighted and summed.
+        weights: Of each reward at this step; 0 computes it for the log only.
+        settings: How.
+        total: Sums a tensor over the processes.
+    """
+    samples, g = rollout.samples, rollout.group_size
+    usable = samples.ended if settings.mask_truncated else torch.ones_like(samples.ended)  # [N]
+    filtered = None
+    if settings.agreement_band is not None:
+        low, high = settings.agreement_band
+        outside = [not low <= agreement(votes) <= high for votes in rollout.votes]
+        filtered = torch.tensor(outside, device=usable.device)  # [P]
+        usable = usable & ~filtered.repeat_interleave(g)
+    values, parts, gates = {}, [], []
+    for reward, weight in zip(rewards, weights, strict=True):
+        # A reward of the user's own may have made its tensor on the CPU.
+        value = _checked(reward, reward(rollout), len(samples.completion_ids)).to(usable.device)
+        values[reward.name] = value
+        # Out of the group's statistics and, below, of the loss: not a reward of 0.
+        value = value.masked_fill(~usable, torch.nan)
+        part, gated = group_advantages(
+            value,
+            g,
+            scale=settings.scale,
+            baseline=settings.baseline,
+            batch_std=batch_std(value, total).to(value.dtype) if settings.scale == "batch" else None,
+            min_spread=settings.min_spread,
+        )
+        parts.append(part)
+        if weight:
+            gates.append(gated)
+    done = replace(
+        rollout,
+        rewards=values,
+        advantages=combine_advantages(parts, weights),
+        loss_mask=samples.completion_mask & usable[:, None],
+    )
+    nothing = torch.ones(len(usable) // g, dtype=torch.bool, device=usable.device)
+    return ScoredRollout(done, torch.stack(gates).all(0) if gates else nothing, filtered)
