@@ -156,11 +156,11 @@ def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, m
     rows = []
 
     class Counted(CompletionScores):
-        def __init__(self, model, samples, *args):
+        def __init__(self, model, samples, **settings):
             rows.append(len(samples.completion_ids))
-            super().__init__(model, samples, *args)
+            super().__init__(model, samples, **settings)
 
-    monkeypatch.setattr("rlif_lightning.training.collector.CompletionScores", Counted)
+    monkeypatch.setattr("rlif_lightning.training.scores.CompletionScores", Counted)
     more = {"diagnose": ["--gradients=false"], "mix": ["--tuned", model_folder(seed=1), "--ratios", 0]}[command]
     settings = ["--rollout.sampler=tests.sampling.test_engine.Engine", "--prompts=5", "--output=out", *more]
     rlif(command, *small_fit, *settings, "--rollout.micro_batch_size=2")
@@ -251,7 +251,7 @@ def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
     from rlif_lightning.callbacks.sampling import check_sampler
 
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
-    sharded = SimpleNamespace(strategy=ModelParallelStrategy())
+    sharded = SimpleNamespace(strategy=ModelParallelStrategy(), world_size=1)
     with pytest.raises(UserError, match="ModelParallelStrategy"):
         check_sampler(VLLMSampler(), sharded, Sampling(8), [])
     ddp = DDPStrategy(parallel_devices=[torch.device("cpu")])
