@@ -18,7 +18,7 @@ class TokenStats(NamedTuple):
     logprob: Tensor  # [...] log p(token), at most 0
     entropy: Tensor  # [...] H(p), from 0 to log V
     self_certainty: Tensor  # [...] KL(U || p), at least 0, unbounded above
-    own: Mapping[str, Tensor] = {}  # [...] each, what rewards ask for beside these, by name
+    own: Mapping[str, Tensor] = {}  # [...] each, what rewards ask for besides these, by name
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

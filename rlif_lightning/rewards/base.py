@@ -79,5 +79,5 @@ class Reward(ABC):
 
 
 def statistics_of(rewards: Iterable[Reward]) -> dict[str, Statistic]:
-    """What a sampler has to take beside the usual three for these rewards, by name."""
+    """What a sampler has to take besides the usual three for these rewards, by name."""
     return {name: statistic for reward in rewards for name, statistic in reward.statistics.items()}

@@ -9,7 +9,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
-from rlif_lightning.rollout import Samples
+from rlif_lightning.rollout import Samples, left_trim
 from rlif_lightning.sampling.kv_cache import bytes_per_token
 from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling
@@ -42,7 +42,7 @@ class NativeSampler:
     def __init__(self, rows: int | None = None) -> None:
         self.rows = rows
         self.policy: nn.Module | None = None
-        self.end_ids: Tensor | None = None
+        self.end_ids = torch.tensor([], dtype=torch.long)
         self.pad_id = 0
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
@@ -63,16 +63,21 @@ class NativeSampler:
         progress: Progress | None = None,
     ) -> Samples:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
+        assert self.policy is not None, "call update() before sample()"
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         rows = self._rows_that_fit(longest) if self.rows is None else self.rows
         per_batch = len(prompts) if rows is None else max(1, rows // group_size)
-        batches = []
+        device = next(self.policy.parameters()).device
+        ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
+        drawn = _DrawnTokens(len(seeds), sampling, self.pad_id, device)
+        numbers = uniforms(seeds, sampling.max_new_tokens).to(device) if sampling.temperature else None
         for start in range(0, len(prompts), per_batch):
-            part = slice(start * group_size, (start + per_batch) * group_size)
-            batches.append(
-                self._batch(prompts[start : start + per_batch], group_size, seeds[part], sampling, progress)
-            )
-        return batches[0] if len(batches) == 1 else _join(batches, self.pad_id)
+            batch = slice(start, start + per_batch)
+            trim = left_trim(mask[batch])
+            first = start * group_size
+            self._draw_batch(ids[batch, trim:], mask[batch, trim:], first, group_size, numbers, drawn, progress)
+        group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        return drawn.samples(ids[group], mask[group], self.end_ids.to(device))
 
     def _rows_that_fit(self, tokens: int) -> int | None:
         """Rows of so many tokens whose cache fits; None where nobody knows how much memory is free."""
@@ -82,39 +87,39 @@ class NativeSampler:
         # The parameters' dtype is an upper bound: under autocast keys and values may be smaller.
         return None if free is None else free // 2 // (tokens * bytes_per_token(self.policy.config, weight.dtype))
 
-    def _batch(
+    def _draw_batch(
         self,
-        prompts: Sequence[Sequence[int]],
+        ids: Tensor,
+        mask: Tensor,
+        first: int,
         group_size: int,
-        seeds: Tensor,
-        sampling: Sampling,
+        numbers: Tensor | None,
+        drawn: "_DrawnTokens",
         progress: Progress | None,
-    ) -> Samples:
-        assert self.policy is not None and self.end_ids is not None, "call update() before sample()"
-        device = next(self.policy.parameters()).device
+    ) -> None:
+        """Draw the completions of prompts [P, L], whose first one is number ``first`` of all [N]."""
+        assert self.policy is not None
+        device, tokens = ids.device, drawn.sampling.max_new_tokens
         end_ids = self.end_ids.to(device)
         decoder = decoder_for(self.policy)
-        ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
         logits = decoder.prefill(ids, mask)  # [P, V]
         if not logits.amax(-1).isfinite().all():
             raise UserError(
                 "The policy's logits are not numbers any more: training has diverged",
                 do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
             )
-        finite = bool(logits.isfinite().all())  # tokens may be ruled out by a logit of -inf
-        drawn = _DrawnTokens(len(seeds), sampling, self.pad_id, device, finite)
-        group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        drawn.finite = bool(logits.isfinite().all())  # tokens may be ruled out by a logit of -inf
+        group = torch.arange(len(ids), device=device).repeat_interleave(group_size)
         decoder.select_rows(group)
-        logits, ids, mask = logits[group], ids[group], mask[group]  # [N, ...]
-        numbers = uniforms(seeds, sampling.max_new_tokens).to(device) if sampling.temperature else None
-        open_rows = torch.arange(len(seeds), device=device)  # rows still in the batch
-        done = torch.zeros(len(seeds), dtype=torch.bool, device=device)  # of those in the batch
-        for t in range(sampling.max_new_tokens):
-            token = drawn.draw(t, open_rows, logits, None if numbers is None else numbers[open_rows, t], done)
+        logits = logits[group]  # [n, V]
+        rows = torch.arange(first, first + len(group), device=device)  # of all [N], those still in the batch
+        done = torch.zeros(len(rows), dtype=torch.bool, device=device)  # of those in the batch
+        for t in range(tokens):
+            token = drawn.draw(t, rows, logits, None if numbers is None else numbers[rows, t], done)
             done = done | torch.isin(token, end_ids)
             if progress is not None:
-                progress(t + 1, sampling.max_new_tokens)
-            if t + 1 == sampling.max_new_tokens:
+                progress(t + 1, tokens)
+            if t + 1 == tokens:
                 break
             if device.type == "cpu" or t % self.LOOK_EVERY == self.LOOK_EVERY - 1:
                 left = (~done).nonzero().squeeze(1)
@@ -122,9 +127,8 @@ class NativeSampler:
                     break
                 if len(left) <= self.DROP_BELOW * len(done):
                     decoder.select_rows(left)
-                    open_rows, token, done = open_rows[left], token[left], done[left]
+                    rows, token, done = rows[left], token[left], done[left]
             logits = decoder.step(token)
-        return drawn.samples(ids, mask, end_ids)
 
 
 class _DrawnTokens:
@@ -135,12 +139,12 @@ class _DrawnTokens:
         sampling: The distribution to draw from.
         pad_id: Stands where a completion has ended.
         device: Of the policy.
-        finite: No logit is -inf, as :class:`TokenSampler` needs it.
     """
 
-    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device, finite: bool) -> None:
+    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device) -> None:
         shape = (rows, sampling.max_new_tokens)
-        self.sampling, self.pad_id, self.finite = sampling, pad_id, finite
+        self.sampling, self.pad_id = sampling, pad_id
+        self.finite = True  # no logit is -inf, as TokenSampler needs it
         self.temperature = sampling.temperature or 1.0
         self.statistics_temperature = sampling.statistics_temperature or self.temperature
         self.token_sampler = TokenSampler()
@@ -213,27 +217,3 @@ class _DrawnTokens:
             stats=self.stats.map(lambda x: x[:, :w]),
             kept_mass=self.kept_mass[:, :w] if self.sampling.filtered else None,
         )
-
-
-def _join(batches: list[Samples], pad_id: int) -> Samples:
-    """Batches of prompts below each other, padded to the longest prompt and completion."""
-
-    def stack(parts: Sequence[Tensor], fill: float = 0, left: bool = False) -> Tensor:
-        width = max(p.shape[1] for p in parts)
-        pads = [(width - p.shape[1], 0) if left else (0, width - p.shape[1]) for p in parts]
-        return torch.cat([nn.functional.pad(p, pad, value=fill) for p, pad in zip(parts, pads, strict=True)])
-
-    def column(name: str, fill: float = 0, left: bool = False) -> Tensor:
-        return stack([getattr(batch, name) for batch in batches], fill, left)
-
-    stats = [batch.stats for batch in batches if batch.stats is not None]
-    return Samples(
-        prompt_ids=column("prompt_ids", pad_id, left=True),
-        prompt_mask=column("prompt_mask", left=True),
-        completion_ids=column("completion_ids", pad_id),
-        completion_mask=column("completion_mask"),
-        ended=torch.cat([batch.ended for batch in batches]),
-        logprob=column("logprob"),
-        stats=stats[0].with_tensors(map(stack, zip(*(s.tensors for s in stats), strict=True))),
-        kept_mass=None if batches[0].kept_mass is None else column("kept_mass"),
-    )

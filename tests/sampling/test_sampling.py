@@ -494,9 +494,9 @@ def test_the_memory_of_a_cache_is_known(monkeypatch):
         assert held == 3 * kv_cache.bytes_per_token(model.config, torch.float32)
     model, batches = MODELS["qwen2"], []
     expected = draw(model)
-    batch = NativeSampler._batch
+    batch = NativeSampler._draw_batch
     monkeypatch.setattr(
-        NativeSampler, "_batch", lambda self, p, *rest: (batches.append(len(p)), batch(self, p, *rest))[1]
+        NativeSampler, "_draw_batch", lambda self, ids, *rest: (batches.append(len(ids)), batch(self, ids, *rest))[1]
     )
     row = (26 + 24) * kv_cache.bytes_per_token(model.config, torch.float32)
     monkeypatch.setattr(native, "free_memory", lambda device: 2 * 9 * row)  # half of it: nine rows, two groups of 4
