@@ -23,6 +23,7 @@ from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import Collected, Collector, clock
+from rlif_lightning.training.first_rollout import check_first_rollout
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
 
@@ -217,7 +218,7 @@ class RolloutCallback(Callback):
         )
         metrics = rollout_metrics(trainer, collected)
         if not self._checked and trainer.global_step == 0:  # a continued run has shown that its rewards can work
-            self.collector.check_first(metrics)
+            check_first_rollout(metrics, self.collector)
         self._checked = True
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:

@@ -124,10 +124,10 @@ def read_settings(
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
     """
-    from rlif_lightning.training.collector import ANNOTATORS
     from rlif_lightning.functional.losses import is_separable
     from rlif_lightning.models.lora import adapter_settings, off_is_the_start
     from rlif_lightning.sampling import NativeSampler
+    from rlif_lightning.training.collector import ANNOTATORS
 
     needs = frozenset().union(*(r.requires for r in rollout.rewards)) & ANNOTATORS.keys()
     sampler, policy = rollout.sampler, module.policy_settings

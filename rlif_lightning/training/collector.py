@@ -25,8 +25,6 @@ from rlif_lightning.training.scores import score_slices, with_importance, with_s
 
 ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
-ENGINE_KL = 0.1
-"""Nats per token between engine and policy from which on the engine computes something else than the policy."""
 
 
 @dataclass(frozen=True)
@@ -286,36 +284,6 @@ class Collector:
         assert mask is not None
         own = [sum(loss_denominator(mask[rows], loss, self.sampling.max_new_tokens) for rows in w) for w in windows]
         return total(torch.stack([torch.as_tensor(x) for x in own]).float()).clamp(min=1).tolist()
-
-    def check_first(self, metrics: dict[str, float]) -> None:
-        """Refuse, before the first update, rewards that can't work on this data.
-
-        Args:
-            metrics: Of the first rollout, over all processes.
-
-        Raises:
-            UserError: The engine is not the policy; answers are needed and not one completion has one; or the rewards
-                cancel.
-        """
-        if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
-            raise UserError(
-                "The engine of rollout.sampler computes something else than the policy",
-                got=f"{metrics['rollout/engine_kl']:.3g} nats per token between them",
-                expected=f"at most {ENGINE_KL}; below 0.01 in bfloat16, near 0 in float32",
-                do="leave rollout.sampler out",
-            )
-        if self.needs_answers and not metrics.get("rollout/answered_fraction"):
-            names = [r.name for r in self.rewards if "answers" in r.requires] or ["agreement_band"]
-            raise UserError(
-                f"{', '.join(names)} compares answers, and none of the first completions has one",
-                do="say in --data.answers.completion where answers stand, or choose another reward",
-            )
-        if metrics["rollout/advantage_size"] < 1e-6 and metrics["rollout/gated_fraction"] < 1:
-            raise UserError(
-                "The rewards cancel: their weighted advantages sum to 0 for every completion",
-                got=", ".join(r.name for r in self.rewards),
-                do="change --rollout.rewards or their weights",
-            )
 
 
 def clock(device: torch.device) -> float:
