@@ -165,7 +165,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "class in a list": (
         ["fit", "--rollout.rewards=[SelfCertanty]"], "'SelfCertanty'", "rlif_lightning.rewards.SelfCertainty?",
     ),
-    "class without list": (["fit", "--rollout.rewards=SelfCertainty"], "a list", "--rollout.rewards=[SelfCertainty]?"),
+    "class without list": (["fit", "--rollout.rewards=SelfCertanty"], "rewards.SelfCertainty?"),
     "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
     "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
@@ -203,8 +203,8 @@ def test_a_mistake_is_answered_in_three_lines_with_a_suggestion(mistake, refused
 
 
 def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
-    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertainty")
-    assert message.startswith("error: rollout.rewards takes a list")
+    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertanty")
+    assert message.startswith("error: rollout.rewards: there is no class")
 
 
 def test_a_right_setting_before_the_wrong_one_is_not_blamed(refused):
