@@ -195,7 +195,7 @@ def vllm_eager(bench: Bench, row: Row) -> list[Row]:
 
 def overhead(bench: Bench, row: Row) -> list[Row]:
     """What Lightning, callbacks and bookkeeping add."""
-    sides = {"bare loop": "benchmarks.bare_side", "ours": OURS}
+    sides = {"bare loop": "benchmarks.example_side", "ours": OURS}
     return [compare(row, cpu(bench.measure(row.name, sides, full(bench.work("A", 64, 192)))), "ours", "bare loop")]
 
 

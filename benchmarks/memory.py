@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks import result, shapes
 from rlif_lightning import PromptDataModule, RLIFModule, Source
 from rlif_lightning.callbacks import RolloutCallback
+from rlif_lightning.callbacks.plan_settings import plan_settings
 from rlif_lightning.planning.memory import PHASES, memory
-from rlif_lightning.planning.settings import read_settings
 from rlif_lightning.rewards import SelfCertainty
 
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
@@ -69,11 +69,12 @@ class Phases(pl.Callback):
     """Marks in the profile where a phase begins."""
 
     def __init__(self, rollout: RolloutCallback) -> None:
-        versions, sample = rollout._with_versions, rollout.sampler.sample
+        collector = rollout.collector
+        with_references, sample = collector.with_references, collector.sampler.sample
 
-        def with_versions(*args: Any) -> Any:
+        def referred(*args: Any) -> Any:
             mark("reference")
-            done = versions(*args)
+            done = with_references(*args)
             mark("between")
             return done
 
@@ -81,8 +82,8 @@ class Phases(pl.Callback):
             mark("rollout")
             return sample(*args)
 
-        rollout.sampler.sample = sampled  # type: ignore[method-assign]
-        rollout._with_versions = with_versions  # type: ignore[method-assign]
+        collector.sampler.sample = sampled  # type: ignore[method-assign]
+        collector.with_references = referred  # type: ignore[method-assign]
 
     def on_train_start(self, *_: Any) -> None:
         """Here is what measured memory is above of."""
@@ -127,7 +128,7 @@ def measured(case: Case, folder: str) -> tuple[dict[str, int], dict[str, int], i
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         trainer.fit(module, data)
     found = peaks(recorded)
-    settings = read_settings(module, rollout, precision=case.precision, prompt_tokens=case.prompt)
+    settings = plan_settings(module, rollout.collector, precision=case.precision, prompt_tokens=case.prompt)
     plan = memory(settings, device="cpu")
     loaded = ("weights", "adapter", "reference")
     planned = {

@@ -4,8 +4,9 @@ import torch
 
 from benchmarks.gate import Gate
 from benchmarks.shapes import Work, read_prompts
-from rlif_lightning.models.policy import Policy, PolicySettings
-from rlif_lightning.rollout import completion_seeds
+from rlif_lightning.functional.seeds import completion_seeds
+from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 

@@ -11,14 +11,12 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.guard.decision_file import write_decision
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
+from rlif_lightning.guard.settings import SIGNALS, Signal, check_settings
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import Weights, put_weights, trainable_weights
 from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
-
-SIGNALS = {"agreement": AGREEMENT, "similarity": SIMILARITY, "start_logprob": REFERENCE}
-Signal = Literal["agreement", "similarity", "start_logprob"]
 
 
 class CollapseGuard(Callback):
@@ -43,7 +41,6 @@ class CollapseGuard(Callback):
         patience: Consecutive rollouts below that fire.
         smoothing: Weight of a new value in the signal's moving average.
         warmup: First rollouts, which are not judged.
-        lag: Hand back the weights so many rollouts before the best step.
     """
 
     def __init__(
@@ -55,28 +52,13 @@ class CollapseGuard(Callback):
         patience: int = 3,
         smoothing: float = 0.3,
         warmup: int = 3,
-        lag: int = 0,
     ) -> None:
-        for name, value, right, expected in (
-            ("action", action, action in ("off", "warn", "stop", "restore"), "off, warn, stop or restore"),
-            ("signals", signals, signals is None or 0 < len(signals) == len({*signals}), "null, or each signal once"),
-            ("drop", drop, 0 < drop < 1, "above 0 and below 1, such as 0.05 for 5 per cent"),
-            ("reference_drop", reference_drop, reference_drop > 0, "above 0, such as 0.15 for 15 per cent"),
-            ("patience", patience, patience >= 1, "1 or more"),
-            ("smoothing", smoothing, 0 < smoothing <= 1, "above 0 and up to 1"),
-            ("warmup", warmup, warmup >= 0, "0 or more"),
-            ("lag", lag, lag >= 0, "0 or more"),
-        ):  # fmt: skip
-            if not right:
-                raise UserError(f"guard.{name} is out of range", got=value, expected=expected)
-        for signal in signals or ():
-            if signal not in SIGNALS:
-                raise UserError("guard.signals names an unknown signal", got=signal, expected=", ".join(SIGNALS))
-        self.action, self.signals = action, signals
         self.settings: dict[str, Any] = {
             "drop": drop, "reference_drop": reference_drop, "patience": patience, "smoothing": smoothing,
-            "warmup": warmup, "lag": lag,
+            "warmup": warmup,
         }  # fmt: skip
+        check_settings(action, signals, **self.settings)
+        self.action, self.signals = action, signals
         self.rule: CollapseRule | None = None
         """What has been seen and decided in this fit; None where the guard is off."""
         self.accuracy: dict[str, dict[str, float]] = {}
@@ -102,13 +84,13 @@ class CollapseGuard(Callback):
         Raises:
             UserError: One was asked for that this run won't have.
         """
-        frozen = has_frozen_reference(module)
+        frozen = "frozen" in module.needs
         if self.signals is None:
             return [AGREEMENT, SIMILARITY, *([REFERENCE] if frozen else [])]
         if "start_logprob" in self.signals and not frozen:
             raise UserError(
                 "The guard is to watch start_logprob, and nothing loads the frozen reference",
-                got=f"model.kl_coefficient {module.kl_coefficient}, model.reference {module.reference}",
+                got=f"model.kl_coefficient {module.loss.kl_coefficient}, model.reference {module.reference}",
                 do="set model.kl_coefficient above 0 with model.reference frozen, or leave the signal out",
             )
         return [SIGNALS[signal] for signal in self.signals]
@@ -210,7 +192,7 @@ class CollapseGuard(Callback):
         then = {"warn": "Training goes on", "stop": "The run ends after this rollout"}
         then["restore"] = f"{then['stop']}, with the weights of that step"
         text = (
-            f"Collapse guard: {self.rule.fired.reason}. The weights of step {self.rule.handed_step} are kept in "
+            f"Collapse guard: {self.rule.fired.reason}. The weights of step {self.rule.best_step} are kept in "
             f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
         )
         rank_zero_warn(text)
@@ -268,9 +250,9 @@ class CollapseGuard(Callback):
         first, end = trainer.is_global_zero, None
         if not stay and (first or is_sharded(module.policy.model)):
             end = trainable_weights(module.policy.model, keep=first) or None
-        kept = None if self.rule.handed_step is None else self._kept.steps.get(self.rule.handed_step)
+        kept = None if self.rule.best_step is None else self._kept.steps.get(self.rule.best_step)
         if not self._put(trainer, module, kept):
-            rank_zero_warn(f"Collapse guard: the weights of step {self.rule.handed_step} are not there to hand back.")
+            rank_zero_warn(f"Collapse guard: the weights of step {self.rule.best_step} are not there to hand back.")
             return False
         try:
             if evaluation is not None:
@@ -293,7 +275,7 @@ class CollapseGuard(Callback):
 
     def _write_weights(self, module: LightningModule) -> None:
         assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
-        handed = self.rule.handed_step
+        handed = self.rule.best_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
         self._kept.write(folder, handed, **module.policy.identity.to_facts(), **signals)
@@ -301,7 +283,7 @@ class CollapseGuard(Callback):
     def _write_decision(self) -> None:
         """What was seen, decided and done, as ``guard.json``."""
         assert self.rule is not None
-        handed = self.rule.handed_step
+        handed = self.rule.best_step
         weights = GUARD_WEIGHTS if handed in self._kept.steps else None
         known = {name: values for name, values in self.accuracy.items() if values}
         write_decision(
@@ -313,8 +295,3 @@ class CollapseGuard(Callback):
             taken=self.taken,
             accuracy=known,
         )
-
-
-def has_frozen_reference(module: RLIFModule) -> bool:
-    """Whether rollouts are scored by the policy as it was at the start: ``rollout/start_logprob`` is logged."""
-    return "frozen" in module.needs

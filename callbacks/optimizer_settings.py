@@ -1,4 +1,4 @@
-"""An optimiser's settings across a resume: what was changed since the checkpoint wins, the rest stays as it was."""
+"""An optimiser's settings when a run continues: what was changed since the checkpoint wins, the rest stays."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def configuration(optimizer: Optimizer) -> dict[str, Any]:
-    """The class of an optimiser and the settings of its groups; of the learning rate its start, not its course."""
+    """The class of an optimiser and the settings of its groups; the learning rate is that of the start."""
     kind = type(optimizer)
     groups = [
         {**{k: v for k, v in group.items() if k not in ("params", "initial_lr")}}
@@ -21,7 +21,7 @@ def configuration(optimizer: Optimizer) -> dict[str, Any]:
 def bring_back(optimizer: Optimizer, now: list[dict[str, Any]], was: list[dict[str, Any]]) -> list[str]:
     """Set what is configured otherwise now than in the checkpoint, and say what that is.
 
-    Everything else stays as restored: an optimiser may keep state of its own beside its settings.
+    Everything else stays as restored: an optimiser may keep state of its own next to its settings.
     """
     said = []
     for group, new, old in zip(optimizer.param_groups, now, was, strict=True):
@@ -37,9 +37,9 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def recompute(scheduler: LambdaLR) -> None:
-    """The learning rate of the present step under the schedule as it is configured now.
+    """Compute the current step's learning rate anew from the schedule as it is configured now.
 
-    Where nothing was changed this is the restored one to the last bit.
+    If nothing was changed, this is the restored rate to the last bit.
     """
     groups = scheduler.optimizer.param_groups
     scheduler.base_lrs = [group["initial_lr"] for group in groups]

@@ -23,7 +23,8 @@ from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
-from rlif_lightning.training.collector import Collected, Collector, clock
+from rlif_lightning.training.collector import Collected, Collector
+from rlif_lightning.training.first_rollout import check_first_rollout
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
 
@@ -43,7 +44,7 @@ class RolloutCallback(Callback):
         top_p: Sample among the most likely tokens that reach this probability; 1: all.
         min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
         statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
-        rewards: What is rewarded; several are standardised in the group, weighted and summed.
+        rewards: A reward, or a list: several are standardised in the group, weighted and summed.
         votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
             than ``group_size`` are sampled for that alone. null: the group.
         scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
@@ -73,7 +74,7 @@ class RolloutCallback(Callback):
         top_p: float = 1.0,
         min_p: float = 0.0,
         statistics_temperature: float | Literal["sampling"] = "sampling",
-        rewards: list[Reward] | None = None,
+        rewards: list[Reward] | Reward | None = None,
         votes: int | None = None,
         scale: Scale = "group",
         baseline: Baseline = "mean",
@@ -94,7 +95,7 @@ class RolloutCallback(Callback):
         self.collector = Collector(
             sampler or NativeSampler(),
             Sampling(max_new_tokens, temperature, top_k, top_p, min_p, statistics),
-            [SelfCertainty()] if rewards is None else rewards,
+            [rewards] if isinstance(rewards, Reward) else [SelfCertainty()] if rewards is None else rewards,
             BatchPlan(prompts_per_step, group_size, micro_batch_size, passes, steps_per_rollout),
             AdvantageSettings(scale, baseline, min_spread, mask_truncated, agreement_band),
             votes,
@@ -163,7 +164,7 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Collect at the first slice of a rollout; put what the update and other callbacks need into the batch."""
-        assert isinstance(pl_module, RLIFModule)
+        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         plan, number = self.collector.plan, batch["slice"]
         prompts = _datamodule(trainer).prompts["train"]
         batch["prompts"] = [prompts[row] for row in batch["rows"]]
@@ -185,16 +186,16 @@ class RolloutCallback(Callback):
         batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
         batch["denominator"] = collected.denominators[window]
         if part == 0:
-            self._update_start = clock(pl_module.device)
+            self._update_start = pl_module.policy.clock()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Log a finished optimiser step; let go of a finished rollout."""
-        assert isinstance(pl_module, RLIFModule)
+        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         if (batch["slice"] + 1) % self.collector.plan.slices == 0:
             metrics = pl_module.window_metrics()
-            metrics["time/update"] = clock(pl_module.device) - self._update_start
+            metrics["time/update"] = pl_module.policy.clock() - self._update_start
             # These numbers belong to the step that was just taken: global_step has already moved on.
             log_now(trainer, metrics, step=trainer.global_step - 1)
         if batch["last"]:
@@ -218,7 +219,7 @@ class RolloutCallback(Callback):
         )
         metrics = rollout_metrics(trainer, collected)
         if not self._checked and trainer.global_step == 0:  # a continued run has shown that its rewards can work
-            self.collector.check_first(metrics)
+            check_first_rollout(metrics, self.collector)
         self._checked = True
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:

@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from rlif_lightning.callbacks.logging import Means
-from rlif_lightning.functional.losses import k3_divergence
+from rlif_lightning.functional.losses import kl_estimate
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
 from rlif_lightning.training.collector import Collected
@@ -45,11 +45,11 @@ def rollout_metrics(trainer: Trainer, collected: Collected) -> dict[str, float]:
     if rollout.start_logprob is not None:
         means.add("rollout/start_logprob", rollout.start_logprob[mask].sum(), tokens)
     if rollout.kl_logprob is not None:
-        divergence = k3_divergence(samples.logprob[mask], rollout.kl_logprob[mask])
+        divergence = kl_estimate(samples.logprob[mask], rollout.kl_logprob[mask])
         means.add("rollout/kl", divergence.sum(), tokens)
     if samples.engine_logprob is not None:
         engine = samples.engine_logprob[mask]
-        means.add("rollout/engine_kl", k3_divergence(engine, samples.logprob[mask]).sum(), tokens)
+        means.add("rollout/engine_kl", kl_estimate(engine, samples.logprob[mask]).sum(), tokens)
         if rollout.importance is not None:
             cut = samples.logprob[mask] - engine > rollout.importance[mask].log() + 1e-6
             means.add("rollout/importance_capped", cut.sum(), tokens)

@@ -16,3 +16,37 @@ class UserError(Exception):
         facts = (("got", got), ("expected", expected), ("do", do))
         lines += [f"  {name}: {text}" for name, text in facts if text is not None]
         super().__init__("\n".join(lines))
+
+
+def users_mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception: libraries between us and the command line wrap it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out",
+    "Socket Timeout",
+    "communicator was aborted",
+    "remote process exited",
+)
+
+
+def lost_process(error: BaseException | None) -> UserError | None:
+    """What to say where another process of the run has gone: gloo and NCCL only report a lost connection."""
+    while error is not None:
+        said = str(error)
+        distributed = "gloo" in said or type(error).__name__ in DISTRIBUTED
+        if distributed and any(words in said for words in LOST):
+            return UserError(
+                "Another process of this run has ended or does not answer, so this one ends as well",
+                got=said.splitlines()[0][:200],
+                do="look for the first error among the processes' messages; continue with --ckpt_path last",
+            )
+        error = error.__cause__ or error.__context__
+    return None

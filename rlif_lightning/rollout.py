@@ -1,9 +1,8 @@
 """What a sampler returns, and a rollout: samples with their rewards and advantages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from rlif_lightning.functional.token_stats import TokenStats
@@ -75,6 +74,7 @@ class Rollout:
     correct: Tensor | None = None  # [N] float 0/1, None without labels
     votes: list[list[int | None]] = field(default_factory=list)  # [P][>= G] number of each answer's class of
     # equivalent answers within its prompt, None: no answer; the first G are the group, more may vote
+    answer_mask: Tensor | None = None  # [N, T] bool: tokens that carry a character of the answer; where asked for
     annotations: dict[str, TokenStats] = field(default_factory=dict)  # by whom else: "reference", "ema" -> [N, T]
     start_logprob: Tensor | None = None  # [N, T] under the policy as it was at the start
     kl_logprob: Tensor | None = None  # [N, T] under what the KL term refers to
@@ -107,6 +107,7 @@ class Rollout:
             answers=[],
             votes=[],
             correct=None,
+            answer_mask=cut(self.answer_mask),
             rewards={},
             annotations={},
             start_logprob=None,
@@ -116,23 +117,3 @@ class Rollout:
             surrogate_mask=cut(self.surrogate_mask),
             importance=cut(self.importance),
         )
-
-
-def completion_seed(seed: int, *position: int) -> int:
-    """A 63-bit seed that depends on every number given and on nothing else.
-
-    splitmix64 finaliser, folded over the numbers: neighbouring positions get unrelated seeds.
-    """
-    mask = (1 << 64) - 1
-    state = seed & mask
-    for number in position:
-        state = (state ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
-        state ^= state >> 31
-    return state >> 1
-
-
-def completion_seeds(seed: int, positions: Sequence[tuple[int, ...]], group_size: int) -> Tensor:
-    """[N] seeds, f(seed, position of the prompt, index in the group): rank and row order never enter."""
-    return torch.tensor([completion_seed(seed, *p, g) for p in positions for g in range(group_size)])

@@ -19,14 +19,14 @@ MEANT = (
 
 
 def quiet_lightning() -> None:
-    """Leave these warnings out."""
+    """Leave out the warnings about what is meant to be so."""
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
 
 
 @contextmanager
 def lightning_warns_only() -> Iterator[None]:
-    """Nothing of what Lightning tells by the way."""
+    """Let Lightning warn, but not inform."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     before = [logger.level for logger in loggers]
     try:

@@ -50,7 +50,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, **settings: Any) -
         dtype: Of frozen weights.
         settings: Others of ``PolicySettings``.
     """
-    from rlif_lightning.models.policy import Policy, PolicySettings
+    from rlif_lightning.models.loading import PolicySettings
+    from rlif_lightning.models.policy import Policy
 
     return Policy.load(PolicySettings(name, **settings), dtype=dtype).model
 

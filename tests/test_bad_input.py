@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlif_lightning.main import discard_run_folder, main
+from rlif_lightning.cli.run_folder import discard_run_folder
+from rlif_lightning.main import main
 
 
 @pytest.fixture

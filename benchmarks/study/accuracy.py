@@ -25,7 +25,8 @@ from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.data.prompts import Prompt, Template
 from rlif_lightning.evaluation.answering import Attempts, answer_problems
 from rlif_lightning.grading import AnswerFormat, Grader
-from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 PROBLEMS, SAMPLES = 200, 10

@@ -73,9 +73,9 @@ def replay(run: Path, signals: Sequence[str]) -> CollapseRule:
 def judge(run: Path, condition: str, seed: int, every: int, signals: Sequence[str]) -> Judged:
     """Evaluate a run's curve and what the rule hands back."""
     rule = replay(run, signals)
-    assert rule.handed_step is not None
+    assert rule.best_step is not None
     steps = [s for s in kept_steps(run) if s % every == 0]
-    known = Evaluator(run).measure([*steps, rule.handed_step])
+    known = Evaluator(run).measure([*steps, rule.best_step])
 
     def both(step: int) -> float:
         return (known[str(step)]["a"] + known[str(step)]["b"]) / 2
@@ -85,7 +85,7 @@ def judge(run: Path, condition: str, seed: int, every: int, signals: Sequence[st
     return Judged(
         condition, seed, {s: both(s) for s in steps}, best, known[str(best)]["b"],
         None if fired is None else fired.step, "" if fired is None else fired.signal.split("/")[1],
-        rule.handed_step, both(rule.handed_step),
+        rule.best_step, both(rule.best_step),
     )  # fmt: skip
 
 

@@ -1,322 +1,240 @@
-"""What the parser complains of, in the user's words: at most three lines, with the place and a suggestion."""
+"""What is wrong with a command line, and where: an unknown setting, an unknown class or a wrong value.
 
-import dataclasses
+jsonargparse refuses words in an English of its own, without a line. So recipes and words are walked once more here,
+against the settings and their type hints; wrong is what jsonargparse refuses when it is given alone.
+"""
+
 import difflib
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from rlif_lightning.cli.class_paths import classes_in, example_of, parameters_of, similar_class
+import yaml
+from jsonargparse import ActionConfigFile
+
+from rlif_lightning.cli import type_hints as hints
+from rlif_lightning.cli.recipes import GONE, shipped_recipes
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import TRAINER_COMMANDS
-
-TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list": "a list",
-    "collections.abc.Iterable": "a list",
-    "dict": "a mapping",
-    "NoneType": "null",
-}
 
 
-class Recipe(NamedTuple):
-    """A file of settings, as the user named it and where it is."""
-
-    name: str
-    path: Path
-
-
-def explain(message: str, parser: Any, recipes: Sequence[Recipe] = ()) -> UserError:
-    """Turn a message of jsonargparse into one that a user can act upon.
+class MistakeFinder:
+    """Walks what was given in its order and raises the first mistake.
 
     Args:
-        message: The message.
-        parser: Of the command, for the names of its settings.
-        recipes: Files that were read, the last one last.
+        parser: Of the command.
     """
-    text = re.sub(r"\n\s*- Expected a path but .*? either not accessible or invalid(?=\n|$)", "", message)
-    keys = [k for k, _ in itertools.groupby(re.findall(r'Parser key "([^"]+)"', text))]
-    key = keys[0] if keys else ""
-    for rule in (
-        _yaml,
-        _no_mapping,
-        _unknown_words,
-        _missing,
-        _unknown_option,
-        _no_settings,
-        _unknown_class,
-        _wrong_value,
-    ):
-        found = rule(text, ".".join(keys), parser, recipes)
-        if found is not None:
-            return found
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    return _complaint(" ".join(lines[:2]), parser, place=locate(recipes, key))
 
+    def __init__(self, parser: Any) -> None:
+        self.parser, self.settings = parser, hints.settings_of(parser)
+        self.recipe: str | None = None  # which one is walked; None: the command line
+        self.node: Any = None  # the name or the value that is looked at
+        self.given: set[str] = set()
+        self.chosen: dict[str, str] = {}  # setting -> the class path that it was given last
+        self.lacking: dict[str, UserError] = {}  # settings without which a class can't be made
 
-def known_keys(parser: Any) -> list[str]:
-    """Every setting of a command, nested ones included."""
-    keys = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
-    for action in parser._actions:
-        for cls in classes_in(getattr(action, "_typehint", None)):
-            if dataclasses.is_dataclass(cls):
-                keys |= {f"--{action.dest}.{f.name}" for f in dataclasses.fields(cls)}
-    return sorted(keys)
+    def explain(self, message: str, recipes: Sequence[tuple[str, str]], words: Sequence[str]) -> UserError:
+        """Say in at most three lines what the user can act upon; else what jsonargparse says, shortened.
 
-
-def locate(recipes: Sequence[Recipe], key: str, word: str | None = None) -> str | None:
-    """Where recipes set a key: ``file, line n``. With a word, the line below that key that holds it.
-
-    None: no recipe does, so the command line must have.
-    """
-    import yaml
-
-    for recipe in reversed(recipes):
+        Args:
+            message: Of jsonargparse.
+            recipes: Name and text of the recipes that were read, in their order.
+            words: Of the command line, without the command.
+        """
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
         try:
-            node = yaml.compose(recipe.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            continue
-        names = key.split(".") if key else []
-        while node is not None and names:
-            pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            first, node = next(((k, v) for k, v in pairs if k.value == names[0]), (None, None))
-            names = names[1:]
-            if first is not None and not names and word is None:
-                return f"{recipe.name}, line {first.start_mark.line + 1}"
-        if node is None or word is None:
-            continue
-        hit = next((n for n in _scalars(node) if n.value == word), None)
-        if hit is not None:
-            return f"{recipe.name}, line {hit.start_mark.line + 1}"
-    return None
+            for self.recipe, text in recipes:
+                self._walk_recipe(text)
+            self.recipe = None
+            self._walk_words(list(words))
+            self._look_for_missing()
+            self._refuse(" ".join(lines[:2]))
+        except UserError as mistake:
+            return mistake
+
+    def _walk_recipe(self, text: str) -> None:
+        try:
+            root = yaml.compose(text, yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            place = f"{self.recipe}, line {error.problem_mark.line + 1}" if error.problem_mark else self.recipe
+            do = "correct that line: indent with spaces, not tabs"
+            raise UserError(f"{place}: not valid YAML: {error.problem}", do=do) from error
+        if not isinstance(root, yaml.MappingNode):
+            wrong = "the recipe is empty" if root is None else "the recipe holds no settings"
+            raise UserError(f"{self.recipe}: {wrong}", expected="a YAML mapping, such as rollout: {group_size: 8}")
+        self._check_mapping(root, self.settings)
+
+    def _walk_words(self, words: list[str]) -> None:
+        """Every ``--a.b value`` is looked at like ``a: {b: value}`` in a recipe."""
+        while words:
+            word, equals, value = words.pop(0).partition("=")
+            if not word.startswith("-"):
+                near = difflib.get_close_matches(word, shipped_recipes(), 1, 0.8)
+                do = f"did you mean --config {near[0]}?" if near else "settings begin with --: --rollout.group_size 8"
+                self._refuse(f"The word '{word}' belongs to no setting", do=do)
+            if word.endswith(".help") and words:  # --rollout.rewards.help CLASS
+                word = f"{word.removesuffix('.help')}+"
+            action = self.parser._option_string_actions.get(word)
+            if action is not None and action.nargs is not None:  # --help, --print_config, or several values
+                while action.nargs == "+" and words and not words[0].startswith("--"):
+                    self._check_mapping(_mapping(action.dest, words.pop(0)), self.settings)
+                continue
+            missing = not equals and (not words or words[0].startswith("--"))
+            text = "" if missing else value if equals else words.pop(0)
+            if not isinstance(action, ActionConfigFile) and not (action is not None and missing):
+                self._check_mapping(_mapping(word.removeprefix("--"), text), self.settings)
+            if missing:
+                self._refuse(f"The setting {word} has no value", do=f"write {word} VALUE")
+
+    def _look_for_missing(self) -> None:
+        for mistake in (mistake for key, mistake in self.lacking.items() if key not in self.given):
+            raise mistake
+        for name in (name for name in self.settings.required if name not in self.given):
+            self._refuse(f"The setting --{name} is missing", do=f"give --{name}, or a recipe with --config")
+
+    # -- rule 1: unknown settings --------------------------------------------------------------------------------
+
+    def _check_mapping(self, node: Any, known: hints.Settings, prefix: str = "") -> None:
+        for self.node, value in node.value:
+            self._check_setting(prefix + self.node.value, value, known)
+
+    def _check_setting(self, name: str, node: Any, known: hints.Settings) -> None:
+        """Look at one setting or a group of them; a name with + adds to a list."""
+        single = name.removesuffix("+")
+        key = f"{known.key}.{single}" if known.key else single
+        inner = next((other for other in known.hints if other.startswith(f"{name}.")), None)
+        if single in known.hints:
+            self.given.add(key)
+            hint = known.hints[single]
+            self._check_value(key, node, (single != name and hints.item_of(hint)) or hint)
+        elif inner is not None and isinstance(node, yaml.MappingNode):
+            self._check_mapping(node, known, f"{name}.")
+        elif inner is not None and node.value not in ("", "null"):
+            self._takes_settings(key, node, inner)
+        elif inner is None and (name not in GONE or GONE[name] != self._value(node)):
+            while isinstance(node, yaml.MappingNode) and node.value:
+                self.node, node = node.value[0]
+                name += f".{self.node.value}"
+            self._unknown_setting(name, known)
+
+    def _unknown_setting(self, name: str, known: hints.Settings) -> NoReturn:
+        near = difflib.get_close_matches(name, known.hints, 1)
+        if known.key:
+            owner = f" for {known.owner}" if known.owner else ""
+            do = f"did you mean {near[0]}?" if near else f"it has {', '.join(known.hints)}"
+            self._refuse(f"{known.key} has no setting '{name}'{owner}", do=do)
+        dashes = "" if self.recipe or name.startswith("-") else "--"
+        self._refuse(f"No setting is called '{dashes}{name}'", do=near and f"did you mean {dashes}{near[0]}?")
+
+    def _takes_settings(self, key: str, node: Any, first: str) -> NoReturn:
+        self.node, value = node, self._value(node)
+        do = f"did you mean {first}: {value}?" if self.recipe else f"did you mean --{first} {value}?"
+        self._refuse(f"{key} takes settings, not '{value}'", do=do)
+
+    # -- rule 2: unknown classes ---------------------------------------------------------------------------------
+
+    def _check_class(self, key: str, node: Any, base: Any, skip: int) -> None:
+        """Look at a class path and its ``init_args``; on the command line each may come alone."""
+        parts = {k.value: (k, v) for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
+        at = self.node = parts["class_path"][1] if "class_path" in parts else node
+        cls = self._find_class(key, base)
+        known = hints.settings_of_class(cls, key, skip)
+        arguments = dict(parts["init_args"][1].value) if "init_args" in parts else {}
+        for name in parts.keys() - {"class_path", "init_args", "dict_kwargs"}:
+            self.node, value = parts[name]
+            if self.recipe:
+                self._refuse(f"{key} takes class_path and init_args, not '{name}'", do="write it below init_args")
+            arguments[self.node] = value
+        for self.node, value in arguments.items():
+            self._check_setting(self.node.value, value, known)
+        self.node = at
+        for name in set(known.required) - {name.value for name in arguments}:
+            do = f"give --{key}.{name} VALUE, or {name} below init_args in a recipe"
+            wrong = self._placed(f"{key}: {known.owner} needs its setting '{name}'")
+            self.lacking.setdefault(f"{key}.{name}", UserError(wrong, do=do))
+
+    def _find_class(self, key: str, base: Any) -> type:
+        examples = f"one of {hints.package_of(base)}: {', '.join(hints.offered_classes(base))}"
+        path = self.chosen.get(key)
+        if path is None:
+            self._refuse(f"{key}: the class comes before its settings", expected=examples)
+        found = hints.class_named(path, base)
+        if found is None:
+            module, _, name = path.rpartition(".")
+            offered = hints.offered_classes(base, module)
+            near = difflib.get_close_matches(name, offered, 1)
+            do = f"did you mean {offered[near[0]]}?" if near else "give the whole path: package.module.Class"
+            self._refuse(f"{key}: there is no class '{path}'", do=do)
+        if not hints.extends(found, base):
+            self._refuse(f"{key}: {path} is no {base.__name__}", expected=examples)
+        return found
+
+    # -- rule 3: wrong values ------------------------------------------------------------------------------------
+
+    def _check_value(self, key: str, node: Any, hint: Any) -> None:
+        """Find what jsonargparse refuses of a value: all of it, an item, a class, or a setting of that class."""
+        self._remember_class(key, node)
+        if hint is None or hints.accepts(hint, self._value(node)):
+            return
+        item, source, is_mapping = hints.item_of(hint), hints.dataclass_of(hint), isinstance(node, yaml.MappingNode)
+        base, skip = hints.base_of(item if is_mapping and item else hint)
+        if item is not None and isinstance(node, yaml.SequenceNode):
+            for part in node.value:
+                self._check_value(key, part, item)
+        elif source is not None:
+            known = hints.settings_of_class(source, key)
+            if not is_mapping:
+                self._takes_settings(key, node, f"{key}.{next(iter(known.hints))}")
+            self._check_mapping(node, known)
+        elif base is not None and (is_mapping or not set(hints.describe(hint)) - {"a list", "null"}):
+            self._check_class(key, node, base, skip)
+        else:
+            self._wrong_value(key, node, hint)
+
+    def _remember_class(self, key: str, node: Any) -> None:
+        last = node.value[-1] if isinstance(node, yaml.SequenceNode) and node.value else node
+        if isinstance(last, yaml.MappingNode):
+            last = next((value for name, value in last.value if name.value == "class_path"), last)
+        if isinstance(last, yaml.ScalarNode):
+            self.chosen[key] = last.value
+            self.lacking = {name: lack for name, lack in self.lacking.items() if not name.startswith(f"{key}.")}
+
+    def _wrong_value(self, key: str, node: Any, hint: Any) -> NoReturn:
+        self.node, value, takes = node, self._value(node), hints.describe(hint)
+        said = "null" if value is None else str(value)
+        if "a list" in takes and hints.base_of(hints.item_of(hint))[0] and "[" not in said:
+            do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
+            self._refuse(f"{key} takes a list, not '{said}'", do=do)
+        near = difflib.get_close_matches(said, takes, 1)
+        expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
+        self._refuse(f"{key} can't be '{said}'", expected=expected, do=near and f"did you mean {near[0]}?")
+
+    def _value(self, node: Any) -> Any:
+        """As jsonargparse gets it: a word of the command line as it is."""
+        return node.word if hasattr(node, "word") else yaml.safe_load(yaml.serialize(node))
+
+    def _placed(self, wrong: str) -> str:
+        return _short(f"{self.recipe}, line {self.node.start_mark.line + 1}: {wrong}" if self.recipe else wrong)
+
+    def _refuse(self, wrong: str, *, expected: str | None = None, do: Any = None) -> NoReturn:
+        do = do or (None if expected else f"see {self.parser.prog.replace(' [options]', '')} --help")
+        raise UserError(self._placed(wrong), expected=expected and _short(expected), do=do and _short(do))
 
 
-def _scalars(node: Any) -> Iterator[Any]:
-    if isinstance(node.value, list):
-        for item in node.value:
-            for part in item if isinstance(item, tuple) else (item,):
-                yield from _scalars(part)
-    else:
-        yield node
-
-
-def _complaint(
-    message: str, parser: Any, *, place: str | None = None, expected: str | None = None, do: str | None = None
-) -> UserError:
-    """Three lines at most: what and where, what would be right or nearest, where to read on."""
-    if do is None and expected is None:
-        do = f"see {parser.prog.replace(' [options]', '')} --help"
-    wrong = _short(f"{place}: {message}" if place else message)
-    return UserError(wrong, expected=expected and _short(expected), do=do and _short(do))
+def _mapping(key: str, text: str) -> yaml.MappingNode:
+    """A setting of the command line as YAML; values are taken apart where they are lists or mappings."""
+    node: Any
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        node = None
+    if not isinstance(node, yaml.CollectionNode):
+        node = yaml.ScalarNode("tag:yaml.org,2002:str", text)
+    node.word = text
+    for name in reversed(key.split(".")):
+        node = yaml.MappingNode("tag:yaml.org,2002:map", [(yaml.ScalarNode("tag:yaml.org,2002:str", name), node)])
+    return node
 
 
 def _short(text: str) -> str:
     """One line of bearable length."""
     line = " ".join(text.split())
     return line if len(line) <= 300 else f"{line[:297]}..."
-
-
-def _did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    near = difflib.get_close_matches(word, list(known), 1, cutoff)
-    return f"did you mean {near[0]}?" if near else None
-
-
-# -- the rules: (text, key, parser, recipes) -> the complaint, or None where the rule does not apply ----------------
-
-
-def _yaml(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    if "Problems parsing config" not in text and "Unable to load config" not in text:
-        return None
-    if key:
-        name = key.rsplit(".", 1)[-1]
-        inner = {"model": "name", "data": "train.path", "trainer": "accelerator"}.get(name)
-        return _complaint(
-            f"--{key} takes a YAML file with all settings of that part",
-            parser,
-            do=f"name single settings, such as --{key}.{inner}" if inner else f"name single settings: --{key}.<name>",
-        )
-    lines = re.findall(r"line (\d+), column", text)
-    problem = re.split(r'\s*in "<', text.split(":", 1)[1])[0].strip() if not lines else _yaml_problem(text)
-    place = ", ".join([*(r.name for r in recipes[-1:]), *(f"line {n}" for n in lines[-1:])])
-    return _complaint(
-        f"not valid YAML: {problem}", parser, place=place, do="mend that line: indent with spaces, not tabs"
-    )
-
-
-def _yaml_problem(text: str) -> str:
-    """The last statement before a position is the problem; those before it say what was being read."""
-    parts = [p.strip() for p in text.split(":", 1)[1].splitlines() if p.strip() and '"<' not in p]
-    return parts[-1] if parts else "unknown problem"
-
-
-def _no_mapping(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    if not text.startswith("Unexpected config:"):
-        return None
-    got = text.split(":", 1)[1].strip()
-    wrong = "holds no settings" if got else "is empty"
-    return _complaint(f"the recipe {wrong}", parser, place=recipes[-1].name if recipes else None,
-                      expected="a YAML mapping, such as rollout: {group_size: 8}")  # fmt: skip
-
-
-def _unknown_words(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    found = re.match(r"unrecognized arguments: (.+)", text, re.DOTALL)
-    if not found:
-        return None
-    word = found[1].split()[0].split("=")[0]
-    if word.startswith("-"):
-        return _complaint(f"No setting is called '{word}'", parser, do=_did_you_mean(word, known_keys(parser)))
-    from rlif_lightning.cli.recipes import shipped_recipes
-
-    near = _did_you_mean(word, shipped_recipes(), 0.8)
-    do = near.replace("mean ", "mean --config ") if near else "settings begin with --, as in --rollout.group_size 8"
-    return _complaint(f"The word '{word}' belongs to no setting", parser, do=do)
-
-
-def _missing(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    found = re.search(r"following arguments are required: (\S+)", text)
-    if found:
-        name = found[1].strip(",")
-        path = re.search(r"given class_path '([^']+)'", text)
-        if path:
-            cls = path[1].rpartition(".")[2]
-            place = locate(recipes, key, path[1]) or locate(recipes, key, cls)
-            return _complaint(f"{key}: {cls} needs its setting '{name}'", parser, place=place,
-                              do=f"give --{key}.{name} VALUE, or {name} below init_args in a recipe")  # fmt: skip
-        if name.partition(".")[0] in TRAINER_COMMANDS:
-            name = name.partition(".")[2]
-        return _complaint(f"The setting --{name} is missing", parser, do=f"give --{name}, or a recipe with --config")
-    found = re.match(r"argument (?:-\w/)?(--\S+): expected (?:one|at least one) argument", text)
-    return _complaint(f"The setting {found[1]} has no value", parser, do=f"write {found[1]} VALUE") if found else None
-
-
-def _unknown_option(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    found = re.search(
-        r"(?:(?:Group '(?P<group>[^']+)'|Subcommand '\w+') does not accept option|Option) '(?P<name>[^']+)'", text
-    )
-    if not found:
-        return None
-    outer, name = found["group"] or key, found["name"]
-    known = {k.removeprefix("--") for k in known_keys(parser)}
-    if not key:  # a setting of ours: its whole name says most
-        full = f"{outer}.{name}" if outer else name
-        near = difflib.get_close_matches(full, known, 1)
-        return _complaint(
-            f"No setting is called '{full}'",
-            parser,
-            place=locate(recipes, full.rpartition(".")[0], full.rpartition(".")[2]),
-            do=f"did you mean {near[0]}?" if near else None,
-        )
-    own = [k.removeprefix(f"{key}.") for k in known if k.startswith(f"{key}.") and not k.endswith(".help")]
-    path = None if own else re.search(r"class_path[ =]'([\w.]+)'", text)
-    own += parameters_of(path[1]) if path else []
-    return _complaint(
-        f"{key} has no setting '{name}'" + (f" for {path[1].split('.')[-1]}" if path else ""),
-        parser,
-        place=locate(recipes, key, name),
-        do=_did_you_mean(name, own) or (f"it has {', '.join(own)}" if own else None),
-    )
-
-
-def _no_settings(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    """A group of settings was given as one text, or a list as one item."""
-    action = next((a for a in parser._actions if a.dest == key), None)
-    given = re.search(r"Given value type: <class 'str'>\s+Given value: (.+)", text)
-    if action is None or given is None:
-        return None
-    value = given[1].strip()
-    place = locate(recipes, key, value)
-    if place != locate(recipes, key):  # the word stands elsewhere below the key, and this one on the command line
-        place = None
-    for cls in classes_in(action._typehint):
-        if dataclasses.is_dataclass(cls):
-            first = dataclasses.fields(cls)[0].name
-            return _complaint(f"{key} takes settings, not the text '{value}'", parser, place=place,
-                              do=f"did you mean {key}.{first}: {value}?")  # fmt: skip
-    if "Subtypes: [list[" in text and "path" not in text and not value.startswith("["):
-        return _complaint(f"{key} takes a list, not '{value}'", parser, place=place,
-                          do=f"did you mean --{key}=[{value}]?")  # fmt: skip
-    return None
-
-
-def _unknown_class(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    several = re.search(r"Multiple subclasses with name (\w+)\. Give the full class path .*?: (.+?)\.?$", text, re.M)
-    if several:
-        return _complaint(f"{key}: several classes are called '{several[1]}'", parser,
-                          place=locate(recipes, key, several[1]), expected=f"one of {several[2]}")  # fmt: skip
-    wrong = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text)
-    if wrong:
-        return _complaint(f"{key}: {wrong[1]} is no {wrong[2]}", parser, place=locate(recipes, key, wrong[1]),
-                          do=example_of(wrong[2]))  # fmt: skip
-    abstract = re.search(r"instantiatable class, but (\S+) is", text)
-    if abstract:
-        return _complaint(f"{key}: the class comes before its settings", parser, place=locate(recipes, key),
-                          do=f"give {key} a class_path first; {example_of(abstract[1].split('.')[-1])}")  # fmt: skip
-    named = (
-        re.search(r"Problem with given class_path '([^']+)':\s*(?:No module|module|cannot import)", text)
-        or re.search(r"Expected a dot import path string: (\S+)", text)
-        or re.search(r"callable class: (?:No module|module|cannot).*class_path='([^']+)'", text, re.DOTALL)
-        or re.search(r"callable class: (?:No module|module|cannot).*Got value: (\S+)", text, re.DOTALL)
-    )
-    if not named:
-        return None
-    path = named[1]
-    near = similar_class(path, key, parser)
-    return _complaint(f"{key}: there is no class '{path}'", parser, place=locate(recipes, key, path),
-                      do=near or "give the whole path: package.module.Class")  # fmt: skip
-
-
-def _wrong_value(text: str, key: str, parser: Any, recipes: Sequence[Recipe]) -> UserError | None:
-    block = _innermost(text)
-    kinds = list(dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. Got value|$)", block, re.MULTILINE)))
-    given = re.search(r"(?:Got value|Given value): (.+)", block)
-    if not kinds or given is None:
-        return None
-    nested = re.search(r"NestedArg\(key='[^']+', val='([^']*)'\)", given[1])
-    value = nested[1] if nested else given[1].strip()
-    choices = list(dict.fromkeys(c for kind in kinds for c in _choices(kind)))
-    words = [TYPES.get(_name(kind), _name(kind)) for kind in kinds if not _choices(kind)] + choices
-    words.sort(key=lambda w: w == "null")
-    near = difflib.get_close_matches(value, choices, 1)
-    protocol = re.search(r"does not implement protocol (\w+)", block)
-    if protocol is not None:
-        return _complaint(
-            f"{key}: '{value}' is no {protocol[1]}",
-            parser,
-            place=locate(recipes, key.rpartition(".")[0], value),
-            expected=f"a class with every method of {protocol[1]}, and with its type hints",
-        )
-    return _complaint(
-        f"{key} can't be '{value}'",
-        parser,
-        place=locate(recipes, key.rpartition(".")[0], value),
-        expected=" or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words),
-        do=f"did you mean {near[0]}?" if near else None,
-    )
-
-
-def _innermost(text: str) -> str:
-    """What is said of the innermost setting: the lines indented below its name."""
-    lines = text.splitlines()
-    starts = [i for i, line in enumerate(lines) if "Parser key" in line]
-    if not starts:
-        return text
-    first = starts[-1]
-    depth = len(lines[first]) - len(lines[first].lstrip())
-    below = lines[first + 1 :]
-    end = next((i for i, x in enumerate(below) if x.strip() and len(x) - len(x.lstrip()) <= depth), len(below))
-    return "\n".join(below[:end])
-
-
-def _name(kind: str) -> str:
-    return re.sub(r"<class '(.+)'>", r"\1", kind)
-
-
-def _choices(kind: str) -> list[str]:
-    """The values of a Literal."""
-    literal = re.match(r"typing\.Literal\[(.+)\]", kind)
-    return [c.strip(" '") for c in literal[1].split(",")] if literal else []

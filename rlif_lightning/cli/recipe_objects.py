@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.fabric import Fabric
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rlif_lightning.callbacks import Evaluation, StepProgressBar
+from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import prepare
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
@@ -35,18 +36,11 @@ class RecipeObjects:
     data: PromptDataModule
     collector: Collector
     evaluation: Evaluation
+    device: torch.device  # the one on which the command computes
+    precision: str  # trainer.precision by its longer name
+    bar: StepProgressBar | None
     options: Any  # the command's own options, by name
-    cli: "PlainCLI"
-
-    @property
-    def device(self) -> torch.device:
-        """The one on which the command computes."""
-        return self.cli.device
-
-    @property
-    def precision(self) -> str:
-        """``trainer.precision`` by its longer name."""
-        return self.cli.precision
+    cli: RLIFCLI
 
     def prompts(self, split: Split = "train") -> list[Prompt]:
         """Read and encode the problems of a split; this loads the tokenizer only."""
@@ -68,7 +62,7 @@ class RecipeObjects:
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if self.options.ckpt_path is not None:
             policy.restore(read_checkpoint(self.options.ckpt_path))
-        policy.move(self.precision)
+        policy.move()
         return policy
 
     def output(self, folder: str | None = None) -> Path:
@@ -113,7 +107,18 @@ def load(
     cli = (make or PlainCLI)(command, arguments, add_options, description)
     init = cli.config_init
     cli.model.collector = init.rollout.collector  # whose engine evaluates as well, where no other is given
-    return RecipeObjects(command, cli.model, cli.datamodule, init.rollout.collector, init.evaluation, init, cli)
+    return RecipeObjects(
+        command,
+        cli.model,
+        cli.datamodule,
+        init.rollout.collector,
+        init.evaluation,
+        cli.device,
+        cli.precision,
+        StepProgressBar() if init.trainer.enable_progress_bar is not False else None,
+        init,
+        cli,
+    )
 
 
 class PlainCLI(RLIFCLI):
@@ -143,14 +148,13 @@ class PlainCLI(RLIFCLI):
         super().add_arguments_to_parser(parser)
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """No Trainer: of its settings only the device, the precision and the progress bar are taken."""
+        """No Trainer: of its settings only device, precision and progress bar are taken."""
         settings = self.config_init.trainer
         self.device = one_device(settings.accelerator, settings.devices)
-        self.precision = precision_name(settings.precision, self.device)
-        self.bar = StepProgressBar() if settings.enable_progress_bar is not False else None
+        self.precision = precision_name(settings.precision, self.device.type)
 
 
-def one_device(accelerator: object, devices: object) -> torch.device:
+def one_device(accelerator: Any, devices: Any) -> torch.device:
     """The device of a command that takes one.
 
     Args:
@@ -158,20 +162,12 @@ def one_device(accelerator: object, devices: object) -> torch.device:
         devices: ``trainer.devices``: of a list the first is taken.
 
     Raises:
-        UserError: There is no such accelerator on this machine.
+        UserError: There is no such device on this machine.
     """
-    number = int(devices[0]) if isinstance(devices, list) and devices else 0
-    found = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
-    kind = str(accelerator)
-    if kind in ("auto", "gpu"):
-        kind = next((name for name in ("mps", "cuda") if found[name]), "cpu" if kind == "auto" else "gpu")
-    if (kind == "cuda" and number >= torch.cuda.device_count()) or not found.get(kind, kind == "cpu"):
-        raise UserError(
-            "The Trainer refuses its settings",
-            got=f"trainer.accelerator {accelerator}, trainer.devices {devices}",
-            expected="auto, cpu, or a GPU that torch finds on this machine",
-            do="correct --trainer.accelerator or --trainer.devices",
-        )
-    if kind == "cuda":
-        torch.cuda.set_device(number)
-    return torch.device("cpu") if kind == "cpu" else torch.device(kind, number)
+    try:
+        device = Fabric(accelerator=accelerator, devices=devices[:1] if isinstance(devices, list) else 1).device
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device

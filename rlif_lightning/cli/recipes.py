@@ -1,27 +1,22 @@
-"""Shipped recipes by name, and a parser that answers a typo in three lines."""
+"""Shipped recipes by name, recipes of earlier versions, and recipes that replace what earlier recipes said."""
 
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError
-from lightning.pytorch.cli import LightningArgumentParser
 
-from rlif_lightning.cli.parse_errors import Recipe, explain
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import users_mistake
+
+GONE = {"guard.lag": 0, "model.dropout": False, "model.plain_forward": False}
+"""Settings of earlier versions and the defaults that they had, which every config.yaml of a run holds."""
 
 
 def shipped_recipes() -> dict[str, str]:
     """Name to path of every shipped recipe."""
-    folder = files("rlif_lightning.configs")
-    return {
-        Path(item.name).stem: str(item)
-        for item in sorted(folder.iterdir(), key=lambda f: f.name)
-        if item.name.endswith(".yaml")
-    }
+    paths = sorted(str(item) for item in files("rlif_lightning.configs").iterdir() if item.name.endswith(".yaml"))
+    return {Path(path).stem: path for path in paths}
 
 
 def recipe_path(value: str) -> str:
@@ -30,16 +25,16 @@ def recipe_path(value: str) -> str:
     Raises:
         UserError: Neither exists.
     """
+    recipes = shipped_recipes()
     if "/" in value or "\\" in value or Path(value).suffix:
         if not Path(value).is_file():
-            near = difflib.get_close_matches(Path(value).stem, shipped_recipes(), 1)
+            near = difflib.get_close_matches(Path(value).stem, recipes, 1)
             raise UserError(
                 "The recipe file does not exist",
                 got=value,
                 do=f"check the path, or take the shipped recipe '{near[0]}'" if near else "check the path",
             )
         return value
-    recipes = shipped_recipes()
     if value not in recipes:
         near = difflib.get_close_matches(value, recipes, 1, cutoff=0.4)
         raise UserError(
@@ -49,84 +44,34 @@ def recipe_path(value: str) -> str:
     return recipes[value]
 
 
-def forget_replaced_sources(settings: Any, recipe: Path) -> None:
+def without_gone(text: str) -> str:
+    """A recipe without the settings that are gone, where they had their defaults; others are refused later."""
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    for key, default in GONE.items():
+        group, _, name = key.partition(".")
+        settings: Any = recipe.get(group) if isinstance(recipe, dict) else None
+        if isinstance(settings, dict) and settings.get(name) == default and name in settings:
+            del settings[name]
+            text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False)
+    return text
+
+
+def forget_replaced_sources(settings: Any, text: str) -> None:
     """Drop from the settings each source of which a recipe names another path: it describes other data.
 
     Args:
         settings: Those read so far, a namespace of jsonargparse.
-        recipe: The file that is applied next.
+        text: The recipe that is applied next.
     """
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(text)
     except yaml.YAMLError:
         return  # the parser says what is wrong
-    sources = content.get("data") if isinstance(content, dict) else None
+    sources = recipe.get("data") if isinstance(recipe, dict) else None
     for split, source in sources.items() if isinstance(sources, dict) else ():
         earlier = settings.get(f"data.{split}.init_args.path")
         if isinstance(source, dict) and source.get("path") not in (None, earlier):
             settings[f"data.{split}"] = None
-
-
-class RecipeFile(ActionConfigFile):
-    """``--config`` that takes paths and shipped names."""
-
-    opened: ClassVar[list[Recipe]] = []
-    """The files of this command line in their order, to say where a mistake stands."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Apply a recipe."""
-        path = recipe_path(values)
-        self.opened.append(Recipe(str(values), Path(path).absolute()))
-        try:
-            forget_replaced_sources(cfg, Path(path))
-            self.apply_config(parser, cfg, self.dest, path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"The recipe {path} is no UTF-8 text", got=error.reason, do="save it as UTF-8") from error
-
-
-class Parser(LightningArgumentParser):
-    """No abbreviations; errors in three lines with a suggestion."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["allow_abbrev"] = False
-        super().__init__(*args, **kwargs)
-        self._given: list[str] = []
-
-    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class; ``--config`` learns the shipped names."""
-        if kwargs.get("action") is ActionConfigFile:
-            kwargs["action"] = RecipeFile
-            kwargs["help"] = f"A YAML file or a shipped recipe: {', '.join(shipped_recipes())}. Later ones win."
-        return super().add_argument(*args, **kwargs)
-
-    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """As in the base class; the recipes of an earlier call are forgotten."""
-        if self.exit_on_error:
-            RecipeFile.opened.clear()
-            self._given = list(args or [])
-        return super().parse_args(args, *rest, **kwargs)
-
-    def format_help(self, *args: Any) -> str:
-        """Without the pages of usage that repeat every setting."""
-        self.usage = f"{self.prog.replace(' [options]', '')} [--config RECIPE ...] [--setting VALUE ...]"
-        return super().format_help(*args)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, where, and the nearest right name, in three lines at most.
-
-        Raises:
-            UserError: Always, but for the parsers of single values: the caller may know another reading.
-        """
-        mistake = users_mistake(ex)
-        if mistake is not None:
-            raise mistake
-        if not self.exit_on_error:
-            raise ArgumentError(None, message) from ex
-        raise explain(message, self._command_parser(ex), RecipeFile.opened) from None
-
-    def _command_parser(self, ex: Exception | None) -> Any:
-        """The parser whose settings the message is about: the command's, where it is known."""
-        action = getattr(self, "_subcommands_action", None)
-        given = next(iter(self._given), "")
-        choices = getattr(action, "choices", None) or {}
-        return getattr(ex, "subcommand_parser", None) or choices.get(given) or self

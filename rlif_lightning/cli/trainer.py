@@ -1,4 +1,4 @@
-"""LightningCLI for RLIF: settings to objects, a run folder for every run."""
+"""LightningCLI for RLIF: it turns settings into objects and gives every run a folder."""
 
 import os
 import shutil
@@ -24,10 +24,12 @@ from rlif_lightning.callbacks import (
     StepProgressBar,
 )
 from rlif_lightning.callbacks.memory_check import out_of_memory
-from rlif_lightning.cli.recipes import Parser
+from rlif_lightning.cli.command_table import COMMANDS
+from rlif_lightning.cli.environment import prepare
+from rlif_lightning.cli.parser import Parser
+from rlif_lightning.cli.run_folder import discard_run_folder, recipe_name, run_root
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
-from rlif_lightning.main import RUN_FOLDER, TRAINER_COMMANDS, discard_run_folder, run_root
 from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs.folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
@@ -35,6 +37,7 @@ from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.warnings_shown import short_warnings
 
+RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
 TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
@@ -43,11 +46,21 @@ TRAINER_DEFAULTS = {
 }
 
 
+def main(arguments: list[str]) -> None:
+    """Parse and run a command of the Trainer.
+
+    Args:
+        arguments: The command and the words after it.
+    """
+    prepare()
+    RLIFCLI.run(arguments)
+
+
 class RLIFCLI(LightningCLI):
     """``rlif fit | validate | test | predict``."""
 
     created: ClassVar[Path | None] = None
-    """The run folder that this process has made; an early failure takes it away again."""
+    """The run folder that this process has made; an early failure removes it."""
 
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
@@ -66,7 +79,7 @@ class RLIFCLI(LightningCLI):
 
     @staticmethod
     def settings(arguments: list[str]) -> dict[str, Any]:
-        """What Lightning's command line is told."""
+        """The arguments of Lightning's command line."""
         return {
             "args": arguments,
             "parser_class": Parser,
@@ -80,14 +93,14 @@ class RLIFCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """The callbacks have keys of their own: lists of callbacks would merge by position."""
+        """Give every callback a key of its own: lists of callbacks would merge by position."""
         parser.add_lightning_class_args(MemoryCheck, "memory_check")  # first: before the evaluation takes its time
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(CollapseGuard, "guard")
         parser.add_lightning_class_args(Completions, "completions")
         parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
-        parser.add_argument("--runs", default="runs", help="Folder of all runs: <runs>/<recipe>/<n>.")
+        parser.add_argument("--runs", default="runs", help="Folder of all runs; a run gets <runs>/<recipe>/<n>.")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -96,9 +109,9 @@ class RLIFCLI(LightningCLI):
         return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
-        """With our own words about the command: those of the Trainer are about the Trainer, and cut short."""
+        """As in the base class, with our own description: the Trainer's is about the Trainer, and cut short."""
         return super()._prepare_subcommand_parser(
-            klass, subcommand, **{**kwargs, "description": f"{TRAINER_COMMANDS[subcommand].capitalize()}."}
+            klass, subcommand, **{**kwargs, "description": f"{COMMANDS[subcommand].purpose.capitalize()}."}
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -110,7 +123,7 @@ class RLIFCLI(LightningCLI):
         """Nothing: a value on the command line wins over one stored in a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Look at the strategy and find the checkpoint before anything is loaded."""
+        """Check the strategy and find the checkpoint before anything is loaded."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
@@ -120,15 +133,15 @@ class RLIFCLI(LightningCLI):
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
             if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
                 raise UserError(
-                    "Training can't be continued from weights alone: they have no optimiser's state",
+                    "Training can't continue from weights alone: the optimiser's state is missing",
                     got=config.ckpt_path,
-                    do="give them to test, validate, predict, diagnose or mix, or train with --guard.action restore",
+                    do="use them with test, validate, predict, diagnose or mix, or train with --guard.action restore",
                 )
             # Read here: a file that is no checkpoint is refused before anything is loaded.
             self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
 
     def _find_checkpoint(self, ckpt_path: str) -> Path:
-        """``last`` of a test is the training recipe's, whatever evaluation recipes follow it."""
+        """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""
         names = self.recipe.split("+")
         tries = ["+".join(names[:n]) for n in range(len(names), 0, -1)] if self.subcommand != "fit" else [self.recipe]
         for recipe in tries[:-1]:
@@ -151,7 +164,7 @@ class RLIFCLI(LightningCLI):
         return self.make_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Refuse a number of processes that the prompts can't be shared out to, before those are started."""
+        """Refuse a number of processes that does not divide the prompts, before those processes start."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutCallback):
                 replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
@@ -168,7 +181,7 @@ class RLIFCLI(LightningCLI):
             raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
 
     def _run_logger(self, ckpt_path: str | None) -> RunLogger:
-        """A new run folder, or the checkpoint's when a fit goes on."""
+        """A logger for a new run folder, or for the checkpoint's folder when a fit continues."""
         if self.subcommand == "fit" and ckpt_path is not None:
             folder = run_folder_of(Path(ckpt_path))
             if folder is not None:
@@ -193,7 +206,7 @@ class RLIFCLI(LightningCLI):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml; a continued run keeps the settings of its steps so far, which may differ."""
+    """Writes config.yaml; a continued run keeps the settings of its earlier steps in a file next to it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the old file, then write the new one."""
@@ -208,9 +221,3 @@ class SaveConfig(SaveConfigCallback):
             if config.is_file():
                 shutil.copyfile(config, config.with_name(f"config.until-step-{logger.resume_step}.yaml"))
         super().setup(trainer, pl_module, stage)
-
-
-def recipe_name(configs: list[Any] | None) -> str:
-    """The names of the given recipes, joined: runs of a recipe with other overlays stand apart."""
-    names = [Path(str(c)).stem for c in configs or [] if c is not None]
-    return "+".join(names) or "run"

@@ -91,7 +91,7 @@ def _sample(
     collector.open(1, objects.data.answers_of(split), objects.data.has_labels(split))
     rows, texts = [(row,) for row, _ in prompts], [prompt for _, prompt in prompts]
     try:
-        with counting(objects.cli.bar, "Sampling", "prompt", len(prompts)) as tell:
+        with counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell:
 
             def progress(done: int, token: int, most: int) -> None:
                 tell(done, f"Token {token}/{most}")
@@ -188,7 +188,7 @@ def _report(
         "group_size": collector.plan.group_size,
         "seed": run_seed(),
         "min_spread": collector.advantages.min_spread,
-        "sampling": asdict(collector.sampling),
+        "sampling": collector.sampling.settings(),
         "lora": identity.lora,
         "adapter": identity.adapter,
         "quantization": identity.quantization,

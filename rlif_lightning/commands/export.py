@@ -6,10 +6,31 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from rlif_lightning.errors import UserError
-from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
+import torch
+import yaml
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+from rlif_lightning.cli.recipe_objects import PlainCLI, RecipeObjects, load
+from rlif_lightning.cli.run_folder import recipe_name, run_root
+from rlif_lightning.errors import UserError
+from rlif_lightning.evaluation.results import versions
+from rlif_lightning.exporting.card import portable_name, write_card
+from rlif_lightning.exporting.check import LogitCheck
+from rlif_lightning.exporting.folder import check_export_folder, export_folder
+from rlif_lightning.exporting.generation import generation_config
+from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
+from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
+from rlif_lightning.exporting.source import choose_checkpoint, run_settings
+from rlif_lightning.exporting.weights import Format, load_trained, merge, save_adapter, save_merged
+from rlif_lightning.models.checkpoints import read_checkpoint
+from rlif_lightning.models.hub import resolve_model
+from rlif_lightning.models.policy import Policy
+from rlif_lightning.models.precision import precision_name
+from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
+
+DESCRIPTION = (
+    "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
+    "rlif export RUN takes a run folder, rlif export --config RECIPE the recipe's newest run."
+)
 
 
 def main(args: list[str]) -> None:
@@ -21,70 +42,154 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: The words are wrong, there are no such weights, or the export computes something else.
     """
-    words = _run_words(args)  # before torch is imported
-    from rlif_lightning.cli.recipe_objects import load
-    from rlif_lightning.commands.export_cli import ExportCLI
-    from rlif_lightning.commands.export_write import Exporting
-
-    description = (
-        "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
-        "rlif export RUN takes a run folder, rlif export --config RECIPE the recipe's newest run."
-    )
-    objects = load("export", words, _options, description, ExportCLI)
-    folder = Exporting(objects).write()
+    objects = load("export", run_settings(args), _add_options, DESCRIPTION, ExportCLI)
+    folder = Export(objects).write()
     print(f"written: {folder}")
-    name = objects.options.push_to_hub
-    if name is not None:
-        from rlif_lightning.exporting.hub import push
-
-        print(f"pushed: {push(folder, name)}")
+    if objects.options.push_to_hub is not None:
+        print(f"pushed: {push(folder, objects.options.push_to_hub)}")
 
 
-def _run_words(args: list[str]) -> list[str]:
-    """A run folder as the settings that it holds."""
-    if not args or args[0].startswith("-"):
-        return args
-    run = Path(args[0]).expanduser()
-    if not (run / CONFIG).is_file():
-        inside = sorted(p.parent for depth in ("*", "*/*") for p in run.glob(f"{depth}/{CONFIG}"))
-        raise UserError(
-            f"This is not a run folder: it has no {CONFIG}" if run.is_dir() else "The run folder does not exist",
-            got=run,
-            expected="a run folder such as runs/quickstart/1",
-            do=f"name one of {', '.join(map(str, inside[:8]))}"
-            if inside
-            else "correct the path; rlif fit makes runs",
-        )
-    if not (run / CHECKPOINTS).is_dir():
-        find_checkpoint(str(run), run.parent.parent, run.parent.name)  # says that it is a run without
-    # A continued run's settings name the checkpoint that it began with.
-    return ["--config", str(run / CONFIG), "--ckpt_path=null", *args[1:]]
+def _add_options(parser: Any) -> None:
+    for name, kind, default, text in (
+        ("format", Format, "merged", "A whole model with any adapter merged in, or the adapter alone for PEFT."),
+        ("dtype", Literal["float32", "bfloat16", "float16"] | None, None,
+         "Precision of a merged model's weights. null: that of the run."),
+        ("output", str | None, None,
+         "Folder of the export; an earlier export there is replaced. null: <run>/export/<format>."),
+        ("push_to_hub", str | None, None,
+         "Also upload the folder to this repository, such as you/model; a new one is private."),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
-def _options(parser: Any) -> None:
-    from rlif_lightning.exporting.weights import Format
+class ExportCLI(PlainCLI):
+    """The settings of the run that is exported, and its weights."""
 
-    parser.add_argument(
-        "--format",
-        type=Format,
-        default="merged",
-        help="A whole model with any adapter merged in, or the adapter alone as PEFT writes it.",
-    )
-    parser.add_argument(
-        "--dtype",
-        type=Dtype | None,
-        default=None,
-        help="Of a merged model's weights. null: that of the run's precision.",
-    )
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        default=None,
-        help="Folder of the export; an earlier export there is replaced. null: <run>/export/<format>.",
-    )
-    parser.add_argument(
-        "--push_to_hub",
-        type=str | None,
-        default=None,
-        help="Also upload the folder to this repository, such as you/model; a new one is private.",
-    )
+    asked: str | None = None
+    """The value of ``--ckpt_path``."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Find the weights before anything is loaded; a run's own settings take the place of the recipe's.
+
+        The run may have been started with more settings than the recipe's; those on the command line still win.
+        """
+        super().parse_arguments(parser, args)
+        self.asked = self.config.ckpt_path
+        last = Path(str(self.config.config[-1])) if self.config.config else Path()
+        own = last.parent if last.name == CONFIG and (last.parent / CHECKPOINTS).is_dir() else None
+        checkpoint = choose_checkpoint(self.asked, own, run_root(self.config.runs), recipe_name(self.config.config))
+        run = run_folder_of(checkpoint)
+        if own is None and run is not None and (run / CONFIG).is_file():
+            super().parse_arguments(parser, ["--config", str(run / CONFIG), *_without_recipes(args)])
+        self.config.ckpt_path = str(checkpoint)
+
+    def before_instantiate_classes(self) -> None:
+        """Name the folder of all runs."""
+        self.root, self.recipe = run_root(self.config.runs), recipe_name(self.config.config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Any machine can export: the run's GPU is not looked for."""
+        self.device, self.precision = torch.device("cpu"), precision_name(self.config_init.trainer.precision)
+
+
+def _without_recipes(words: list[str]) -> list[str]:
+    """The words of a command line without ``--config`` and its values."""
+    flags = ("--config", "-c")
+    pairs = zip(["", *words], words, strict=False)
+    return [word for before, word in pairs if not {before, word} & {*flags} and not word.startswith("--config=")]
+
+
+class Export:
+    """One export: what is asked for, checked before weights are loaded.
+
+    Args:
+        objects: The settings of the run and the command's options.
+
+    Raises:
+        UserError: A setting, the checkpoint's file or the target folder is wrong.
+    """
+
+    def __init__(self, objects: RecipeObjects) -> None:
+        self.model_settings, self.objects = objects.module.policy_settings, objects
+        cli, options = objects.cli, objects.options
+        self.settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+        self.asked, self.source = getattr(cli, "asked", None), Path(options.ckpt_path)
+        self.run, self.form = run_folder_of(self.source), options.format
+        name = self.model_settings.name
+        self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
+        if self.form == "adapter":
+            self._check_adapter(options)
+        if options.push_to_hub is not None:
+            check_hub(options.push_to_hub)
+        self.folder = Path(options.output or (self.run or Path()) / "export" / self.form).expanduser()
+        check_export_folder(self.folder, self.base)
+        precision = objects.precision.partition("-")[0]
+        dtype = options.dtype or {"bf16": "bfloat16", "16": "float16"}.get(precision, "float32")
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        if self.source.is_dir():
+            raise UserError("A checkpoint in shards cannot be exported", got=self.source)
+        self.checkpoint = read_checkpoint(self.source, mmap=True)
+        step = int(self.checkpoint["global_step"])
+        by_guard = self.source.as_posix().endswith(GUARD_WEIGHTS)
+        origin = f"what the collapse guard hands back (step {step})" if by_guard else f"those of step {step}"
+        self.facts = {"form": self.form, "dtype": dtype, "step": step, "origin": origin, "versions": versions()}
+        self.facts["repository"] = options.push_to_hub
+
+    def _check_adapter(self, options: Any) -> None:
+        if self.model_settings.lora is None and self.model_settings.adapter is None:
+            raise UserError(
+                "The run trained all weights: there is no adapter to export",
+                got="--format adapter, model.lora null",
+                do="take --format merged",
+            )
+        if options.push_to_hub is not None and not is_on_hub(self.model_settings.name):
+            raise UserError(
+                "Others could not load this adapter: its base model is not on the hub",
+                got=self.model_settings.name,
+                do="take --format merged",
+            )
+        if options.dtype is not None:
+            raise UserError("An adapter is always written in float32", do="leave out --dtype")
+
+    def write(self) -> Path:
+        """Load, write, read again, compare; the folder appears only if all is well.
+
+        Raises:
+            UserError: The checkpoint belongs to another model, or the export can't be written or differs.
+        """
+        print(f"weights: {self.source}, {self.facts['origin']}")
+        if self.source.name != LAST_CHECKPOINT and self.asked is None:
+            print("         --ckpt_path last takes those of the last step")
+        tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
+        policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer)
+        vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+        check = LogitCheck(probe_prompts(template, tokenizer, vocabulary), self.form, self.dtype)
+        check.take_policy(policy.model)
+        if self.model_settings.quantization is not None:
+            # The adapter is merged into the weights as they were before they were quantised: the steps between 4-bit
+            # values are larger than what it changes.
+            del policy
+            policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer, quantized=False)
+            check.take_policy(policy.model, instead_of=self.model_settings.quantization)
+        facts = {"format": self.form, "step": self.facts["step"], "checkpoint": self.source.name}
+        with export_folder(self.folder, facts | {"base": portable_name(self.model_settings.name)}) as folder:
+            self._write_files(folder, policy)
+            del policy
+            result = check.read_again(folder, self.model_settings, self.base)
+            print(result)
+            write_card(folder, self.settings, self.run, self.facts | {"check": result})
+        return self.folder
+
+    def _write_files(self, folder: Path, policy: Policy) -> None:
+        """Weights, then what must not be overwritten with the base's: generation settings and tokenizer."""
+        base_generation = policy.model.generation_config
+        if self.form == "merged":
+            save_merged(merge(policy.model, self.dtype), folder)
+        else:
+            save_adapter(policy.model, folder, self.base)
+        evaluation = self.settings["evaluation"]
+        temperature = evaluation["temperature"] if evaluation["samples"] else None
+        generation = generation_config(base_generation, policy.tokenizer, policy.end_ids, temperature)
+        generation.save_pretrained(folder)
+        self.facts["end_tokens"] = policy.tokenizer.convert_ids_to_tokens(policy.end_ids)
+        self.facts["prompt_differs"] = save_tokenizer(self.objects.data.template, policy.tokenizer, folder)

@@ -233,7 +233,7 @@ class Mixing:
         entropy = certainty = tokens = 0.0
         shares: list[float] = []
         answered = False
-        with counting(objects.cli.bar, f"{label}: sampling", "prompt", len(places)) as tell:
+        with counting(objects.bar, f"{label}: sampling", "prompt", len(places)) as tell:
             size = plan.rollout_prompts
             for drawn in collector.sample_batches(texts, positions, run_seed(), policy, size):
                 mask, stats = drawn.samples.completion_mask, drawn.statistics()
@@ -259,7 +259,7 @@ class Mixing:
         problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
         if not problems:
             return {}
-        with counting(objects.cli.bar, f"{label}: answering", "problem", len(problems)) as tell:
+        with counting(objects.bar, f"{label}: answering", "problem", len(problems)) as tell:
             results = answer_problems(
                 evaluation.engine(objects.module),
                 policy,

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
-
-OUTPUT = Path("curves.png")
+from rlif_lightning.runs.curves import draw_curves
+from rlif_lightning.runs.report import CURVES, write_report
+from rlif_lightning.runs.summary import load_run, summary_table
 
 
 def main(args: list[str]) -> None:
     """Run the command.
 
-    One run: curves.png and summary.txt in its folder are written anew. Several runs: their curves
-    are laid over each other in one picture. The tables are printed.
+    One run: curves.png and summary.txt in its folder are replaced. Several runs: one picture shows the curves of all.
+    The tables are printed.
 
     Args:
         args: The words after ``rlif report``.
@@ -20,15 +21,11 @@ def main(args: list[str]) -> None:
         UserError: The words are wrong, or a run cannot be read or drawn.
     """
     runs, output = _parse(args)
-    from rlif_lightning.runs.curves import draw_curves
-    from rlif_lightning.runs.report import write_report
-    from rlif_lightning.runs.summary import load_run, summary_table
-
     for run in runs:
         load_run(run)  # a mistake in the last run shows before anything is written
     written = list(write_report(runs[0])) if len(runs) == 1 else []
     if len(runs) > 1 or output is not None:
-        picture = output or OUTPUT
+        picture = output or Path(CURVES)
         draw_curves(runs, picture)
         written.append(picture)
     for run in runs:
@@ -40,18 +37,11 @@ def main(args: list[str]) -> None:
 def _parse(args: list[str]) -> tuple[list[Path], Path | None]:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(
-        prog="rlif report",
-        description="Redraw the curves and the table of a run, or overlay the curves of several runs.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder: runs/<recipe>/<n>")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help=f"the picture of several runs (default: {OUTPUT}), or one more of a single run",
-    )
+    description = "Redraw the curves and the table of a run, or overlay the curves of several runs."
+    parser = ArgumentParser("rlif report", description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folder: runs/<recipe>/<n>.")
+    picture_help = f"Picture of several runs (default: {CURVES}), or an additional picture of one run."
+    parser.add_argument("--output", metavar="FILE", help=picture_help)
     try:
         parsed = parser.parse_args(args)
     except ArgumentError as error:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.errors import UserError
-from rlif_lightning.rollout import completion_seed
+from rlif_lightning.functional.seeds import completion_seed
 
 
 def run_seed() -> int:

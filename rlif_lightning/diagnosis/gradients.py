@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.losses import Loss, loss_denominator, policy_loss
+from rlif_lightning.functional.loss_records import LossInputs, LossSettings
+from rlif_lightning.functional.losses import loss_denominator, policy_loss
 from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.rollout import Rollout
 
@@ -19,7 +20,7 @@ def policy_gradients(
     policy: nn.Module,
     rollouts: Sequence[Rollout],
     advantages: Sequence[Mapping[str, Tensor]],
-    loss: Loss,
+    loss: LossSettings,
     max_tokens: int,
     micro_batch_size: int | None = None,
 ) -> Tensor:
@@ -29,7 +30,8 @@ def policy_gradients(
         policy: With its trainable weights, in training mode.
         rollouts: With loss masks [N, T].
         advantages: For each rollout, a reward's name to its advantages [N].
-        loss: Surrogate and weights of the tokens. On policy all surrogates have one gradient.
+        loss: Whose weights of the tokens; its KL term and bonus are left out. On policy all surrogates have one
+            gradient.
         max_tokens: Longest completion.
         micro_batch_size: Completions in one forward; null: half a rollout.
 
@@ -40,14 +42,15 @@ def policy_gradients(
     weights = [p for p in policy.parameters() if p.requires_grad]
     names = list(advantages[0])
     out = torch.zeros(2, len(names), sum(p.numel() for p in weights))
-    denominator = sum(float(loss_denominator(_mask(r), loss, max_tokens)) for r in rollouts)
+    settings = LossSettings(loss.name)
+    denominator = sum(float(loss_denominator(_mask(r), settings, max_tokens)) for r in rollouts)
     for rollout, parts in zip(rollouts, advantages, strict=True):
         for half, rows in _slices(rollout, micro_batch_size):
             part = rollout.slice(rows)
             logprob = CompletionScores(policy, part.samples).logprobs(rollout.temperature)
             for k, name in enumerate(names):
-                value = parts[name][rows.to(parts[name].device)]
-                ascent = -policy_loss(logprob, value, _mask(part), denominator, loss=loss).loss
+                inputs = LossInputs(parts[name][rows.to(parts[name].device)], _mask(part))
+                ascent = -policy_loss(logprob, inputs, denominator, settings).loss
                 last = k + 1 == len(names)
                 grads = torch.autograd.grad(ascent, weights, retain_graph=not last, allow_unused=True)
                 place = 0

@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from rlif_lightning.data.prompts import Prompt
+from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.grading import Grader, bootstrap_interval, maj_at_k, pass_at_k
 from rlif_lightning.models.policy import Policy
-from rlif_lightning.rollout import completion_seeds
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,6 @@ def generator(model: str, checkpoint: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    from importlib.metadata import version
-
     names = ("rlif-lightning", "torch", "lightning", "transformers", "peft", "tokenizers", "math-verify")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 

@@ -1,4 +1,4 @@
-"""The folder of an export: whole or not at all, and never in the place of something else."""
+"""The folder of an export: it appears as a whole or not at all, and never replaces anything but an export."""
 
 import json
 import shutil
@@ -7,27 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from rlif_lightning.errors import UserError
 
-MARK = "rlif_export.json"
-"""In every export: where its weights come from."""
+EXPORT_FACTS = "rlif_export.json"
+"""File in every export that says where its weights come from."""
 
 
-def check_target(folder: Path, model: str) -> None:
-    """Refuse to write where something else lies. An earlier export is replaced.
+def check_export_folder(folder: Path, model: str) -> None:
+    """Refuse a folder that holds anything but an earlier export.
 
     Args:
         folder: Where the export will be.
         model: The base model, as resolved.
 
     Raises:
-        UserError: A file, a folder that holds something else, or the base model itself.
+        UserError: It is a file, a folder that holds something else, or the base model itself.
     """
     if not folder.exists():
         return
     if Path(model).is_dir() and folder.samefile(model):
         raise UserError("The export would replace the model that was trained", got=folder, do="give another --output")
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file()):
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / EXPORT_FACTS).is_file()):
         raise UserError(
             "The folder for the export holds something else",
             got=folder,
@@ -37,25 +39,23 @@ def check_target(folder: Path, model: str) -> None:
 
 
 @contextmanager
-def writing(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
-    """A folder beside the target that takes its place when the block ends without an error.
+def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
+    """A folder next to the target that takes its place when the block ends without an error.
 
     Args:
-        folder: The target, as :func:`check_target` allows.
-        facts: About the export; they are written into it.
+        folder: The target, as :func:`check_export_folder` allows.
+        facts: Content of the file that marks the export.
 
     Raises:
         UserError: It can't be written.
     """
-    from safetensors import SafetensorError
-
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
     try:
         for left in (unfinished, old):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
-        (unfinished / MARK).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (unfinished / EXPORT_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)

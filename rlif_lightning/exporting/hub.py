@@ -3,25 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import hub_answers
+from rlif_lightning.models.hub import hub_answers, is_local
+from rlif_lightning.toy import parse_toy_name
 
 
-def check_hub(name: str) -> None:
+def is_on_hub(name: str) -> bool:
+    """Whether a model or data set is neither a folder nor the toy."""
+    return parse_toy_name(name) is None and not is_local(name)
+
+
+def check_hub(repository: str) -> None:
     """Refuse a push that can't work, before a model is loaded.
 
     Raises:
-        UserError: No such name is possible, the hub is out of reach, or nobody is logged in.
+        UserError: The name is impossible, the hub can't be reached, or nobody is logged in.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     try:
-        validate_repo_id(name)
+        validate_repo_id(repository)
     except HFValidationError as error:
         raise UserError(
-            "--push_to_hub takes the name of a repository", got=name, expected="such as you/model"
+            "--push_to_hub takes the name of a repository", got=repository, expected="such as you/model"
         ) from error
     if not hub_answers():
         raise UserError(
@@ -32,12 +38,12 @@ def check_hub(name: str) -> None:
         raise UserError("Nobody is logged in to the Hugging Face hub", do="run hf auth login, or set HF_TOKEN")
 
 
-def push(folder: Path, name: str, api: Any = None) -> str:
-    """Upload a folder; a repository that is not there yet is made, and is private.
+def push(folder: Path, repository: str, api: Any = None) -> str:
+    """Upload a folder; a new repository is private.
 
     Args:
         folder: The export.
-        name: Of the repository.
+        repository: Its name on the hub.
         api: A ``huggingface_hub.HfApi``; None: a new one.
 
     Returns:
@@ -46,18 +52,14 @@ def push(folder: Path, name: str, api: Any = None) -> str:
     Raises:
         UserError: The hub refuses it. The folder stays.
     """
-    from huggingface_hub import HfApi
-
     api = api or HfApi()
     try:
-        made = api.create_repo(name, repo_type="model", private=True, exist_ok=True)
+        made = api.create_repo(repository, repo_type="model", private=True, exist_ok=True)
         return str(api.upload_folder(folder_path=str(folder), repo_id=made.repo_id, repo_type="model"))
-    except (
-        Exception
-    ) as error:  # the hub's library passes on those of its http library, whose name depends on its version
+    except Exception as error:  # errors of the hub's http library too, which differs by version
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             "The Hugging Face hub refuses the export",
-            got=f"{name}: {reason}",
-            do=f"the folder is complete; later: hf upload {name} {folder}",
+            got=f"{repository}: {reason}",
+            do=f"the folder is complete; later: hf upload {repository} {folder}",
         ) from error

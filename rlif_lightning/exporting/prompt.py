@@ -1,11 +1,15 @@
 """The prompt of training as a chat template, so that ``apply_chat_template`` of an export gives the same tokens."""
 
+import copy
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 
-# Texts that a template must render as training did; spaces, quotes and braces are where templates go wrong.
+# Texts that a template must render as training did. Spaces, quotes and braces are where templates go wrong.
 PROBES = (
     "What is 3 + 5?",
     '  Let "x" be \\frac{1}{2}.\n\nFind {x} and {{ y }}, it\'s {% raw %} 100% so. ',
@@ -16,24 +20,20 @@ PROBES = (
 def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     """A Jinja template that renders a user's message as the prompt of training.
 
-    Where training used a chat template, it is that one, with the recipe's system prompt where a conversation brings
-    none. Where training used a format string, it is that string around each user's message, with the tokens that the
-    tokenizer puts in front of a text, and the end token after what the model has said.
+    Where training used a chat template, it is that one, and adds the recipe's system prompt to a conversation
+    without one. Where training used a format string, it is that string around each user's message, after the tokens
+    that the tokenizer puts in front of a text, and with the end token after each message of the model.
 
     Args:
-        template: Of the recipe.
-        tokenizer: Of the model.
+        template: The recipe's template.
+        tokenizer: The model's tokenizer.
 
     Returns:
         The template; templates by name where the tokenizer has several.
     """
     if not template.uses_chat(tokenizer):
-        before, _, after = (template.template or "{prompt}").partition("{prompt}")
-        if "{prompt}" in after:  # in it twice: Jinja can do that as well
-            return _around(
-                " + message['content'] + ".join(map(_literal, [before, *after.split("{prompt}")])), tokenizer
-            )
-        return _around(f"{_literal(before)} + message['content'] + {_literal(after)}", tokenizer)
+        texts = (template.template or "{prompt}").split("{prompt}")  # around the problem, which may come twice
+        return _turns(" + message['content'] + ".join(map(_literal, texts)), tokenizer)
     own = template.chat_template or tokenizer.chat_template
     if not template.system_prompt:
         return own
@@ -45,13 +45,13 @@ def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     return {name: first + t for name, t in own.items()} if isinstance(own, dict) else first + own
 
 
-def differing(template: Template, tokenizer: Any, exported: Any) -> list[str]:
-    """Probes whose tokens by ``apply_chat_template`` of the export are not those of training.
+def differing_prompts(template: Template, tokenizer: Any, exported: Any) -> list[str]:
+    """The probes for which the export's ``apply_chat_template`` gives other tokens than training did.
 
     Args:
-        template: Of the recipe.
-        tokenizer: As in training.
-        exported: The tokenizer with the exported chat template.
+        template: The recipe's template.
+        tokenizer: The tokenizer of training.
+        exported: The same with the exported chat template.
     """
     found = []
     for text in PROBES:
@@ -63,7 +63,29 @@ def differing(template: Template, tokenizer: Any, exported: Any) -> list[str]:
     return found
 
 
-def _around(user: str, tokenizer: Any) -> str:
+def save_tokenizer(template: Template, tokenizer: Any, folder: Path) -> bool:
+    """Write the tokenizer with the prompt of training as its chat template; returns whether its tokens differ."""
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = chat_template(template, tokenizer)
+    exported.save_pretrained(folder)
+    different = differing_prompts(template, tokenizer, exported)
+    if different:
+        print(
+            "warning: apply_chat_template of the export gives other tokens than training did, because this tokenizer "
+            f"reads a text in one piece differently: {different[0]!r}"
+        )
+    return bool(different)
+
+
+def probe_prompts(template: Template, tokenizer: Any, vocabulary: int) -> list[list[int]]:
+    """Prompts of training and arbitrary token ids below ``vocabulary``, some dozens of tokens in all."""
+    prompts = [list(template.encode(Problem(text, None), tokenizer).ids)[:64] for text in PROBES]
+    ids = torch.randint(len(tokenizer.get_vocab()), (16,), generator=torch.Generator().manual_seed(0))
+    return [*prompts, ids.clamp(max=vocabulary - 1).tolist()]
+
+
+def _turns(user: str, tokenizer: Any) -> str:
+    """A chat template of turns without a system message; ``user`` is a Jinja expression."""
     front = _literal("".join(_front_tokens(tokenizer)))
     end = _literal(tokenizer.eos_token)
     return (
@@ -81,10 +103,10 @@ def _around(user: str, tokenizer: Any) -> str:
 
 
 def _front_tokens(tokenizer: Any) -> list[str]:
-    """What the tokenizer puts in front of every text; a chat template has to write it out."""
+    """The tokens that the tokenizer puts in front of every text; a chat template must write them out."""
     text = PROBES[0]
-    head_weight_only, full = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
-    start = next((i for i in range(len(full)) if full[i : i + len(head_weight_only)] == head_weight_only), 0)
+    bare, full = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return tokenizer.convert_ids_to_tokens(full[:start])
 
 

@@ -1,54 +1,58 @@
-"""A policy as files: merged into its base, or its adapter alone; and read again, by other libraries, to compare."""
+"""A policy's weights from a checkpoint, and as files: merged into its base model, or its adapter alone."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.models.checkpoints import weights_of
+from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.trainable import put_weights
 
 Format = Literal["merged", "adapter"]
-SHARD = "4GB"  # of a merged model's files
-
-# Largest difference of a logit that is a rounding, as a share of the largest logit. In float32 the sums of a merged
-# layer come in another order; in half precision the merged weights are rounded once more.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-LOST = 0.9  # of the adapter's effect: so large a difference may as well come from an export without it
+FILE_SIZE = "4GB"  # largest weight file of a merged model
+BAR_FROM = 1e9  # parameters from which a progress bar is worth it
 
 
-class Difference(NamedTuple):
-    """What an export's logits were found to be."""
+def load_trained(
+    settings: PolicySettings, checkpoint: dict[str, Any], dtype: torch.dtype, tokenizer: Any, quantized: bool = True
+) -> Policy:
+    """The policy with the weights of a checkpoint, on the CPU.
 
-    largest: float
-    """Largest absolute difference from the policy's."""
-    tolerance: float
-    """What would still have been taken for rounding."""
-    tokens: int
-    """How many positions were compared."""
-    adapter: float | None
-    """Largest change of the policy's logits by its adapter; None without one."""
+    Args:
+        settings: Those of training.
+        checkpoint: Of the run.
+        dtype: Dtype of the export; float16 is computed in float32.
+        tokenizer: The model's tokenizer.
+        quantized: As in training, so that the checkpoint can be checked; False: without quantization, unchecked.
 
-
-@torch.no_grad()
-def probe_logits(model: Any, prompts: list[list[int]]) -> Tensor:
-    """Logits [positions, V] in float32 of a few prompts, one after the other."""
-    device = next(model.parameters()).device
-    rows = [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in prompts]
-    return torch.cat(rows)
+    Raises:
+        UserError: The checkpoint belongs to another model.
+    """
+    settings = replace(settings, gradient_checkpointing=False)
+    settings = settings if quantized else replace(settings, quantization=None)
+    dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    policy = Policy.load(settings, dtype=dtype, tokenizer=tokenizer)
+    if quantized:
+        policy.check_checkpoint(checkpoint)
+    put_weights(policy.model, weights_of(checkpoint))
+    policy.model.requires_grad_(False)
+    return policy
 
 
 def merge(policy: Any, dtype: torch.dtype) -> Any:
-    """The policy as a plain model of one precision; it is taken apart.
+    """The policy as a plain model of one precision; the policy is taken apart.
 
     Args:
         policy: With or without an adapter. No 4-bit weights: merging into them would round the update away.
-        dtype: Of the result's weights.
+        dtype: Dtype of the result's weights.
     """
     model = policy
     if hasattr(policy, "merge_and_unload"):
         _untie(policy)
-        model = policy.merge_and_unload(progressbar=sum(p.numel() for p in policy.parameters()) > 1e9)
+        model = policy.merge_and_unload(progressbar=_size(policy) > BAR_FROM)
     for parameter in model.parameters():  # not model.to(dtype): rotary frequencies stay in float32
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype)
@@ -57,7 +61,7 @@ def merge(policy: Any, dtype: torch.dtype) -> Any:
 
 
 def _untie(policy: Any) -> None:
-    """Give the head weights of its own where an adapter is about to change one of head and embedding."""
+    """Give the head its own weights where an adapter is about to change only one of head and embedding."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -67,15 +71,28 @@ def _untie(policy: Any) -> None:
     adapted = any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in (head, embedding))
     if not config.tie_word_embeddings or not adapted:
         return
-    base_logits: Any = getattr(head, "base_layer", getattr(head, "original_module", head))
-    base_logits.weight = nn.Parameter(base_logits.weight.detach().clone(), requires_grad=False)
+    own: Any = getattr(head, "base_layer", getattr(head, "original_module", head))
+    own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
     for settings in (config, model.config):
         settings.tie_word_embeddings = False
 
 
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def save_merged(model: Any, folder: Path) -> None:
-    """Write weights and configuration, in several files where they are large."""
-    _quietly(lambda: model.save_pretrained(folder, max_shard_size=SHARD), model)
+    """Write weights and configuration, in several files where they are large; a small model shows no bar."""
+    from transformers.utils import logging
+
+    shows_bar = logging.is_progress_bar_enabled()
+    if _size(model) < BAR_FROM:
+        logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder, max_shard_size=FILE_SIZE)
+    finally:
+        if shows_bar:
+            logging.enable_progress_bar()
 
 
 def save_adapter(policy: Any, folder: Path, base: str) -> None:
@@ -84,75 +101,8 @@ def save_adapter(policy: Any, folder: Path, base: str) -> None:
     Args:
         policy: With the adapter.
         folder: Where to.
-        base: What PEFT will load the base model from.
+        base: Name or path from which PEFT will load the base model.
     """
     for config in policy.peft_config.values():
         config.base_model_name_or_path = base
     policy.save_pretrained(folder, save_embedding_layers=False)
-
-
-def _quietly(save: Any, model: nn.Module) -> None:
-    """Without the bar of a small model."""
-    from transformers.utils import logging
-
-    shows = logging.is_progress_bar_enabled()
-    if sum(p.numel() for p in model.parameters()) < 1e9:
-        logging.disable_progress_bar()
-    try:
-        save()
-    finally:
-        if shows:
-            logging.enable_progress_bar()
-
-
-def reload(folder: Path, form: Format, dtype: torch.dtype, base: dict[str, Any] | None = None) -> Any:
-    """Load an export by transformers, or by transformers and PEFT, alone.
-
-    Args:
-        folder: The export.
-        form: What it is.
-        dtype: Of the weights.
-        base: Where the adapter's base lies, and how it is loaded: arguments of ``AutoModelForCausalLM``.
-    """
-    from transformers import AutoModelForCausalLM
-
-    settings = base if form == "adapter" and base else {"pretrained_model_name_or_path": str(folder)}
-    model = AutoModelForCausalLM.from_pretrained(**{**(base or {}), **settings}, dtype=dtype, use_safetensors=True)
-    if form == "merged":
-        return model.eval()
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(folder)).eval()
-
-
-def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
-    """Hold an export's logits against the policy's.
-
-    Args:
-        found: Logits [positions, V] of the export.
-        expected: Those of the policy.
-        base_logits: Those of the policy without its adapter, where it has one.
-        dtype: Of the export.
-
-    Raises:
-        UserError: They differ by more than rounding, by as much as the adapter changes, or are not finite.
-    """
-    largest, size = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
-    tolerance = TOLERANCE[dtype] * size
-    adapter = None if base_logits is None else float((expected - base_logits).abs().max())
-    if not largest <= tolerance:  # also NaN
-        raise UserError(
-            "The export does not compute what the policy does, so it was not kept",
-            got=f"logits that differ by up to {largest:.3g}",
-            expected=f"at most {tolerance:.3g} in {str(dtype).removeprefix('torch.')}",
-            do="try --dtype float32; if that fails too, please report it",
-        )
-    # Half precision tolerates more than many an adapter does; without one its rounding is left, hence not quite 1.
-    # An adapter whose effect is below float32's rounding can't be seen at all.
-    if adapter is not None and largest >= LOST * adapter and adapter > TOLERANCE[torch.float32] * size:
-        raise UserError(
-            "The export has lost what the adapter learned, so it was not kept",
-            got=f"logits that differ by up to {largest:.3g}, where the adapter changes them by up to {adapter:.3g}",
-            do="try --dtype float32 or --format adapter; if that fails too, please report it",
-        )
-    return Difference(largest, tolerance, len(found), adapter)

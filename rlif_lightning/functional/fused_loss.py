@@ -1,14 +1,15 @@
 """The loss and its gradients from hidden states in one pass over the logits, for a head that is a weight alone.
 
-Plain autograd computes the logits, keeps them, and comes back for the gradients; checkpointed tiles compute them
-twice. But for a loss that is a sum over tokens, each with its own log-probability (:func:`losses.is_separable`), the
-gradient in a token's logits z is known as soon as its own row is: with s the scale and t the temperature::
+Plain autograd computes the logits, keeps them, and comes back for the gradients; checkpointed chunks compute them
+twice. But for a loss that is a sum over tokens, each with its own log-probability
+(:attr:`~loss_records.LossSettings.is_separable`), the gradient in a token's logits z is known as soon as its own row
+is: with s the scale and t the temperature::
 
     log p = log_softmax(s z / t)
     dz    = c s / t (onehot(id) - p),    c = d loss / d log p[id]
     dh    = dz W,    dW = dz' h
 
-So each tile of tokens goes through three matrix products at once, and no logits outlive their tile. The backward
+So each chunk of tokens goes through three matrix products at once, and no logits outlive their chunk. The backward
 only multiplies by the gradient that comes in.
 """
 
@@ -20,16 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlif_lightning.functional.chunked import LinearHead, chunk_rows, exponentials
-from rlif_lightning.functional.losses import (
-    KLEstimator,
-    Loss,
-    PolicyLoss,
-    _check_shapes,
-    is_separable,
-    policy_loss,
-    token_loss,
-    token_weights,
-)
+from rlif_lightning.functional.loss_records import LossInputs, LossSettings, PolicyLoss
+from rlif_lightning.functional.losses import policy_loss, token_loss, token_weights
 
 
 def fused_policy_loss(
@@ -37,22 +30,13 @@ def fused_policy_loss(
     weight: Tensor,
     ids: Tensor,
     completion_mask: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    inputs: LossInputs,
     denominator: Tensor | float,
+    settings: LossSettings,
     *,
     temperature: float = 1.0,
     scale: float = 1.0,
     chunk: int | None = None,
-    old_logprob: Tensor | None = None,
-    reference_logprob: Tensor | None = None,
-    surrogate_mask: Tensor | None = None,
-    importance: Tensor | None = None,
-    loss: Loss = "grpo",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 0.0,
-    kl_estimator: KLEstimator = "k3",
 ) -> PolicyLoss:
     """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both.
 
@@ -61,23 +45,14 @@ def fused_policy_loss(
         weight: [V, H] of the output embeddings, trainable or frozen, tied or not.
         ids: [N, T] token ids, in 0 .. V-1 inside the completion mask.
         completion_mask: [N, T] bool, the tokens that go through the head. Where a reference was scored over the same
-            ones in the same tiles (:func:`tiles.tiled_logprobs` with a :class:`tiles.PlainHead`, under the same
-            autocast), equal weights have a KL of exactly 0.
-        advantages: [N].
-        mask: [N, T] bool, the tokens that enter the loss, within the completion mask.
+            ones in the same chunks (:func:`chunked.chunked_logprobs` with a :class:`chunked.LinearHead`, under the
+            same autocast), equal weights have a KL of exactly 0.
+        inputs: As in :func:`policy_loss`; their mask lies within the completion mask.
         denominator: D of the window, see :func:`policy_loss`.
+        settings: Of a separable loss.
         temperature: Divides the logits.
         scale: Multiplies the logits.
-        chunk: Tokens at a time; None: :func:`tiles.tile_rows`.
-        old_logprob: [N, T] of the policy that sampled; None: on policy.
-        reference_logprob: [N, T] of the frozen reference.
-        surrogate_mask: [N, T] bool, the tokens that learn from the advantage; None: all in the mask.
-        importance: [N, T] factor of the surrogate; None: 1.
-        loss: Surrogate and weights of the tokens, any but gspo.
-        clip_low: The ratio is clipped below at 1 - clip_low.
-        clip_high: And above at 1 + clip_high.
-        kl_coefficient: 0 with a reference only reports the KL.
-        kl_estimator: See :func:`losses.kl_estimate`.
+        chunk: Tokens at a time; None: :func:`chunked.chunk_rows`.
 
     Returns:
         The loss with gradient in ``hidden`` and ``weight``, to be taken once; detached sums to log, the entropy's 0.
@@ -85,40 +60,18 @@ def fused_policy_loss(
     Raises:
         ValueError: The loss is not separable; or as in :func:`policy_loss`.
     """
-    if not is_separable(loss):
-        raise ValueError(f"one pass needs a separable loss\n  got: {loss}\n  expected: any loss but gspo")
-    if hidden.ndim != 3:
-        raise ValueError(f"hidden has a wrong shape\n  got: {list(hidden.shape)}\n  expected: [N, T, H]")
-    per_token: dict[str, Any] = {
-        "mask": mask,
-        "old_logprob": old_logprob,
-        "reference_logprob": reference_logprob,
-        "surrogate_mask": surrogate_mask,
-        "importance": importance,
-    }
-    _check_shapes(hidden[..., 0], advantages, ids=ids, completion_mask=completion_mask, **per_token)
-    if (mask & ~completion_mask).any():
-        raise ValueError("mask holds tokens outside the completion mask\n  expected: a part of it")
-    settings: dict[str, Any] = {
-        "loss": loss,
-        "clip_low": clip_low,
-        "clip_high": clip_high,
-        "kl_coefficient": kl_coefficient,
-        "kl_estimator": kl_estimator,
-    }
+    mask = inputs.mask
+    _check(hidden, inputs, settings, ids=ids, completion_mask=completion_mask)
     chosen = completion_mask.flatten().nonzero().squeeze(1)  # [M]
 
     def flat(x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, chosen)  # [M, ...]
 
-    flattened: dict[str, Any] = {name: flat(x) for name, x in per_token.items() if x is not None}
-    a = flat(advantages[:, None].expand_as(mask))
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    weights = flat(token_weights(mask, loss, denominator, dtype))
+    tokens = inputs.by_token().map(flat)
+    weights = flat(token_weights(mask, settings, denominator, torch.promote_types(hidden.dtype, torch.float32)))
 
     def weighted(logprob: Tensor, rows: slice) -> Tensor:
-        token = token_loss(logprob, a[rows], **{k: x[rows] for k, x in flattened.items()}, **settings)
-        return token.loss * weights[rows]
+        return token_loss(logprob, tokens.map(lambda x: x[rows]), settings).loss * weights[rows]
 
     total, logprob = fused_loss(
         flat(hidden),
@@ -130,7 +83,20 @@ def fused_policy_loss(
         chunk=chunk_rows(len(weight)) if chunk is None else chunk,
     )
     padded = logprob.new_zeros(mask.shape).masked_scatter_(completion_mask, logprob)  # [N, T]
-    return policy_loss(padded, advantages, denominator=denominator, **per_token, **settings)._replace(loss=total)
+    return policy_loss(padded, inputs, denominator, settings)._replace(loss=total)
+
+
+def _check(hidden: Tensor, inputs: LossInputs, settings: LossSettings, ids: Tensor, completion_mask: Tensor) -> None:
+    if not settings.is_separable:
+        got = settings.name if settings.entropy_coefficient is None else "an entropy"
+        raise ValueError(
+            f"the fused loss needs a separable one\n  got: {got}\n  expected: any loss but gspo, without an entropy"
+        )
+    if hidden.ndim != 3:
+        raise ValueError(f"hidden has a wrong shape\n  got: {list(hidden.shape)}\n  expected: [N, T, H]")
+    inputs.check_shapes(hidden[..., 0], ids=ids, completion_mask=completion_mask)
+    if (inputs.mask & ~completion_mask).any():
+        raise ValueError("mask holds tokens outside the completion mask\n  expected: a part of it")
 
 
 def fused_loss(
@@ -146,13 +112,13 @@ def fused_loss(
     """The sum of a separable loss over tokens, with gradient in the hidden states and the weight.
 
     Products are in the dtype of autocast where it is enabled, everything else in fp32 at least: the gradient of
-    the weight is a sum in fp32 over tiles.
+    the weight is a sum in fp32 over chunks.
 
     Args:
         hidden: [M, H] that predict the tokens.
         weight: [V, H].
         ids: [M] token ids in 0 .. V-1.
-        loss: Log-probabilities [tile] of the tokens of a slice to their losses [tile], weights and denominator
+        loss: Log-probabilities [chunk] of the tokens of a slice to their losses [chunk], weights and denominator
             included. A token's loss takes no gradient from another's log-probability.
         temperature: Divides the logits.
         scale: Multiplies the logits.
@@ -162,7 +128,7 @@ def fused_loss(
         The loss [], and the log-probabilities [M] in nats without gradient.
 
     Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
+        ValueError: The ids do not match the hidden states, or the temperature or the chunk is not positive.
         RuntimeError: In a second backward: the gradients are given away in the first.
     """
     total, logprob = _FusedLoss.apply(hidden, weight, ids, loss, temperature, scale, chunk, torch.is_grad_enabled())

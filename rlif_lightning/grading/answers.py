@@ -3,26 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading.extraction import check_where, extract
+from rlif_lightning.grading.compare import Several
+from rlif_lightning.grading.extraction import Found, check_where, extract, locate
 from rlif_lightning.grading.literals import is_literal
+
+Compare = Literal["math", "text", "exact", "literal"]
 
 
 @dataclass(frozen=True)
 class Gold:
-    """The right answer to one problem.
-
-    Args:
-        text: The answer itself.
-        unit: A unit that an answer may repeat.
-        tolerance: Allowed absolute difference of numbers, or one per answer where there are several.
-    """
+    """The right answer to one problem."""
 
     text: str
-    unit: str | None = None
-    tolerance: float | tuple[float, ...] | None = None
+    unit: str | None = None  # that an answer may repeat
+    tolerance: float | tuple[float, ...] | None = None  # allowed absolute difference, or one per part of several
 
     @property
     def tolerances(self) -> tuple[float, ...]:
@@ -53,8 +50,8 @@ class AnswerFormat:
     """
 
     completion: str | list[str] = "boxed"
-    compare: Literal["math", "text", "exact", "literal"] = "math"
-    several: Literal["one", "ordered", "set"] = "one"
+    compare: Compare = "math"
+    several: Several = "one"
     relative_tolerance: float = 0.0
     unfinished_is_wrong: bool = False
 
@@ -63,12 +60,10 @@ class AnswerFormat:
             raise UserError("No place to find the answer in", got=self.completion, do="name at least one")
         for where in self.places:
             check_where(where)
-        for name, value, allowed in (
-            ("compare", self.compare, ("math", "text", "exact", "literal")),
-            ("several", self.several, ("one", "ordered", "set")),
-        ):
-            if value not in allowed:
-                raise UserError(f"Unknown setting of answers.{name}", got=repr(value), expected=" | ".join(allowed))
+        for name, value, kind in (("compare", self.compare, Compare), ("several", self.several, Several)):
+            if value not in get_args(kind):
+                expected = " | ".join(get_args(kind))
+                raise UserError(f"Unknown setting of answers.{name}", got=repr(value), expected=expected)
         if not 0 <= self.relative_tolerance < 1:
             raise UserError(
                 "The setting answers.relative_tolerance is out of range",
@@ -82,7 +77,12 @@ class AnswerFormat:
         return (self.completion,) if isinstance(self.completion, str) else tuple(self.completion)
 
     def find(self, completion: str, ended: bool = True) -> str | None:
-        """The answer in a completion as it stands there.
+        """The text of the answer that `locate` finds, or None."""
+        found = self.locate(completion, ended)
+        return found.text if found else None
+
+    def locate(self, completion: str, ended: bool = True) -> Found | None:
+        """The answer in a completion, and which of its characters say it.
 
         Args:
             completion: The completion's text.
@@ -90,16 +90,11 @@ class AnswerFormat:
         """
         if self.unfinished_is_wrong and not ended:
             return None
-        return next((found for where in self.places if (found := extract(completion, where))), None)
+        return next((found for where in self.places if (found := locate(completion, where))), None)
 
 
 def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
-    """Refuse a right answer that no completion could equal.
-
-    Args:
-        format: How answers are compared.
-        gold: The right answer.
-        place: Which row it is from, for the complaint.
+    """Refuse a right answer that no completion could equal; `place` says which row it is from.
 
     Raises:
         UserError: Literals are compared, and it is none.
@@ -114,16 +109,13 @@ def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
 
 
 def read_gold(value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None) -> Gold | None:
-    """Read the right answer from the fields of a data set's row.
+    """Read the right answer from the fields of a data set's row; None where there is none at that place.
 
     Args:
         value: What the answer field holds, see `gold_text`.
-        where: The place of the answer in it, see `extract`.
+        where: The place of the answer in it, see `locate`.
         unit: What the unit field holds, if there is one.
-        tolerance: What the tolerance field holds, if there is one, see `read_tolerance`.
-
-    Returns:
-        The right answer, or None where there is none at that place.
+        tolerance: What the tolerance field holds, see `read_tolerance`.
 
     Raises:
         UserError: A field holds something that is no answer.
@@ -136,11 +128,8 @@ def read_gold(value: Any, where: str = "whole", unit: Any = None, tolerance: Any
 def gold_text(value: Any) -> str:
     """The text of an answer field: 27.0 becomes `27`, `["2", "3"]` becomes `2, 3`.
 
-    Args:
-        value: What the field holds: text, number, boolean, or a list of these.
-
     Raises:
-        UserError: It holds something else, or a number that is not finite.
+        UserError: It holds no text, finite number, boolean, or list of these.
     """
     if isinstance(value, str):
         return value
@@ -159,13 +148,10 @@ def gold_text(value: Any) -> str:
 
 
 def read_tolerance(value: Any) -> float | tuple[float, ...] | None:
-    """What a tolerance field allows: one difference, several, or None where it holds none.
-
-    Args:
-        value: None, a number, or text with one number or several separated by commas.
+    """The difference that a tolerance field allows, or one per part ("1e-1,1e-2"); None where it is empty.
 
     Raises:
-        UserError: It is anything else.
+        UserError: It holds anything but null, a number not below 0, or several with commas between them.
     """
     if value is None or value == "":
         return None

@@ -7,8 +7,6 @@ from typing import Any
 
 from rlif_lightning.errors import UserError
 
-WINDOW = 4_000  # characters at the end of a text: an answer stands there
-
 _DRESS = r"(?:[\s:=*_$`\"'({\[]|\\[(\[]|\\(?:text|textbf|mathrm|mathbf|boxed)(?=\{))"
 _STATED = re.compile(
     rf"\b(?:answer|option|choice)\b\s{{0,4}}(?:(?:is|:|=)|(?={_DRESS}{{0,4}}\())"
@@ -18,35 +16,27 @@ _STATED = re.compile(
 )
 _BOXED = re.compile(rf"\\(?:boxed|fbox)\s{{0,4}}\{{{_DRESS}{{0,8}}([A-Z])(?![\w'])")
 # A lone A or I before a small letter is a word of English.
-_ALONE = re.compile(r"(?<![\w'.$\\])(?:[B-HJ-Z]|[AI](?![ \t]{1,4}[a-z]))(?![\w'])(?!\.[A-Za-z])")
+_ALONE = re.compile(r"(?<![\w'.$\\])([B-HJ-Z]|[AI](?![ \t]{1,4}[a-z]))(?![\w'])(?!\.[A-Za-z])")
 
 
-def find_choice(text: str) -> str | None:
-    r"""The letter that a text chooses.
+def find_choice(text: str) -> tuple[int, int] | None:
+    r"""Where the letter stands that a text chooses.
 
     The last ``\boxed{C}``; else the last letter that is called the answer, as in "the answer is (C)"; else the last
     capital letter that stands alone.
     """
-    end = text[-WINDOW:]
-    for pattern in (_BOXED, _STATED):
-        found = None
-        for match in pattern.finditer(end):
-            found = match.group(1)
-        if found is not None:
-            return found
-    alone = _ALONE.findall(end)
-    return alone[-1] if alone else None
+    for pattern in (_BOXED, _STATED, _ALONE):
+        spans = [match.span(1) for match in pattern.finditer(text)]
+        if spans:
+            return spans[-1]
+    return None
 
 
 def lettered(options: Any, place: str) -> str:
-    """Options as lines ``A. first``, ``B. second``.
-
-    Args:
-        options: A list of 2 to 26 texts or numbers.
-        place: Which row they are from, for the complaint.
+    """Options, 2 to 26 texts or numbers, as lines ``A. first``, ``B. second``.
 
     Raises:
-        UserError: It is anything else.
+        UserError: They are anything else; `place` says which row they are from.
     """
     expected = f"a list of 2 to {len(ascii_uppercase)} texts or numbers"
     if not isinstance(options, Sequence) or isinstance(options, str | bytes):
@@ -59,15 +49,10 @@ def lettered(options: Any, place: str) -> str:
 
 
 def right_letter(answer: Any, count: int, place: str) -> str:
-    """The letter of the right option.
-
-    Args:
-        answer: The letter, or the option's number from 0.
-        count: How many options there are.
-        place: Which row they are from, for the complaint.
+    """The letter of the right one of `count` options, from that letter or the option's number from 0.
 
     Raises:
-        UserError: There is no such option.
+        UserError: There is no such option; `place` says which row it is from.
     """
     letters = ascii_uppercase[:count]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < count:

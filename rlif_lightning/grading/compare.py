@@ -8,85 +8,68 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from rlif_lightning.grading.normalise import MAX_ANSWER, clean, normalise, split_answers, without_name
-from rlif_lightning.grading.number import Number, as_number, same_number
+from rlif_lightning.grading.number import as_number, same_number
 
+Several = Literal["one", "ordered", "set"]
 Symbolic = Callable[[str, str, float, float], bool]
 """(gold, answer, absolute tolerance, relative tolerance) -> equal."""
 
 MAX_NESTING = 12
-MAX_DIGITS_IN_A_ROW = 300
 MAX_POWERS = 60
 MAX_FACTORIALS = 10
 MAX_PARTS = 64
 
-_HIGH_POWER = re.compile(r"(?:\^|\*\*)\s*[{(]?\s*[-+]?[0-9]{7,}|[0-9.][eE]\+?[0-9]{4,}")
-_TOWER = r"([0-9]+)\s*(?:\^|\*\*)\s*[{(]?\s*([0-9]+)(?![0-9])"
-_HIGH_FACTORIAL = re.compile(r"[0-9]{6,}\s*!|!\s*[)}\]]+\s*!|!\s*!\s*!")
+_POWER = r"(?:\^|\*\*)\s*[{(]?\s*"
+_TOO_HIGH = re.compile(
+    rf"[0-9]{{300,}}|{_POWER}[-+]?[0-9]{{7,}}|[0-9.][eE]\+?[0-9]{{4,}}"
+    r"|[0-9]{6,}\s*!|!\s*[)}\]]+\s*!|!\s*!\s*!"
+)
+_TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
+_THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one answer is compared with its right one.
+    """How one answer is compared with its right one."""
 
-    Args:
-        several: See `AnswerFormat`.
-        unit: A unit that the answer may repeat.
-        absolute: Allowed absolute differences: none, one for all parts, or one per part.
-        relative: Allowed relative difference.
-    """
+    several: Several = "one"  # see `AnswerFormat`
+    unit: str | None = None  # that the answer may repeat
+    absolute: tuple[float, ...] = ()  # allowed absolute differences: none, one for all parts, or one per part
+    relative: float = 0.0  # allowed relative difference
 
-    several: Literal["one", "ordered", "set"] = "one"
-    unit: str | None = None
-    absolute: tuple[float, ...] = ()
-    relative: float = 0.0
+    def tolerance(self, place: int) -> float:
+        """Allowed absolute difference of a part; the last one given is for all parts beyond it."""
+        return self.absolute[min(place, len(self.absolute) - 1)] if self.absolute else 0.0
 
 
 def too_costly(answer: str) -> bool:
-    """Whether an answer is longer, deeper or higher than any honest one, at a glance.
-
-    Args:
-        answer: The answer as extracted.
-    """
-    if len(answer) > MAX_ANSWER:
-        return True
-    if re.search(rf"[0-9]{{{MAX_DIGITS_IN_A_ROW},}}", answer):
+    """Whether an answer is longer, deeper or higher than any honest one, at a glance."""
+    if len(answer) > MAX_ANSWER or _TOO_HIGH.search(answer):
         return True
     if answer.count("^") + answer.count("**") > MAX_POWERS or answer.count("!") > MAX_FACTORIALS:
         return True
-    if _HIGH_POWER.search(answer) or _HIGH_FACTORIAL.search(answer) or _high_tower(answer):
+    # A power of a power, all in digits, with an exponent of a million or more.
+    if any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in _TOWER.finditer(answer)):
         return True
-    depth = deepest = 0
-    for letter in answer:
-        if letter in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif letter in ")]}":
-            depth -= 1
-    return deepest > MAX_NESTING
+    return max(_depths(answer), default=0) > MAX_NESTING
 
 
-def _high_tower(answer: str) -> bool:
-    """Whether a power of a power, all in digits, has an exponent of a million or more."""
-    towers = re.finditer(rf"(?:\^|\*\*)\s*[{{(]?\s*(?={_TOWER})", answer)
-    return any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in towers)
+def _depths(text: str) -> list[int]:
+    """How many brackets are open after each letter."""
+    return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
 def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic | None = None) -> bool | None:
     """Compare an answer with the right one.
 
-    Args:
-        gold: The right answer.
-        answer: The answer given.
-        rule: How to compare.
-        symbolic: Compares two formulas in LaTeX; None leaves them open.
-
     Returns:
-        True or False, or None where only `symbolic` could tell.
+        True or False, or None where only `symbolic` could tell and there is none.
     """
     if too_costly(answer):
         return gold.strip() == answer.strip()
@@ -96,7 +79,7 @@ def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic | None = None) 
             given = split_answers(answer)
             compare = _ordered if rule.several == "ordered" else _unordered
             return compare(wanted, given, rule, symbolic)
-    return _one(gold, answer, rule, rule.absolute[0] if rule.absolute else 0.0, symbolic)
+    return _one(gold, answer, rule, rule.tolerance(0), symbolic)
 
 
 def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
@@ -104,7 +87,7 @@ def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic
         return False
     open_question = False
     for place, (gold, answer) in enumerate(zip(wanted, given, strict=True)):
-        verdict = _one(gold, answer, rule, _tolerance(rule, place), symbolic)
+        verdict = _one(gold, answer, rule, rule.tolerance(place), symbolic)
         if verdict is False:
             return False
         open_question |= verdict is None
@@ -127,7 +110,7 @@ def _matching(wanted: list[str], given: list[str], rule: Rule, symbolic: Symboli
     left = list(given)
     unmatched = []
     for place, gold in enumerate(wanted):
-        absolute = _tolerance(rule, place)
+        absolute = rule.tolerance(place)
         verdicts = [_one(gold, answer, rule, absolute, None) for answer in left]
         if True in verdicts:
             del left[verdicts.index(True)]
@@ -138,23 +121,15 @@ def _matching(wanted: list[str], given: list[str], rule: Rule, symbolic: Symboli
     if unmatched and symbolic is None:
         return None
     for gold, absolute in unmatched:
-        for answer in left:
-            if _one(gold, answer, rule, absolute, symbolic):
-                left.remove(answer)
-                break
-        else:
+        same = next((answer for answer in left if _one(gold, answer, rule, absolute, symbolic)), None)
+        if same is None:
             return False
+        left.remove(same)
     return True
 
 
 def _distinct(parts: Sequence[str]) -> list[str]:
     return list({normalise(without_name(part)[1]): part for part in parts}.values())
-
-
-def _tolerance(rule: Rule, place: int) -> float:
-    if not rule.absolute:
-        return 0.0
-    return rule.absolute[place] if place < len(rule.absolute) else rule.absolute[-1]
 
 
 def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic | None) -> bool | None:
@@ -168,7 +143,7 @@ def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic
         return False
     if normalise(wanted) == normalise(given):
         return True
-    number, answered = _number(wanted), _number(given)
+    number, answered = (as_number(_THOUSANDS_COMMA.sub("", text)) for text in (wanted, given))
     if number and answered:
         return same_number(number, answered, absolute=absolute, relative=rule.relative)
     if _BASED.fullmatch(normalise(wanted)) and _BASED.fullmatch(normalise(given)):
@@ -181,20 +156,10 @@ def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic
     return symbolic(wanted, given, absolute, rule.relative) if symbolic else None
 
 
-def _number(text: str) -> Number | None:
-    return as_number(re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text))
-
-
 def _shape(text: str) -> tuple[str, str] | None:
     """The outer brackets of a point or an interval, if one pair encloses all of it."""
-    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]":
+    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or 0 in _depths(text)[:-1]:
         return None
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += letter in "([{"
-        depth -= letter in ")]}"
-        if depth == 0 and place < len(text) - 1:
-            return None
     return text[0], text[-1]
 
 

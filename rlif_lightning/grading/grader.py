@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rlif_lightning.errors import UserError
@@ -48,9 +49,6 @@ class Grader:
         Args:
             items: For each completion its text, whether it ended by itself, and the right answer.
 
-        Returns:
-            One verdict per item, in the same order.
-
         Raises:
             UserError: An answer needs math-verify, which is not installed.
         """
@@ -63,21 +61,23 @@ class Grader:
             items: For each completion its text and whether it ended by itself.
 
         Returns:
-            One answer per item; None where there is none, or none of a plausible size.
+            [N] answers; None where there is none, or none of a plausible size.
         """
         return [self._key(self.format.find(text, ended)) for text, ended in items]
 
+    def answer_spans(self, items: Sequence[tuple[str, bool]]) -> list[tuple[int, int] | None]:
+        """The characters [start, end) of each answer of `extract_answers`; None where that gives None."""
+        found = [self.format.locate(text, ended) for text, ended in items]
+        return [None if f is None or self._key(f.text) is None else (f.start, f.end) for f in found]
+
     def classes(self, answers: Sequence[str | None]) -> list[int | None]:
-        """Number the classes of equivalent answers, in the order of their first answers.
+        """Number the classes of equivalent answers from 0, in the order of their first answers; None stays None.
 
         Equivalence is asked against the first answer of each class, so a class can't grow by steps. An answer
         whose comparisons run out of time is found out once and stands alone.
 
         Args:
             answers: Normalised, as :meth:`extract_answers` gives them.
-
-        Returns:
-            The number of each answer's class, from 0; None where there is no answer.
         """
         known: dict[str, int] = {}
         first: list[str] = []
@@ -142,23 +142,12 @@ class Grader:
 
     def _ask(self, answer: str, gold: Gold, rule: Rule) -> bool:
         """Let the worker decide; whatever goes wrong with an answer makes it wrong."""
-        request: dict[str, Any] = {
-            "gold": gold.text,
-            "answer": answer,
-            "several": rule.several,
-            "unit": rule.unit,
-            "absolute": rule.absolute,
-            "relative": rule.relative,
-        }
         worker = self._ready_worker()
         try:
-            reply = worker.ask(request, self.seconds)
-        except WorkerTimeoutError:
-            self.timeouts += 1
-            self._drop(worker)
-            return False
-        except WorkerDiedError:
-            self.errors += 1
+            reply = worker.ask({"gold": gold.text, "answer": answer, "rule": asdict(rule)}, self.seconds)
+        except (WorkerTimeoutError, WorkerDiedError) as error:
+            self.timeouts += isinstance(error, WorkerTimeoutError)
+            self.errors += isinstance(error, WorkerDiedError)
             self._drop(worker)
             return False
         if "error" in reply:

@@ -32,13 +32,11 @@ _TOKEN = re.compile(
 )
 _MARK = re.compile(r"==|->|[:=]|\b(?:is|be|answer|output|result|returns?)\b", re.IGNORECASE)
 _AROUND = "`*$ \t\r\n"
+_OPEN, _CLOSE = "[ANSWER]", "[/ANSWER]"
 
 
 def read_literal(text: str) -> Any:
-    """The value that a literal stands for.
-
-    Args:
-        text: A number, string, bytes, boolean, None, or a list, tuple, dictionary or set of these.
+    """The value of a number, string, bytes, boolean, None, or a list, tuple, dictionary or set of these.
 
     Raises:
         ValueError: It is no literal, or longer or deeper than any honest one.
@@ -64,12 +62,7 @@ def is_literal(text: str) -> bool:
 
 
 def same_literal(gold: str, answer: str) -> bool:
-    """Whether ``assert gold == answer`` would hold: 1 equals 1.0 and True, [1] does not equal (1,).
-
-    Args:
-        gold: The right answer.
-        answer: The answer given; anything that is no literal is wrong.
-    """
+    """Whether ``assert gold == answer`` would hold: 1 equals 1.0 and True, [1] does not equal (1,)."""
     try:
         return bool(read_literal(gold) == read_literal(answer))
     except ValueError:
@@ -84,43 +77,58 @@ def canonical_literal(text: str) -> str | None:
         return None
 
 
-def find_literal(text: str) -> str | None:
-    """The literal that a text gives as its answer.
+def find_literal(text: str) -> tuple[int, int] | None:
+    """Where the literal stands that a text gives as its answer.
 
     It stands between ``[ANSWER]`` and ``[/ANSWER]``, in the first such pair that holds one: what a model writes on
     after its answer does not count. Without such a pair it stands in the last line. There it is all of the text, or
     all that follows a ``==``, as in ``assert f(2) == 4``, or a mark such as ``=``, ``:`` or ``is``.
     """
-    parts = text.split("[/ANSWER]", MAX_PLACES)
-    for part in parts[:-1]:
-        _, mark, inside = part.rpartition("[ANSWER]")
-        found = _answer_in(inside) if mark else None
+    begin = 0
+    for _ in range(MAX_PLACES):
+        close = text.find(_CLOSE, begin)
+        if close < 0:
+            break
+        mark = text.rfind(_OPEN, begin, close)
+        found = _answer_in(text, mark + len(_OPEN), close) if mark >= 0 else None
         if found is not None:
             return found
-    _, mark, inside = parts[-1].rpartition("[ANSWER]")
-    if mark:
-        return _answer_in(inside)
-    lines = [line for line in text[-2 * MAX_LITERAL :].splitlines() if line.strip(_AROUND)]
-    return _answer_in(lines[-1]) if lines else None
+        begin = close + len(_CLOSE)
+    mark = text.rfind(_OPEN, begin)
+    return _answer_in(text, mark + len(_OPEN), len(text)) if mark >= 0 else _answer_in(text, *_last_line(text))
 
 
-def _answer_in(text: str) -> str | None:
-    for candidate in _candidates(text[: 2 * MAX_LITERAL]):
-        head_weight_only = candidate.strip(_AROUND)
-        for form in (head_weight_only, head_weight_only.removesuffix(".").rstrip(_AROUND)):
+def _last_line(text: str) -> tuple[int, int]:
+    """Where the last line with an answer's letters begins and ends; (0, 0) where there is none."""
+    place, span = max(len(text) - 2 * MAX_LITERAL, 0), (0, 0)
+    for line in text[place:].splitlines(keepends=True):
+        inside = line.splitlines()[0]
+        if inside.strip(_AROUND):
+            span = (place, place + len(inside))
+        place += len(line)
+    return span
+
+
+def _answer_in(text: str, begin: int, end: int) -> tuple[int, int] | None:
+    inside = text[begin : min(end, begin + 2 * MAX_LITERAL)]
+    for start in _starts(inside):
+        answer = inside[start:].lstrip(_AROUND)
+        place = begin + len(inside) - len(answer)
+        answer = answer.rstrip(_AROUND)
+        for form in (answer, answer.removesuffix(".").rstrip(_AROUND)):
             if is_literal(form):
-                return form
+                return place, place + len(form)
     return None
 
 
-def _candidates(text: str) -> Iterator[str]:
-    """All of a text; what follows each ``==``, which may also stand inside a string; what follows other marks."""
-    text = re.sub(r"^\s*```[a-zA-Z]*\n", "", text)
-    yield text
-    marks = list(_MARK.finditer(text))
+def _starts(text: str) -> Iterator[int]:
+    """At the beginning; after each ``==``, which may also stand inside a string; after other marks."""
+    fence = re.match(r"\s*```[a-zA-Z]*\n", text)
+    first = fence.end() if fence else 0
+    yield first
+    marks = list(_MARK.finditer(text, first))
     for wanted in (True, False):
-        ends = [mark.end() for mark in marks if (mark.group() == "==") is wanted]
-        yield from (text[end:] for end in ends[-MAX_PLACES:])
+        yield from [mark.end() for mark in marks if (mark.group() == "==") is wanted][-MAX_PLACES:]
 
 
 def _looks_literal(text: str) -> bool:
@@ -149,9 +157,7 @@ def _looks_literal(text: str) -> bool:
 def _canonical(value: Any) -> str:
     if isinstance(value, complex) and not value.imag:
         value = value.real
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     if isinstance(value, list | tuple):
         inside = ", ".join(_canonical(part) for part in value)

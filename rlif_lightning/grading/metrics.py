@@ -6,14 +6,9 @@ from collections.abc import Hashable, Sequence
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of k completions is right, from n completions of which c are.
+    """Chance that at least one of k completions is right, drawn without replacement from n of which c are.
 
     The unbiased estimator `1 - C(n-c, k) / C(n, k)` of Chen et al. 2021 (arXiv 2107.03374), for one problem.
-
-    Args:
-        n: Completions sampled.
-        c: Right ones among them.
-        k: Completions drawn without replacement.
 
     Raises:
         ValueError: Not `0 <= c <= n` and `1 <= k <= n`.
@@ -24,19 +19,16 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
-    """Whether the most frequent answer of the first k completions of one problem is right.
+    """Whether the most frequent answer of the first k completions of one problem is right: 1.0 or 0.0.
 
     Ties go to the answer that occurs first. A missing answer never wins. The verdict is that of the winning
     answer's first occurrence. The first k completions are used, not an average over choices of k, so the
-    figure depends on nothing but the order in which completions were sampled.
+    figure depends on nothing but the order in which completions were sampled. The mean over problems is maj@k.
 
     Args:
         answers: Normalised answers, None where there is none.
         correct: Verdicts in the same order.
         k: How many completions vote.
-
-    Returns:
-        1.0 or 0.0; the mean over problems is maj@k.
 
     Raises:
         ValueError: The lengths differ, or k is not from 1 to that length.
@@ -54,12 +46,9 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> 
 
 
 def agreement(answers: Sequence[Hashable | None]) -> float:
-    """Largest share of a group that gives one and the same answer.
+    """Largest share of a group that gives one and the same answer, from 0 to 1.
 
-    The denominator is the size of the group, so missing answers count against it and never as an answer.
-
-    Args:
-        answers: Normalised answers of one group, None where there is none.
+    The denominator is the size of the group, so missing answers (None) count against it and never as an answer.
 
     Raises:
         ValueError: The group is empty.
@@ -73,19 +62,10 @@ def agreement(answers: Sequence[Hashable | None]) -> float:
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Confidence interval of a mean over problems: the percentile bootstrap.
+    """Lower and upper end of the confidence interval of a mean over problems: the percentile bootstrap.
 
     Problems are drawn with replacement `resamples` times; the interval holds the middle `level` of the means.
     The same arguments give the same interval.
-
-    Args:
-        values: One value per problem.
-        level: Share of means inside the interval.
-        resamples: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        Lower and upper end.
 
     Raises:
         ValueError: No values, a level outside (0, 1), or no resamples.

@@ -6,15 +6,13 @@ Every pattern is simple and the callers cap the length, so hostile answers cost 
 import re
 from collections.abc import Iterator
 
-from rlif_lightning.grading.number import as_number, canonical
+from rlif_lightning.grading.number import as_number
 
 MAX_ANSWER = 1_000
 """A longer answer is no answer to a question with a number or a formula as its answer."""
 
-_UNICODE = str.maketrans(
+_UNICODE = str.maketrans("\u2212\u2013\u00a0\u2009\u202f", "--   ") | str.maketrans(
     {
-        "\u2212": "-",
-        "\u2013": "-",
         "\u00d7": r"\times ",
         "\u00b7": r"\cdot ",
         "\u03c0": r"\pi ",
@@ -23,9 +21,6 @@ _UNICODE = str.maketrans(
         "\u2264": r"\leq ",
         "\u2265": r"\geq ",
         "\u222a": r"\cup ",
-        "\u00a0": " ",
-        "\u2009": " ",
-        "\u202f": " ",
     }
 )
 _WRAPPERS = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname|rm)(?![A-Za-z])"
@@ -96,20 +91,16 @@ def clean(answer: str, unit: str | None = None) -> str:
 
 
 def normalise(answer: str, unit: str | None = None) -> str:
-    r"""One string for all the usual ways of writing one answer.
+    r"""One string for all the usual ways of writing one answer; arguments as for `clean`.
 
     Numbers become exact (`27.0`, `027` and `27` are one, so are `0.5`, `1/2` and `\frac{1}{2}`), thousands
     commas and spaces go, `\text{East}` becomes `East`, `(C)` becomes `C`, a leading plus goes.
-
-    Args:
-        answer: The answer as extracted.
-        unit: A unit to drop at the end, see `clean`.
     """
     text = clean(answer, unit)
     if _THOUSANDS_ONLY.fullmatch(text):
         text = text.replace(",", "")
     if number := as_number(text):
-        return canonical(number)
+        return str(number)
     text = _WRAPPED.sub(r"\1", text)
     text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text) if "(" not in text else text
     text = re.sub(r"(?<=[0-9]) (?=[0-9])", "\0", text)  # 1 4/5 is not 14/5
@@ -118,15 +109,11 @@ def normalise(answer: str, unit: str | None = None) -> str:
     text = text.removesuffix(r"\%").removeprefix("+")
     if choice := _CHOICE.fullmatch(text):
         text = choice[1]
-    number = as_number(text)
-    return canonical(number) if number else text
+    return str(as_number(text) or text)
 
 
 def without_name(answer: str) -> tuple[str | None, str]:
-    r"""Split `x = 5` into its name and `5`, also `f(x) = ...` and `x \in ...`.
-
-    Args:
-        answer: A cleaned answer.
+    r"""Split a cleaned `x = 5` into its name and `5`, also `f(x) = ...` and `x \in ...`.
 
     Returns:
         Name and value; None and the answer itself where it is no single assignment.
@@ -142,9 +129,6 @@ def split_answers(answer: str) -> list[str]:
 
     It is cut at commas, semicolons and `and`/`or` outside all brackets. A number with thousands commas and
     no spaces (`58,500`) is one answer; the braces of `\{1, 2\}` are opened.
-
-    Args:
-        answer: The answer as extracted.
     """
     text = clean(answer)
     if _THOUSANDS_ONLY.fullmatch(text):
@@ -186,19 +170,19 @@ def _trim(text: str) -> str:
 
 
 def _without_unit(text: str, unit: str) -> str:
-    """Drop the given unit at the end, written in any of the text commands or bare."""
+    """Drop the given unit at the end, written in any of the text commands or plainly."""
     for pattern, replacement in _REWRITES:
         unit = pattern.sub(replacement, unit)
     plain_unit = re.sub(r"[\s{}]", "", _WRAPPED.sub(r"\1", unit))
-    head_weight_only = _WRAPPED.sub(r"\1", text).rstrip()
-    letters, taken = len(head_weight_only), ""
+    bare = _WRAPPED.sub(r"\1", text).rstrip()
+    letters, taken = len(bare), ""
     while letters > 0 and len(taken) < len(plain_unit):
         letters -= 1
-        if head_weight_only[letters] not in " {}\t":
-            taken = head_weight_only[letters] + taken
+        if bare[letters] not in " {}\t":
+            taken = bare[letters] + taken
     if not plain_unit or taken != plain_unit:
         return text
-    rest = _trim(head_weight_only[:letters])
+    rest = _trim(bare[:letters])
     # Only a whole word is a unit: "km" ends "5 km", not "\pkm"; braces must still balance.
     if not rest or re.search(r"\\[A-Za-z]*$", rest) or rest.count("{") != rest.count("}"):
         return text

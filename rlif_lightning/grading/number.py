@@ -23,17 +23,15 @@ _PERCENT = re.compile(r"\s*\\?%$")
 
 @dataclass(frozen=True)
 class Number:
-    """A number and how it was written.
+    """A number and how it was written."""
 
-    Args:
-        value: The number itself, a percentage as its figure (50 for 50 %).
-        decimal: Written with a decimal point or a power of ten, so possibly rounded.
-        percent: Followed by a per cent sign.
-    """
+    value: Fraction  # a percentage as its figure: 50 for 50 %
+    decimal: bool = False  # written with a decimal point or a power of ten, so possibly rounded
+    percent: bool = False  # followed by a per cent sign
 
-    value: Fraction
-    decimal: bool = False
-    percent: bool = False
+    def __str__(self) -> str:
+        """One text per value: 27.0 is 27, 0.50 and 2/4 are 1/2; the per cent sign is dropped."""
+        return str(self.value)
 
     @property
     def readings(self) -> tuple[Fraction, ...]:
@@ -52,16 +50,15 @@ def as_number(text: str) -> Number | None:
     """
     if len(text) > 3 * MAX_DIGITS:
         return None
-    head_weight_only = _PERCENT.sub("", text)
-    percent = head_weight_only != text
-    head_weight_only = head_weight_only.strip()
-    if match := _PLAIN.fullmatch(head_weight_only):
+    bare = _PERCENT.sub("", text)
+    percent, bare = bare != text, bare.strip()
+    if match := _PLAIN.fullmatch(bare):
         exponent = int(match["exponent"] or 0)
         if abs(exponent) > MAX_DIGITS:
             return None
         value = _fraction(match["value"]) * Fraction(10) ** exponent
         decimal = "." in match["value"].rstrip(".") or match["exponent"] is not None
-    elif match := _SLASH.fullmatch(head_weight_only) or _FRAC.fullmatch(head_weight_only):
+    elif match := _SLASH.fullmatch(bare) or _FRAC.fullmatch(bare):
         over, under = match["over"], match["under"]
         if not _fraction(under):
             return None
@@ -72,30 +69,19 @@ def as_number(text: str) -> Number | None:
     return Number(-value if match["sign"] == "-" else value, decimal, percent)
 
 
-def canonical(number: Number) -> str:
-    """One text per value: 27.0 is 27, 0.50 and 2/4 are 1/2; the per cent sign is dropped."""
-    return str(number.value)
-
-
 def same_number(gold: Number, answer: Number, *, absolute: float = 0.0, relative: float = 0.0) -> bool:
-    """Whether two numbers are equal, or near enough where a tolerance is given.
+    """Whether two numbers are equal, or differ by at most `absolute` or a share `relative` of the gold value.
 
     Integers and fractions are compared exactly. Where either side is a decimal, `DECIMAL_PRECISION` applies.
-
-    Args:
-        gold: The right answer.
-        answer: The answer given.
-        absolute: Allowed difference.
-        relative: Allowed difference as a share of the gold value.
     """
     if gold.decimal or answer.decimal:
         relative = max(relative, float(DECIMAL_PRECISION))
-    allowed_share = DECIMAL_PRECISION if relative == float(DECIMAL_PRECISION) else Fraction(relative)
-    for wanted in gold.readings:
-        allowed = max(Fraction(absolute), allowed_share * abs(wanted))
-        if any(abs(wanted - value) <= allowed for value in answer.readings):
-            return True
-    return False
+    share = DECIMAL_PRECISION if relative == float(DECIMAL_PRECISION) else Fraction(relative)
+    return any(
+        abs(wanted - value) <= max(Fraction(absolute), share * abs(wanted))
+        for wanted in gold.readings
+        for value in answer.readings
+    )
 
 
 def _fraction(text: str) -> Fraction:

@@ -26,11 +26,7 @@ class WorkerDiedError(Exception):
 
 
 class WorkerProcess:
-    """One worker. It is started by a fresh interpreter, so neither threads nor memory are shared.
-
-    Args:
-        command: The command line to run.
-    """
+    """One worker. It is started by a fresh interpreter, so neither threads nor memory are shared."""
 
     def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -45,6 +41,8 @@ class WorkerProcess:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=os.name == "posix",
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         threading.Thread(target=self._read, name="grading-reader", daemon=True).start()
 
     @property
@@ -60,12 +58,9 @@ class WorkerProcess:
     def wait_ready(self, seconds: float = STARTUP_SECONDS) -> None:
         """Wait until the worker has imported what it needs.
 
-        Args:
-            seconds: How long at most.
-
         Raises:
             UserError: It cannot import math-verify.
-            WorkerDiedError: It ended, or took longer.
+            WorkerDiedError: It ended, or took longer than `seconds`.
         """
         if self._ready:
             return
@@ -84,23 +79,18 @@ class WorkerProcess:
         self._ready = True
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Args:
-            request: Anything that JSON can hold.
-            seconds: How long at most.
+        """Send a request, anything that JSON can hold, and wait for its answer.
 
         Raises:
-            WorkerTimeoutError: No answer in time; the worker is still busy and should be killed.
+            WorkerTimeoutError: No answer in `seconds`; the worker is still busy and should be killed.
             WorkerDiedError: The worker ended.
         """
         self._requests += 1
         deadline = time.monotonic() + seconds
         line = json.dumps({**request, "id": self._requests, "seconds": seconds}) + "\n"
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+            self._stdin.write(line)
+            self._stdin.flush()
         except (OSError, ValueError):
             raise WorkerDiedError("the grading worker has ended") from None
         while True:
@@ -110,13 +100,9 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the process at once and collect it."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        with contextlib.suppress(OSError, ValueError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
+        for step in (self._process.kill, self._stdin.close, lambda: self._process.wait(timeout=5)):
+            with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+                step()
 
     def _next(self, deadline: float) -> dict[str, Any]:
         try:
@@ -132,8 +118,7 @@ class WorkerProcess:
         return message if isinstance(message, dict) else {}
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError), self._process.stdout as answers:
+        with contextlib.suppress(OSError, ValueError), self._stdout as answers:
             for line in answers:
                 self._lines.put(line)
         self._lines.put(None)

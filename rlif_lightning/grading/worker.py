@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from functools import lru_cache
 from typing import IO, Any
 
@@ -26,7 +27,8 @@ def main() -> None:
     requests, answers = _own_pipes()
     with contextlib.suppress(ValueError, OSError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    _limit_memory()
+    _limit("RLIMIT_AS", MEMORY_BYTES)
+    _limit("RLIMIT_CORE", 0)
     logging.disable(logging.CRITICAL)
     try:
         formulas_equal(r"\frac{1}{2}+x", "x+0.51", 0.0, 0.0)  # builds parser and caches once
@@ -42,13 +44,7 @@ def formulas_equal(gold: str, answer: str, absolute: float, relative: float) -> 
     """Compare two formulas in LaTeX: by math-verify, and as numbers where one is a decimal or may differ.
 
     math-verify rounds decimals to six places after the point, so it would take 1e-8 for 2e-8; numbers are
-    therefore compared here.
-
-    Args:
-        gold: The right answer.
-        answer: The answer given.
-        absolute: Allowed absolute difference of numbers.
-        relative: Allowed relative difference of numbers.
+    therefore compared here, with their allowed absolute and relative differences.
     """
     from math_verify import verify
 
@@ -65,15 +61,13 @@ def _near(gold: Any, answer: Any, absolute: float, relative: float) -> bool | No
     """Compare two numbers with their tolerance; None where they are no numbers or exact ones."""
     from sympy import Expr, Float, N
 
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
-        return None
-    if gold.free_symbols or answer.free_symbols:
+    if not all(isinstance(x, Expr) and not x.free_symbols for x in (gold, answer)):
         return None
     rounded = gold.has(Float) or answer.has(Float)
     if not (rounded or absolute or relative):
         return None
     wanted, given = N(gold.doit(), DIGITS), N(answer.doit(), DIGITS)
-    if not (wanted.is_number and given.is_number and wanted.is_finite and given.is_finite):
+    if not all(x.is_number and x.is_finite for x in (wanted, given)):
         return None
     relative = max(relative, float(DECIMAL_PRECISION)) if rounded else relative
     return bool(abs(wanted - given) <= max(absolute, relative * abs(wanted)))
@@ -89,10 +83,10 @@ def _parsed(formula: str) -> tuple[Any, ...]:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    rule = Rule(request["several"], request["unit"], tuple(request["absolute"]), float(request["relative"]))
-    _limit_cpu(request["seconds"])
+    # End by itself if an answer goes on long after its time, as when the parent was killed meanwhile.
+    _limit("RLIMIT_CPU", int(time.process_time() + request["seconds"]) + 2)
     try:
-        right = bool(equal(request["gold"], request["answer"], rule, formulas_equal))
+        right = bool(equal(request["gold"], request["answer"], Rule(**request["rule"]), formulas_equal))
     except Exception as error:
         return {"id": request["id"], "right": False, "error": type(error).__name__}
     return {"id": request["id"], "right": right}
@@ -116,30 +110,14 @@ def _send(answers: IO[str], message: dict[str, Any]) -> None:
         sys.exit(0)
 
 
-def _limit_memory() -> None:
-    try:
+def _limit(name: str, limit: int) -> None:
+    """Lower a limit of this process, where its system has such limits (not Windows)."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
-    except ImportError:  # not on Windows
-        return
-    with contextlib.suppress(ValueError, OSError):
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
-
-def _limit_cpu(seconds: float) -> None:
-    """End by itself if an answer goes on long after its time, as when the parent was killed meanwhile."""
-    try:
-        import resource
-    except ImportError:
-        return
-    with contextlib.suppress(ValueError, OSError):
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        limit = int(used.ru_utime + used.ru_stime + seconds) + 2
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def write_decision(
         "settings": settings,
         "fired": None if fired is None else {**asdict(fired), "reason": fired.reason},
         "best_step": rule.best_step,
-        "handed_back_step": rule.handed_step,
+        "handed_back_step": rule.best_step,
         "weights": weights,
         "taken": taken,
         "accuracy": accuracy,

@@ -119,11 +119,10 @@ class CollapseRule:
     Args:
         watches: In order of preference. The first one that is there is the primary, whose best step counts as long
             as none has fired.
-        lag: Hand back the weights so many rollouts before that best.
     """
 
-    def __init__(self, watches: Sequence[Watch], lag: int = 0) -> None:
-        self.watches, self.lag = list(watches), lag
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        self.watches = list(watches)
         self.steps: list[int] = []  # of all rollouts
         self.fired: Decision | None = None
 
@@ -150,27 +149,17 @@ class CollapseRule:
 
     @property
     def best_step(self) -> int | None:
-        """The best step: that of the firing, until then the primary's; None before there is one."""
+        """The step whose weights are handed back: that of the firing, until then the primary's; None before it."""
         if self.fired is not None:
             return self.fired.best_step
         return self.active[0].best_step if self.active else None
 
     @property
-    def handed_step(self) -> int | None:
-        """The step whose weights are handed back: ``lag`` rollouts before the best."""
-        return None if self.best_step is None else self._lagged(self.best_step)
-
-    @property
     def needed_steps(self) -> set[int]:
         """Steps whose weights may still be handed back."""
         if self.fired is not None:
-            return {self._lagged(self.best_step)} if self.best_step is not None else set()
-        return {self._lagged(watch.best_step) for watch in self.active} | set(
-            self.steps[max(0, len(self.steps) - self.lag) :]
-        )
-
-    def _lagged(self, step: int) -> int:
-        return self.steps[max(0, self.steps.index(step) - self.lag)]
+            return {self.fired.best_step}
+        return {watch.best_step for watch in self.active}
 
     def state_dict(self) -> dict[str, Any]:
         """What has been seen, as plain numbers; all else follows from it."""
@@ -194,7 +183,6 @@ def default_rule(
     patience: int = 3,
     smoothing: float = 0.3,
     warmup: int = 3,
-    lag: int = 0,
     signals: Sequence[str] = (AGREEMENT, SIMILARITY, REFERENCE),
 ) -> CollapseRule:
     """Agreement or the reference's log-likelihood; similarity where there are no answers to agree on.
@@ -205,7 +193,6 @@ def default_rule(
         patience: Consecutive rollouts below.
         smoothing: Weight of a new value in the moving average.
         warmup: First rollouts, not judged.
-        lag: Hand back the weights so many rollouts before the best.
         signals: Those to watch, the first is the primary.
     """
     drops = {AGREEMENT: drop, SIMILARITY: drop, REFERENCE: reference_drop}
@@ -223,6 +210,5 @@ def default_rule(
                 unless=AGREEMENT if signal == SIMILARITY and AGREEMENT in signals else None,
             )
             for signal in signals
-        ],
-        lag=lag,
+        ]
     )

@@ -19,8 +19,9 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import read_checkpoint, weights_of
 from rlif_lightning.models.hub import load_config, resolve_model
 from rlif_lightning.models.identity import fingerprint
+from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 

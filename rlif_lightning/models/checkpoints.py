@@ -78,7 +78,7 @@ def _kept_by_the_guard(path: Path) -> dict[str, Any]:
         "global_step": int(facts["step"]),
         "pytorch-lightning_version": lightning_version,
         "state_dict": {MODEL + name: weight for name, weight in weights.items()},
-        "rlif": Identity.from_facts(facts).to_checkpoint(),
+        "rlif": dict(vars(Identity.from_facts(facts))),
     }
 
 
@@ -90,7 +90,7 @@ def identity_of(checkpoint: Mapping[str, Any]) -> Identity:
     """
     if checkpoint.get("rlif") is None:
         raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
-    return Identity.from_checkpoint(checkpoint["rlif"])
+    return Identity.from_mark(checkpoint["rlif"])
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> Weights:

@@ -125,10 +125,8 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoConfig
 
     path = resolve_model(name)
-    own = None if is_local(path) else revision
-    return from_hub(
-        "model", name, lambda: AutoConfig.from_pretrained(path, revision=own, trust_remote_code=trust_remote_code)
-    )
+    settings = {"revision": None if is_local(path) else revision, "trust_remote_code": trust_remote_code}
+    return from_hub("model", name, lambda: AutoConfig.from_pretrained(path, **settings))
 
 
 def meta_model(config: Any, *, trust_remote_code: bool, **settings: Any) -> Any:
@@ -136,7 +134,7 @@ def meta_model(config: Any, *, trust_remote_code: bool, **settings: Any) -> Any:
 
     Args:
         config: Of the model.
-        trust_remote_code: Run Python code that comes with the model. Not left out: transformers would ask on stdin.
+        trust_remote_code: Not left out: transformers would ask on stdin.
         settings: Others of ``AutoModelForCausalLM.from_config``.
     """
     from transformers import AutoModelForCausalLM

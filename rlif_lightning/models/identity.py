@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.lora import same_lora
 from rlif_lightning.models.trainable import trainable
 
 # What PEFT puts into the names of an adapter's own weights, and of those of the base around which it stands.
@@ -21,39 +20,25 @@ TEXTS = ("model", "fingerprint")  # all else is written as JSON where there is r
 
 @dataclass(frozen=True)
 class Identity:
-    """Of a policy: kept beside its trainable weights, and compared before those are used again.
+    """Of a policy: kept beside its trainable weights, and compared before those are used again."""
 
-    Attributes:
-        model: As the user named it.
-        fingerprint: See :func:`fingerprint`.
-        lora: Fields of ``peft.LoraConfig``; None where all weights train.
-        adapter: Folder or hub name of the adapter that the run began with.
-        adapter_mark: See :func:`adapter_mark`; empty without such an adapter.
-        quantization: Of the frozen weights.
-    """
-
-    model: str
-    fingerprint: str
-    lora: dict[str, Any] | None = None
-    adapter: str | None = None
-    adapter_mark: str = ""
-    quantization: str | None = None
+    model: str  # as the user named it
+    fingerprint: str  # see the function of that name
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; None where all weights train
+    adapter: str | None = None  # folder or hub name of the adapter that the run began with
+    adapter_mark: str = ""  # see the function of that name; empty without such an adapter
+    quantization: str | None = None  # of the frozen weights
 
     @classmethod
-    def from_checkpoint(cls, mark: Mapping[str, Any]) -> "Identity":
-        """Read what :meth:`to_checkpoint` gave; weights of older releases lack the last three."""
+    def from_mark(cls, mark: Mapping[str, Any]) -> "Identity":
+        """Read what stands in a checkpoint, among other things; older ones lack the last three."""
         return cls(**{name: mark[name] for name in cls.__dataclass_fields__ if name in mark})
-
-    def to_checkpoint(self) -> dict[str, Any]:
-        """Plain values."""
-        return dict(vars(self))
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> "Identity":
         """Read what :meth:`to_facts` gave, among other facts."""
-        names = cls.__dataclass_fields__.keys() & facts.keys()
-        values: dict[str, Any] = {n: facts[n] if n in TEXTS else json.loads(facts[n]) for n in names}
-        return cls(**values)
+        own = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
+        return cls.from_mark({name: text if name in TEXTS else json.loads(text) for name, text in own.items()})
 
     def to_facts(self) -> dict[str, str]:
         """Texts, for the metadata of a safetensors file."""
@@ -84,7 +69,7 @@ class Identity:
                 expected=f"a checkpoint of '{self.model}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
-        if not same_shapes or not same_lora(stored.lora, self.lora):
+        if not same_shapes or not _same_lora(stored.lora, self.lora):
             raise UserError(
                 "The checkpoint holds other trainable weights than this recipe",
                 got=f"LoRA settings {stored.lora}",
@@ -131,3 +116,11 @@ def adapter_mark(policy: nn.Module) -> str:
         mark.update(f"{name}{tuple(weight.shape)}".encode())
         mark.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return mark.hexdigest()[:16]
+
+
+def _same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
+    from peft import LoraConfig
+
+    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
+    return full[0] == full[1]

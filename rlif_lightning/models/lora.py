@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
@@ -17,7 +18,7 @@ from rlif_lightning.models.hub import from_hub, is_local, meta_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Shapes = dict[str, tuple[int, ...]]
-# Fields of LoraConfig that say where an adapter comes from, or how a fresh one is drawn, and not what it computes.
+# Fields of LoraConfig that say where an adapter comes from, not what it computes.
 ORIGIN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
           "runtime_config", "task_type"}  # fmt: skip
 REFUSED = {
@@ -66,14 +67,6 @@ def check_lora(lora: Mapping[str, Any]) -> None:
         )
 
 
-def same_lora(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-    """Whether two settings of LoRA make the same model; dropout belongs to the training, not to the model."""
-    from peft import LoraConfig
-
-    full = [None if x is None else LoraConfig(**{**x, "lora_dropout": 0.0}).to_dict() for x in (one, other)]
-    return full[0] == full[1]
-
-
 def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
     """Wrap a model with a fresh float32 LoRA adapter; only the adapter trains.
 
@@ -103,7 +96,7 @@ def off_is_the_start(lora: Mapping[str, Any] | None, adapter: str | None) -> boo
 
 @contextmanager
 def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
-    """The bare base model under a LoRA policy, bit by bit."""
+    """The base model under a LoRA policy, bit by bit."""
     with policy.disable_adapter():  # type: ignore[operator]
         yield policy
 
@@ -113,17 +106,11 @@ def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
 
 @dataclasses.dataclass(frozen=True)
 class StoredAdapter:
-    """A LoRA adapter in PEFT's format, of which nothing but the settings has been read.
+    """A LoRA adapter in PEFT's format, of which nothing but the settings has been read."""
 
-    Attributes:
-        folder: With adapter_config.json and adapter_model.safetensors.
-        lora: Its settings as ``model.lora`` would give them.
-        base: The model that it says it was made for.
-    """
-
-    folder: Path
-    lora: dict[str, Any]
-    base: str | None
+    folder: Path  # with adapter_config.json and adapter_model.safetensors
+    lora: dict[str, Any]  # its settings as model.lora would give them
+    base: str | None  # the model that it says it was made for
 
     def shapes(self) -> Shapes:
         """Names and shapes of its weights, from the file's header.
@@ -131,8 +118,6 @@ class StoredAdapter:
         Raises:
             UserError: The file is damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(self.folder / WEIGHTS, framework="pt") as file:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -146,28 +131,28 @@ def find_adapter(name: str) -> StoredAdapter:
     Raises:
         UserError: It is not there, is none of LoRA, is pickled, or is of a kind that is not supported.
     """
-    folder, lora, base = _read(name, [CONFIG, WEIGHTS])
-    if not (folder / WEIGHTS).is_file():
+    adapter = _read(name, [CONFIG, WEIGHTS])
+    if not (adapter.folder / WEIGHTS).is_file():
         raise UserError(
             "The adapter's folder holds no weights in safetensors format",
-            got=folder,
+            got=adapter.folder,
             expected=f"{WEIGHTS}; pickled weights (.bin) can run code and are not loaded",
             do="load it with peft and write it again with save_pretrained()",
         )
-    return StoredAdapter(folder, lora, base)
+    return adapter
 
 
 def adapter_settings(name: str) -> dict[str, Any]:
-    """Settings of an adapter as ``model.lora`` would give them, whose weights need not be on this machine.
+    """Settings of an adapter as ``model.lora`` would give them; its weights need not be on this machine.
 
     Raises:
         UserError: As :func:`find_adapter`.
     """
-    return _read(name, [CONFIG])[1]
+    return _read(name, [CONFIG]).lora
 
 
-def _read(name: str, files: list[str]) -> tuple[Path, dict[str, Any], str | None]:
-    """Folder, settings and base of an adapter, with these of its files where it comes from the hub."""
+def _read(name: str, files: list[str]) -> StoredAdapter:
+    """An adapter's settings; where it comes from the hub, with these of its files."""
     folder = Path(name).expanduser()
     if not is_local(name):
         from huggingface_hub import snapshot_download
@@ -190,7 +175,7 @@ def _read(name: str, files: list[str]) -> tuple[Path, dict[str, Any], str | None
         check_lora(lora)
     except UserError as error:
         raise UserError(f"The adapter can't be trained on here: {error}", do="start from another one") from error
-    return folder, lora, config.get("base_model_name_or_path")
+    return StoredAdapter(folder, lora, config.get("base_model_name_or_path"))
 
 
 def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -203,30 +188,8 @@ def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
             for key, value in own.items()}  # fmt: skip
 
 
-def check_base(adapter: StoredAdapter, name: str, path: str) -> None:
-    """Warn where an adapter says that it was made for another model; folders move, so this alone proves nothing.
-
-    Args:
-        adapter: The adapter.
-        name: Of the model, as the user wrote it.
-        path: What the name stands for.
-    """
-    if adapter.base and PurePath(adapter.base).name.lower() not in {PurePath(x).name.lower() for x in (name, path)}:
-        warnings.warn(
-            f"The adapter {adapter.folder} says that it was made for {adapter.base}, not for {name}; "
-            "its weights would fit both",
-            stacklevel=2,
-        )
-
-
 def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, trust_remote_code: bool) -> None:
-    """Put the adapter on a model of the same shape without weights: what does not fit is known before any are read.
-
-    Args:
-        config: Of the model.
-        lora: Settings of the adapter.
-        adapter: Where its weights come from a file, that.
-        trust_remote_code: Run Python code that comes with the model.
+    """Put an adapter, stored or fresh, on a model without weights: what does not fit is known before any are read.
 
     Raises:
         UserError: Targets that match nothing, or weights of another model's shape.
@@ -237,11 +200,7 @@ def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, 
         return
     policy = add_lora(model, lora)
     if adapter is not None:
-        _check_names(_shapes(policy), adapter)
-
-
-def _shapes(policy: nn.Module) -> Shapes:
-    return {name: tuple(weight.shape) for name, weight in _weights(policy).items()}
+        _check_names(_weights(policy), adapter)
 
 
 def _weights(policy: Any) -> dict[str, Tensor]:
@@ -251,26 +210,21 @@ def _weights(policy: Any) -> dict[str, Tensor]:
     return get_peft_model_state_dict(policy, save_embedding_layers=False)
 
 
-def _check_names(own: Shapes, adapter: StoredAdapter) -> None:
-    """Compare names and shapes; what a file holds of the base's embeddings beside the adapter is no obstacle."""
-    stored = {name: shape for name, shape in adapter.shapes().items() if not _is_of_the_base(name, own)}
+def _check_names(weights: Mapping[str, Tensor], adapter: StoredAdapter) -> None:
+    """Compare names and shapes; what a file holds of the base's embeddings besides the adapter is no obstacle."""
+    embeddings = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight")  # PEFT writes them as well
+    own: Shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    stored = {n: shape for n, shape in adapter.shapes().items() if n in own or not n.endswith(embeddings)}
     wrong = sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            "The adapter does not fit the model: it belongs to another one",
-            got=f"{adapter.folder} with {name} {list(stored[name]) if name in stored else 'missing'}"
-            + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""),
-            expected=f"{list(own[name])}"
-            if name in own
-            else f"no such weight in the model; it has {len(own)} others",
-            do="check --model.name and --model.adapter",
-        )
-
-
-def _is_of_the_base(name: str, own: Shapes) -> bool:
-    """PEFT writes the embeddings as well where an adapter is on them."""
-    return name not in own and name.endswith((".base_layer.weight", "embed_tokens.weight", "lm_head.weight"))
+    if not wrong:
+        return
+    name, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    raise UserError(
+        "The adapter does not fit the model: it belongs to another one",
+        got=f"{adapter.folder} with {name} {list(stored[name]) if name in stored else 'missing'}{more}",
+        expected=list(own[name]) if name in own else f"no such weight in the model; it has {len(own)} others",
+        do="check --model.name and --model.adapter",
+    )
 
 
 def add_adapter(model: Any, adapter: StoredAdapter) -> nn.Module:
@@ -280,10 +234,9 @@ def add_adapter(model: Any, adapter: StoredAdapter) -> nn.Module:
         UserError: It does not fit the model.
     """
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     policy = add_lora(model, adapter.lora)
-    _check_names(_shapes(policy), adapter)
+    _check_names(_weights(policy), adapter)
     own = _weights(policy)
     stored = load_file(adapter.folder / WEIGHTS)
     _check_embeddings(policy, {name: stored.pop(name) for name in stored.keys() - own.keys()}, adapter)

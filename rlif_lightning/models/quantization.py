@@ -11,11 +11,7 @@ Quantization = Literal["nf4"]
 
 
 def quantization_config(dtype: torch.dtype) -> Any:
-    """NF4 with double quantisation, for ``from_pretrained``.
-
-    Args:
-        dtype: That products are computed in.
-    """
+    """NF4 with double quantisation for ``from_pretrained``; products are computed in the given dtype."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -89,13 +85,10 @@ def check_trainable(quantization: str | None, adapts: bool, config: Any) -> None
             got=f"model.quantization {quantization} without model.lora and model.adapter",
             do="add --model.lora '{r: 16, target_modules: all-linear}', or leave model.quantization out",
         )
-    if getattr(config, "quantization_config", None) is not None:
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
         raise UserError(
             "The model's file holds quantised weights, which has not been tried in training",
-            got=_method(config.quantization_config),
+            got=method.get("quant_method", method) if isinstance(method, dict) else method,
             do="give the model that it was made from, and model.quantization nf4 for 4 bits",
         )
-
-
-def _method(config: Any) -> object:
-    return config.get("quant_method", config) if isinstance(config, dict) else config

@@ -184,13 +184,7 @@ def _bytes(weights: Iterable[nn.Parameter]) -> int:
 
 
 def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:
-    """Refuse copies of weights that don't fit, before they are made.
-
-    Args:
-        needed: Bytes.
-        device: Where they will lie.
-        what: They are, in words.
-        instead: What the user can do.
+    """Refuse copies of so many bytes that don't fit, before they are made.
 
     Raises:
         UserError: Less than that is free.

@@ -22,12 +22,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    path = resolve_model(name)
-    tokenizer = from_hub(
-        "tokenizer",
-        name,
-        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code),
-    )
+    path, source = resolve_model(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = from_hub("tokenizer", name, lambda: AutoTokenizer.from_pretrained(path, **source))
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(  # transformers makes one up where files are missing
             "The tokenizer has no vocabulary, so every text would be empty",

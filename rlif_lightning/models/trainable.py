@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -105,8 +107,6 @@ def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None
 
 def save_trainable(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
     """Write weights as safetensors, whole or not at all, with facts about them as text."""
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         save_file(dict(weights), file.name, {key: str(value) for key, value in metadata.items()})
@@ -118,8 +118,6 @@ def load_trainable(path: Path) -> tuple[Weights, dict[str, str]]:
     Raises:
         UserError: No such file, or no safetensors.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -1,11 +1,13 @@
-"""The config.json of a model: from its folder, the cache, the hub, or a small table. Never its weights."""
+"""A model's config.json: from its folder, the cache, the hub, or a small table. Never its weights."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, is_local
+from rlif_lightning.toy import parse_toy_name, toy_model
 
 Kind = tuple[str, float, dict[str, int]]
 QWEN2: Kind = ("qwen2", 1e6, {})
@@ -27,7 +29,7 @@ FIGURES: dict[str, tuple[Any, ...]] = {
     "meta-llama/Llama-3.2-3B": (LLAMA, 3072, 28, 24, 8, 8192, 128256, True),
     "meta-llama/Llama-3.1-8B": (LLAMA, 4096, 32, 32, 8, 14336, 128256, False),
 }
-"""What decides about memory, of models that recipes name. Only plans use it: weights bring their own config.json."""
+"""Sizes of models that recipes name. Only plans use them: weights bring their own config.json."""
 
 
 def model_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -45,25 +47,17 @@ def model_config(name: str, *, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoConfig
 
-    from rlif_lightning.toy import parse_toy_name, toy_model
-
-    if parse_toy_name(name) is not None:
-        name = str(toy_model(name))
-    path = Path(name).expanduser()
-    if is_local(name) and not (path / "config.json").is_file():
-        raise UserError("The model folder holds no config.json", got=path, do="check --model.name")
-
-    def load(**where: Any) -> Any:
-        source = str(path) if is_local(name) else name
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
-
-    if is_local(name):
-        return from_hub("model", name, load)
+    source = str(toy_model(name)) if parse_toy_name(name) is not None else name
+    load = partial(AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)
+    if is_local(source):
+        folder = Path(source).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError("The model folder holds no config.json", got=folder, do="check --model.name")
+        return from_hub("model", source, lambda: load(str(folder)))
     try:
-        return load(revision=revision, local_files_only=True)
+        return load(name, revision=revision, local_files_only=True)
     except (OSError, ValueError):
-        known = known_config(name)
-        return known if known is not None else from_hub("model", name, lambda: load(revision=revision))
+        return known_config(name) or from_hub("model", name, lambda: load(name, revision=revision))
 
 
 def known_config(name: str) -> Any | None:

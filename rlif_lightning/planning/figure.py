@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.planning.devices import SIZES
-from rlif_lightning.planning.memory import GIB, Memory, usable
+from rlif_lightning.planning.devices import SIZES, usable
+from rlif_lightning.planning.memory import GIB, Memory
 from rlif_lightning.planning.text import ROWS
 
 COLOURS = {
@@ -33,16 +33,15 @@ def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
         base = [a + b for a, b in zip(base, sizes, strict=True)]
     for index, height in enumerate(base):
         axes.text(index, height, f"{height:.1f}", ha="center", va="bottom", fontsize=9)
-    top = plan.peak / GIB * 1.12
+    top = max(plan.peak * 1.12, usable(gigabytes) * 1.08) / GIB
     for size in sorted({*SIZES, gigabytes}):
         level = usable(size) / GIB
-        if size == gigabytes or level < top:
-            axes.axhline(
-                level, color="#c00000" if size == gigabytes else "#999999", linewidth=1, linestyle="--", zorder=0
-            )
+        if level < top:
+            colour = "#c00000" if size == gigabytes else "#999999"
+            axes.axhline(level, color=colour, linewidth=1, linestyle="--", zorder=0)
             axes.text(len(names) - 0.52, level, f"{size:g} GB", fontsize=8, va="center", color="#666666")
     axes.set_xlim(-0.55, len(names) - 0.55)
-    axes.set_ylim(0, max(top, usable(gigabytes) / GIB * 1.08))
+    axes.set_ylim(0, top)
     axes.set_ylabel("GiB per device")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,29 +1,19 @@
 """What a recipe takes of a device's memory, by phase and by part, in bytes; docs/plan.md has the formulas."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from rlif_lightning.functional.chunked import chunk_rows
 from rlif_lightning.planning import dry_run
 from rlif_lightning.planning.dry_run import Batch
 from rlif_lightning.planning.settings import Settings
-from rlif_lightning.planning.weights import Weights, count, state_bytes
-from rlif_lightning.sampling.kv_cache import STEP, bytes_per_token
+from rlif_lightning.planning.weights import Weights, count
+from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
 
 Device = Literal["cuda", "cpu"]
 Parts = dict[str, int]
 PHASES = ("load", "rollout", "reference", "update", "optimiser step")
 GIB = 2**30
-CONTEXT, USABLE = 0.6 * GIB, 0.94
-"""Of a GPU's memory: what its driver and libraries take, and the share of the rest that fragments leave."""
-
-
-def usable(gigabytes: float) -> int:
-    """Bytes for tensors on a GPU that is sold with so many GB."""
-    return int((gigabytes * GIB - CONTEXT) * USABLE)
 
 
 @dataclass(frozen=True)
@@ -68,26 +58,25 @@ def memory(settings: Settings, available: int | None = None, device: Device = "c
 
 def _standing(settings: Settings, weights: Weights) -> Parts:
     """What stays from step to step."""
-    n, adapts = settings.shards, settings.lora is not None
-    trainable = weights.trainable * 4
+    n, trainable = settings.shards, weights.trainable * 4
     versions = sum(trainable for which in settings.versions if which != "frozen")
-    if "frozen" in settings.versions:
-        versions += (trainable if settings.from_adapter else 0) if adapts else weights.frozen_copy
+    if settings.copies:
+        versions += weights.frozen_copy
+    elif "frozen" in settings.versions and settings.from_adapter:
+        versions += trainable
     return {
         "weights": weights.loaded // n,
         "adapter": weights.adapter // n,
         "reference": versions // n,
-        "optimiser": int(state_bytes(settings.optimizer) * weights.trainable) // n,
-        "buckets": trainable if settings.reduces else 0,
+        "optimiser": int(settings.state_bytes * weights.trainable) // n,
+        "buckets": trainable if settings.batch.world_size > 1 and n == 1 else 0,  # of DDP
     }
 
 
 def _load(settings: Settings, weights: Weights, standing: Parts) -> Parts:
     """The weights, and a full copy on its way to a smaller one."""
-    copying = settings.lora is None and "frozen" in settings.versions
-    return {k: v for k, v in standing.items() if k not in ("optimiser", "buckets")} | {
-        "temporary": (weights.loaded - weights.frozen_copy) // settings.shards if copying else 0
-    }
+    copying = (weights.loaded - weights.frozen_copy) // settings.shards if settings.copies else 0
+    return {k: v for k, v in standing.items() if k not in ("optimiser", "buckets")} | {"temporary": copying}
 
 
 def _casts(settings: Settings, weights: Weights) -> int:
@@ -98,7 +87,7 @@ def _casts(settings: Settings, weights: Weights) -> int:
 
 
 def _gathered(settings: Settings, weights: Weights, whole: bool) -> int:
-    """Of sharded weights, what one process holds beside its share.
+    """Of sharded weights, what one process holds besides its share.
 
     Without gradients all of them, rounded as a frozen copy is. In an update, in the precision of the shares, two
     layers (the next one comes while one works) and whatever is in none: embedding and head.
@@ -106,10 +95,9 @@ def _gathered(settings: Settings, weights: Weights, whole: bool) -> int:
     if settings.shards == 1:
         return 0
     if whole:
-        return weights.frozen_copy + weights.adapter * (2 if settings.half is not None else 4) // 4
+        return weights.frozen_copy + weights.adapter * _made(settings) // 4
     outside = settings.base.itemsize * weights.head * (1 if weights.tied else 2)  # as large as each other
-    layers = settings.config.get_text_config().num_hidden_layers
-    return outside + 2 * (weights.loaded + weights.adapter - outside) // layers
+    return outside + 2 * (weights.loaded + weights.adapter - outside) // settings.layers
 
 
 def _unpacked(settings: Settings, weights: Weights) -> int:
@@ -117,60 +105,63 @@ def _unpacked(settings: Settings, weights: Weights) -> int:
     return 2 * weights.largest if settings.quantization else 0
 
 
+def _made(settings: Settings) -> int:
+    """Bytes of a number as a layer or the head makes it."""
+    return settings.half.itemsize if settings.half is not None else 4
+
+
+def _larger(*several: Parts) -> Parts:
+    return max(several, key=lambda parts: sum(parts.values()))
+
+
 # -- rollout -------------------------------------------------------------------------------------------------
 
 
 def _rollout(settings: Settings, weights: Weights, free: int | None) -> tuple[Parts, int]:
-    prompt, tokens = settings.prompt_tokens, settings.max_new_tokens
     if not settings.native:
         return {"rollout": _rollout_data(settings)}, 0
-    keys, values = dry_run.cache_bytes_per_token(settings.network)
-    limit = settings.rows
-    if limit is None:
-        everything = settings.batch.rank_prompts * settings.per_prompt
-        row = (prompt + tokens) * bytes_per_token(settings.config, settings.base)
-        limit = everything if free is None else max(0, free) // 2 // row  # as the sampler does
-    prompts, rows = settings.prompts_and_rows(limit)
-    layers = settings.config.get_text_config().num_hidden_layers
-    room = cache_room(prompt, tokens)
-    size = settings.half.itemsize if settings.half is not None else 4
-    vocabulary = _vocabulary(settings)
-    logits = vocabulary * (size + 4 * (3 if settings.half is not None else 2))  # as made, raised, tempered, weights
-    read = dry_run.forward(settings.network, Batch(prompts, prompts, prompt, 0), True)
-    casts = _casts(settings, weights)
+    prompt, tokens = settings.prompt_tokens, settings.max_new_tokens
+    prompts = _prompts_at_a_time(settings, free)
+    rows = prompts * settings.per_prompt
+    cached = cache_room(prompt, tokens) * bytes_per_token(settings.config, settings.half or settings.base)
+    vocabulary, made = settings.vocabulary, _made(settings)
+    read = dry_run.forward(settings.network, Batch(prompts, prompts, prompt, 0))
     common = {
-        "casts": casts,
+        "casts": _casts(settings, weights),
         "gathered": _gathered(settings, weights, whole=True),
         "rollout": _rollout_data(settings),
     }
     # A layer whose room is used up has its old and its new keys and values for a moment.
     decoding = {
-        "KV cache": rows * room * (keys + values),
-        "logits": rows * logits,
-        "temporary": rows * (room * (keys + values) // layers + 8 * tokens) + _unpacked(settings, weights),
+        "KV cache": rows * cached,
+        "logits": rows
+        * vocabulary
+        * (made + 4 * (3 if settings.half is not None else 2)),  # as made, raised, tempered, weights
+        "temporary": rows * (cached // settings.layers + 8 * tokens) + _unpacked(settings, weights),
     }
     reading = {
         "KV cache": read.kept,
-        "logits": prompts * vocabulary * (size + 4),
+        "logits": prompts * vocabulary * (made + 4),
         "temporary": read.forward - read.kept,
     }
     return common | _larger(decoding, reading), rows
 
 
+def _prompts_at_a_time(settings: Settings, free: int | None) -> int:
+    """Prompts that the sampler works on together, with so many bytes free."""
+    rows = settings.rows
+    if rows is None and free is None:
+        rows = settings.sampled_rows
+    elif rows is None:
+        row = (settings.prompt_tokens + settings.max_new_tokens) * bytes_per_token(settings.config, settings.base)
+        rows = max(0, free or 0) // 2 // row  # as the sampler does
+    return min(settings.batch.rank_prompts, max(1, rows // settings.per_prompt))
+
+
 def _rollout_data(settings: Settings) -> int:
     """Tokens, masks and statistics of a whole rollout."""
     per_token = 8 + 2 + 4 * (settings.statistics + 4)
-    row = settings.max_new_tokens * per_token + 9 * settings.prompt_tokens
-    return settings.batch.rank_prompts * settings.per_prompt * row
-
-
-def cache_room(prompt: int, tokens: int) -> int:
-    """Tokens for which a row's cache has room in the end; see :class:`rlif_lightning.sampling.kv_cache.SlabLayer`."""
-    room = max(prompt + STEP, prompt * 5 // 4)
-    while room < prompt + tokens - 1:
-        end = room + 1
-        room = max(end + STEP, end * 5 // 4)
-    return room
+    return settings.sampled_rows * (settings.max_new_tokens * per_token + 9 * settings.prompt_tokens)
 
 
 # -- reference and update ------------------------------------------------------------------------------------
@@ -179,33 +170,23 @@ def cache_room(prompt: int, tokens: int) -> int:
 def _slice(settings: Settings) -> Batch:
     """The rows of a slice, with as many different prompts as there can be; layers that recompute share none."""
     rows = settings.micro_rows
-    shares = not settings.plain and not settings.gradient_checkpointing and settings.shards == 1
+    shares = not settings.gradient_checkpointing and settings.shards == 1
     prompts = settings.batch.prompts_per_step // settings.batch.world_size if shares else rows
     return Batch(rows, min(rows, prompts), settings.prompt_tokens, settings.max_new_tokens)
 
 
-def _vocabulary(settings: Settings) -> int:
-    return int(settings.config.get_text_config().vocab_size)
-
-
-def _chunk(settings: Settings) -> tuple[int, int]:
-    """Numbers in a tile of logits, and bytes of one as the head makes it."""
-    v = _vocabulary(settings)
+def _chunk(settings: Settings) -> int:
+    """Logits of one tile."""
     rows = settings.micro_rows * settings.max_new_tokens
-    chunk = rows if settings.plain else min(rows, chunk_rows(v))
-    return chunk * v, settings.half.itemsize if settings.half is not None else 4
+    return settings.vocabulary * min(rows, chunk_rows(settings.vocabulary))
 
 
 def _reference(settings: Settings, weights: Weights) -> Parts:
     """One slice under another version of the policy."""
-    copied = settings.lora is None and "frozen" in settings.versions
-    found = dry_run.forward(settings.network, _slice(settings), True)
-    chunk, size = _chunk(settings)
-    head = chunk * (size + (4 if size < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
-    if settings.plain:
-        head = chunk * (size + 8)
+    found, made = dry_run.forward(settings.network, _slice(settings)), _made(settings)
+    head = _chunk(settings) * (made + (4 if made < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
     return {
-        "casts": 0 if copied else _casts(settings, weights),
+        "casts": 0 if settings.copies else _casts(settings, weights),
         "gathered": _gathered(settings, weights, whole=True),
         "rollout": _rollout_data(settings),
         "activations": found.kept,
@@ -217,21 +198,8 @@ def _update(settings: Settings, weights: Weights) -> Parts:
     """The slice whose gradients come on top of those of all others: the largest of four moments."""
     batch = _slice(settings)
     found = dry_run.update(settings.network, batch)
-    chunk, size = _chunk(settings)
     unpacked = _unpacked(settings, weights)
-    own = 4 * weights.head if weights.head_trains else 0  # the head's gradient of this slice
-    cast = 2 * weights.head if weights.head_casts else 0
-    late = own if weights.tied else 0  # waits for the embedding's, which comes last
-    if settings.one_pass and weights.head_is_weight:
-        hidden = settings.micro_rows * settings.max_new_tokens * settings.config.get_text_config().hidden_size
-        product = size * weights.head if own and size < 4 else 0
-        # Logits as made; raised; rounded again for the products.
-        chunks = chunk * (size + 4 + size if size < 4 else 4)
-        head, begun = chunks + hidden * settings.base.itemsize + own + cast + product, own
-    else:
-        # Computed again in the backward: logits, their log-softmax and its gradient.
-        head = chunk * (size + 4) + cast
-        begun = chunk * (size + 8) + own + cast + (size * weights.head if own else 0)
+    head, begun = _head(settings, weights)
     forward = {"activations": found.kept, "temporary": found.forward - found.kept + unpacked}
     forward_end = {"activations": found.kept, "head": head}
     backward = {
@@ -239,7 +207,9 @@ def _update(settings: Settings, weights: Weights) -> Parts:
         "head": begun,
         "temporary": found.backward - found.kept_backward + unpacked,
     }
-    # Where prompts are shared every layer runs twice, and the first gradients of its weights wait for the second.
+    # A tied head's gradient waits for the embedding's, which comes last. Where prompts are shared every layer runs
+    # twice, and the first gradients of its weights wait for the second.
+    late = 4 * weights.head if weights.tied and weights.head_trains else 0
     waiting = 4 * (weights.trainable - weights.head) if batch.shares else 0
     backward_end = {"head": late, "temporary": 0 if settings.lora is not None else 4 * weights.head + waiting}
     return {
@@ -250,22 +220,26 @@ def _update(settings: Settings, weights: Weights) -> Parts:
     }
 
 
+def _head(settings: Settings, weights: Weights) -> tuple[int, int]:
+    """Of an update's head: at its own peak, and when the backward of the body begins."""
+    chunk, made = _chunk(settings), _made(settings)
+    own = 4 * weights.head if weights.head_trains else 0  # its gradient of this slice
+    cast = 2 * weights.head if weights.head_casts else 0
+    product = made * weights.head if own else 0
+    if not (settings.fused_loss and weights.head_is_weight):
+        # Computed again in the backward: logits, their log-softmax and its gradient.
+        return chunk * (made + 4) + cast, chunk * (made + 8) + own + cast + product
+    hidden = settings.micro_rows * settings.max_new_tokens * settings.config.get_text_config().hidden_size
+    # Logits as made; raised; rounded again for the products.
+    chunks = chunk * (made + 4 + made if made < 4 else 4)
+    return chunks + hidden * settings.base.itemsize + own + cast + (product if made < 4 else 0), own
+
+
 def _step(settings: Settings, weights: Weights, device: Device) -> Parts:
-    largest = 8 * weights.largest_trainable
     everything = 4 * weights.trainable // settings.shards
+    copy = everything if settings.steps_at_once else 0
     return {
         "rollout": _rollout_data(settings),
         "gradients": everything,
-        "temporary": largest if device == "cpu" else everything if takes_all_at_once(settings.optimizer) else 0,
+        "temporary": 8 * weights.largest_trainable if device == "cpu" else copy,
     }
-
-
-def takes_all_at_once(optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
-    """Whether an optimiser of torch's works on all weights together on a GPU, with a copy of their size."""
-    made = optimizer([torch.nn.Parameter(torch.zeros(1, device="cpu"))])
-    one_by_one = made.defaults.get("fused") or made.defaults.get("foreach") is False
-    return type(made).__module__.startswith("torch.optim") and not one_by_one
-
-
-def _larger(*several: Parts) -> Parts:
-    return max(several, key=lambda parts: sum(parts.values()))

@@ -3,14 +3,15 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlif_lightning.planning.dry_run import Network, build, remembered
-from rlif_lightning.planning.settings import Settings
+from rlif_lightning.models.lm_head import body_and_head
+from rlif_lightning.planning.dry_run import build
+from rlif_lightning.planning.settings import Network, Settings
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Of a weight: 4 bits, and an 8-bit scale per block of 64, and a 32-bit one per 256 of those."""
@@ -41,60 +42,55 @@ def count(settings: Settings) -> Weights:
     return _count(replace(settings.network, gradient_checkpointing=False), settings.quantization)
 
 
-@remembered
+@cache
 def _count(network: Network, quantization: str | None) -> Weights:
     model: Any = build(network)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    from rlif_lightning.models.lm_head import body_and_head
-
     head = body_and_head(model)[1]
     embedding = base.get_input_embeddings().weight
-    output = _weight(head.module)
+    output: Any = getattr(head.module, "base_layer", head.module).weight  # with or without an adapter around it
     own = {n: p for n, p in model.named_parameters() if "lora_" not in n}
     adapter = [p for n, p in model.named_parameters() if "lora_" in n]
-    layers = [
-        m
-        for n, m in base.named_modules()
-        if isinstance(m, nn.Linear) and "lora_" not in n and m.weight is not embedding
-    ]
-    linear = {id(p) for layer in layers for p in layer.parameters(recurse=False)}  # biases too
-    body = {id(m.weight): m.weight for m in layers if m.weight is not output}
-    half = 2 if network.half is not None else 4
-    packed = {id(w) for w in body.values()} if quantization else set()
-    loaded = sum(p.numel() * (NF4_BITS / 8 if id(p) in packed else p.element_size()) for p in own.values())
-    trains = network.lora is None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    layers = [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
+    layers = [m for m in layers if m.weight is not embedding]
+    linear = {p for layer in layers for p in layer.parameters(recurse=False)}  # biases too
+    body = {m.weight for m in layers if m.weight is not output}
+    size = sum(w.numel() for w in body)
+    half, packed = 2 if network.half is not None else 4, body if quantization else set()
+    loaded = sum(p.numel() * (NF4_BITS / 8 if p in packed else p.element_size()) for p in own.values())
     return Weights(
         parameters=sum(p.numel() for p in own.values()),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trainable=sum(p.numel() for p in trained),
         loaded=int(loaded),
         adapter=sum(p.numel() * p.element_size() for p in adapter),
-        frozen_copy=sum(p.numel() * (half if id(p) in linear else p.element_size()) for p in own.values()),
-        casts=sum(w.numel() * 2 for w in body.values()) if trains and network.half is not None else 0,
-        body=sum(w.numel() for w in body.values()),
+        frozen_copy=sum(p.numel() * (half if p in linear else p.element_size()) for p in own.values()),
+        casts=size * 2 if network.lora is None and network.half is not None else 0,
+        body=size,
         head=output.numel(),
         head_trains=output.requires_grad,
         head_casts=network.half is not None and output.element_size() > 2,
         head_is_weight=head.weight is not None,
         tied=output is embedding,
-        largest=max(w.numel() for w in body.values()),
-        largest_trainable=max(p.numel() for p in model.parameters() if p.requires_grad),
+        largest=max(w.numel() for w in body),
+        largest_trainable=max(p.numel() for p in trained),
     )
 
 
-def _weight(head: Any) -> nn.Parameter:
-    """Of a head, whether an adapter is around it or not."""
-    weight: nn.Parameter = getattr(head, "base_layer", head).weight
-    return weight
+def optimizer_memory(make: Callable[[Any], torch.optim.Optimizer]) -> tuple[float, bool]:
+    """Measure an optimiser by one step with a small weight on the CPU.
 
-
-@lru_cache(maxsize=32)
-def state_bytes(optimizer: Callable[[Any], torch.optim.Optimizer]) -> float:
-    """Bytes that an optimiser keeps per trainable number: it takes a step with a small weight, and we look."""
+    Returns:
+        Bytes of state per trainable number; and whether it is one of torch's that on a GPU works on all weights
+        together, with a copy of their size (``foreach``).
+    """
     weight = nn.Parameter(torch.zeros(256, 256, device="cpu", dtype=torch.float32))
     weight.grad = torch.ones_like(weight)
-    made = optimizer([weight])
+    made = make([weight])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # paged optimisers are none on a CPU; the size is the same
         made.step()
     kept = [t for state in made.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in kept if t.numel() > 1) / weight.numel()
+    size = sum(t.numel() * t.element_size() for t in kept if t.numel() > 1) / weight.numel()
+    one_by_one = made.defaults.get("fused") or made.defaults.get("foreach") is False
+    return size, type(made).__module__.startswith("torch.optim") and not one_by_one

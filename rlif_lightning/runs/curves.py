@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.metrics_csv import Curves
 from rlif_lightning.runs.folder import METRICS
-from rlif_lightning.runs.summary import best_step, labels, load_guard, load_run, short_number
+from rlif_lightning.runs.metrics_csv import Curves
+from rlif_lightning.runs.summary import ACCURACIES, best_step, load_guard, load_run, run_labels, short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,43 +40,35 @@ class Line:
     alone: bool = False  # only in the picture of one run
 
 
-@dataclass(frozen=True)
 class Panel:
-    """One panel of the picture."""
+    """One panel of the picture; with ``marks_best`` the picture of one run shows its start and its best step."""
 
-    title: str
-    lines: tuple[Line, ...]
-    marks_best: bool = False  # for one run: the best step and the level at the start
+    def __init__(self, title: str, *lines: Line, marks_best: bool = False) -> None:
+        self.title, self.lines, self.marks_best = title, lines, marks_best
 
 
 PANELS = (
     Panel(
         "accuracy",
-        (
-            Line("val/accuracy_sampled", "held-out, sampled", width=2.6),
-            Line("val/accuracy", "held-out, greedy", width=1.3, dashes=DASHED),
-            Line("rollout/accuracy", "rollouts", width=1.2, alpha=0.4),
-        ),
+        Line("val/accuracy_sampled", "held-out, sampled", width=2.6),
+        Line("val/accuracy", "held-out, greedy", width=1.3, dashes=DASHED),
+        Line("rollout/accuracy", "rollouts", width=1.2, alpha=0.4),
         marks_best=True,
     ),
     Panel(
         "reward",
-        (
-            Line("rollout/reward", "reward"),
-            Line("rollout/reward/(.+)", r"\1", width=1.3, dashes=DASHED, alone=True),
-        ),
+        Line("rollout/reward", "reward"),
+        Line("rollout/reward/(.+)", r"\1", width=1.3, dashes=DASHED, alone=True),
     ),
-    Panel("self-certainty (nats)", (Line("rollout/self_certainty", "self-certainty"),)),
-    Panel("entropy (nats per token)", (Line("rollout/entropy", "entropy"),)),
-    Panel("agreement in a group", (Line("rollout/agreement", "agreement"),)),
+    Panel("self-certainty (nats)", Line("rollout/self_certainty", "self-certainty")),
+    Panel("entropy (nats per token)", Line("rollout/entropy", "entropy")),
+    Panel("agreement in a group", Line("rollout/agreement", "agreement")),
     Panel(
         "completion length (tokens)",
-        (
-            Line("rollout/completion_tokens", "tokens"),
-            Line("rollout/truncated_fraction", "truncated share (right)", 1.3, 0.9, DASHED, right=True),
-        ),
+        Line("rollout/completion_tokens", "tokens"),
+        Line("rollout/truncated_fraction", "truncated share (right)", 1.3, 0.9, DASHED, right=True),
     ),
-    Panel("KL to the reference (nats)", (Line("rollout/kl", "KL"),)),
+    Panel("KL to the reference (nats)", Line("rollout/kl", "KL")),
 )
 
 
@@ -104,7 +97,7 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    runs = dict(zip(labels(folders), map(load_run, folders), strict=True))
+    runs = dict(zip(run_labels(folders), map(load_run, folders), strict=True))
     panels = [p for p in PANELS if any(_matches(c, line) for c in runs.values() for line in p.lines)]
     if not panels:
         raise UserError(
@@ -117,20 +110,18 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     spare = rows * columns - len(panels)  # the first panel takes the cells that would stay empty
-    head = 0.4 * math.ceil(len(runs) / RUNS_PER_LINE)
-    figure = Figure(figsize=(14, 3.4 * rows + head), dpi=100, layout="constrained")
+    names_height = 0.4 * math.ceil(len(runs) / RUNS_PER_LINE)
+    figure = Figure(figsize=(14, 3.4 * rows + names_height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
     for index, panel in enumerate(panels):
         row, column = divmod(index + spare if index else 0, columns)
-        ax = figure.add_subplot(
-            grid[row, column : column + (1 if index else 1 + spare)],
-            sharex=figure.axes[0] if index else None,
-        )
+        cells = grid[row, column : column + (1 if index else 1 + spare)]
+        ax = figure.add_subplot(cells, sharex=figure.axes[0] if index else None)
         _draw_panel(ax, panel, runs, guard, first=index == 0)
         if row == rows - 1:
             ax.set_xlabel("optimiser step")
-    _head(figure, list(runs))
+    _name_runs(figure, list(runs))
     return figure
 
 
@@ -156,9 +147,9 @@ def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves], guard: dict[str
             for name, label in _matches(curves, line) if single or not line.alone else []:
                 if line.right and right is None:
                     right = ax.twinx()
-                colour = _colour(len(legend) if single else number)
-                curve = _plot(right if line.right and right else ax, curves[name], line, colour)
-                legend.setdefault(label, _sample(curve, colour if single else "0.3"))
+                colour = COLOURS[(len(legend) if single else number) % len(COLOURS)]
+                curve = _plot_curve(right if line.right and right else ax, curves[name], line, colour)
+                legend.setdefault(label, _legend_sample(curve, colour if single else "0.3"))
     ax.set_title(panel.title, fontsize=11)
     ax.grid(color="0.9", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
@@ -180,23 +171,15 @@ def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves], guard: dict[str
         box.get_frame().set_edgecolor("0.85")
 
 
-def _plot(ax: Axes, curve: dict[int, float], line: Line, colour: str) -> Line2D:
+def _plot_curve(ax: Axes, curve: dict[int, float], line: Line, colour: str) -> Line2D:
     sparse = len(curve) <= 25  # few points: show them; a single one would be invisible
-    (drawn,) = ax.plot(
-        list(curve),
-        list(curve.values()),
-        color=colour,
-        linewidth=line.width,
-        alpha=line.alpha,
-        linestyle=line.dashes,
-        marker="o" if sparse else None,
-        markersize=2 + line.width,
-    )
+    marks: dict[str, Any] = {"marker": "o" if sparse else None, "markersize": 2 + line.width}
+    marks |= {"color": colour, "linewidth": line.width, "alpha": line.alpha, "linestyle": line.dashes}
+    (drawn,) = ax.plot(list(curve), list(curve.values()), **marks)
     return drawn
 
 
-def _sample(curve: Line2D, colour: str) -> Line2D:
-    """Return a legend's sample of a curve."""
+def _legend_sample(curve: Line2D, colour: str) -> Line2D:
     from matplotlib.lines import Line2D
 
     sample = Line2D([], [])
@@ -223,32 +206,22 @@ def _mark_guard(ax: Axes, guard: dict[str, Any], panel: Panel) -> dict[str, Line
     line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
     back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1.9)
     accuracy = guard["accuracy"].get("handed_back", {})
-    known = [accuracy[m] for m in ("val/accuracy_sampled", "val/accuracy") if m in accuracy]
+    known = [accuracy[m] for m in ACCURACIES if m in accuracy]
     label = f"guard: back to step {handed}"
     if known and panel.marks_best:
-        (back,) = ax.plot(
-            [handed], known[:1], "D", color=HANDED_BACK, markeredgecolor="white", markersize=8, zorder=6
-        )
+        style: dict[str, Any] = {"color": HANDED_BACK, "markeredgecolor": "white", "markersize": 8, "zorder": 6}
+        (back,) = ax.plot([handed], known[:1], "D", **style)
         label += f" ({short_number(known[0])})"
     return {f"guard fired at step {fired}": line, label: back}
 
 
-def _head(figure: Figure, labels: list[str]) -> None:
-    """Name the run, or say which colour is which run."""
+def _name_runs(figure: Figure, labels: list[str]) -> None:
+    """Write the run's name above the picture, or which colour is which run."""
     from matplotlib.lines import Line2D
 
     if len(labels) == 1:
         figure.suptitle(labels[0], fontsize=12, fontweight="bold")
         return
-    figure.legend(
-        [Line2D([], [], color=_colour(number), linewidth=3) for number in range(len(labels))],
-        labels,
-        loc="outside upper center",
-        ncols=min(len(labels), RUNS_PER_LINE),
-        frameon=False,
-        fontsize=11,
-    )
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+    samples = [Line2D([], [], color=colour, linewidth=3) for colour, _ in zip(cycle(COLOURS), labels, strict=False)]
+    columns = min(len(labels), RUNS_PER_LINE)
+    figure.legend(samples, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11)

@@ -1,18 +1,14 @@
 """Run folders: ``<root>/<recipe>/<n>`` is one run and holds everything that run has written.
 
-A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl
-and guard.json.
+A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl and guard.json.
 A resumed run continues in the folder of its checkpoint.
 """
 
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.atomic import replacing as replacing  # where it was before
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -55,6 +51,23 @@ def latest_run_folder(root: Path, recipe: str) -> Path | None:
     return next((run for run in reversed(_runs(Path(root) / recipe)) if _checkpoints(run)), None)
 
 
+def check_run_folder(folder: Path, file: str) -> None:
+    """Refuse a folder that lacks a file which every run has.
+
+    Raises:
+        UserError: It lacks the file, or does not exist; the message names run folders below it.
+    """
+    if (folder / file).is_file():
+        return
+    below = sorted(str(p.parent) for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{file}"))
+    raise UserError(
+        f"This is not a run folder: it has no {file}." if folder.is_dir() else "The run folder does not exist.",
+        got=folder,
+        expected="a run folder such as runs/quickstart/1",
+        do=f"name one of {', '.join(below[:8])}" if below else "correct the path; `rlif fit` makes runs",
+    )
+
+
 def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
     """Turn the value of ``--ckpt_path`` into the checkpoint that it means.
 
@@ -73,25 +86,25 @@ def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
             raise UserError(
                 f"There is no checkpoint to continue recipe {recipe!r} from.",
                 got=f"--ckpt_path last; looked for {Path(root) / recipe}/*/{CHECKPOINTS}/*.ckpt",
-                expected=_what_exists(Path(root)),
+                expected=_known_runs(Path(root)),
                 do="leave out --ckpt_path to start a new run, or give the path of a checkpoint",
             )
-        return _last_of(run)
+        return _last_checkpoint(run)
     path = Path(ckpt_path).expanduser()
     if (path / CHECKPOINTS).is_dir():
-        return _last_of(path)
+        return _last_checkpoint(path)
     if (path / CONFIG).exists():
         raise UserError(
             "The run folder holds no checkpoint.",
             got=f"--ckpt_path {ckpt_path}",
-            expected=_what_exists(Path(root)),
-            do="give a run of `rlif fit`: those of test, validate and predict hold results only",
+            expected=_known_runs(Path(root)),
+            do="give a run of `rlif fit`: runs of test, validate and predict hold only results",
         )
     if not path.exists():
         raise UserError(
             "The checkpoint does not exist.",
             got=f"--ckpt_path {ckpt_path}; looked for {path.absolute()}",
-            expected=f"last, or a path; {_what_exists(Path(root))}",
+            expected=f"last, or a path; {_known_runs(Path(root))}",
             do="correct the path, or leave out --ckpt_path to start a new run",
         )
     return path
@@ -104,53 +117,6 @@ def run_folder_of(checkpoint: Path) -> Path | None:
     if holder is None or not any((holder.parent / name).exists() for name in (CONFIG, METRICS)):
         return None
     return holder.parent
-
-
-def truncate_jsonl(path: Path, step: int) -> None:
-    """Keep the rows of a JSON-lines file whose "step" is below ``step``; a missing file stays missing.
-
-    Kept rows stay byte for byte. A last line that a kill has cut short is dropped.
-
-    Raises:
-        UserError: A line that is not the last is no JSON object with a "step".
-    """
-    path = Path(path)
-    if not path.exists():
-        return
-    with path.open("rb") as rows, replacing(path) as kept:
-        for number, line in enumerate(rows, start=1):
-            try:
-                row_step = json.loads(line)["step"]
-            except (ValueError, TypeError, KeyError) as error:
-                if not line.endswith(b"\n"):
-                    break  # only the last line can lack its end
-                raise UserError(
-                    f"{path} cannot be cut back to step {step}: line {number} is damaged.",
-                    got=line[:80].decode(errors="replace").rstrip("\n"),
-                    expected='one JSON object per line, with a "step"',
-                    do=f"mend or remove line {number}",
-                ) from error
-            if row_step < step:
-                kept.write(line.rstrip(b"\n") + b"\n")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside ``path`` that takes its place when the block ends without an error.
-
-    At every moment, and after a kill, ``path`` is either the old file or the complete new one.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _numbers(parent: Path) -> list[int]:
@@ -169,8 +135,7 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / CHECKPOINTS).glob("*.ckpt") if path.exists())
 
 
-def _last_of(run: Path) -> Path:
-    """Return the last checkpoint of a run."""
+def _last_checkpoint(run: Path) -> Path:
     last = run / CHECKPOINTS / LAST_CHECKPOINT
     if not last.exists():
         names = ", ".join(path.name for path in _checkpoints(run))
@@ -183,7 +148,7 @@ def _last_of(run: Path) -> Path:
     return last
 
 
-def _what_exists(root: Path) -> str:
+def _known_runs(root: Path) -> str:
     """Say which runs below the root hold checkpoints."""
     recipes = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
     runs = [str(run) for recipe in recipes for run in _runs(recipe) if _checkpoints(run)]

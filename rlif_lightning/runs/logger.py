@@ -1,4 +1,4 @@
-"""The logger of a run folder: TensorBoard events and metrics.csv side by side."""
+"""The logger of a run folder: TensorBoard events and metrics.csv."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +9,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from rlif_lightning.runs.atomic import truncate_jsonl
+from rlif_lightning.runs.folder import COMPLETIONS, METRICS
 from rlif_lightning.runs.metrics_csv import MetricsCSV
-from rlif_lightning.runs.folder import COMPLETIONS, METRICS, truncate_jsonl
 
 # TensorBoard's custom-scalars page; tags are regular expressions, matched from a tag's beginning.
 LAYOUT = {
@@ -31,14 +32,13 @@ LAYOUT = {
 class RunLogger(TensorBoardLogger):
     """Writes TensorBoard events and metrics.csv into one run folder, which is the trainer's ``log_dir``.
 
-    A resumed run goes back to its checkpoint's step before the first thing is written: metrics.csv and
-    completions.jsonl are cut, and TensorBoard is told to forget events from that step on. This waits until
-    Lightning has loaded the checkpoint's weights: one that does not fit the model costs the folder nothing.
+    A resumed run goes back to its checkpoint's step before the first write: metrics.csv and completions.jsonl are
+    cut, and TensorBoard forgets events from that step on. This waits until Lightning has loaded the checkpoint's
+    weights: a checkpoint that does not fit the model leaves the folder as it was.
 
     Args:
         folder: The run folder.
-        resume_step: Optimiser steps taken by the checkpoint that the run continues from, None for a
-            new run.
+        resume_step: Optimiser steps of the checkpoint that the run continues from, None for a new run.
     """
 
     def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
@@ -78,22 +78,19 @@ class RunLogger(TensorBoardLogger):
     def log_histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Write the distribution of the finite values to TensorBoard; nothing if none is finite."""
         self._begin()
-        values = values.detach().float().flatten().cpu()
-        values = values[torch.isfinite(values)]
+        values = values.detach().float().cpu()
+        values = values[torch.isfinite(values)]  # one-dimensional
         if len(values):
             self.experiment.add_histogram(tag, values, step)
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Tensor | None = None) -> None:
-        """Begin writing; no graph is drawn.
-
-        Lightning calls this once per fit, after the weights are loaded and before the first batch.
-        """
+        """Begin writing, without a graph; Lightning calls this once weights are loaded, before the first batch."""
         self._begin()
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring what was logged to the disk; hparams.yaml is not written, config.yaml says more."""
+        """Flush the events to the disk, and write no hparams.yaml: config.yaml says more."""
         self.experiment.flush()
 
     def _begin(self) -> MetricsCSV:
@@ -113,11 +110,10 @@ class RunLogger(TensorBoardLogger):
 
 
 def _mark_start(writer: Any, step: int) -> None:
-    """Tell TensorBoard that a process starts at this step: it forgets earlier events from there on.
+    """Tell TensorBoard that a process starts at this step, so that it forgets older events from this step on.
 
-    SummaryWriter(purge_step=...) writes such a mark as well, but Lightning opens the writer before the
-    checkpoint is loaded. A new run is marked too: TensorBoard takes the first mark of a run for its
-    beginning and forgets nothing then.
+    SummaryWriter(purge_step=...) writes the same mark, but Lightning opens the writer before it loads the checkpoint.
+    A new run is marked too: TensorBoard takes a run's first mark for its beginning and forgets nothing.
     """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 

@@ -1,9 +1,7 @@
-"""metrics.csv: one row per optimiser step, written so that a kill or a resume leaves a true table.
+"""metrics.csv: one row per optimiser step; a kill or a resume leaves a correct table.
 
-The first column is ``step``, the others are metric names in order of first appearance. An empty
-cell was not logged; numbers are written so that they read back exactly, nan and inf included.
-
-Lightning's CSVLogger is not used because it deletes the file of a resumed run.
+The first column is ``step``, the others are metric names in order of first appearance. An empty cell was not
+logged; numbers read back exactly, nan and inf included. Lightning's CSVLogger deletes the file of a resumed run.
 """
 
 import csv
@@ -13,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
 
 STEP = "step"
 
@@ -24,8 +22,8 @@ Curves = dict[str, dict[int, float]]
 class MetricsCSV:
     """Appends to one metrics.csv; an existing file is continued.
 
-    Only the last row is ever rewritten, in one write. A new column, or a value for an earlier row, replaces
-    the whole file at once.
+    Only the last row is rewritten in place, in one write. A new column, or a value for an earlier row, replaces the
+    whole file at once.
 
     Args:
         path: The file; it appears with the first logged value.
@@ -37,8 +35,7 @@ class MetricsCSV:
         self._last: Row = rows[-1] if rows else {}
         self._offset = 0  # where the last row begins
         if self.path.exists():
-            # also removes a line that a kill has cut short
-            self._replace(rows)
+            self._replace(rows)  # also removes a line that a kill has cut short
 
     @property
     def last_step(self) -> int | None:
@@ -48,7 +45,7 @@ class MetricsCSV:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add values to the row of a step; the later value of a metric wins.
 
-        Values may come late: Lightning logs a user's own metrics of a step after the next step's evaluation.
+        The step may lie before the last row: Lightning logs a user's own metrics after the next step's evaluation.
         """
         if not values:
             return
@@ -76,15 +73,14 @@ class MetricsCSV:
         self._last, self._offset = row, start
 
     def _replace(self, rows: list[Row]) -> None:
-        """Replace the file by these rows under the present columns."""
         self._offset = _write(self.path, self._columns, rows)
 
     @staticmethod
     def truncate(path: Path, step: int) -> None:
         """Cut a table back to a checkpoint that was taken after ``step`` optimiser steps.
 
-        Rows before ``step`` stay; what a continued run logs again goes, and so do columns that become
-        empty. The continued file then ends up as that of an uninterrupted run. A missing file stays missing.
+        Rows before ``step`` stay. Rows that a continued run logs again go, and so do columns that become empty, so
+        that the file ends up like that of an uninterrupted run. A missing file stays missing.
         """
         path = Path(path)
         if not path.exists():
@@ -96,9 +92,9 @@ class MetricsCSV:
 
 
 def read_metrics(path: Path) -> Curves:
-    """Read a metrics.csv as ``{metric: {step: value}}``, holding only what was logged.
+    """Read a metrics.csv as ``{metric: {step: value}}`` with the logged values only.
 
-    A last line that a kill has cut short is left out, so a running run can be read.
+    A last line that a kill has cut short is left out, so the table of a live run can be read.
 
     Raises:
         UserError: The file is no metrics table.
@@ -119,14 +115,14 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
     *lines, tail = path.read_bytes().split(b"\n")
     table = [next(csv.reader([line.decode("utf-8", "replace")]), []) for line in lines]
     if not table or table[0][:1] != [STEP]:
-        raise _damaged(path, 1, tail if not lines else lines[0])
+        raise _damaged_line(path, 1, tail if not lines else lines[0])
     columns = table[0]
     rows: list[Row] = []
     for number, cells in enumerate(table[1:], start=2):
         if len(cells) == len(columns) and _are_numbers(cells):
             rows.append({name: cell for name, cell in zip(columns, cells, strict=True) if cell})
         elif number < len(table):
-            raise _damaged(path, number, lines[number - 1])
+            raise _damaged_line(path, number, lines[number - 1])
     return columns, rows
 
 
@@ -139,7 +135,7 @@ def _are_numbers(cells: Sequence[str]) -> bool:
     return True
 
 
-def _damaged(path: Path, number: int, line: bytes) -> UserError:
+def _damaged_line(path: Path, number: int, line: bytes) -> UserError:
     return UserError(
         f"{path} is not a table of metrics: line {number} does not fit.",
         got=line[:80].decode("utf-8", "replace"),

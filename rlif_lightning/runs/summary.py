@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.folder import GUARD, METRICS, check_run_folder
 from rlif_lightning.runs.metrics_csv import Curves, read_metrics
-from rlif_lightning.runs.folder import GUARD, METRICS
 
+ACCURACIES = ("val/accuracy_sampled", "val/accuracy")
 # Metric of the table, and whether a highest value is the best one.
 SUMMARY_METRICS = (
-    ("val/accuracy_sampled", True),
-    ("val/accuracy", True),
+    *((accuracy, True) for accuracy in ACCURACIES),
     ("rollout/agreement", True),
     ("rollout/reward", False),
     ("rollout/self_certainty", False),
@@ -33,13 +33,10 @@ def summary_table(folder: Path) -> str:
     cells = [("", "start", "best", "at step", "end")]
     for metric, has_best in SUMMARY_METRICS:
         curve = curves.get(metric)
-        if not curve:
-            continue
-        values = list(curve.values())
-        step = best_step(curve) if has_best else None
-        best = ("", "") if step is None else (short_number(curve[step]), str(step))
-        cells.append((metric, short_number(values[0]), *best, short_number(values[-1])))
-    return "\n".join([f"{labels([folder])[0]}, last step {last}", *_aligned(cells), *_guard_lines(folder), ""])
+        if curve:
+            start, end = short_number(curve[min(curve)]), short_number(curve[max(curve)])
+            cells.append((metric, start, *(best_cells(curve) if has_best else ("", "")), end))
+    return "\n".join([f"{run_labels([folder])[0]}, last step {last}", *_aligned(cells), *_guard_lines(folder), ""])
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -61,7 +58,7 @@ def _guard_lines(folder: Path) -> list[str]:
         lines.append(f"weights of step {guard['handed_back_step']}: {Path(folder) / guard['weights']}")
     columns = [guard["accuracy"].get(name, {}) for name in ("start", "handed_back", "end")]
     cells: list[tuple[str, ...]] = [("", "start", f"handed back (step {guard['handed_back_step']})", "end")]
-    for metric in ("val/accuracy_sampled", "val/accuracy"):
+    for metric in ACCURACIES:
         if any(metric in column for column in columns):
             known = (short_number(column[metric]) if metric in column else "" for column in columns)
             cells.append((metric, *known))
@@ -89,19 +86,11 @@ def load_run(folder: Path) -> Curves:
     Raises:
         UserError: The folder has no metrics.csv.
     """
-    folder = Path(folder)
-    if (folder / METRICS).is_file():
-        return read_metrics(folder / METRICS)
-    inside = sorted(p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{METRICS}"))
-    raise UserError(
-        f"This is not a run folder: it has no {METRICS}." if folder.is_dir() else "The run folder does not exist.",
-        got=folder,
-        expected="a run folder such as runs/quickstart/1",
-        do=f"name one of {', '.join(map(str, inside[:8]))}" if inside else "correct the path; `rlif fit` makes runs",
-    )
+    check_run_folder(Path(folder), METRICS)
+    return read_metrics(Path(folder) / METRICS)
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
+def run_labels(folders: Sequence[Path]) -> list[str]:
     """Name runs ``recipe/n``, or by their whole paths where that is ambiguous."""
     paths = [Path(folder).absolute() for folder in folders]
     short = [f"{path.parent.name}/{path.name}" for path in paths]
@@ -112,6 +101,12 @@ def best_step(curve: dict[int, float]) -> int | None:
     """Return the first step with the highest finite value."""
     finite = {step: value for step, value in curve.items() if math.isfinite(value)}
     return max(finite, key=lambda step: finite[step]) if finite else None
+
+
+def best_cells(curve: dict[int, float]) -> tuple[str, str]:
+    """A curve's best value and its step as text, empty where no value is finite."""
+    step = best_step(curve)
+    return ("", "") if step is None else (short_number(curve[step]), str(step))
 
 
 def short_number(value: float) -> str:

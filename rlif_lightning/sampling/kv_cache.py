@@ -12,7 +12,7 @@ STEP = 128  # tokens by which a cache grows at least
 class PreallocatedLayer(CacheLayerMixin):
     """Keys and values of one layer in a block of memory with room for tokens to come.
 
-    Attention reads a view of what is filled, so a token costs its own write and no copy of what stands there.
+    Attention reads a view of what is filled, so a token costs its own write and no copy of what is there.
     Sliding windows are left to the attention mask: every token is kept.
     """
 
@@ -36,20 +36,30 @@ class PreallocatedLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         end = self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
-            room = max(end + STEP, end * 5 // 4)
-            self.keys, self.values = (self._moved(x, room) for x in (self.keys, self.values))
+            self.reserve(_room(end))
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def _moved(self, old: Tensor, room: int) -> Tensor:
-        new = old.new_empty(*old.shape[:2], room, old.shape[3])
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def reserve(self, room: int) -> None:
+        """Move to memory with room for so many tokens; what is filled goes along."""
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], room, old.shape[3])
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
 
-    def take(self, rows: Tensor) -> None:
-        """Go on with these rows; one may come several times. Memory of rows that are gone is kept for the rest."""
+    def extend(self, length: int, room: int) -> None:
+        """Fill up to a length with zeros, in memory with room for so many tokens."""
+        assert self.keys is not None and self.values is not None
+        if room > self.keys.shape[2]:
+            self.reserve(room)
+        self.keys[:, :, self.length :] = self.values[:, :, self.length :] = 0
+        self.length = max(self.length, length)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Continue with these rows; one may come several times. Memory of rows that are gone is kept for the rest."""
         if not self.is_initialized:
             raise RuntimeError("the model does not use its key-value cache")
         n = len(rows)
@@ -86,10 +96,23 @@ class PreallocatedCache(Cache):
         self.preallocated = [PreallocatedLayer() for _ in range(layers)]
         super().__init__(layers=[*self.preallocated])
 
-    def take(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch [n]; one may come several times."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Continue with these rows [n] of the batch; one may come several times."""
         for layer in self.preallocated:
-            layer.take(rows)
+            layer.select_rows(rows)
+
+
+def _room(tokens: int) -> int:
+    """Tokens for which a layer makes room when it has to hold so many."""
+    return max(tokens + STEP, tokens * 5 // 4)
+
+
+def cache_room(prompt: int, tokens: int) -> int:
+    """Tokens for which a row's cache has room in the end, after a prompt and a completion of so many tokens."""
+    room = _room(prompt)
+    while room < prompt + tokens - 1:  # the last token is not read
+        room = _room(room + 1)
+    return room
 
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:

@@ -1,6 +1,5 @@
 """From prompts to a rollout that can be trained on. No Trainer here."""
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,12 +10,16 @@ from torch import Tensor
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import Loss, loss_denominator
+from rlif_lightning.functional.loss_records import LossSettings
+from rlif_lightning.functional.losses import loss_denominator
+from rlif_lightning.functional.seeds import completion_seed, completion_seeds
 from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.references import ReferenceKind
+from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
-from rlif_lightning.rollout import Rollout, completion_seed, completion_seeds
+from rlif_lightning.rewards.base import statistics_of
+from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
@@ -24,8 +27,8 @@ from rlif_lightning.training.scores import score_slices, with_importance, with_s
 
 ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
-ENGINE_KL = 0.1
-"""Nats per token between engine and policy from which on the engine computes something else than the policy."""
+READING = frozenset({"answers", "answer_mask"})
+"""What a reward may require that comes of reading answers."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,9 @@ class Collector:
         self.sampler, self.rewards, self.plan, self.votes = sampler, rewards, plan, votes
         self.advantages = advantages or AdvantageSettings()
         self.importance_cap = importance_cap
-        wanted = sorted(frozenset().union(*(r.statistics for r in rewards)))
-        self.sampling = replace(sampling, statistics=tuple(wanted))
+        self.sampling = replace(sampling, statistics=statistics_of(rewards))
         self.requires: frozenset[str] = frozenset().union(*(r.requires for r in rewards))
-        self.needs_answers = "answers" in self.requires or self.advantages.agreement_band is not None
+        self.needs_answers = bool(self.requires & READING) or self.advantages.agreement_band is not None
         self.grader: Grader | None = None
 
     @property
@@ -152,7 +154,7 @@ class Collector:
         policy: Policy,
         *,
         step: int,
-        loss: Loss,
+        loss: LossSettings,
         references: Collection[ReferenceKind] = (),
         kl_reference: ReferenceKind | None = None,
         head_weight_only: bool = True,
@@ -175,7 +177,7 @@ class Collector:
             total: Sums a tensor over the processes.
             progress: Told how far the sampler is.
         """
-        start = clock(policy.device)
+        start = policy.clock()
         dealer = torch.Generator().manual_seed(completion_seed(seed, *positions[0], -1))
         with up_to_date(self.sampler, policy) as model:
             rollout = self.sample(prompts, positions, seed, policy, progress)
@@ -183,9 +185,9 @@ class Collector:
             slices = [rows for window in windows[: self.plan.steps_per_rollout] for rows in window]
             rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only=head_weight_only)
             rollout = with_importance(rollout, self.importance_cap)
-            sampled = clock(policy.device)
+            sampled = policy.clock()
             rollout = self.with_references(rollout, policy, slices, references, kl_reference, head_weight_only)
-            referred = clock(policy.device)
+            referred = policy.clock()
             weights = [r.weight_at(step) for r in self.rewards]
             rollout, gated, filtered = with_advantages(rollout, self.rewards, weights, self.advantages, total)
         return Collected(
@@ -222,6 +224,9 @@ class Collector:
             texts, ended = [texts[i] for i in keep], [ended[i] for i in keep]
             answers = [answers[i] for i in keep] if answers else []
         rollout = Rollout(samples, group, self.sampling.temperature, seeds, texts, answers, votes=votes)
+        if grader is not None and "answer_mask" in self.requires:
+            spans = grader.answer_spans(list(zip(texts, ended, strict=True)))
+            rollout = replace(rollout, answer_mask=answer_mask(samples, texts, spans, policy.tokenizer))
         golds = [p.problem.gold for p in prompts for _ in range(group)]
         if grader is None or any(g is None for g in golds):
             return rollout
@@ -279,47 +284,10 @@ class Collector:
         return rollout
 
     def _denominators(
-        self, rollout: Rollout, windows: list[list[Tensor]], loss: Loss, total: Callable[[Tensor], Tensor]
+        self, rollout: Rollout, windows: list[list[Tensor]], loss: LossSettings, total: Callable[[Tensor], Tensor]
     ) -> list[float]:
         """What the token losses of each window are divided by, over all its slices and processes."""
         mask = rollout.loss_mask
         assert mask is not None
         own = [sum(loss_denominator(mask[rows], loss, self.sampling.max_new_tokens) for rows in w) for w in windows]
         return total(torch.stack([torch.as_tensor(x) for x in own]).float()).clamp(min=1).tolist()
-
-    def check_first(self, metrics: dict[str, float]) -> None:
-        """Refuse, before the first update, rewards that can't work on this data.
-
-        Args:
-            metrics: Of the first rollout, over all processes.
-
-        Raises:
-            UserError: The engine is not the policy; answers are needed and not one completion has one; or the rewards
-                cancel.
-        """
-        if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
-            raise UserError(
-                "The engine of rollout.sampler computes something else than the policy",
-                got=f"{metrics['rollout/engine_kl']:.3g} nats per token between them",
-                expected=f"at most {ENGINE_KL}; below 0.01 in bfloat16, near 0 in float32",
-                do="leave rollout.sampler out",
-            )
-        if self.needs_answers and not metrics.get("rollout/answered_fraction"):
-            names = [r.name for r in self.rewards if "answers" in r.requires] or ["agreement_band"]
-            raise UserError(
-                f"{', '.join(names)} compares answers, and none of the first completions has one",
-                do="say in --data.answers.completion where answers stand, or choose another reward",
-            )
-        if metrics["rollout/advantage_size"] < 1e-6 and metrics["rollout/gated_fraction"] < 1:
-            raise UserError(
-                "The rewards cancel: their weighted advantages sum to 0 for every completion",
-                got=", ".join(r.name for r in self.rewards),
-                do="change --rollout.rewards or their weights",
-            )
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, when all work given to the GPU so far is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -14,10 +14,12 @@ class EntropyBonus:
         target: Entropy in nats per token that it is adapted to; None: constant.
 
     Raises:
-        UserError: The target is not above 0.
+        UserError: The target is not above 0, or the coefficient is below it.
     """
 
     def __init__(self, coefficient: float, target: float | None) -> None:
+        if coefficient < 0:
+            raise UserError("model.entropy_coefficient is negative", got=coefficient, expected="0 or more")
         if target is not None and target <= 0:
             raise UserError(
                 "model.target_entropy can't be reached: entropy is above 0",
@@ -26,18 +28,20 @@ class EntropyBonus:
             )
         self.coefficient, self.target = coefficient, target
         self._is_low = target is None  # below the target at the last step: the bonus acts
+        self._is_asked_for = coefficient > 0 or target is not None
 
     @property
-    def measured(self) -> bool:
-        """Whether the update needs the entropy of its own distributions; constant over a run."""
-        return self.coefficient > 0 or self.target is not None
+    def current(self) -> float | None:
+        """The coefficient in the current step; 0 unless the last one was below its target. None: there is no bonus.
 
-    @property
-    def present(self) -> float:
-        """The coefficient in the present step; 0 unless the last one was below its target."""
+        Whether it is None, and so whether the update takes the entropy of its own distributions, is constant over a
+        run.
+        """
+        if not self._is_asked_for:
+            return None
         return self.coefficient if self._is_low else 0.0
 
-    def follow(self, entropy: float) -> None:
+    def adapt(self, entropy: float) -> None:
         """Take in the mean entropy (nats) of the step just taken."""
         if self.target is not None:
             self._is_low = entropy < self.target
@@ -48,6 +52,6 @@ class EntropyBonus:
         return {} if self.target is None else {"coefficient": self.coefficient, "is_low": self._is_low}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a coefficient that is or was constant is that of the settings."""
+        """Continue from there; a coefficient that is or was constant is that of the settings."""
         if self.target is not None and state:
             self.coefficient, self._is_low = state["coefficient"], state["is_low"]

@@ -1,7 +1,7 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import lightning.pytorch as pl
@@ -10,32 +10,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.losses import KLEstimator, Loss, PolicyLoss
+from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
-from rlif_lightning.models.policy import Policy, PolicySettings, set_training_mode
+from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
-from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy
-from rlif_lightning.models.trainable import gather, trainable
+from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
+from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.entropy_bonus import EntropyBonus
+from rlif_lightning.training.settings import OptimizerFactory, check_optimizer, check_ranges, default_optimizer
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
+from rlif_lightning.training.window import Window
 from rlif_lightning.warnings_shown import quiet_lightning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLoss, summed over a window
-
-
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """AdamW with the settings of arXiv 2505.19590."""
-    return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
 
 
 class HeldOutEvaluation(Protocol):
@@ -62,7 +55,8 @@ class RLIFModule(pl.LightningModule):
         clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
         clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
         kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
-        kl_estimator: Of the divergence, per token. k1 is there to compare: its gradient is 0 on average.
+        kl_estimator: Estimator of the divergence, per token: ``k3``, or ``k2``, whose mean gradient on policy is that
+            of the divergence itself.
         reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
             weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
             are versions of the adapter.
@@ -75,6 +69,7 @@ class RLIFModule(pl.LightningModule):
         top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
             learns from the advantage; the KL term and the bonus stay on all. 1: all.
         lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
+            ``lora_dropout`` has no effect: dropout is always off, so that the ratios of an update start at 1.
         adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
             place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
         quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
@@ -84,9 +79,6 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
             computed once per completion instead of once per group.
-        plain_forward: Score and train by Hugging Face's own forward: every prompt as often as it comes, all logits
-            at once. Slower and larger, to compare with.
-        dropout: Leave dropout on in the update; it is always off while sampling and scoring.
         end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
         attn_implementation: As transformers names it; null: its choice.
         revision: Of a hub repository.
@@ -114,16 +106,20 @@ class RLIFModule(pl.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_ratio: float = 0.0,
         gradient_checkpointing: bool = False,
-        plain_forward: bool = False,
-        dropout: bool = False,
         end_tokens: list[str] | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check_ranges(clip_low=clip_low, clip_high=clip_high, kl_coefficient=kl_coefficient,
-                      entropy_coefficient=entropy_coefficient, ema_decay=ema_decay, reference_every=reference_every,
+        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
+        try:
+            self.loss = LossSettings(
+                loss, clip_low, clip_high, kl_coefficient, kl_estimator, self.entropy_bonus.current
+            )
+        except ValueError as error:
+            raise UserError(f"model.{error}") from error
+        check_ranges(ema_decay=ema_decay, reference_every=reference_every,
                       top_entropy_fraction=top_entropy_fraction, warmup_ratio=warmup_ratio)  # fmt: skip
         if reference != "frozen" and kl_coefficient == 0:
             raise UserError(
@@ -131,25 +127,14 @@ class RLIFModule(pl.LightningModule):
                 got="model.kl_coefficient 0",
                 do="set model.kl_coefficient above 0, or leave model.reference out",
             )
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         self.policy_settings = PolicySettings(
-            name,
-            lora,
-            adapter,
-            quantization,
-            gradient_checkpointing,
-            tuple(end_tokens or ()),
-            attn_implementation,
-            revision,
-            trust_remote_code,
-        )
+            name, lora, adapter, quantization, gradient_checkpointing, tuple(end_tokens or ()),
+            attn_implementation, revision, trust_remote_code,
+        )  # fmt: skip
         self.policy_settings.check()
-        self.loss, self.clip_low, self.clip_high = loss, clip_low, clip_high
-        self.kl_coefficient, self.kl_estimator = kl_coefficient, kl_estimator
-        self.entropy_bonus = EntropyBonus(entropy_coefficient, target_entropy)
         self.top_entropy_fraction = top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
-        self.plain_forward, self.dropout = plain_forward, dropout
         self.reference: ReferenceKind = reference
         self.ema_decay, self.reference_every = ema_decay, reference_every
         self.needs: set[ReferenceKind] = {reference} if kl_coefficient > 0 else set()
@@ -159,9 +144,7 @@ class RLIFModule(pl.LightningModule):
         self.collector: Collector | None = None  # of the RolloutCallback
         self.evaluation: HeldOutEvaluation | None = None  # the Evaluation callback
         self.asked_to_stop: str | None = None  # the signal that this process got
-        self._sums: Tensor | None = None  # [6] of the window so far, in the order of COUNTED
-        self._grad_norm: Tensor | None = None
-        self._learning_rate = 0.0
+        self.window = Window()
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -189,10 +172,8 @@ class RLIFModule(pl.LightningModule):
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         precision = "32-true" if trainer is None else str(trainer.precision)
         strategy = None if trainer is None else trainer.strategy
-        sharded = isinstance(strategy, FSDP2Strategy)
-        policy = Policy.load(
-            self.policy_settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer
-        )
+        settings, sharded = self.policy_settings, shares_out(strategy)
+        policy = Policy.load(settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if training and isinstance(strategy, FSDP2Strategy):
             policy.shard(strategy.device_mesh["data_parallel"])
@@ -210,7 +191,7 @@ class RLIFModule(pl.LightningModule):
     def one_pass(self) -> bool:
         """Whether updates take loss and gradient of the logits together."""
         assert self.policy is not None
-        return takes_fused_loss(self.policy.model, self.loss, self.entropy_bonus.measured, self.plain_forward)
+        return takes_fused_loss(self.policy.model, self.loss)
 
     # -- one update ------------------------------------------------------------------------------------------
 
@@ -222,60 +203,20 @@ class RLIFModule(pl.LightningModule):
         """
         assert self.policy is not None
         rollout: Rollout = batch["rollout"]
-        set_training_mode(self.policy.model, training=True, dropout=self.dropout)
-        result = slice_loss(
-            self.policy.model,
-            rollout,
-            batch["denominator"],
-            batch["old_logprob"],
-            loss=self.loss,
-            with_entropy=self.entropy_bonus.measured,
-            entropy_coefficient=self.entropy_bonus.present,
-            plain=self.plain_forward,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            kl_coefficient=self.kl_coefficient,
-            kl_estimator=self.kl_estimator,
-        )
-        self._count(result)
+        set_training_mode(self.policy.model, training=True)
+        settings = replace(self.loss, entropy_coefficient=self.entropy_bonus.current)
+        result = slice_loss(self.policy.model, rollout, batch["denominator"], batch["old_logprob"], settings)
+        self.window.count(result)
         return result.loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
-    def _count(self, result: PolicyLoss) -> None:
-        values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
-        self._sums = values if self._sums is None else self._sums + values
-
     def window_metrics(self) -> dict[str, float]:
-        """Means over the optimiser step just taken, over all processes; gets ready for the next one.
-
-        That is, it starts new sums, and adapts the entropy's coefficient where there is a target.
-        """
-        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
-        loss, ratio, clipped, kl, entropy, tokens = sums.tolist()
-        empty, tokens = not tokens, max(tokens, 1.0)
-        self._sums = None
-        metrics = {
-            "train/loss": loss,
-            "train/ratio_mean": ratio / tokens,
-            "train/clip_fraction": clipped / tokens,
-            "train/learning_rate": self._learning_rate,
-        }
-        if self.reference in self.needs:
-            metrics["train/kl"] = kl / tokens
-        if self.entropy_bonus.measured:
-            metrics["train/entropy"] = entropy / tokens
-        if self.entropy_bonus.target is not None:
-            metrics["train/entropy_coefficient"] = self.entropy_bonus.present
-        if not empty:
-            self.entropy_bonus.follow(entropy / tokens)
-        if self._grad_norm is not None:
-            metrics["train/grad_norm"] = float(self._grad_norm)
-        return metrics
+        """Means over the optimiser step just taken, over all processes; gets ready for the next one."""
+        total = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        return self.window.metrics(total, self.reference in self.needs, self.entropy_bonus)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep what the step is taken with: the gradient's norm before clipping, the learning rate."""
-        self._learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = gather(nn.utils.get_total_norm(grads))
+        """Keep what the step is taken with."""
+        self.window.note_step(optimizer)
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the trainable weights, and its schedule in optimiser steps."""
@@ -333,7 +274,7 @@ class RLIFModule(pl.LightningModule):
         names = trainable(self).keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
-        checkpoint["rlif"] = {**self.policy.identity.to_checkpoint(), "versions": references}
+        checkpoint["rlif"] = {**vars(self.policy.identity), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -343,30 +284,3 @@ class RLIFModule(pl.LightningModule):
         checkpoint["state_dict"] = {MODEL + name: weight for name, weight in weights_of(checkpoint).items()}
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
         self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # old ones have none
-
-
-def _check_ranges(**settings: float) -> None:
-    """Refuse numbers that are out of range.
-
-    Raises:
-        UserError: The first of them.
-    """
-    for setting, value in settings.items():
-        fits, wrong, expected = RANGES.get(setting, (lambda x: x >= 0, "is negative", "0 or more"))
-        if not fits(value):
-            raise UserError(f"model.{setting} {wrong}", got=value, expected=expected)
-
-
-RANGES: dict[str, tuple[Callable[[float], bool], str, str]] = {
-    "ema_decay": (lambda x: 0 <= x < 1, "is out of range", "from 0 to below 1"),
-    "reference_every": (lambda x: x >= 1, "is too small", "1 or more"),
-    "top_entropy_fraction": (lambda x: 0 < x <= 1, "is out of range", "above 0, at most 1"),
-    "warmup_ratio": (lambda x: 0 <= x < 1, "is out of range", "from 0 to below 1"),
-}
-
-
-def _check_optimizer(optimizer: OptimizerFactory) -> None:
-    try:
-        optimizer([nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error

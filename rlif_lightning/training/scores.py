@@ -17,7 +17,6 @@ def with_scores(
     policy: nn.Module,
     sampling: Sampling,
     slices: Sequence[Tensor] | None = None,
-    plain: bool = False,
     head_weight_only: bool = True,
 ) -> Rollout:
     """Fill in what an engine without statistics left out, by one scoring pass of the policy.
@@ -28,19 +27,18 @@ def with_scores(
         sampling: Which statistics, and their temperature.
         slices: As in :func:`score_slices`: those of the update, so that its first ratio is 1 to the last bit. null:
             all at once.
-        plain: As in :func:`score_slices`.
         head_weight_only: As in :func:`score_slices`.
     """
     samples = rollout.samples
     if samples.stats is not None:
         return rollout
     everything = [torch.arange(len(samples.completion_ids))]
-    logprob, stats = score_slices(policy, rollout, slices or everything, sampling, True, plain, head_weight_only)
+    logprob, stats = score_slices(policy, rollout, slices or everything, sampling, True, head_weight_only)
     return replace(rollout, samples=replace(samples, logprob=logprob, stats=stats))
 
 
 def with_importance(rollout: Rollout, cap: float | None) -> Rollout:
-    """Weigh tokens that another engine drew from a law slightly unlike the policy's.
+    """Weigh tokens that another engine drew from a distribution slightly unlike the policy's.
 
     w = min(policy / engine, cap), the truncated importance weight of Yao et al., "Your Efficient RL Framework
     Secretly Brings You Off-Policy RL Training" (2025).
@@ -63,7 +61,6 @@ def score_slices(
     slices: Sequence[Tensor],
     sampling: Sampling,
     statistics: bool,
-    plain: bool = False,
     head_weight_only: bool = True,
 ) -> tuple[Tensor, TokenStats | None]:
     """Score the rollout under another model.
@@ -77,25 +74,21 @@ def score_slices(
         slices: Row numbers that together are all rows.
         sampling: For the statistics' temperature, and which they are.
         statistics: Whether they are wanted.
-        plain: As the update's forward, see :class:`~rlif_lightning.models.scoring.Scored`.
-        head_weight_only: As the update's head.
+        head_weight_only: As the update's head, see :class:`~rlif_lightning.models.scoring.CompletionScores`.
 
     Returns:
         Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
     """
     logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
-    stats = None
-    if statistics:
-        names = ("logprob", "entropy", "self_certainty", *sampling.statistics)
-        stats = TokenStats(**{name: torch.zeros_like(logprob) for name in names})
+    stats = TokenStats.zeros(logprob.shape, sampling.statistics, logprob.device) if statistics else None
+    temperature = sampling.statistics_temperature or rollout.temperature
     for rows in slices:
         part = rollout.samples.rows(rows)
-        scored = CompletionScores(model, part, plain, head_weight_only)
-        at = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
-        logprob[at] = scored.logprobs(rollout.temperature)
+        scored = CompletionScores(model, part, head_weight_only=head_weight_only)
+        place = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
+        logprob[place] = scored.logprobs(rollout.temperature)
         if stats is not None:
-            temperature = sampling.statistics_temperature or rollout.temperature
-            for store, values in zip(stats, scored.stats(temperature, sampling.statistics), strict=True):
-                if store is not None and values is not None:
-                    store[at] = values
+            found = scored.stats(temperature, sampling.statistics)
+            for store, values in zip(stats.tensors, found.tensors, strict=True):
+                store[place] = values
     return logprob, stats

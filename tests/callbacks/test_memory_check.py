@@ -9,7 +9,7 @@ import torch
 from rlif_lightning.callbacks import MemoryCheck, RolloutCallback, memory_check
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.policy import Policy
-from rlif_lightning.sampling import NativeSampler
+from rlif_lightning.sampling import NativeSampler, longest
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder
 from rlif_lightning.training.module import RLIFModule
 from tests.short_runs import fit
@@ -21,7 +21,7 @@ LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
     ("model", "rollout"),
     [
         ({"kl_coefficient": 0.01}, {"micro_batch_size": 4}),
-        ({"lora": LORA, "dropout": True, "kl_coefficient": 0.01}, {"micro_batch_size": 2}),
+        ({"lora": LORA, "kl_coefficient": 0.01}, {"micro_batch_size": 2}),
         ({"gradient_checkpointing": True, "loss": "gspo"}, {"passes": 2}),
     ],
 )
@@ -73,7 +73,7 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
 def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
     """Where weights are shared out the rollout has a module of its own."""
     made, decoded = [], []
-    own, for_policy = Policy.whole, memory_check.decoder_for
+    own, for_policy = Policy.whole, longest.decoder_for
 
     @contextmanager
     def whole(self):
@@ -82,7 +82,7 @@ def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
             yield made[-1]
 
     monkeypatch.setattr(Policy, "whole", whole)
-    monkeypatch.setattr(memory_check, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
+    monkeypatch.setattr(longest, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
     fit(model_folder(), problems_file, callbacks=[MemoryCheck("try")], steps=1)
     assert len(decoded) == 1 and decoded[0] is made[0]
 
@@ -115,20 +115,20 @@ def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypa
 def test_processes_of_a_machine_share_what_is_free(model_folder, problems_file, monkeypatch):
     """What is just enough for one is not for each of two."""
     run = fit(model_folder(), problems_file, callbacks=[MemoryCheck("off")], steps=1)
-    trainer, rollout = run.trainer, run.module.collector
+    trainer, collector = run.trainer, run.module.collector
     free = 2**20
     monkeypatch.setattr(memory_check, "free_memory", lambda device: free)
     with pytest.raises(UserError):
-        memory_check.compare(trainer, run.module, rollout)
+        memory_check.compare(trainer, run.module, collector)
     while True:
         try:
-            memory_check.compare(trainer, run.module, rollout)
+            memory_check.compare(trainer, run.module, collector)
             break
         except UserError:
             free = free * 5 // 4
     monkeypatch.setattr(type(trainer), "num_devices", 2)
     with pytest.raises(UserError, match="for each of 2 processes"):
-        memory_check.compare(trainer, run.module, rollout)
+        memory_check.compare(trainer, run.module, collector)
 
 
 def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, monkeypatch, caplog):
@@ -140,7 +140,7 @@ def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, m
     with caplog.at_level("INFO", "lightning.pytorch"):
         run = fit(model_folder(), problems_file, callbacks=[MemoryCheck()], steps=1)
     assert len(run.column("train/loss")) == 1
-    assert "was not looked at" in caplog.text
+    assert "does not know this model" in caplog.text
 
 
 def test_toy_is_not_looked_at(model_folder, problems_file, monkeypatch):

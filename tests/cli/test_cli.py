@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlif_lightning.cli.help_text import IMPORTANT
 from rlif_lightning.main import main
 
 NOWHERE = "/nowhere/at/all"
@@ -71,6 +72,20 @@ def test_help_of_a_command_loads_nothing_and_begins_with_one_line_of_usage(comma
     assert out.splitlines()[0] == f"usage: rlif {command} [--config RECIPE ...] [--setting VALUE ...]"
     assert "--model.name" in out
     assert "--evaluation.samples" in out
+
+
+def test_help_begins_with_what_most_runs_set_and_ends_before_lightnings_settings(capsys):
+    helps = []
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit):
+            main(["fit", *words])
+        helps.append(capsys.readouterr().out)
+    short, long = helps
+    first, _, rest = short.partition("settings that matter most:")[2].partition("A policy, its")
+    missing = [name for name in IMPORTANT if f"--{name} " not in first]
+    assert not missing, "a setting was renamed"
+    assert "--rollout.group_size" not in rest and "--rollout.top_p" in rest
+    assert "--trainer.gradient_clip_val" in long and "--trainer.gradient_clip_val" not in short
 
 
 def test_help_names_every_command(capsys):
@@ -143,22 +158,35 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     ),
     "number": (["fit", "--rollout.group_size", "eight"], "rollout.group_size can't be 'eight'", "a whole number"),
     "number or null": (["fit", "--evaluation.n", "x"], "evaluation.n can't be 'x'", "a whole number or null"),
-    "truth": (["fit", "--model.dropout", "maybe"], "'maybe'", "true or false"),
+    "truth": (["fit", "--model.gradient_checkpointing", "maybe"], "'maybe'", "true or false"),
     "choice": (["fit", "--model.loss", "grpoo"], "grpo, dapo, bnpo, dr_grpo, gspo or cispo", "did you mean grpo?"),
     "choice in a group": (["fit", "--data.answers.compare", "mat"], "data.answers.compare", "did you mean math?"),
     "number in a group": (["fit", "--data.train.limit", "x"], "data.train.limit can't be 'x'", "a whole number or null"),
     "class in a list": (
         ["fit", "--rollout.rewards=[SelfCertanty]"], "'SelfCertanty'", "rlif_lightning.rewards.SelfCertainty?",
     ),
-    "class without list": (["fit", "--rollout.rewards=SelfCertainty"], "a list", "--rollout.rewards=[SelfCertainty]?"),
+    "class without list": (["fit", "--rollout.rewards=SelfCertanty"], "rewards.SelfCertainty?"),
     "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
     "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
-    "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "data.train.path: p.jsonl?"),
+    "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "--data.train.path p.jsonl?"),
     "class without its setting": (
         ["fit", "--rollout.rewards=[Length]"], "rollout.rewards: Length needs its setting 'prefer'", "--rollout.rewards.prefer",
     ),
+    "settings before the class": (["fit", "--rollout.rewards.weight", "1"], "the class comes before", "SelfCertainty"),
+    "value of a reward": (
+        ["fit", "--rollout.rewards=[SelfCertainty]", "--rollout.rewards.aggregation", "summ"],
+        "rollout.rewards.aggregation can't be 'summ'", "did you mean sum?",
+    ),
+    "value of an optimizer": (
+        ["fit", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.betas=[0.9]"],
+        "model.optimizer.betas can't be '[0.9]'", "a list of 2 values",
+    ),
+    "class without every method": (["fit", "--rollout.sampler=torch.nn.Linear"], "torch.nn.Linear is no Sampler", "NativeSampler"),
+    "class of a help": (["fit", "--rollout.rewards.help", "SelfCertanty"], "'SelfCertanty'", "rlif_lightning.rewards.SelfCertainty?"),
+    "empty value": (["fit", "--rollout.group_size="], "rollout.group_size can't be ''", "a whole number"),
+    "text for a group of settings": (["fit", "--model", "qwen"], "'qwen'", "--model.name qwen?"),
     "no value": (["fit", "--model.name"], "--model.name", "no value"),
     "word": (["fit", "extra"], "'extra'", "settings begin with --"),
     "missing": (["fit"], "--model.name is missing", "--config"),
@@ -168,15 +196,21 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_in_three_lines_with_a_suggestion(mistake, refused):
     args, *parts = MISTAKES[mistake]
-    if args[0] == "fit" and mistake not in ("missing",):
+    if args[0] == "fit" and mistake not in ("missing", "class of a help"):
         args = [*args, *([] if args[-1].startswith("--model.name") else ["--model.name", NOWHERE])]
     message = refused(*args)
     assert all(part in message for part in parts), message
 
 
 def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
-    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertainty")
-    assert message.startswith("error: rollout.rewards takes a list")
+    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertanty")
+    assert message.startswith("error: rollout.rewards: there is no class")
+
+
+def test_a_right_setting_before_the_wrong_one_is_not_blamed(refused):
+    """The braces of a template were read as a mapping, and the template refused."""
+    words = ["--model.name", NOWHERE, "--data.template={prompt}", "--data.train.gold=[#]+(.+)", "--evaluation.n=null"]
+    assert "guard.signals" in refused("fit", *words, "--guard.signals=[agreemnt]")
 
 
 def test_no_reward_at_all(refused):
@@ -187,7 +221,7 @@ def test_ctrl_c_outside_of_training_ends_without_a_traceback(monkeypatch, capsys
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlif_lightning.main.run_trainer", interrupt)
+    monkeypatch.setattr("rlif_lightning.main.dispatch", interrupt)
     with pytest.raises(SystemExit) as exit_:
         main(["fit"])
     assert exit_.value.code == 130
@@ -217,8 +251,11 @@ FILES = {  # a recipe, and what its complaint must hold: always the file, and th
         "Length needs",
         "'prefer'",
     ),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    weight: 3": ("line 4", "below init_args"),
+    "rollout: 3": ("line 1", "rollout takes settings"),
+    "model:\n  optimizer:\n    init_args: {lr: fast}": ("line 3", "a number"),
     "data:\n  val: null\n  train: {path: p.jsonl, promt: x}": ("line 3", "did you mean prompt?"),
-    "data:\n  train: p.jsonl": ("line 2", "data.train.path: p.jsonl?"),
+    "data:\n  train: p.jsonl": ("line 2", "did you mean data.train.path: p.jsonl?"),
     "data:\n  answers:\n    compare: mat": ("line 3", "did you mean math?"),
     "trainer:\n  max_steps: 1\n  max_step: 4": ("line 3", "trainer.max_steps?"),
     "model:\n  name: x\n  optimizer:\n    class_path: torch.optim.AdamW\n    init_args: {lrr: 1}": ("line 5", "lr?"),
@@ -306,6 +343,20 @@ def test_a_local_file_wins_over_a_shipped_recipe_only_where_it_is_named_as_a_pat
     assert settings("fit", "--config", "quickstart")["rollout"]["group_size"] == 8
     assert settings("fit", "--config", "./quickstart")["rollout"]["group_size"] == 3
     assert settings("fit", "--config", "quickstart.yaml")["rollout"]["group_size"] == 3
+
+
+def test_the_recipe_of_an_earlier_versions_run(settings, refused, tmp_path):
+    """Its config.yaml names every setting, those that are gone included: rlif export and plan read it."""
+    old = tmp_path / "old.yaml"
+    old.write_text(
+        f"model: {{name: {NOWHERE}, clip_low: 1e-6, lora: {{r: 2, lora_alpha: 4}}}}\nguard: {{lag: 0, patience: 4}}"
+    )
+    config = settings("fit", "--config", old)
+    assert list(config["model"]["lora"]) == ["r", "lora_alpha"]  # a model card shows them as they stand
+    assert (config["guard"]["patience"], config["model"]["clip_low"]) == (4, 1e-6) and "lag" not in config["guard"]
+    assert "'--nothing'" in refused("fit", "--config", old, "--nothing=1")
+    write(tmp_path / "old.yaml", guard={"lag": 2}, model={"name": NOWHERE})
+    assert "old.yaml, line 2: No setting is called 'guard.lag'" in refused("fit", "--config", old)
 
 
 def test_a_folder_is_no_recipe(refused, tmp_path):

@@ -37,7 +37,7 @@ def test_recipes_overlays_and_own_options_become_objects(loaded, small_fit, no_w
     objects = loaded("--config", "token_entropy", "--config", "own.yaml", *small_fit, "--rollout.group_size=3")
     assert [r.name for r in objects.collector.rewards] == ["token_entropy"]
     assert (objects.collector.plan.group_size, objects.collector.sampling.temperature) == (3, 0.5)
-    assert objects.evaluation.sampling.max_new_tokens == 8
+    assert objects.evaluation.attempts.sampling.max_new_tokens == 8
     assert objects.options.count == 5
     assert objects.cli.recipe == "token_entropy+own"
     assert objects.device == torch.device("cpu") and objects.precision == "32-true"

@@ -21,6 +21,7 @@ from rlif_lightning.diagnosis.measures import (
     value_correlations,
 )
 from rlif_lightning.diagnosis.verdict import verdict
+from rlif_lightning.functional.loss_records import LossSettings
 from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.main import main
 from rlif_lightning.rewards import Reward, SelfCertainty, TokenEntropy
@@ -93,7 +94,7 @@ def make_rollout(prompts=4, group=3, width=4, seed=0, correct=None, votes=None):
 
 def gradients(advantages, rollout=None, **settings):
     rollout = rollout or make_rollout()
-    settings = {"loss": "grpo", "max_tokens": 4, "micro_batch_size": None, **settings}
+    settings = {"loss": LossSettings(), "max_tokens": 4, "micro_batch_size": None, **settings}
     return policy_gradients(Table(), [rollout], [{k: torch.tensor(v) for k, v in advantages.items()}], **settings)
 
 
@@ -127,7 +128,7 @@ def test_the_gradient_points_where_the_objective_rises(loss):
         size += {"grpo": 1, "dapo": length, "dr_grpo": 4}[loss]
     (expected,) = torch.autograd.grad(total / size, [model.rows])
     for slices in (None, 1, 5):
-        halves = gradients({"a": advantages.tolist()}, rollout, loss=loss, micro_batch_size=slices)
+        halves = gradients({"a": advantages.tolist()}, rollout, loss=LossSettings(loss), micro_batch_size=slices)
         got = halves.sum(0)[0]
         torch.testing.assert_close(got[:20].view(4, 5), expected.float(), rtol=1e-5, atol=1e-6)
         assert not got[20:].any()

@@ -11,14 +11,15 @@ import yaml
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlif_lightning.commands.export_cli import choose_checkpoint
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
 from rlif_lightning.exporting import hub
-from rlif_lightning.exporting.card import code, fenced
-from rlif_lightning.exporting.prompt import chat_template, differing
-from rlif_lightning.exporting.weights import compare, merge, reload, save_merged
+from rlif_lightning.exporting.card import _header, code, fenced
+from rlif_lightning.exporting.check import compare, reload
+from rlif_lightning.exporting.prompt import chat_template, differing_prompts
+from rlif_lightning.exporting.source import choose_checkpoint
+from rlif_lightning.exporting.weights import merge, save_merged
 from rlif_lightning.runs.folder import GUARD_WEIGHTS
 from tests.conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 
@@ -220,7 +221,7 @@ def test_a_wrong_export_is_not_kept(rlif, fit, monkeypatch, capsys):
         return model
 
     run = fit()
-    monkeypatch.setattr("rlif_lightning.commands.export_write.reload", wrong)
+    monkeypatch.setattr("rlif_lightning.exporting.check.reload", wrong)
     with pytest.raises(SystemExit):
         rlif("export", run)
     assert "was not kept" in capsys.readouterr().err
@@ -234,7 +235,7 @@ def test_a_merge_that_drops_the_adapter_is_not_kept(rlif, fit, monkeypatch, caps
     def drop(policy, dtype):
         return policy.unload().to(dtype)
 
-    monkeypatch.setattr("rlif_lightning.commands.export_write.merge", drop)
+    monkeypatch.setattr("rlif_lightning.commands.export.merge", drop)
     assert "has lost what the adapter learned" in refused(rlif, capsys, run, "--dtype", "bfloat16")
 
 
@@ -372,7 +373,7 @@ def test_apply_chat_template_gives_the_tokens_of_training(tmp_path, template, to
         expected = list(template.encode(Problem(text, None), tokenizer).ids)
         found = exported.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
         assert found["input_ids"] == expected
-    assert differing(template, tokenizer, exported) == []
+    assert differing_prompts(template, tokenizer, exported) == []
 
 
 def test_a_system_message_of_the_conversation_wins():
@@ -395,8 +396,8 @@ def test_a_format_string_has_turns_and_no_system_message():
 
 def test_another_prompt_than_that_of_training_is_noticed():
     tokenizer, exported = make_tokenizer(), make_tokenizer("{{ messages[0]['content'] | trim }}>")
-    assert len(differing(Template("{prompt}>"), tokenizer, exported)) == 1  # the probe with spaces in front
-    assert len(differing(Template("{prompt}"), tokenizer, exported)) == 3
+    assert len(differing_prompts(Template("{prompt}>"), tokenizer, exported)) == 1  # the probe with spaces in front
+    assert len(differing_prompts(Template("{prompt}"), tokenizer, exported)) == 3
 
 
 # -- the card -----------------------------------------------------------------------------------------------
@@ -418,9 +419,34 @@ def test_the_card_states_method_data_metrics_and_the_guard(rlif, fit, problems_f
         in card
     )
     for text in ("3 optimiser steps", "SelfCertainty", "dr_grpo", "0.01 x k3", "problems.jsonl",
-                 "Collapse guard: it did", "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5"):  # fmt: skip
+                 "Collapse guard: it did", "{prompt} ", "AdamW(lr=0.02", "curves.png", "transformers 5",
+                 "held-out problems."):  # fmt: skip
         assert text in card
     assert str(problems_file.parent) not in card
+    guard = {"fired": {"step": 2, "reason": "at step 2: agreement fell"}, "handed_back_step": 1}
+    (run / "guard.json").write_text(json.dumps(guard))
+    rlif("export", run)
+    card = (run / "export" / "merged" / "README.md").read_text()
+    assert "it fired at step 2: agreement fell. It hands back the weights of step 1." in card
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_the_header_names_the_base_and_its_license(model_folder, tmp_path, form):
+    model = {"name": "someone/a-model", "loss": "grpo"}
+    found = _header(model, ["SelfCertainty"], form).to_dict()
+    assert found["base_model"] == "someone/a-model"
+    assert found["base_model_relation"] == {"merged": "finetune", "adapter": "adapter"}[form]
+    assert "license" not in found  # not in the hub's cache
+    base = shutil.copytree(model_folder(), tmp_path / "base")
+    for readme, expected in (
+        ("---\nlicense: mit\n---\n# A", "mit"),
+        ("# No header", None),
+        ("---\na: [\n---\n", None),
+    ):
+        (base / "README.md").write_text(readme)
+        found = _header(model | {"name": str(base)}, ["SelfCertainty"], form).to_dict()
+        assert (found.get("license"), found.get("base_model")) == (expected, None)
+    assert _header(model | {"name": "toy"}, [], form).license == "apache-2.0"
 
 
 def test_hostile_text_stays_text():
@@ -544,13 +570,13 @@ def test_a_push_that_fails_says_how_to_go_on(tmp_path):
 def test_pushing_needs_a_hub_a_token_and_a_base_that_others_have(rlif, fit, monkeypatch, capsys):
     run = fit(f"--model.lora={json.dumps(LORA)}")
     monkeypatch.setattr(hub, "hub_answers", lambda: True)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
     assert "Nobody is logged in" in refused(rlif, capsys, run, "--push_to_hub", "me/model")
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    monkeypatch.setattr(hub, "get_token", lambda: "token")
     error = refused(rlif, capsys, run, "--push_to_hub", "me/model", "--format", "adapter")
     assert "base model is not on the hub" in error
     api = Api()
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
     rlif("export", run, "--push_to_hub", "me/model")
     assert api.asked[1][1] == str(run / "export" / "merged")
     assert 'name = "me/model"' in (run / "export" / "merged" / "README.md").read_text()

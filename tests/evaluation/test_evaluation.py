@@ -22,9 +22,10 @@ from rlif_lightning.evaluation.answering import (
     summarise_by,
 )
 from rlif_lightning.evaluation.results import by_table, write_rows
+from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.grading import AnswerFormat, Gold, Grader
-from rlif_lightning.models.policy import Policy, PolicySettings
-from rlif_lightning.rollout import completion_seeds
+from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import NativeSampler, Sampling
 
 GOLD = r"[#]{4}\s*(.+)"

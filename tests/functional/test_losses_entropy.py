@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from rlif_lightning.functional.entropy import adapted_coefficient, top_entropy_mask
-from rlif_lightning.functional.losses import loss_denominator, policy_loss
 from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_stats
+from tests.functional.loss_calls import loss_denominator, policy_loss
 
 
 def test_top_entropy_by_hand():

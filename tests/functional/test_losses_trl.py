@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from rlif_lightning.functional.entropy import adapted_coefficient, top_entropy_mask
-from rlif_lightning.functional.losses import loss_denominator, policy_loss
+from tests.functional.loss_calls import loss_denominator, policy_loss
 
 pytest.importorskip("trl", reason="trl is the oracle of these tests: pip install -e '.[test]'")
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="this trl has no GRPOTrainer to compare with")

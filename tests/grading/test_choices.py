@@ -3,8 +3,8 @@
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import AnswerFormat, Gold, Grader
-from rlif_lightning.grading.choices import find_choice, lettered, right_letter
+from rlif_lightning.grading import AnswerFormat, Gold, Grader, extract
+from rlif_lightning.grading.choices import lettered, right_letter
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from rlif_lightning.grading.choices import find_choice, lettered, right_letter
     ],
 )
 def test_the_letter(text, letter):
-    assert find_choice(text) == letter
+    assert extract(text, "choice") == letter
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_letter(text, letter):
     ["answer is ((((" * 5_000, "the answer is " * 9_000, "\\boxed{" * 20_000, "answer" + " " * 99_999, "A" * 99_999],
 )
 def test_hostile_texts_choose_nothing(text):
-    assert find_choice(text) is None
+    assert extract(text, "choice") is None
 
 
 def test_graded_letter_by_letter():

@@ -1,9 +1,11 @@
 import random
+import time
+import warnings
 
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import check_where, extract
+from rlif_lightning.grading import check_where, extract, extraction, locate
 from rlif_lightning.grading.extraction import PATTERN_WINDOW
 
 GSM8K = r"####\s*(.+)"
@@ -101,11 +103,56 @@ def test_places_and_patterns_with_one_group_are_accepted(where):
         ("([", "no valid regular expression"),
         ("(a)(b)", "with 2 groups"),
         ("answer is", "with 0 groups"),
-        ("(a+)+b", "exponential time"),
-        (r"((?:\s*\w+)*)$", "exponential time"),
-        (r"(?:a|b+)*(c)", "exponential time"),
     ],
 )
 def test_other_places_are_refused_with_a_hint(where, says):
     with pytest.raises(UserError, match=says.replace("(", r"\(")):
         check_where(where)
+
+
+def test_a_hostile_pattern_ends_in_time_and_says_so_once(monkeypatch):
+    """Python's re would search for years, and nothing in the process could stop it."""
+    monkeypatch.setattr(extraction, "PATTERN_SECONDS", 0.2)
+    text, where = "a" * PATTERN_WINDOW, r"(?:(?:a|aa)+)+(b)"
+    check_where(where)
+    start = time.process_time()
+    with pytest.warns(UserWarning, match="was given up after 0.2 s.*Bound the pattern's repeats"):
+        assert extract(text, where) is None
+    assert time.process_time() - start < 2.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert extract(text, where) is None
+        assert extract("aab", where) == "b"
+
+
+@pytest.mark.parametrize(
+    ("marked", "where"),
+    [
+        (r"so \boxed{ «\frac{1}{2}» }.", "boxed"),
+        (r"\boxed{1} no, \boxed{«2»}, \boxed{3", "boxed"),
+        (r"\boxed{a {b} \boxed{«7»} c}", "boxed"),
+        (r"\boxed «5».", "boxed"),
+        (r"\boxed{2}" + "x" * 100_000 + r"\boxed{«3»}", "boxed"),
+        ("it costs $«1,234.50».", "last_number"),
+        ("5" + "x" * 9_000 + "that is «- $5».", "last_number"),
+        ("about «3 / 4» of it", "last_number"),
+        ("5 #### 5\n#### «5» ", r"####\s*(.+)"),
+        ("5 #### 5\n", r"(x)?$"),
+        ("  «as it is» \n", "whole"),
+        ("A, so the answer is («A»), A", "choice"),
+        ("B" + " x" * 3_000 + " «B».", "choice"),
+        ("1 [ANSWER] `«[1, 2]»` [/ANSWER] [1, 2]", "literal"),
+        ("[ANSWER] x [/ANSWER] [ANSWER]\n```python\n«[1, 2]».```[/ANSWER]", "literal"),
+        ("== 4\nassert f(4) == «'x'».\n\n", "literal"),
+        ("4\x0b4\u2028 = «4»\x0b\n", "literal"),
+        ("none", "literal"),
+    ],
+)
+def test_an_answer_knows_its_characters(marked, where):
+    text = marked.replace("«", "").replace("»", "")
+    found = locate(text, where)
+    if "«" not in marked:
+        assert found is None
+    else:
+        assert (found.start, found.end) == (marked.index("«"), marked.index("»") - 1)
+        assert where == "last_number" or found.text == text[found.start : found.end]

@@ -6,9 +6,9 @@ import itertools
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import AnswerFormat, Gold, Grader, check_gold
+from rlif_lightning.grading import AnswerFormat, Gold, Grader, check_gold, extract
 from rlif_lightning.grading import literals as module
-from rlif_lightning.grading.literals import canonical_literal, find_literal, read_literal, same_literal
+from rlif_lightning.grading.literals import canonical_literal, read_literal, same_literal
 
 VALUES = [
     "1", "1.0", "True", "0", "False", "-0.0", "''", "None", "'1'", "b'1'", "1+0j", "1+2j", "(1+2j)", "1e3",
@@ -46,7 +46,7 @@ def test_what_is_no_literal_is_wrong(text):
         read_literal(text)
     assert canonical_literal(text) is None
     assert not same_literal("1", text) and not same_literal(text, text)
-    found = find_literal(text)
+    found = extract(text, "literal")
     assert found is None or len(found) < 10
 
 
@@ -55,7 +55,7 @@ def test_the_parser_sees_nothing_but_literals(monkeypatch):
     seen = []
     monkeypatch.setattr(module.ast, "literal_eval", lambda text: seen.append(text) or 0)
     for text in [*HOSTILE, *LONG]:
-        find_literal(text)
+        extract(text, "literal")
         same_literal("1", text)
     deepest = max(max(itertools.accumulate((c in "([{") - (c in ")]}") for c in text)) for text in seen)
     assert deepest <= module.MAX_DEPTH and max(map(len, seen)) <= module.MAX_LITERAL
@@ -79,7 +79,7 @@ def test_long_texts_cost_little(monkeypatch):
     monkeypatch.setattr(module, "_TOKEN", Counting())
     for text in LONG:
         letters = 0
-        find_literal(text)
+        extract(text, "literal")
         assert letters < 200 * module.MAX_LITERAL, text[:20]
 
 
@@ -108,7 +108,7 @@ def test_long_texts_cost_little(monkeypatch):
     ],
 )
 def test_where_the_answer_stands(text, answer):
-    assert find_literal(text) == answer
+    assert extract(text, "literal") == answer
 
 
 def test_the_grader_compares_values():

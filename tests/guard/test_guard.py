@@ -88,7 +88,7 @@ def test_a_fall_by_hand():
     assert (d.step, d.signal, d.value, d.best, d.best_step) == (12, "x", 0.6, 0.8, 8)
     assert d.threshold == pytest.approx(0.76)
     assert d.reason == "at step 12 x was 0.6, for 2 rollouts in a row below 0.76; its best was 0.8 at step 8"
-    assert rule.best_step == rule.handed_step == 8 and rule.needed_steps == {8}
+    assert rule.best_step == 8 and rule.needed_steps == {8}
 
 
 def test_smoothing_and_warmup_by_hand():
@@ -175,28 +175,25 @@ def test_the_signal_that_fires_hands_back_its_own_best():
 
 
 def test_weights_that_may_be_handed_back():
-    rule = CollapseRule([Watch("x", 0.05, **PLAIN)], lag=2)
+    rule = CollapseRule([Watch("x", 0.05, **PLAIN)])
     needed = []
     for i, x in enumerate(RISE_AND_FALL):
         rule.update(2 * i, {"x": x})
         needed.append(rule.needed_steps)
-    # the step two rollouts before the best, and the last two, which a new best may ask for
-    assert needed[:6] == [{0}, {0, 2}, {0, 2, 4}, {2, 4, 6}, {4, 6, 8}, {4, 8, 10}]
-    assert needed[6:] == [{4}] * 4 and rule.handed_step == 4 and rule.best_step == 8
+    assert needed == [{0}, {2}, {4}, {6}] + [{8}] * 6 and rule.best_step == 8
     two = CollapseRule([Watch("a", 0.05, **PLAIN), Watch("r", 0.15, **PLAIN)])
     follow(two, [{"a": 1, "r": -1}, {"a": 2, "r": -1.05}])
     assert two.needed_steps == {0, 2}
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize("lag", range(7))
-def test_what_is_needed_was_never_let_go(lag, warmup):
-    rule, kept = default_rule(lag=lag, warmup=warmup), set()
+def test_what_is_needed_was_never_let_go(warmup):
+    rule, kept = default_rule(warmup=warmup), set()
     for i, x in enumerate(RISE_AND_FALL):
         rule.update(2 * i, {AGREEMENT: x})
         kept = {n for n in kept | {2 * i} if n in rule.needed_steps}
         assert kept == rule.needed_steps
-    assert rule.handed_step in kept
+    assert rule.best_step in kept
 
 
 def test_a_state_in_the_middle_is_enough():
@@ -206,13 +203,13 @@ def test_a_state_in_the_middle_is_enough():
         | ({SIMILARITY: noise.random()} if i % 3 else {})
         for i in range(24)
     ]
-    whole = default_rule(lag=1)
+    whole = default_rule()
     decisions = follow(whole, curve)
     assert any(d.verdict == "fired" for d in decisions)
     for cut in range(len(curve)):
-        first = default_rule(lag=1)
+        first = default_rule()
         follow(first, curve[:cut])
-        second = default_rule(lag=1)
+        second = default_rule()
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert second.needed_steps == first.needed_steps and second.fired == first.fired
         rest = [second.update(2 * i, row) for i, row in enumerate(curve) if i >= cut]
@@ -401,15 +398,6 @@ def test_restore_leaves_the_kept_weights_in_policy_and_checkpoint(guarded, tmp_p
     assert same({n.removeprefix("model."): w for n, w in state["state_dict"].items()}, script.seen[1])
 
 
-@pytest.mark.filterwarnings("ignore:Collapse guard")
-@pytest.mark.parametrize(("lag", "step"), [(0, 3), (2, 1), (9, 0)])
-def test_lag_hands_back_earlier_weights(guarded, tmp_path, lag, step):
-    _, _, script = guarded(curve=[0.5, 0.6, 0.7, 0.8, 0.2, 0.2], lag=lag, every=1)
-    assert decision(tmp_path)["best_step"] == 3 and decision(tmp_path)["handed_back_step"] == step
-    assert same(saved(tmp_path)[0], script.seen[step])
-    assert [p.name for p in (tmp_path / "checkpoints/guard").iterdir()] == ["weights.safetensors"]
-
-
 def test_a_healthy_run_keeps_its_running_best(guarded, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Collapse guard")
@@ -446,7 +434,6 @@ def test_a_safetensors_file_of_something_else_is_no_checkpoint(tmp_path):
         ({"patience": 0}, "guard.patience"),
         ({"smoothing": 0}, "guard.smoothing"),
         ({"warmup": -1}, "guard.warmup"),
-        ({"lag": -1}, "guard.lag"),
         ({"signals": []}, "guard.signals"),
         ({"signals": ["agreement", "agreement"]}, "each signal once"),
         ({"signals": ["entropy"]}, r"unknown signal[\s\S]*entropy[\s\S]*start_logprob"),
@@ -537,16 +524,14 @@ def left(run):
 
 
 @pytest.mark.filterwarnings("ignore:Collapse guard")
-@pytest.mark.parametrize(("lag", "kills"), [(0, [0, 1]), (1, [-1])])
-def test_killed_and_continued(train, lag, kills):
+def test_killed_and_continued(train):
     """Before the firing, in the update of its very rollout, and after it."""
-    settings = [f"--guard.lag={lag}"]
-    whole = train("whole", *settings)
+    whole = train("whole")
     fired = decision(whole)["fired"]["step"]
     assert 1 < fired < 7 and set(decision(whole)["accuracy"]) == {"start", "handed_back", "end"}
-    for kill in kills:
-        part = train(f"part{kill}", *settings, kill_at=fired + kill)
-        assert train(f"part{kill}", *settings, "--ckpt_path=last") == part
+    for kill in (-1, 0, 1):
+        part = train(f"part{kill}", kill_at=fired + kill)
+        assert train(f"part{kill}", "--ckpt_path=last") == part
         assert left(part) == left(whole)
 
 

@@ -215,7 +215,7 @@ def test_another_b_makes_other_rollouts(folder, adapter, problems_file, tmp_path
     one, two = trained.rollouts[0].samples, run.rollouts[0].samples
     assert (one.logprob[:, 0] - two.logprob[:, 0]).abs().max() > 1e-3
     assert run.column("train/kl") == [0.0]
-    assert run.module.adapter_mark != trained.module.adapter_mark
+    assert run.module.policy.identity.adapter_mark != trained.module.policy.identity.adapter_mark
     assert run.module.policy.identity.fingerprint == trained.module.policy.identity.fingerprint
 
 

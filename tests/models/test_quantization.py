@@ -1,7 +1,6 @@
 """Frozen weights in 4 bits, on a CPU: what is computed, learned, kept and refused."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,21 +11,21 @@ from transformers import AutoModelForCausalLM
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.identity import fingerprint
+from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import adapter_off, add_lora
-from rlif_lightning.models.policy import set_training_mode
+from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import check_quantization
 from rlif_lightning.models.scoring import CompletionScores, completion_logits
-from rlif_lightning.models.strategies import FSDP2Strategy
+from rlif_lightning.models.strategies import FSDP2Strategy, shares_out
 from rlif_lightning.models.trainable import put_weights, trainable, trainable_weights
 from rlif_lightning.sampling.check_decoding import decoding_error
-from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.slice_loss import slice_loss
 from tests.conftest import load_model, make_model, make_tokenizer
 from tests.models.test_lora import moved
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401
-from tests.training.test_slice_loss import SETTINGS, gradients, plain_loss, rollout_of
+from tests.training.test_slice_loss import SETTINGS, gradients, reference_loss, rollout_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(treespec, LeafSpec|in eval mode|is zero|gemm_4bit|get_state_buffer)"
@@ -99,13 +98,12 @@ def test_an_adapter_in_4_bits_computes_what_it_does_on_the_dequantised_model(wid
         expected = expected.gather(-1, ids[..., None]).squeeze(-1)
         got = CompletionScores(policy, rollout.samples).logprobs(0.8)
         torch.testing.assert_close(got[mask], expected[mask], atol=2e-4, rtol=0)
-    want = gradients(exact, plain_loss(exact, rollout, old, "grpo", 10.0, 0.0))
+    want = gradients(exact, reference_loss(exact, rollout, old, 10.0, SETTINGS))
     for checkpointing in (False, True):
         if checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         set_training_mode(policy, training=True)
-        settings = {"loss": "grpo", "with_entropy": False, "entropy_coefficient": 0.0, **SETTINGS}
-        found = gradients(policy, slice_loss(policy, rollout, 10.0, old, **settings))
+        found = gradients(policy, slice_loss(policy, rollout, 10.0, old, SETTINGS))
         assert want.keys() == found.keys()
         for name, gradient in want.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-4 * float(gradient.abs().max()), rtol=1e-3)
@@ -235,10 +233,10 @@ def test_a_quantised_file_is_not_trained(folder, problems_file, no_weights, tmp_
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
 def test_sharding_is_refused(kind):
-    strategy = object.__new__(kind)  # without what it needs of the machine
-    with pytest.raises(UserError, match=rf"(?s)cut into shards.*{kind.__name__}"):
-        check_quantization(torch.device("cpu"), strategy)
-    check_quantization(torch.device("cpu"), DDPStrategy())
+    sharded = shares_out(object.__new__(kind))  # without what it needs of the machine
+    with pytest.raises(UserError, match=r"(?s)cut into shards.*fsdp2"):
+        check_quantization(torch.device("cpu"), sharded)
+    check_quantization(torch.device("cpu"), shares_out(DDPStrategy()))
 
 
 def test_sharding_is_refused_before_the_weights_are_read(folder, problems_file, no_weights):
@@ -248,18 +246,16 @@ def test_sharding_is_refused_before_the_weights_are_read(folder, problems_file, 
 
 def test_other_devices_and_no_bitsandbytes_are_refused(monkeypatch):
     with pytest.raises(UserError, match=r"(?s)do not work on this device.*xla"):
-        check_quantization(torch.device("xla"), None)
+        check_quantization(torch.device("xla"), False)
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda *args: False)
     with pytest.raises(UserError, match="bitsandbytes, which is missing or too old"):
-        check_quantization(torch.device("cpu"), None)
+        check_quantization(torch.device("cpu"), False)
 
 
 def test_float16_is_refused_in_training(folder, no_weights):
     """On a CPU Lightning itself takes bfloat16 in its place."""
-    module = RLIFModule(str(folder))
-    module._trainer = SimpleNamespace(training=True, precision="16-mixed")
     with pytest.raises(UserError, match=r"(?s)float16.*bf16-mixed"):
-        module.configure_model()
+        Policy.load(PolicySettings(str(folder)), precision="16-mixed", training=True)
 
 
 def test_another_quantization_is_a_short_error(rlif, small_fit, capsys):

@@ -157,7 +157,7 @@ def test_at_the_start_all_annotators_agree(train):
     for name in names[1:]:
         torch.testing.assert_close(first[name], first["self_certainty"], rtol=0, atol=1e-5)
         assert (last[name] - last["self_certainty"]).abs().max() > 1e-3
-    assert set(run.module.needs) == {"frozen", "ema"} and run.module.kl_coefficient == 0
+    assert set(run.module.needs) == {"frozen", "ema"} and run.module.loss.kl_coefficient == 0
     assert not run.column("train/kl") or run.rollouts[0].kl_logprob is not None
 
 

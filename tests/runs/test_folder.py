@@ -5,14 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.folder import (
-    find_checkpoint,
-    latest_run_folder,
-    next_run_folder,
-    replacing,
-    run_folder_of,
-    truncate_jsonl,
-)
+from rlif_lightning.runs.atomic import replacing, truncate_jsonl
+from rlif_lightning.runs.folder import find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
 
 
 def checkpoint(root, run, name="last.ckpt"):

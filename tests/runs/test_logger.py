@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{text}")

@@ -1,24 +1,28 @@
 """Loss and gradients of a slice against Hugging Face's own forward, all logits and plain autograd, in float64."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from rlif_lightning.functional.loss_records import LossInputs, LossSettings
 from rlif_lightning.functional.losses import loss_denominator, policy_loss
 from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_stats
 from rlif_lightning.models.lora import add_lora
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.scoring import CompletionScores, completion_hidden, completion_logits
+from rlif_lightning.rewards import ExpectedAgreement, ProbabilityMargin
+from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.training.slice_loss import slice_loss
 from tests.conftest import ARCHITECTURES, make_model
 from tests.models.test_lm_head import FAMILIES, model_of
 
-SETTINGS = {"clip_low": 0.2, "clip_high": 0.3, "kl_coefficient": 0.04, "kl_estimator": "k3"}
+SETTINGS = LossSettings("grpo", clip_low=0.2, clip_high=0.3, kl_coefficient=0.04)
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "up_proj"], "init_lora_weights": False}
 
 
@@ -45,24 +49,20 @@ def rollout_of(policy, vocabulary, tau=0.8, lengths=(3, 19, 11), group=4, new=16
     ), samples.logprob + 0.3 * torch.randn(n, t, generator=g)
 
 
-def plain_loss(policy, rollout, old, loss, denominator, bonus):
+def reference_loss(policy, rollout, old, denominator, settings):
     """The same by whole logits."""
     logits = completion_logits(policy, rollout.samples)
     logprob, entropy = logprobs_and_entropy(logits, rollout.samples.completion_ids, rollout.temperature)
-    return policy_loss(
-        logprob,
+    inputs = LossInputs(
         rollout.advantages,
         rollout.loss_mask,
-        denominator,
         old_logprob=old,
         reference_logprob=rollout.kl_logprob,
         surrogate_mask=rollout.surrogate_mask,
         importance=rollout.importance,
-        entropy=entropy if bonus else None,
-        entropy_coefficient=bonus,
-        loss=loss,
-        **SETTINGS,
     )
+    entropy = None if settings.entropy_coefficient is None else entropy
+    return policy_loss(logprob, inputs, denominator, settings, entropy)
 
 
 def gradients(policy, result):
@@ -71,26 +71,20 @@ def gradients(policy, result):
     return {n: p.grad.clone() for n, p in policy.named_parameters() if p.requires_grad}
 
 
-def assert_same_update(policy, loss="grpo", bonus=0.0, on_policy=False, tolerance=1e-5, checkpointing=False):
+def assert_same_update(
+    policy, loss="grpo", bonus=None, on_policy=False, tolerance=1e-5, checkpointing=False, reference_forward=False
+):
     vocabulary = policy.get_input_embeddings().weight.shape[0]
     rollout, old = rollout_of(policy, vocabulary)
     old = None if on_policy else old
-    denominator = loss_denominator(rollout.loss_mask, loss, 16)
+    settings = replace(SETTINGS, name=loss, entropy_coefficient=bonus)
+    denominator = loss_denominator(rollout.loss_mask, settings, 16)
     exact = copy.deepcopy(policy).double()
-    expected = plain_loss(exact, rollout, old, loss, denominator, bonus)
+    expected = reference_loss(exact, rollout, old, denominator, settings)
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         set_training_mode(policy, training=True)
-    result = slice_loss(
-        policy,
-        rollout,
-        denominator,
-        old,
-        loss=loss,
-        with_entropy=bool(bonus),
-        entropy_coefficient=bonus,
-        **SETTINGS,
-    )
+    result = slice_loss(policy, rollout, denominator, old, settings, reference_forward)
     for name, mine, value in zip(result._fields, result, expected, strict=True):
         torch.testing.assert_close(
             mine.double(), value, atol=2e-5 * max(1, abs(float(value.detach()))), rtol=0, msg=name
@@ -112,9 +106,14 @@ def test_every_architecture(architecture, loss):
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cispo"])
 @pytest.mark.parametrize("on_policy", [True, False])
-@pytest.mark.parametrize("bonus", [0.0, 0.1])
+@pytest.mark.parametrize("bonus", [None, 0.1])
 def test_every_loss(loss, on_policy, bonus):
     assert_same_update(make_model("qwen2"), loss, bonus, on_policy)
+
+
+def test_the_reference_forward():
+    """Of which no user hears: the same update from Hugging Face's forward and autograd."""
+    assert_same_update(make_model("qwen2"), reference_forward=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,12 +162,12 @@ def test_scores_are_those_of_whole_logits():
     model = make_model("gemma3")
     rollout, _ = rollout_of(model, 320)
     samples, mask = rollout.samples, rollout.samples.completion_mask
-    extra = ("expected_agreement", "margin")
+    own = statistics_of([ExpectedAgreement(), ProbabilityMargin()])
     with torch.no_grad():
-        expected = token_stats(completion_logits(model, samples), samples.completion_ids, 0.8, extra)
-        for plain in (False, True):
-            scored = CompletionScores(model, samples, plain)
-            for mine, value in zip(scored.stats(0.8, extra), expected, strict=True):
+        expected = token_stats(completion_logits(model, samples), samples.completion_ids, 0.8, own)
+        for reference_forward in (False, True):
+            scored = CompletionScores(model, samples, reference_forward)
+            for mine, value in zip(scored.stats(0.8, own).tensors, expected.tensors, strict=True):
                 torch.testing.assert_close(mine[mask], value[mask], atol=1e-5, rtol=1e-4)
                 assert not mine[~mask].any()
             torch.testing.assert_close(scored.logprobs(0.8)[mask], expected.logprob[mask], atol=1e-5, rtol=1e-4)
@@ -225,10 +224,7 @@ def test_no_tensor_grows_with_tokens_times_vocabulary():
                 loss_mask=mask,
                 kl_logprob=reference,
             )
-            result = slice_loss(
-                model, rollout, 16.0, None, loss="grpo", with_entropy=False, entropy_coefficient=0, **SETTINGS
-            )
-            result.loss.backward()
+            slice_loss(model, rollout, 16.0, None, SETTINGS).loss.backward()
         largest.append(seen.elements)
     chunk = 128 * 151_936
     assert largest[0] == largest[1] == chunk < samples.completion_ids.numel() * 151_936

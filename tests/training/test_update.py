@@ -223,11 +223,10 @@ ON_THE_HEAD = {**LORA, "target_modules": ["lm_head"], "init_lora_weights": True}
     [
         {"loss": "gspo"},
         {"entropy_coefficient": 0.01},
-        {"plain_forward": True},
         {"lora": ON_THE_HEAD},
         {"gradient_checkpointing": True},
     ],
-    ids=["gspo", "bonus", "plain", "lora", "checkpointing"],
+    ids=["gspo", "bonus", "lora", "checkpointing"],
 )
 def test_the_divergence_starts_at_0_however_the_logits_are_made(train, model):
     rest = {k: v for k, v in model.items() if k not in ("loss", "lora")}

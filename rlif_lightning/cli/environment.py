@@ -1,0 +1,30 @@
+"""What the process needs before recipes are read: the user's own modules, and libraries that keep quiet."""
+
+import logging
+import os
+import sys
+
+SAID_BY_LIGHTNING = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
+
+
+def prepare() -> None:
+    """Make the modules in the current folder importable, and silence the libraries."""
+    silence_libraries()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
+
+
+def silence_libraries() -> None:
+    """Silence what users of this package can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs few pictures of a bar
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about calls that Lightning makes
+    # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_said_by_lightning)
+
+
+def _not_said_by_lightning(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in SAID_BY_LIGHTNING)

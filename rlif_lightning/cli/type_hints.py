@@ -1,0 +1,133 @@
+"""What the type hints of settings take: values in words, classes by path, and the settings of those classes."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
+WORDS |= {list: "a list", Iterable: "a list", NoneType: "null"}
+
+
+class Settings(NamedTuple):
+    """The settings of a command, or of a class that a setting of the command names."""
+
+    hints: dict[str, Any]
+    required: list[str]
+    key: str = ""  # the setting that names the class
+    owner: str = ""  # the class, if it has a path
+
+
+def settings_of(parser: Any, key: str = "", owner: str = "") -> Settings:
+    """The settings of a parser; groups of settings are none themselves."""
+    actions = {a.dest: a for a in parser._actions if a.option_strings and a.dest.split(".")[-1] != "help"}
+    single = {n: a for n, a in actions.items() if not any(other.startswith(f"{n}.") for other in actions)}
+    hints = {name: getattr(action, "_typehint", None) for name, action in single.items()}
+    return Settings(hints, [name for name, action in single.items() if action.required], key, owner)
+
+
+def settings_of_class(cls: type, key: str, skip: int = 0) -> Settings:
+    """The settings of a class, but for its first arguments, which others give."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip={skip} if skip else set(), fail_untyped=False)
+    return settings_of(parser, key, "" if dataclasses.is_dataclass(cls) else cls.__name__)
+
+
+def accepts(hint: Any, value: Any) -> bool:
+    """Whether jsonargparse takes a value."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    return True
+
+
+def parts_of(hint: Any) -> list[Any]:
+    """The members of a union, nested ones included; any other hint alone."""
+    if get_origin(hint) not in (Union, UnionType):
+        return [hint]
+    return [part for member in get_args(hint) for part in parts_of(member)]
+
+
+def describe(hint: Any) -> list[str]:
+    """What a hint takes besides classes, in words; the values of a literal."""
+    words = []
+    for part in parts_of(hint):
+        origin = get_origin(part) or part
+        if origin is Literal:
+            words += [str(value) for value in get_args(part)]
+        elif origin is tuple:
+            words.append(f"a list of {len(get_args(part))} values")
+        elif origin in WORDS:
+            words.append(WORDS[origin])
+    return sorted(dict.fromkeys(words), key=lambda word: word == "null")
+
+
+def item_of(hint: Any) -> Any:
+    """The hint of a list's items; None where the hint takes no list."""
+    return next((get_args(p)[0] for p in parts_of(hint) if get_origin(p) in (list, Iterable)), None)
+
+
+def dataclass_of(hint: Any) -> Any:
+    """The dataclass that a hint takes; its fields are settings."""
+    return next((part for part in parts_of(hint) if dataclasses.is_dataclass(part)), None)
+
+
+def base_of(hint: Any) -> tuple[Any, int]:
+    """The class that a class path must name or extend, and how many arguments others give; (None, 0): none is."""
+    for part in parts_of(hint):
+        if get_origin(part) is Callable:
+            return get_args(part)[-1], len(get_args(part)[0])
+        if inspect.isclass(part) and part not in WORDS and not dataclasses.is_dataclass(part):
+            return part, 0
+    return None, 0
+
+
+def class_named(path: str, base: type) -> type | None:
+    """The class that a path names; a name without dots is that of a subclass which has been imported."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        return next((cls for cls in _subclasses(base) if cls.__name__ == name), None)
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return None
+    return found if inspect.isclass(found) else None
+
+
+def package_of(base: type) -> str:
+    """The package that offers a base class and those that extend it."""
+    return base.__module__.rpartition(".")[0] or base.__module__
+
+
+def offered_classes(base: type, module: str = "") -> dict[str, str]:
+    """Name to path of the classes that fit, in the base class's package and in another module."""
+    offered: dict[str, str] = {}
+    for place in filter(None, (package_of(base), module)):
+        try:
+            names = vars(import_module(place)).items()
+        except ImportError:
+            continue
+        offered |= {n: f"{place}.{n}" for n, cls in names if inspect.isclass(cls) and extends(cls, base)}
+    return offered
+
+
+def extends(cls: type, base: Any) -> bool:
+    """Whether a class is a usable one of the base class, or has what a protocol asks for."""
+    if getattr(base, "_is_protocol", False):
+        methods = {name for name, value in vars(base).items() if callable(value) and not name.startswith("_")}
+        return cls is not base and all(hasattr(cls, name) for name in methods)
+    return issubclass(cls, base) and not inspect.isabstract(cls) and cls is not base
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    cls: type
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)

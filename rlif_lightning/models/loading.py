@@ -1,0 +1,114 @@
+"""A model from a folder or the hub: by which settings, and its weights."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.models.hub import from_hub, is_local, load_config, resolve_model
+from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_fit, check_lora
+from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
+from rlif_lightning.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Which model, and how it is loaded."""
+
+    name: str  # toy, a Hugging Face folder or a hub name
+    lora: dict[str, Any] | None = None  # fields of peft.LoraConfig for a fresh adapter
+    adapter: str | None = None  # folder or hub name of one that was trained before, in place of a fresh one
+    quantization: Quantization | None = None  # of the linear layers but for the head
+    gradient_checkpointing: bool = False
+    end_tokens: Sequence[str] = ()  # besides those of the generation config and the tokenizer
+    attn_implementation: str | None = None  # as transformers names it; None: its choice
+    revision: str | None = None  # of a hub repository
+    trust_remote_code: bool = False  # run Python code that comes with the model
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong without the model.
+
+        Raises:
+            UserError: Settings of LoRA that peft does not have or that are not supported, or two adapters.
+        """
+        if self.lora is not None:
+            check_lora(self.lora)
+        if self.lora is not None and self.adapter is not None:
+            raise UserError(
+                "model.lora and model.adapter exclude each other: an adapter has settings of its own",
+                got=f"model.adapter {self.adapter}, model.lora {self.lora}",
+                do="set model.lora to null to train this adapter on, or leave model.adapter out for a fresh one",
+            )
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the model comes from besides its name, for whatever loads a part of it."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer; needs no weights."""
+        return load_tokenizer(self.name, **self.source)
+
+
+def load_model(
+    settings: PolicySettings, dtype: torch.dtype, adapter: StoredAdapter | None, device: torch.device
+) -> nn.Module:
+    """Load a causal language model from safetensors, in eval mode, with a LoRA adapter where asked.
+
+    Args:
+        settings: Which model, and how.
+        dtype: Of the weights that are not quantised, and of products with those that are; an adapter is float32.
+        adapter: One that was trained before, with its settings in ``settings.lora``.
+        device: Where 4-bit weights are made, piece by piece. Others are always loaded on the CPU.
+
+    Raises:
+        UserError: No such model, no such weights, or an adapter that does not fit; the last before weights are read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(settings.name)
+    if adapter is not None:
+        _check_base(adapter, settings.name, path)
+    if settings.lora is not None:
+        check_fit(load_config(settings.name, **settings.source), settings.lora, adapter, settings.trust_remote_code)
+    quantised: dict[str, Any] = {}
+    if settings.quantization is not None:
+        quantised = {"quantization_config": quantization_config(dtype), "device_map": {"": device}}
+    model = from_hub(
+        "model",
+        settings.name,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=None if is_local(path) else settings.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+            **quantised,
+        ),
+    )
+    if settings.quantization is not None:
+        keep_as_quantised(model)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # so inputs need no gradient for an adapter's
+    if adapter is not None:
+        return add_adapter(model, adapter)
+    return model if settings.lora is None else add_lora(model, settings.lora)
+
+
+def _check_base(adapter: StoredAdapter, name: str, path: str) -> None:
+    """Warn where an adapter says that it was made for another model; folders move, so this alone proves nothing."""
+    if adapter.base and PurePath(adapter.base).name.lower() not in {PurePath(x).name.lower() for x in (name, path)}:
+        warnings.warn(
+            f"The adapter {adapter.folder} says that it was made for {adapter.base}, not for {name}; "
+            "its weights would fit both",
+            stacklevel=2,
+        )

@@ -1,0 +1,142 @@
+"""Which tokens spell which characters of a completion's text, without encoding it again."""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.rollout import Samples
+
+UNKNOWN = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+Span = tuple[int, int]
+
+
+def answer_mask(samples: Samples, texts: Sequence[str], spans: Sequence[Span | None], tokenizer: Any) -> Tensor:
+    r"""Mark the tokens that carry any character of the answer, such as one that straddles `{` and the answer.
+
+    Sampled tokens need not be those that the tokenizer would choose for the text, so each token is spelled by
+    itself. Special tokens, which the text leaves out, are never marked.
+
+    Args:
+        samples: The completions.
+        texts: [N] the same, decoded without special tokens.
+        spans: [N] the characters [start, end) of each answer; None: no answer, nothing is marked.
+        tokenizer: That decoded them, of byte-level BPE or SentencePiece's kind (spaces as U+2581, byte fallback).
+
+    Returns:
+        [N, T] bool.
+
+    Raises:
+        UserError: The tokenizer's decoder writes another text than its tokens spell.
+    """
+    spelling = Spelling(tokenizer)
+    mask = torch.zeros_like(samples.completion_mask, device="cpu")
+    rows = zip(samples.completion_ids.tolist(), samples.lengths.tolist(), texts, spans, strict=True)
+    for row, (ids, length, text, span) in enumerate(rows):
+        if span is not None:
+            mask[row, spelling.tokens_of(ids[:length], text, span)] = True
+    return mask.to(samples.completion_mask.device)
+
+
+class Spelling(dict[int, bytes]):
+    """The UTF-8 bytes that each token adds to a text; a token is spelled when it is first asked for.
+
+    Args:
+        tokenizer: Of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special.update(tokenizer.all_special_ids)
+        self._fallback: dict[int, bytes] = {}  # the byte tokens among them, as SentencePiece has them
+
+    def __missing__(self, token: int) -> bytes:
+        name = None if token in self._special else self._tokenizer.convert_ids_to_tokens(token)
+        self[token] = b"" if name is None else self._spell(token, name)
+        return self[token]
+
+    def tokens_of(self, ids: Sequence[int], text: str, span: Span) -> list[int]:
+        """The places in `ids` of the tokens that carry any of the characters [start, end) of their text."""
+        pieces = [self[token] for token in ids]
+        if not self._fallback.keys().isdisjoint(ids):
+            pieces = self._with_unknown_bytes(ids, pieces)
+        spelled = b"".join(pieces)
+        whole = spelled.decode(errors="replace")
+        dropped = len(whole) - len(text)  # SentencePiece: the space before the first word
+        if dropped < 0 or whole[:dropped].strip() or whole[dropped:] != text:
+            raise UserError(
+                "The answer's tokens cannot be found: the tokenizer decodes a completion to another text than its "
+                "tokens spell",
+                got=f"{text[:60]!r}, tokens {whole[:60]!r}",
+                do="set clean_up_tokenization_spaces to false in tokenizer_config.json, or choose a reward that "
+                "needs no answer_mask",
+            )
+        start, end = (_byte_of(spelled, whole, dropped + place) for place in span)
+        ends = list(accumulate(map(len, pieces)))
+        first = bisect_right(ends, start)
+        last = bisect_left(ends, end)
+        return [place for place in range(first, last + 1) if pieces[place]]
+
+    def _spell(self, token: int, name: str) -> bytes:
+        # After another token, for a decoder may drop the space before the first one.
+        piece = str(self._tokenizer.convert_tokens_to_string(["a", name]))[1:]
+        byte = _BYTE_TOKEN.fullmatch(name)
+        if byte and piece != name:
+            self._fallback[token] = bytes([int(byte[1], 16)])
+            return self._fallback[token]
+        if UNKNOWN in piece and all(letter in BYTE_OF_LETTER for letter in name):
+            return bytes(BYTE_OF_LETTER[letter] for letter in name)  # a part of a character
+        return piece.encode()
+
+    def _with_unknown_bytes(self, ids: Sequence[int], pieces: list[bytes]) -> list[bytes]:
+        """Byte fallback's rule: a run of byte tokens that is not UTF-8 is one unknown character for each byte."""
+        pieces, run = list(pieces), list[int]()
+        for place, token in enumerate([*ids, None]):
+            if token in self._fallback:
+                run.append(place)
+            elif token is None or pieces[place]:
+                if UNKNOWN in b"".join(pieces[i] for i in run).decode(errors="replace"):
+                    for i in run:
+                        pieces[i] = UNKNOWN.encode()
+                run = []
+        return pieces
+
+
+def _byte_of(spelled: bytes, text: str, place: int) -> int:
+    """Where in `spelled` the character `place` of `text` begins, its lossy decoding."""
+    if UNKNOWN not in text:
+        return len(text[:place].encode())
+    byte = 0
+    while byte < len(spelled):
+        try:
+            good, bad = len(spelled), len(spelled)
+            spelled[byte:].decode()
+        except UnicodeDecodeError as error:
+            good, bad = byte + error.start, byte + error.end
+        sure = spelled[byte:good].decode()
+        if place < len(sure):
+            return byte + len(sure[:place].encode())
+        place -= len(sure) + (bad > good)
+        if place < 0:
+            return good
+        byte = bad
+    return len(spelled)
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level BPE (GPT-2) writes for each byte: printable ones stand for themselves."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = _byte_letters()
