@@ -22,7 +22,8 @@ class Condition:
         _, k, ratio = name.split(":")
         target = folder / f"mixed-{k}-{ratio}"
         if not target.exists():
-            from rlif_lightning.mixing.weights import Pair, save_mix
+            from rlif_lightning.mixing.folder import save_mix
+            from rlif_lightning.mixing.weights import Pair
 
             save_mix(Pair(f"toy:{k}", f"toy-tuned:{k}"), float(ratio), target)
         return str(target)
