@@ -104,20 +104,18 @@ class Gatekeeper(pl.Callback):
 class Counter(pl.Callback):
     """Stands behind the rollouts: counts what was sampled."""
 
-    def __init__(self, gate: Gate, rollouts: RolloutCallback) -> None:
-        self.gate, self.rollouts = gate, rollouts
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The rollout is there."""
         if batch["slice"] == 0:
-            rollout = self.rollouts.rollout
-            assert rollout is not None and rollout.advantages is not None
+            rollout = batch["collected"].rollout
             with self.gate.excluding():
                 self.gate.note(tokens=int(rollout.samples.lengths.sum()), finite=bool(rollout.advantages.any()))
 
 
 def run(work: Work, gate: Gate) -> None:
     """Train."""
-    rollouts = make_rollouts(work)
-    trainer = make_trainer(work, [Gatekeeper(gate), rollouts, Counter(gate, rollouts)])
+    trainer = make_trainer(work, [Gatekeeper(gate), make_rollouts(work), Counter(gate)])
     trainer.fit(make_module(work), datamodule=make_data(work))

@@ -233,7 +233,7 @@ class Evaluation(Callback):
             "data": asdict(datamodule.sources[split]),
             "answers": asdict(datamodule.answers),
             "template": asdict(datamodule.template),
-            "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **asdict(attempts.sampling)},
+            "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},
             "lora": identity.lora,
             "adapter": identity.adapter,
             "quantization": identity.quantization,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from rlif_lightning.functional.losses import is_separable
 from rlif_lightning.models.lora import adapter_settings, off_is_the_start
 from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.settings import Settings
@@ -51,7 +50,7 @@ def plan_settings(
         gradient_checkpointing=policy.gradient_checkpointing,
         attn_implementation=policy.attn_implementation,
         trust_remote_code=policy.trust_remote_code,
-        fused_loss=is_separable(module.loss) and not module.entropy_bonus.measured,
+        fused_loss=module.loss.is_separable,
         versions=frozenset({*module.needs, *collector.annotators}),
         statistics=3 + len(collector.sampling.statistics),
         votes=collector.votes or 0,

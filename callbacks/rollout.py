@@ -43,7 +43,7 @@ class RolloutCallback(Callback):
         top_p: Sample among the most likely tokens that reach this probability; 1: all.
         min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
         statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
-        rewards: What is rewarded; several are standardised in the group, weighted and summed.
+        rewards: A reward, or a list: several are standardised in the group, weighted and summed.
         votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
             than ``group_size`` are sampled for that alone. null: the group.
         scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
@@ -73,7 +73,7 @@ class RolloutCallback(Callback):
         top_p: float = 1.0,
         min_p: float = 0.0,
         statistics_temperature: float | Literal["sampling"] = "sampling",
-        rewards: list[Reward] | None = None,
+        rewards: list[Reward] | Reward | None = None,
         votes: int | None = None,
         scale: Scale = "group",
         baseline: Baseline = "mean",
@@ -94,7 +94,7 @@ class RolloutCallback(Callback):
         self.collector = Collector(
             sampler or NativeSampler(),
             Sampling(max_new_tokens, temperature, top_k, top_p, min_p, statistics),
-            [SelfCertainty()] if rewards is None else rewards,
+            [rewards] if isinstance(rewards, Reward) else [SelfCertainty()] if rewards is None else rewards,
             BatchPlan(prompts_per_step, group_size, micro_batch_size, passes, steps_per_rollout),
             AdvantageSettings(scale, baseline, min_spread, mask_truncated, agreement_band),
             votes,

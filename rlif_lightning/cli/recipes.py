@@ -55,5 +55,5 @@ def without_gone(text: str) -> str:
         settings: Any = recipe.get(group) if isinstance(recipe, dict) else None
         if isinstance(settings, dict) and settings.get(name) == default and name in settings:
             del settings[name]
-            text = yaml.safe_dump(recipe, allow_unicode=True)
+            text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False)
     return text

@@ -187,7 +187,7 @@ def _report(
         "group_size": collector.plan.group_size,
         "seed": run_seed(),
         "min_spread": collector.advantages.min_spread,
-        "sampling": asdict(collector.sampling),
+        "sampling": collector.sampling.settings(),
         "lora": identity.lora,
         "adapter": identity.adapter,
         "quantization": identity.quantization,

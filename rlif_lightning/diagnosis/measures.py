@@ -27,7 +27,7 @@ from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import maj_at_k, pass_at_k
 from rlif_lightning.rewards import Random, Reward, Verifiable
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.training.collector import AdvantageSettings, with_advantages
+from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 
 CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
 """Rewards that are no internal feedback: baselines and controls."""
@@ -36,17 +36,14 @@ CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
 def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
     """The rewards to compare: all internal ones there are, the recipe's, chance, and the label where there is one."""
     classes = [getattr(room, name) for name in room.__all__ if name not in CONTROLS]
-    found = [cls() for cls in classes if not inspect.isabstract(cls) and _is_whole(cls)]
+    found = [cls() for cls in classes if not inspect.isabstract(cls) and _needs_no_settings(cls)]
     controls = [Random(), *([Verifiable()] if labels else [])]
     named = {r.name: r for r in [*found, *recipe, *controls]}
     return [r for r in named.values() if labels or "labels" not in r.requires]
 
 
-def _is_whole(cls: type) -> bool:
-    """Whether a class is a reward that needs no settings, not a base of others."""
-    head_weight_only = inspect.Parameter.empty
-    settings = inspect.signature(cls).parameters.values()
-    return "__call__" in vars(cls) and all(p.default is not head_weight_only for p in settings)
+def _needs_no_settings(cls: type) -> bool:
+    return all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
 
 
 @dataclass

@@ -1,9 +1,7 @@
-"""Internal rewards: one number per completion from the policy's own per-token statistics.
+"""Internal rewards: one number per completion from one number per token.
 
-Each takes a statistic [N, T] of :class:`~rlif_lightning.functional.token_stats.TokenStats`, turns it so that
-larger is more certain, and aggregates it over the tokens of the completion, see :func:`aggregate`. The statistics
-are those of softmax(z / tau): with the temperature tau of the sampler by default, with another one where
-``rollout.statistics_temperature`` says so.
+The numbers per token are statistics of softmax(z / tau), turned so that larger is more certain: with the temperature
+tau of the sampler by default, with another one where ``rollout.statistics_temperature`` says so.
 
 No reward carries a gradient (the reward of a sample is a constant of the policy-gradient step, arXiv 2505.19590).
 A row without a token in the mask gets NaN: it is unusable, not bad, and
@@ -17,60 +15,6 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["mean", "sum", "last_k", "bottom_q"]
-
-
-def self_certainty(
-    token_self_certainty: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2
-) -> Tensor:
-    """Self-certainty of arXiv 2505.19590 [N]: KL(U || p_t) in nats over the tokens; at least 0, unbounded above.
-
-    The paper takes the mean; the sum rewards length as well. Arguments and errors: :func:`aggregate`.
-    """
-    return aggregate(token_self_certainty, mask, aggregation, k, q)
-
-
-def token_entropy(
-    entropy: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2
-) -> Tensor:
-    """Token-level entropy reward [N]: minus the entropy H(p_t) of each step, in nats; at most 0.
-
-    Mean in arXiv 2603.08660, sum in arXiv 2505.15134; the sum penalises length as well. The bottom q are the
-    tokens of the *highest* entropy. Arguments and errors: :func:`aggregate`.
-    """
-    return aggregate(-entropy, mask, aggregation, k, q)
-
-
-def trajectory_entropy(
-    logprob: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2
-) -> Tensor:
-    """Trajectory-level entropy reward [N]: the log-probability log p_t(o_t) of the completion, in nats; at most 0.
-
-    With ``sum`` its expectation under the policy is minus the entropy of whole completions, and equals that
-    of the summed :func:`token_entropy`; for the mean neither holds. Mean in arXiv 2603.08660, sum in
-    arXiv 2505.15134; the sum penalises length as well. Arguments and errors: :func:`aggregate`.
-    """
-    return aggregate(logprob, mask, aggregation, k, q)
-
-
-def expected_agreement(
-    token_agreement: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2
-) -> Tensor:
-    """Expected agreement [N]: sum_j p_tj^2, the chance that two draws of a token agree; a mean is in (0, 1].
-
-    After RLSC (arXiv 2506.06395), whose objective is that chance for whole responses; this is taken token by
-    token. Arguments and errors: :func:`aggregate`.
-    """
-    return aggregate(token_agreement, mask, aggregation, k, q)
-
-
-def probability_margin(
-    margin: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2
-) -> Tensor:
-    """Probability margin [N]: the largest minus the second-largest probability of a step; a mean is in [0, 1].
-
-    Arguments and errors: :func:`aggregate`.
-    """
-    return aggregate(margin, mask, aggregation, k, q)
 
 
 def aggregate(values: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2) -> Tensor:

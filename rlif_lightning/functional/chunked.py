@@ -1,9 +1,9 @@
-"""Statistics of tokens from hidden states, a tile of tokens at a time: the logits [M, V] are never held.
+"""Statistics of tokens from hidden states, a chunk of tokens at a time: the logits [M, V] are never held.
 
 With a vocabulary of 151,936 the logits of 8 rows of 1,024 tokens are 5 GB a copy, and a loss holds several.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlif_lightning.functional.token_stats import (
+    NOTHING,
+    Statistic,
     TokenStats,
     _check_temperature,
     _pick,
@@ -21,25 +23,25 @@ from rlif_lightning.functional.token_stats import (
 
 Result = TypeVar("Result")
 
-TILE_BYTES = 96 * 2**20
-"""Most that one tile of logits may take in fp32."""
+CHUNK_BYTES = 96 * 2**20
+"""Most memory that one chunk of logits may take in fp32."""
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Tokens in a tile, such that its logits take 96 MiB in fp32 at most: 128 for a vocabulary of 151,936.
+    """Tokens in a chunk, such that its logits take 96 MiB in fp32 at most: 128 for a vocabulary of 151,936.
 
     From 16 to 1,024 tokens, in multiples of 64 where there is room. The policy and a frozen reference agree bit for
-    bit only where their tiles have the same size, since a matrix product may be rounded otherwise at another size.
+    bit only where their chunks have the same size, since a matrix product may be rounded otherwise at another size.
 
     Measured on one CPU core with H = 256, V = 151,936 and 768 tokens, CPU seconds of :mod:`fused_loss` (forward and
     backward) and of scoring::
 
-        tile 64: 2.33, 0.96    128: 2.10, 0.84    192: 2.08, 0.83    256: 2.05, 0.80
+        chunk 64: 2.33, 0.96    128: 2.10, 0.84    192: 2.08, 0.83    256: 2.05, 0.80
 
     Args:
         vocabulary: V.
     """
-    rows = min(TILE_BYTES // (4 * vocabulary), 1024)
+    rows = min(CHUNK_BYTES // (4 * vocabulary), 1024)
     return rows // 64 * 64 if rows >= 64 else max(rows, 16)
 
 
@@ -47,10 +49,10 @@ def chunks(tokens: int, rows: int) -> Iterator[slice]:
     """Slices of ``rows`` tokens that cover all; one empty slice of none, so that a gradient of 0 has a graph.
 
     Raises:
-        ValueError: A tile has no token.
+        ValueError: A chunk has no token.
     """
     if rows < 1:
-        raise ValueError(f"a tile must hold tokens\n  got: {rows}\n  expected: 1 or more")
+        raise ValueError(f"a chunk must hold tokens\n  got: {rows}\n  expected: 1 or more")
     for start in range(0, max(tokens, 1), rows):
         yield slice(start, min(start + rows, tokens))
 
@@ -58,7 +60,7 @@ def chunks(tokens: int, rows: int) -> Iterator[slice]:
 class LinearHead:
     """Logits of a head that is a weight alone, without gradient, in a buffer that the next call overwrites.
 
-    Under autocast the weight is cast once, here, and not at every tile. Otherwise hidden states and weight have
+    Under autocast the weight is cast once, here, not at every chunk. Otherwise hidden states and weight have
     one dtype. Logits are those of ``scale * F.linear(hidden, weight)``.
 
     Args:
@@ -89,13 +91,13 @@ def chunked_stats(
     head: Callable[[Tensor], Tensor],
     ids: Tensor,
     temperature: float = 1.0,
-    extra: Collection[str] = (),
+    own: Mapping[str, Statistic] = NOTHING,
     *,
     chunk: int,
 ) -> TokenStats:
     """:func:`token_stats` of ``head(hidden)``, differentiable in the hidden states and in what the head trains.
 
-    Where gradients are enabled each tile is checkpointed: its logits are computed again in the backward, so that
+    Where gradients are enabled each chunk is checkpointed: its logits are computed again in the backward, so that
     any head (with a bias, LoRA, softcap, in 4 bit) has its right gradient.
 
     Args:
@@ -103,66 +105,41 @@ def chunked_stats(
         head: Hidden states [.., H] to logits [.., V].
         ids: [M] token ids in 0 .. V-1.
         temperature: Divides the logits first.
-        extra: Of :data:`EXTRA`, what to take beside the first three statistics.
+        own: Further statistics by name, each a function of log p [chunk, V].
         chunk: Tokens at a time, see :func:`chunk_rows`.
 
     Returns:
         Tensors [M], fp32 (float64 for float64 logits).
 
     Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
+        ValueError: The ids do not match the hidden states, or the temperature or the chunk is not positive.
     """
-
-    def stats(h: Tensor, i: Tensor) -> TokenStats:
-        return token_stats(head(h), i, temperature, extra)
-
-    parts = list(_map(stats, hidden, ids, chunk))
-    taken = [name for name, x in parts[0]._asdict().items() if x is not None]
-    return TokenStats(**{name: torch.cat([getattr(part, name) for part in parts]) for name in taken})
+    parts = list(_map_chunks(lambda h, i: token_stats(head(h), i, temperature, own), hidden, ids, chunk))
+    return parts[0].with_tensors(map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
 
 
 def chunked_logprobs(
     hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, temperature: float = 1.0, *, chunk: int
 ) -> Tensor:
-    """The log-probability alone; see :func:`chunked_stats`.
-
-    Args:
-        hidden: [M, H].
-        head: Hidden states [.., H] to logits [.., V].
-        ids: [M] token ids in 0 .. V-1.
-        temperature: Divides the logits first.
-        chunk: Tokens at a time.
+    """The log-probability alone. Arguments and errors: :func:`chunked_stats`.
 
     Returns:
         [M] log p(token) in nats; without gradient bit for bit that of :func:`chunked_stats`.
-
-    Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
     """
     if isinstance(head, LinearHead):
         return torch.cat([x for _, x, _, _ in exponentials(hidden, head, ids, temperature, chunk)])
-    return torch.cat(list(_map(lambda h, i: token_logprobs(head(h), i, temperature), hidden, ids, chunk)))
+    return torch.cat(list(_map_chunks(lambda h, i: token_logprobs(head(h), i, temperature), hidden, ids, chunk)))
 
 
 def chunked_logprobs_and_entropy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], ids: Tensor, temperature: float = 1.0, *, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy alone, with gradient through both; see :func:`chunked_stats`.
-
-    Args:
-        hidden: [M, H].
-        head: Hidden states [.., H] to logits [.., V].
-        ids: [M] token ids in 0 .. V-1.
-        temperature: Divides the logits first.
-        chunk: Tokens at a time.
+    """Log-probability and entropy alone, with gradient through both. Arguments and errors: :func:`chunked_stats`.
 
     Returns:
         [M] log p(token) and [M] H(p) in nats.
-
-    Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
     """
-    parts = _map(lambda h, i: logprobs_and_entropy(head(h), i, temperature), hidden, ids, chunk)
+    parts = _map_chunks(lambda h, i: logprobs_and_entropy(head(h), i, temperature), hidden, ids, chunk)
     logprob, entropy = zip(*parts, strict=True)
     return torch.cat(logprob), torch.cat(entropy)
 
@@ -170,9 +147,9 @@ def chunked_logprobs_and_entropy(
 def exponentials(
     hidden: Tensor, head: LinearHead, ids: Tensor, temperature: float, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Without gradient and in one buffer for all: what each tile's log-probabilities and their gradients need.
+    """Without gradient and in one buffer for all: what each chunk's log-probabilities and their gradients need.
 
-    The caller may overwrite what it gets. A fresh tile each time costs a third of the time on a CPU, most of it in
+    The caller may overwrite what it gets. A fresh buffer each time costs a third of the time on a CPU, most of it in
     page faults.
 
     Args:
@@ -183,11 +160,11 @@ def exponentials(
         chunk: Tokens at a time.
 
     Yields:
-        The tokens of a tile; their log-probabilities [tile]; exp(z / t - max) [tile, V]; its sums [tile]. At least
-        fp32.
+        The tokens of a chunk; their log-probabilities [chunk]; exp(z / t - max) [chunk, V]; its sums [chunk]. fp32
+        at least.
 
     Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the tile is not positive.
+        ValueError: The ids do not match the hidden states, or the temperature or the chunk is not positive.
     """
     _check_rows(hidden, ids)
     _check_temperature(temperature)
@@ -205,8 +182,10 @@ def exponentials(
         yield rows, chosen - total.log(), z, total
 
 
-def _map(function: Callable[[Tensor, Tensor], Result], hidden: Tensor, ids: Tensor, chunk: int) -> Iterator[Result]:
-    """The function of each tile of hidden states and ids, checkpointed where gradients are enabled."""
+def _map_chunks(
+    function: Callable[[Tensor, Tensor], Result], hidden: Tensor, ids: Tensor, chunk: int
+) -> Iterator[Result]:
+    """The function of each chunk of hidden states and ids, checkpointed where gradients are enabled."""
     _check_rows(hidden, ids)
     for rows in chunks(len(ids), chunk):
         if torch.is_grad_enabled():

@@ -1,11 +1,15 @@
 """Per-token statistics of the distribution that a token was drawn from."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Statistic = Callable[[Tensor], Tensor]
+"""Log-probabilities [..., V] of the next token to one number [...] for each distribution."""
+NOTHING: Mapping[str, Statistic] = {}
 
 
 class TokenStats(NamedTuple):
@@ -14,19 +18,32 @@ class TokenStats(NamedTuple):
     logprob: Tensor  # [...] log p(token), at most 0
     entropy: Tensor  # [...] H(p), from 0 to log V
     self_certainty: Tensor  # [...] KL(U || p), at least 0, unbounded above
-    expected_agreement: Tensor | None = None  # [...] sum_j p_j^2, from 1/V to 1; only where asked for
-    margin: Tensor | None = None  # [...] largest probability minus the second largest; only where asked for
+    own: Mapping[str, Tensor] = {}  # [...] each, what rewards ask for besides these, by name
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them in one order: the three, then those that rewards ask for."""
+        return (*self[:3], *self.own.values())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> "TokenStats":
+        """Other numbers under the same names, in the order of :attr:`tensors`."""
+        logprob, entropy, self_certainty, *own = tensors
+        return TokenStats(logprob, entropy, self_certainty, dict(zip(self.own, own, strict=True)))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "TokenStats":
         """The same statistics after a change of each tensor."""
-        return TokenStats(**{name: change(x) for name, x in self._asdict().items() if x is not None})
+        return self.with_tensors(change(x) for x in self.tensors)
+
+    @staticmethod
+    def zeros(shape: Sequence[int], own: Iterable[str], device: torch.device) -> "TokenStats":
+        """Room for the statistics of tokens of this shape in fp32."""
+        logprob, entropy, self_certainty = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(3))
+        return TokenStats(logprob, entropy, self_certainty, {name: torch.zeros_like(logprob) for name in own})
 
 
-EXTRA = frozenset({"expected_agreement", "margin"})
-"""Statistics that cost more work over the vocabulary, and are taken only where a reward asks for them."""
-
-
-def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Collection[str] = ()) -> TokenStats:
+def token_stats(
+    logits: Tensor, ids: Tensor, temperature: float = 1.0, own: Mapping[str, Statistic] = NOTHING
+) -> TokenStats:
     """Log-probability, entropy and self-certainty of each token, differentiable in the logits.
 
     With z the tempered logits, p = softmax(z) and U the uniform distribution over the vocabulary::
@@ -34,8 +51,6 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Co
         logprob        = z[id] - logsumexp(z)
         entropy        = logsumexp(z) - sum_j p_j z_j
         self_certainty = KL(U || p) = logsumexp(z) - mean_j z_j - log V
-        expected_agreement = sum_j p_j^2       (RLSC, arXiv 2506.06395: the chance that two draws agree)
-        margin         = p_(1) - p_(2)         (the two largest probabilities)
 
     Self-certainty is that of arXiv 2505.19590 with the log V left in, so a uniform p scores 0.
 
@@ -46,7 +61,7 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Co
         logits: [..., V], the rows that predict the tokens; bf16 and fp16 are raised to fp32.
         ids: [...] token ids in 0 .. V-1, at padding too.
         temperature: Divides the logits first.
-        extra: Of :data:`EXTRA`, what to take beside the first three.
+        own: Further statistics by name, each a function of log p [..., V].
 
     Returns:
         Tensors [...], fp32 (float64 for float64 logits).
@@ -55,50 +70,28 @@ def token_stats(logits: Tensor, ids: Tensor, temperature: float = 1.0, extra: Co
         ValueError: The ids do not match the logits' rows, or the temperature is not positive.
     """
     log_p = _log_softmax(logits, ids, temperature)  # [..., V]
-    p = log_p.exp()  # [..., V]
-    margin = None
-    if "margin" in extra:
-        first, second = p.topk(2, -1).values.unbind(-1)
-        margin = first - second
     return TokenStats(
         logprob=_pick(log_p, ids),
-        entropy=_entropy(p, log_p),
+        entropy=_entropy(log_p.exp(), log_p),
         self_certainty=-log_p.mean(-1) - math.log(log_p.shape[-1]),
-        expected_agreement=p.square().sum(-1) if "expected_agreement" in extra else None,
-        margin=margin,
+        own={name: statistic(log_p) for name, statistic in own.items()},
     )
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """The log-probability alone, for the forward with gradient; see :func:`token_stats`.
-
-    Args:
-        logits: [..., V].
-        ids: [...] token ids in 0 .. V-1.
-        temperature: Divides the logits first.
+    """The log-probability alone, for the forward with gradient. Arguments and errors: :func:`token_stats`.
 
     Returns:
         [...] log p(token) in nats, bit for bit that of :func:`token_stats`.
-
-    Raises:
-        ValueError: The ids do not match the logits' rows, or the temperature is not positive.
     """
     return _pick(_log_softmax(logits, ids, temperature), ids)
 
 
 def logprobs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy alone, for a forward with gradient through both; see :func:`token_stats`.
-
-    Args:
-        logits: [..., V].
-        ids: [...] token ids in 0 .. V-1.
-        temperature: Divides the logits first.
+    """Log-probability and entropy alone, with gradient through both. Arguments and errors: :func:`token_stats`.
 
     Returns:
         [...] log p(token) and [...] H(p) in nats, bit for bit those of :func:`token_stats`.
-
-    Raises:
-        ValueError: The ids do not match the logits' rows, or the temperature is not positive.
     """
     log_p = _log_softmax(logits, ids, temperature)  # [..., V]
     return _pick(log_p, ids), _entropy(log_p.exp(), log_p)

@@ -3,7 +3,7 @@
 :func:`completion_logits` is Hugging Face's own forward, which the rest is tested against.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rlif_lightning.functional.chunked import (
     chunked_logprobs_and_entropy,
     chunked_stats,
 )
-from rlif_lightning.functional.token_stats import TokenStats
+from rlif_lightning.functional.token_stats import NOTHING, Statistic, TokenStats
 from rlif_lightning.models.fsdp2 import shares_prompts
 from rlif_lightning.models.lm_head import body_and_head
 from rlif_lightning.rollout import Samples
@@ -48,8 +48,8 @@ def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
 class CompletionScores:
     """Completions after a model's forward: statistics [N, T] of their tokens, 0 outside the completions.
 
-    The logits are made from the hidden states in tiles of tokens, and for real tokens only. Where gradients are
-    enabled every statistic has its own, and the logits are computed again in the backward.
+    The logits are made from the hidden states a chunk of tokens at a time, and for real tokens only. Where gradients
+    are enabled every statistic has its own, and the logits are computed again in the backward.
 
     Args:
         model: The policy, or another version of it.
@@ -80,9 +80,9 @@ class CompletionScores:
         both = chunked_logprobs_and_entropy(self.hidden, self.head, self.ids, temperature, chunk=self.chunk)
         return self._padded(both[0]), self._padded(both[1])
 
-    def stats(self, temperature: float, extra: Collection[str] = ()) -> TokenStats:
+    def stats(self, temperature: float, own: Mapping[str, Statistic] = NOTHING) -> TokenStats:
         """All statistics [N, T], see :func:`rlif_lightning.functional.token_stats.token_stats`."""
-        return chunked_stats(self.hidden, self.head, self.ids, temperature, extra, chunk=self.chunk).map(self._padded)
+        return chunked_stats(self.hidden, self.head, self.ids, temperature, own, chunk=self.chunk).map(self._padded)
 
     def _padded(self, values: Tensor) -> Tensor:
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
@@ -104,7 +104,7 @@ def completion_hidden(model: nn.Module, samples: Samples, share_prompts: bool = 
     body, _ = body_and_head(model)
     ids, mask = samples.prompt_ids, samples.prompt_mask
     first, group = _distinct(ids, mask)
-    if not share_prompts or len(first) == len(ids) or _checkpoints(body) or not shares_prompts(model):
+    if not share_prompts or len(first) == len(ids) or _recomputes_layers(body) or not shares_prompts(model):
         start = ids.shape[1] - 1
         ids = torch.cat([ids, samples.completion_ids[:, :-1]], 1)
         mask = torch.cat([mask, samples.completion_mask[:, :-1]], 1)
@@ -148,7 +148,7 @@ def _prompt_cache() -> Any:
     return DynamicCache()  # without a config: every token is kept, sliding windows are left to the mask
 
 
-def _checkpoints(body: nn.Module) -> bool:
+def _recomputes_layers(body: nn.Module) -> bool:
     """Whether the layers recompute their activations when they train.
 
     Whether they train now does not matter: a reference computes what the update does, so that the divergence starts

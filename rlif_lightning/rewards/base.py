@@ -3,10 +3,12 @@
 import itertools
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.rollout import Rollout
 
 Weight = float | list[tuple[int, float]]
@@ -26,8 +28,6 @@ class Reward(ABC):
     requires: frozenset[str] = frozenset()
     """What the rollout must hold: of ``labels``, ``answers`` (that can be read out of the completions),
     ``answer_mask`` (which tokens are the answer's), ``reference``, ``ema`` (statistics under these annotators)."""
-    statistics: frozenset[str] = frozenset()
-    """Per-token statistics beside the usual three; see :data:`rlif_lightning.functional.token_stats.EXTRA`."""
     abstains: bool = False
     """Whether a rollout of nothing but NaN is a verdict (no prompt had a majority) and not a mistake."""
 
@@ -63,6 +63,21 @@ class Reward(ABC):
         """The class's name in snake case, under which the reward is logged."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
+    @property
+    def statistics(self) -> Mapping[str, Statistic]:
+        """Statistics of each token that the rollout must hold besides the usual three, by name."""
+        return {}
+
+    @property
+    def class_path(self) -> str:
+        """As a recipe names the class."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     @abstractmethod
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards [N], without gradient; NaN marks a completion that can't be scored."""
+
+
+def statistics_of(rewards: Iterable[Reward]) -> dict[str, Statistic]:
+    """What a sampler has to take besides the usual three for these rewards, by name."""
+    return {name: statistic for reward in rewards for name, statistic in reward.statistics.items()}

@@ -1,5 +1,6 @@
 """What internal rewards are held against: the label itself, chance, and what is easily had without reasoning."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.seeds import completion_seed
+from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.rewards.base import Reward, Weight
 from rlif_lightning.rollout import Rollout
 
@@ -34,7 +36,7 @@ class Random(Reward):
 class Format(Reward):
     """1 where an answer can be read out of the completion, right or wrong, else 0.
 
-    Partial credit beside :class:`Verifiable`, or by itself the control for gains that are format alone.
+    Partial credit besides :class:`Verifiable`, or by itself the control for gains that are format alone.
     """
 
     requires = frozenset({"answers"})
@@ -56,7 +58,7 @@ class Length(Reward):
     def __init__(self, prefer: Literal["short", "long"], weight: Weight = 1.0) -> None:
         super().__init__(weight)
         if prefer not in ("short", "long"):
-            raise UserError("The reward Length prefers nothing it knows", got=repr(prefer), expected="short | long")
+            raise UserError("The reward Length takes no such preference", got=repr(prefer), expected="short | long")
         self.sign = -1.0 if prefer == "short" else 1.0
 
     @property
@@ -92,8 +94,12 @@ class Shuffled(Reward):
             )
         self.reward = reward
         self.requires = reward.requires
-        self.statistics = reward.statistics
         self.abstains = reward.abstains
+
+    @property
+    def statistics(self) -> Mapping[str, Statistic]:
+        """The inner reward's."""
+        return self.reward.statistics
 
     @property
     def name(self) -> str:

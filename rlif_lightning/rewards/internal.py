@@ -1,21 +1,28 @@
 """The rewards of RLIF: what the policy says of its own completions, no labels."""
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional import aggregation as f
-from rlif_lightning.functional.aggregation import Aggregation
-from rlif_lightning.functional.token_stats import TokenStats
+from rlif_lightning.functional.aggregation import Aggregation, aggregate
+from rlif_lightning.functional.token_stats import Statistic, TokenStats
 from rlif_lightning.rewards.base import Reward, Weight
 from rlif_lightning.rollout import Rollout
 
 Annotator = Literal["policy", "reference", "ema"]
+NOT_OF_THE_STATISTIC = frozenset({"_points", "aggregation", "window", "annotator", "requires"})
+"""Attributes of every internal reward, which do not change the statistic of a token."""
 
 
 class InternalReward(Reward):
-    """A statistic of the next-token distributions along a completion.
+    """A statistic of the next-token distributions along a completion, aggregated over its tokens.
+
+    A subclass in a file of your own needs :meth:`statistic` alone. It is computed from the logits that the token is
+    drawn from, so it costs no forward.
 
     The distributions are softmax(logits / temperature) with the temperature of the sampler;
     ``rollout.statistics_temperature`` sets another one. top_k, top_p and min_p do not enter.
@@ -60,42 +67,110 @@ class InternalReward(Reward):
         parts = [super().name, "" if self.aggregation == "mean" else self.aggregation]
         return "_".join(p for p in [*parts, "" if self.annotator == "policy" else self.annotator] if p)
 
-    def stats_and_mask(self, rollout: Rollout) -> tuple[TokenStats, Tensor]:
-        """The annotator's statistics and the completions' mask, [N, T] each."""
-        return rollout.statistics(self.annotator), rollout.samples.completion_mask
+    @abstractmethod
+    def statistic(self, logp: Tensor) -> Tensor:
+        """What a token is worth by the distribution that it was drawn from, larger is better; without gradient.
+
+        Args:
+            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Not to be written
+                to: other rewards read it, too.
+
+        Returns:
+            [...] floating-point numbers, none of them nan.
+        """
+
+    @property
+    def statistics(self) -> Mapping[str, Statistic]:
+        """:meth:`statistic`, checked, under a name that no statistic with other numbers has."""
+        return {self._statistic_name: self._checked_statistic}
+
+    def token_values(self, stats: TokenStats) -> Tensor:
+        """What each token is worth [N, T], larger is better; anything outside the completions."""
+        return stats.own[self._statistic_name]
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Rewards [N].
+
+        Raises:
+            UserError: The statistic of a token is nan.
+        """
+        values, mask = self.token_values(rollout.statistics(self.annotator)), rollout.samples.completion_mask
+        if self.statistics and bool(values[mask].isnan().any()):
+            raise UserError(
+                f"The statistic of the reward {self.class_path} is not a number for some tokens",
+                got=f"nan for {int(values[mask].isnan().sum())} of {int(mask.sum())} tokens",
+                expected="a number for every distribution, those with probabilities of 0 among them",
+            )
+        return aggregate(values, mask, self.aggregation, *self.window)
+
+    @cached_property
+    def _statistic_name(self) -> str:
+        """The class path and the subclass's own settings: rewards that differ in neither share their numbers."""
+        own = {name: value for name, value in vars(self).items() if name not in NOT_OF_THE_STATISTIC}
+        return f"{self.class_path}{own or ''}"
+
+    def _checked_statistic(self, logp: Tensor) -> Tensor:
+        value: object = self.statistic(logp)
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+        elif value.shape != logp.shape[:-1] or not value.is_floating_point():
+            got = f"{list(value.shape)} of {value.dtype}"
+        else:
+            return value.to(logp.dtype)
+        raise UserError(
+            f"The statistic of the reward {self.class_path} must be one number per token",
+            got=got,
+            expected=f"a floating-point tensor {list(logp.shape[:-1])} from log-probabilities {list(logp.shape)}",
+        )
 
 
-class SelfCertainty(InternalReward):
+class _FromEveryRollout(InternalReward):
+    """A reward by what every rollout holds already, on a faster path than :meth:`InternalReward.statistic`."""
+
+    @property
+    def statistics(self) -> Mapping[str, Statistic]:
+        """None besides those."""
+        return {}
+
+    def statistic(self, logp: Tensor) -> Tensor:
+        """Never asked for."""
+        raise NotImplementedError
+
+
+class SelfCertainty(_FromEveryRollout):
     """KL(U || p) in nats: how far each next-token distribution is from uniform.
 
-    arXiv 2505.19590, equation 2. Not negative and unbounded above.
+    arXiv 2505.19590, equation 2, with the mean over tokens; the sum rewards length as well. Not negative and
+    unbounded above.
     """
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N]."""
-        stats, mask = self.stats_and_mask(rollout)
-        return f.self_certainty(stats.self_certainty, mask, self.aggregation, *self.window)
+    def token_values(self, stats: TokenStats) -> Tensor:
+        """KL(U || p) [N, T] in nats."""
+        return stats.self_certainty
 
 
-class TokenEntropy(InternalReward):
-    """Minus the entropy of the next-token distributions in nats: at most 0. arXiv 2506.17219."""
+class TokenEntropy(_FromEveryRollout):
+    """Minus the entropy of the next-token distributions in nats: at most 0.
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N]."""
-        stats, mask = self.stats_and_mask(rollout)
-        return f.token_entropy(stats.entropy, mask, self.aggregation, *self.window)
-
-
-class TrajectoryEntropy(InternalReward):
-    """Log-probability of the completion in nats: at most 0. arXiv 2506.17219.
-
-    On policy its expected sum is minus the entropy over whole completions.
+    Mean in arXiv 2603.08660 and 2506.17219, sum in arXiv 2505.15134; the sum penalises length as well.
     """
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N]."""
-        stats, mask = self.stats_and_mask(rollout)
-        return f.trajectory_entropy(stats.logprob, mask, self.aggregation, *self.window)
+    def token_values(self, stats: TokenStats) -> Tensor:
+        """Minus H(p) [N, T] in nats."""
+        return -stats.entropy
+
+
+class TrajectoryEntropy(_FromEveryRollout):
+    """Log-probability of the completion in nats: at most 0.
+
+    Mean in arXiv 2603.08660 and 2506.17219, sum in arXiv 2505.15134; the sum penalises length as well. On policy the
+    expectation of the sum is minus the entropy over whole completions, and equals that of the summed
+    :class:`TokenEntropy`; for the mean neither holds.
+    """
+
+    def token_values(self, stats: TokenStats) -> Tensor:
+        """Log-probability [N, T] in nats."""
+        return stats.logprob
 
 
 class ExpectedAgreement(InternalReward):
@@ -104,22 +179,15 @@ class ExpectedAgreement(InternalReward):
     After RLSC (arXiv 2506.06395), which maximises that chance for whole responses.
     """
 
-    statistics = frozenset({"expected_agreement"})
-
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N]."""
-        stats, mask = self.stats_and_mask(rollout)
-        assert stats.expected_agreement is not None
-        return f.expected_agreement(stats.expected_agreement, mask, self.aggregation, *self.window)
+    def statistic(self, logp: Tensor) -> Tensor:
+        """sum_j p_j^2."""
+        return logp.exp().square().sum(-1)
 
 
 class ProbabilityMargin(InternalReward):
     """Largest next-token probability minus the second largest: in [0, 1], not nats."""
 
-    statistics = frozenset({"margin"})
-
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N]."""
-        stats, mask = self.stats_and_mask(rollout)
-        assert stats.margin is not None
-        return f.probability_margin(stats.margin, mask, self.aggregation, *self.window)
+    def statistic(self, logp: Tensor) -> Tensor:
+        """p_(1) - p_(2)."""
+        first, second = logp.exp().topk(2, -1).values.unbind(-1)
+        return first - second

@@ -36,8 +36,8 @@ def decoding_error(policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> fl
         ids = torch.cat([torch.tensor(prompts[i // 2], device=tokens.device), tokens])[None]
         mask = torch.ones_like(ids)
         out = policy(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-        plain = out.logits[0, -len(tokens) - 1 : -1].float().log_softmax(-1).gather(1, tokens[:, None])
-        worst = max(worst, float((plain.squeeze(1) - drawn.logprob[i, : len(tokens)]).abs().max()))
+        expected = out.logits[0, -len(tokens) - 1 : -1].float().log_softmax(-1).gather(1, tokens[:, None])
+        worst = max(worst, float((expected.squeeze(1) - drawn.logprob[i, : len(tokens)]).abs().max()))
     return worst
 
 

@@ -19,56 +19,15 @@ class Decoder(Protocol):
     def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Read prompts [P, L] with their bool mask; logits [P, V] of the first token of each completion."""
 
-    def take(self, rows: Tensor) -> None:
-        """Go on with these rows [n] of the batch; one may come several times."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Continue with these rows [n] of the batch; one may come several times."""
 
     def step(self, token: Tensor) -> Tensor:
         """Append a token [n] to each row; logits [n, V] of the next, until the next call overwrites them."""
 
 
-class PlainDecoder:
-    """Hugging Face's own forward with its own cache: what the faster one is tested against.
-
-    Args:
-        policy: The model.
-    """
-
-    def __init__(self, policy: nn.Module) -> None:
-        from transformers import DynamicCache
-
-        self.policy = policy
-        self.cache = DynamicCache(config=policy.config)  # type: ignore[arg-type]
-
-    def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`Decoder`."""
-        self.mask, self.position = mask, mask.sum(1, keepdim=True) - 1
-        return self._logits(ids, positions(mask))
-
-    def take(self, rows: Tensor) -> None:
-        """See :class:`Decoder`."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.position = self.mask[rows], self.position[rows]
-
-    def step(self, token: Tensor) -> Tensor:
-        """See :class:`Decoder`."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        self.position = self.position + 1
-        return self._logits(token[:, None], self.position)
-
-    def _logits(self, ids: Tensor, position_ids: Tensor) -> Tensor:
-        out = self.policy(
-            input_ids=ids,
-            attention_mask=self.mask.long(),
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
-
-
 class PreallocatedDecoder:
-    """The policy's body with a cache that is written in place, and its head, called apart.
+    """The policy's body with a cache that is written in place, and its head, called separately.
 
     Long prompts are read in pieces.
 
@@ -93,9 +52,9 @@ class PreallocatedDecoder:
             hidden = self._hidden(ids[:, part], mask[:, : part.stop], position_ids[:, part])
         return self.logits(hidden[:, -1])
 
-    def take(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """See :class:`Decoder`."""
-        self.cache.take(rows)
+        self.cache.select_rows(rows)
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, token: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ STEP = 128  # tokens by which a cache grows at least
 class PreallocatedLayer(CacheLayerMixin):
     """Keys and values of one layer in a block of memory with room for tokens to come.
 
-    Attention reads a view of what is filled, so a token costs its own write and no copy of what stands there.
+    Attention reads a view of what is filled, so a token costs its own write and no copy of what is there.
     Sliding windows are left to the attention mask: every token is kept.
     """
 
@@ -58,8 +58,8 @@ class PreallocatedLayer(CacheLayerMixin):
         self.keys[:, :, self.length :] = self.values[:, :, self.length :] = 0
         self.length = max(self.length, length)
 
-    def take(self, rows: Tensor) -> None:
-        """Go on with these rows; one may come several times. Memory of rows that are gone is kept for the rest."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Continue with these rows; one may come several times. Memory of rows that are gone is kept for the rest."""
         if not self.is_initialized:
             raise RuntimeError("the model does not use its key-value cache")
         n = len(rows)
@@ -96,10 +96,10 @@ class PreallocatedCache(Cache):
         self.preallocated = [PreallocatedLayer() for _ in range(layers)]
         super().__init__(layers=[*self.preallocated])
 
-    def take(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch [n]; one may come several times."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Continue with these rows [n] of the batch; one may come several times."""
         for layer in self.preallocated:
-            layer.take(rows)
+            layer.select_rows(rows)
 
 
 def _room(tokens: int) -> int:

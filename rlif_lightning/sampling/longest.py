@@ -33,7 +33,7 @@ def sample_last_token(
     decoder = decoder_for(sampler.policy)
     decoder.prefill(ids, mask)
     group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
-    decoder.take(group)
+    decoder.select_rows(group)
     for layer in decoder.cache.preallocated:
         layer.extend(longest + tokens - 2, cache_room(longest, tokens))
     decoder.mask = torch.cat([decoder.mask, decoder.mask.new_ones(len(group), tokens)], 1)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.functional.token_stats import TokenStats, token_stats
+from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
+from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
-from rlif_lightning.rollout import Samples
-from rlif_lightning.sampling.decoders import PlainDecoder
+from rlif_lightning.rollout import Samples, left_trim
 from rlif_lightning.sampling.kv_cache import bytes_per_token
 from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling
@@ -27,28 +27,26 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 class NativeSampler:
     """Samples with the policy's own forward.
 
-    Each distinct prompt goes through the model once and its cache is shared out to the group; statistics
-    come from the very logits row that the token is drawn from, so online rewards cost no extra forward;
-    finished rows leave the batch.
+    Each distinct prompt goes through the model once and its cache is shared by the group; statistics come from the
+    very logits row that the token is drawn from, so online rewards cost no extra forward; finished rows leave the
+    batch.
 
     Args:
-        rows: Completions decoded at the same time; more prompts are sampled in waves. null: as many as half of the
-            free memory can hold, should all of them grow as long as they may.
-        plain: Decode by Hugging Face's own forward and cache, and take statistics in separate passes: slower, to
-            compare with.
+        rows: Completions decoded at the same time; more prompts are sampled one batch of prompts after the other.
+            null: as many as half of the free memory can hold, should all of them grow as long as they may.
     """
 
-    KEEP = 0.9  # drop finished rows when the open ones are fewer than this share of the batch
-    LOOK = 16  # tokens between two looks at what has finished, where a look makes the host wait for the device
+    DROP_BELOW = 0.9  # drop finished rows when the open ones are fewer than this share of the batch
+    LOOK_EVERY = 16  # tokens between two looks at what has finished, where a look makes the host wait for the device
 
-    def __init__(self, rows: int | None = None, plain: bool = False) -> None:
-        self.rows, self.plain = rows, plain
+    def __init__(self, rows: int | None = None) -> None:
+        self.rows = rows
         self.policy: nn.Module | None = None
-        self.end_ids: Tensor | None = None
+        self.end_ids = torch.tensor([], dtype=torch.long)
         self.pad_id = 0
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        """Sample from this module; it is used in place, so its weights are always the present ones."""
+        """Sample from this module; it is used in place, so its weights are always the current ones."""
         self.policy, self.pad_id = policy, pad_id
         self.end_ids = torch.tensor(sorted(end_ids))
 
@@ -65,16 +63,21 @@ class NativeSampler:
         progress: Progress | None = None,
     ) -> Samples:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
+        assert self.policy is not None, "call update() before sample()"
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         rows = self.rows_that_fit(longest) if self.rows is None else self.rows
         per_batch = len(prompts) if rows is None else max(1, rows // group_size)
-        batches = []
+        device = next(self.policy.parameters()).device
+        ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
+        drawn = _DrawnTokens(len(seeds), sampling, self.pad_id, device)
+        numbers = uniforms(seeds, sampling.max_new_tokens).to(device) if sampling.temperature else None
         for start in range(0, len(prompts), per_batch):
-            part = slice(start * group_size, (start + per_batch) * group_size)
-            batches.append(
-                self._batch(prompts[start : start + per_batch], group_size, seeds[part], sampling, progress)
-            )
-        return batches[0] if len(batches) == 1 else _join(batches, self.pad_id)
+            batch = slice(start, start + per_batch)
+            trim = left_trim(mask[batch])
+            first = start * group_size
+            self._draw_batch(ids[batch, trim:], mask[batch, trim:], first, group_size, numbers, drawn, progress)
+        group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        return drawn.samples(ids[group], mask[group], self.end_ids.to(device))
 
     def rows_that_fit(self, tokens: int) -> int | None:
         """Rows of so many tokens whose cache fits; None where nobody knows how much memory is free."""
@@ -84,100 +87,120 @@ class NativeSampler:
         # The parameters' dtype is an upper bound: under autocast keys and values may be smaller.
         return None if free is None else free // 2 // (tokens * bytes_per_token(self.policy.config, weight.dtype))
 
-    def _batch(
+    def _draw_batch(
         self,
-        prompts: Sequence[Sequence[int]],
+        ids: Tensor,
+        mask: Tensor,
+        first: int,
         group_size: int,
-        seeds: Tensor,
-        sampling: Sampling,
+        numbers: Tensor | None,
+        drawn: "_DrawnTokens",
         progress: Progress | None,
-    ) -> Samples:
-        assert self.policy is not None and self.end_ids is not None, "call update() before sample()"
-        device = next(self.policy.parameters()).device
+    ) -> None:
+        """Draw the completions of prompts [P, L], whose first one is number ``first`` of all [N]."""
+        assert self.policy is not None
+        device, tokens = ids.device, drawn.sampling.max_new_tokens
         end_ids = self.end_ids.to(device)
-        decoder = PlainDecoder(self.policy) if self.plain else decoder_for(self.policy)
-        ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
+        decoder = decoder_for(self.policy)
         logits = decoder.prefill(ids, mask)  # [P, V]
         if not logits.amax(-1).isfinite().all():
             raise UserError(
                 "The policy's logits are not numbers any more: training has diverged",
                 do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
             )
-        fast = not self.plain and bool(logits.isfinite().all())  # tokens may be ruled out by a logit of -inf
-        record = _Record(len(seeds), sampling, self.pad_id, device, fast)
-        group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
-        decoder.take(group)
-        logits, ids, mask = logits[group], ids[group], mask[group]  # [N, ...]
-        numbers = uniforms(seeds, sampling.max_new_tokens).to(device) if sampling.temperature else None
-        open_rows = torch.arange(len(seeds), device=device)  # rows still in the batch
-        done = torch.zeros(len(seeds), dtype=torch.bool, device=device)  # of those in the batch
-        for t in range(sampling.max_new_tokens):
-            token = record.step(t, open_rows, logits, None if numbers is None else numbers[open_rows, t], done)
+        drawn.finite = bool(logits.isfinite().all())  # tokens may be ruled out by a logit of -inf
+        group = torch.arange(len(ids), device=device).repeat_interleave(group_size)
+        decoder.select_rows(group)
+        logits = logits[group]  # [n, V]
+        rows = torch.arange(first, first + len(group), device=device)  # of all [N], those still in the batch
+        done = torch.zeros(len(rows), dtype=torch.bool, device=device)  # of those in the batch
+        for t in range(tokens):
+            token = drawn.draw(t, rows, logits, None if numbers is None else numbers[rows, t], done)
             done = done | torch.isin(token, end_ids)
             if progress is not None:
-                progress(t + 1, sampling.max_new_tokens)
-            if t + 1 == sampling.max_new_tokens:
+                progress(t + 1, tokens)
+            if t + 1 == tokens:
                 break
-            if device.type == "cpu" or t % self.LOOK == self.LOOK - 1:
-                left = int((~done).sum())
-                if left == 0:
+            if device.type == "cpu" or t % self.LOOK_EVERY == self.LOOK_EVERY - 1:
+                left = (~done).nonzero().squeeze(1)
+                if len(left) == 0:
                     break
-                if left <= self.KEEP * len(done):
-                    keep = (~done).nonzero().squeeze(1)
-                    decoder.take(keep)
-                    open_rows, token, done = open_rows[keep], token[keep], done[keep]
+                if len(left) <= self.DROP_BELOW * len(done):
+                    decoder.select_rows(left)
+                    rows, token, done = rows[left], token[left], done[left]
             logits = decoder.step(token)
-        return record.samples(ids, mask, end_ids)
 
 
-class _Record:
-    """Tokens and statistics as they are drawn."""
+class _DrawnTokens:
+    """Tokens and statistics as they are drawn.
 
-    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device, fast: bool) -> None:
+    Args:
+        rows: Completions N.
+        sampling: The distribution to draw from.
+        pad_id: Stands where a completion has ended.
+        device: Of the policy.
+    """
+
+    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device) -> None:
         shape = (rows, sampling.max_new_tokens)
-        self.sampling, self.pad_id, self.fast = sampling, pad_id, fast
-        self.draw = TokenSampler()
+        self.sampling, self.pad_id = sampling, pad_id
+        self.finite = True  # no logit is -inf, as TokenSampler needs it
+        self.temperature = sampling.temperature or 1.0
+        self.statistics_temperature = sampling.statistics_temperature or self.temperature
+        self.token_sampler = TokenSampler()
         self.ids = torch.full(shape, pad_id, device=device)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
-        stores = {
-            name: torch.zeros(shape, dtype=torch.float32, device=device)
-            for name in ("logprob", "entropy", "self_certainty", *sampling.statistics)
-        }
-        self.stats = TokenStats(**stores)
+        self.stats = TokenStats.zeros(shape, sampling.statistics, device)
 
-    def step(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:
+    def draw(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:
         """Choose token t of the given rows from logits [n, V]; finished rows write nothing. Returns [n]."""
-        s = self.sampling
-        own = s.temperature or 1.0
-        wanted = s.statistics_temperature or own
-        live = ~done
         z = logits.float()
-        tempered = z if own == 1.0 else z / own
-        if self.fast and not s.filtered:
-            other = z.clone() if wanted != own or s.statistics else None
-            token, stats = self.draw(tempered, u)
-            logprob = stats.logprob
-            if other is not None:
-                stats = token_stats(other, token, wanted, s.statistics)
+        tempered = z if self.temperature == 1.0 else z / self.temperature
+        live = ~done
+        if self.finite and not self.sampling.filtered:
+            token, logprob, stats = self._draw_from_all(z, tempered, u)
         else:
-            filtered = filter_logits(tempered, s) if s.filtered else tempered
-            if u is None:
-                token = filtered.argmax(-1)
-            else:
-                token = inverse_cdf((filtered - filtered.amax(-1, keepdim=True)).exp(), u)
-            stats = token_stats(z, token, wanted, s.statistics)
-            logprob = stats.logprob if wanted == own else token_stats(tempered, token).logprob
-            if s.filtered:
-                kept = (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp()
-                self.kept_mass[rows, t] = kept.where(live, 0)
+            token, logprob, stats, kept = self._draw_from_some(z, tempered, u)
+            self.kept_mass[rows, t] = kept.where(live, 0)
         self.ids[rows, t] = token.where(live, self.pad_id)
         self.mask[rows, t] = live
         self.logprob[rows, t] = logprob.where(live, 0)
-        for store, values in zip(self.stats, stats, strict=True):
-            if store is not None and values is not None:
-                store[rows, t] = values.where(live, 0)
+        for store, values in zip(self.stats.tensors, stats.tensors, strict=True):
+            store[rows, t] = values.where(live, 0)
         return token
+
+    def _draw_from_all(self, z: Tensor, tempered: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, TokenStats]:
+        """Token, log-probability and statistics [n] from finite logits [n, V] without a filter."""
+        if self.statistics_temperature == self.temperature and not self.sampling.statistics:
+            token, stats = self.token_sampler(tempered, u)
+            return token, stats.logprob, stats
+        token, drawn = self.token_sampler(tempered.clone() if tempered is z else tempered, u)  # overwrites them
+        return token, drawn.logprob, self._stats(z, token)
+
+    def _draw_from_some(
+        self, z: Tensor, tempered: Tensor, u: Tensor | None
+    ) -> tuple[Tensor, Tensor, TokenStats, Tensor]:
+        """As :meth:`_draw_from_all` where logits are -inf or filtered; and the probability [n] that is left."""
+        filtered = filter_logits(tempered, self.sampling)
+        if u is None:
+            token = filtered.argmax(-1)
+        else:
+            token = inverse_cdf((filtered - filtered.amax(-1, keepdim=True)).exp(), u)
+        stats, same = self._stats(z, token), self.statistics_temperature == self.temperature
+        logprob = stats.logprob if same else token_logprobs(tempered, token)
+        return token, logprob, stats, (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp()
+
+    def _stats(self, z: Tensor, token: Tensor) -> TokenStats:
+        """Statistics [n] of softmax(z / statistics temperature), a few rows of logits [n, V] at a time."""
+        return chunked_stats(
+            z,
+            lambda rows: rows,
+            token,
+            self.statistics_temperature,
+            self.sampling.statistics,
+            chunk=chunk_rows(z.shape[-1]),
+        )
 
     def samples(self, prompt_ids: Tensor, prompt_mask: Tensor, end_ids: Tensor) -> Samples:
         """Everything drawn, cut to the longest completion."""
@@ -194,29 +217,3 @@ class _Record:
             stats=self.stats.map(lambda x: x[:, :w]),
             kept_mass=self.kept_mass[:, :w] if self.sampling.filtered else None,
         )
-
-
-def _join(batches: list[Samples], pad_id: int) -> Samples:
-    """Waves below each other, padded to the longest prompt and completion."""
-
-    def stack(parts: list[Tensor], fill: float, left: bool) -> Tensor:
-        width = max(p.shape[1] for p in parts)
-        pads = [(width - p.shape[1], 0) if left else (0, width - p.shape[1]) for p in parts]
-        return torch.cat([nn.functional.pad(p, pad, value=fill) for p, pad in zip(parts, pads, strict=True)])
-
-    def column(name: str) -> Tensor | None:
-        parts = [getattr(w, name) for w in batches]
-        return None if parts[0] is None else stack(parts, 0, left=False)
-
-    stats = [w.stats._asdict() for w in batches if w.stats is not None]
-    wanted = [name for name, x in stats[0].items() if x is not None] if stats else []
-    return Samples(
-        prompt_ids=stack([w.prompt_ids for w in batches], pad_id, left=True),
-        prompt_mask=stack([w.prompt_mask for w in batches], False, left=True),
-        completion_ids=stack([w.completion_ids for w in batches], pad_id, left=False),
-        completion_mask=stack([w.completion_mask for w in batches], False, left=False),
-        ended=torch.cat([w.ended for w in batches]),
-        logprob=column("logprob"),
-        stats=TokenStats(**{k: stack([x[k] for x in stats], 0, left=False) for k in wanted}) if stats else None,
-        kept_mass=column("kept_mass"),
-    )

@@ -1,13 +1,14 @@
 """What a sampler is told and what it must offer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.rollout import Samples
 
@@ -16,7 +17,7 @@ Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens the
 
 @dataclass(frozen=True)
 class Sampling:
-    """The law that completions are drawn from.
+    """The distribution that completions are drawn from.
 
     Args:
         max_new_tokens: Longest completion.
@@ -26,8 +27,8 @@ class Sampling:
         min_p: Drop tokens less likely than this share of the most likely one.
         statistics_temperature: Temperature of the distribution that entropy, self-certainty and the reward's
             log-probability describe; null: the sampler's (1 where that is 0).
-        statistics: What to take beside log-probability, entropy and self-certainty; see
-            :data:`rlif_lightning.functional.token_stats.EXTRA`.
+        statistics: What to take besides log-probability, entropy and self-certainty, by name; see
+            :func:`rlif_lightning.functional.token_stats.token_stats`.
 
     The log-probability of the ratio and the KL is always that of softmax(z / temperature) before any filter.
     """
@@ -38,7 +39,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     statistics_temperature: float | None = None
-    statistics: tuple[str, ...] = ()
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
@@ -54,9 +55,13 @@ class Sampling:
             if not right:
                 raise UserError(f"{name} is out of range", got=getattr(self, name), expected=expected)
 
+    def settings(self) -> dict[str, Any]:
+        """What files of results say of it: every setting, the statistics by name."""
+        return {**vars(self), "statistics": list(self.statistics)}
+
     @property
     def filtered(self) -> bool:
-        """Whether the sampled law differs from softmax(z / temperature)."""
+        """Whether the sampled distribution differs from softmax(z / temperature)."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
@@ -64,7 +69,7 @@ class Sampler(Protocol):
     """Draws completions from a policy."""
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        """Take the policy's present weights; called before each rollout."""
+        """Take the policy's current weights; called before each rollout."""
 
     def sample(
         self,
@@ -80,7 +85,7 @@ class Sampler(Protocol):
             prompts: P token lists of any length.
             group_size: G.
             seeds: [N] one seed per completion; a completion depends on its own seed only.
-            sampling: The law to draw from.
+            sampling: The distribution to draw from.
             progress: Told how far the longest open completion is.
 
         Returns:

@@ -70,8 +70,8 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor, sums: Tensor | None = None) -
     cumulative = _cumulative(sums)
     target = uniforms[:, None] * cumulative[:, -1:]
     block = _first_above(cumulative, target)  # [N, 1]
-    at = block * width + torch.arange(width, device=weights.device)  # [N, W]
-    inside = _cumulative(weights.gather(1, at.clamp(max=v - 1)).masked_fill(at >= v, 0))
+    tokens = block * width + torch.arange(width, device=weights.device)  # [N, W] of the block
+    inside = _cumulative(weights.gather(1, tokens.clamp(max=v - 1)).masked_fill(tokens >= v, 0))
     # Rounding may leave the rest a hair below 0: it must not fall on a leading weight of 0.
     rest = (target - (cumulative - sums).gather(1, block)).clamp(min=0)
     return (block * width + _first_above(inside, rest)).squeeze(1)
@@ -80,9 +80,9 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor, sums: Tensor | None = None) -
 def block_sums(weights: Tensor) -> Tensor:
     """Sums [N, B] of blocks of the vocabulary [N, V]; the last block may be shorter."""
     width = min(BLOCK, weights.shape[1])
-    whole = weights.shape[1] // width * width
-    sums = weights[:, :whole].unflatten(1, (-1, width)).sum(-1)
-    return sums if whole == weights.shape[1] else torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1)
+    end = weights.shape[1] // width * width  # of the last full block
+    sums = weights[:, :end].unflatten(1, (-1, width)).sum(-1)
+    return sums if end == weights.shape[1] else torch.cat([sums, weights[:, end:].sum(-1, keepdim=True)], 1)
 
 
 class TokenSampler:

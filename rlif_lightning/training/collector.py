@@ -18,6 +18,7 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
+from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
@@ -97,8 +98,7 @@ class Collector:
         self.sampler, self.rewards, self.plan, self.votes = sampler, rewards, plan, votes
         self.advantages = advantages or AdvantageSettings()
         self.importance_cap = importance_cap
-        wanted = sorted(frozenset().union(*(r.statistics for r in rewards)))
-        self.sampling = replace(sampling, statistics=tuple(wanted))
+        self.sampling = replace(sampling, statistics=statistics_of(rewards))
         self.requires: frozenset[str] = frozenset().union(*(r.requires for r in rewards))
         self.needs_answers = bool(self.requires & READING) or self.advantages.agreement_band is not None
         self.grader: Grader | None = None

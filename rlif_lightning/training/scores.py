@@ -38,7 +38,7 @@ def with_scores(
 
 
 def with_importance(rollout: Rollout, cap: float | None) -> Rollout:
-    """Weigh tokens that another engine drew from a law slightly unlike the policy's.
+    """Weigh tokens that another engine drew from a distribution slightly unlike the policy's.
 
     w = min(policy / engine, cap), the truncated importance weight of Yao et al., "Your Efficient RL Framework
     Secretly Brings You Off-Policy RL Training" (2025).
@@ -80,18 +80,15 @@ def score_slices(
         Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
     """
     logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
-    stats = None
-    if statistics:
-        names = ("logprob", "entropy", "self_certainty", *sampling.statistics)
-        stats = TokenStats(**{name: torch.zeros_like(logprob) for name in names})
+    stats = TokenStats.zeros(logprob.shape, sampling.statistics, logprob.device) if statistics else None
+    temperature = sampling.statistics_temperature or rollout.temperature
     for rows in slices:
         part = rollout.samples.rows(rows)
         scored = CompletionScores(model, part, head_weight_only=head_weight_only)
-        at = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
-        logprob[at] = scored.logprobs(rollout.temperature)
+        place = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))
+        logprob[place] = scored.logprobs(rollout.temperature)
         if stats is not None:
-            temperature = sampling.statistics_temperature or rollout.temperature
-            for store, values in zip(stats, scored.stats(temperature, sampling.statistics), strict=True):
-                if store is not None and values is not None:
-                    store[at] = values
+            found = scored.stats(temperature, sampling.statistics)
+            for store, values in zip(stats.tensors, found.tensors, strict=True):
+                store[place] = values
     return logprob, stats

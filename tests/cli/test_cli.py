@@ -165,7 +165,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "class in a list": (
         ["fit", "--rollout.rewards=[SelfCertanty]"], "'SelfCertanty'", "rlif_lightning.rewards.SelfCertainty?",
     ),
-    "class without list": (["fit", "--rollout.rewards=SelfCertainty"], "a list", "--rollout.rewards=[SelfCertainty]?"),
+    "class without list": (["fit", "--rollout.rewards=SelfCertanty"], "rewards.SelfCertainty?"),
     "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
     "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
@@ -203,8 +203,8 @@ def test_a_mistake_is_answered_in_three_lines_with_a_suggestion(mistake, refused
 
 
 def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
-    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertainty")
-    assert message.startswith("error: rollout.rewards takes a list")
+    message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertanty")
+    assert message.startswith("error: rollout.rewards: there is no class")
 
 
 def test_a_right_setting_before_the_wrong_one_is_not_blamed(refused):
@@ -347,8 +347,12 @@ def test_a_local_file_wins_over_a_shipped_recipe_only_where_it_is_named_as_a_pat
 
 def test_the_recipe_of_an_earlier_versions_run(settings, refused, tmp_path):
     """Its config.yaml names every setting, those that are gone included: rlif export and plan read it."""
-    old = write(tmp_path / "old.yaml", guard={"lag": 0, "patience": 4}, model={"name": NOWHERE, "clip_low": 1e-6})
+    old = tmp_path / "old.yaml"
+    old.write_text(
+        f"model: {{name: {NOWHERE}, clip_low: 1e-6, lora: {{r: 2, lora_alpha: 4}}}}\nguard: {{lag: 0, patience: 4}}"
+    )
     config = settings("fit", "--config", old)
+    assert list(config["model"]["lora"]) == ["r", "lora_alpha"]  # a model card shows them as they stand
     assert (config["guard"]["patience"], config["model"]["clip_low"]) == (4, 1e-6) and "lag" not in config["guard"]
     assert "'--nothing'" in refused("fit", "--config", old, "--nothing=1")
     write(tmp_path / "old.yaml", guard={"lag": 2}, model={"name": NOWHERE})

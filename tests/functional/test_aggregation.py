@@ -4,32 +4,18 @@ import math
 import pytest
 import torch
 
-from rlif_lightning.functional.aggregation import (
-    aggregate,
-    expected_agreement,
-    probability_margin,
-    self_certainty,
-    token_entropy,
-    trajectory_entropy,
-)
+from rlif_lightning.functional.aggregation import aggregate
 from rlif_lightning.functional.token_stats import token_stats
 from tests.functional.loss_calls import policy_loss
 
-REWARDS = [
-    (self_certainty, 1.0),
-    (token_entropy, -1.0),
-    (trajectory_entropy, 1.0),
-    (expected_agreement, 1.0),
-    (probability_margin, 1.0),
-]
 AGGREGATIONS = ["mean", "sum", "last_k", "bottom_q"]
 K, Q = 3, 0.4  # of at most 7 tokens
 
 
-def naive(values, mask, aggregation, sign, k=K, q=Q):
+def naive(values, mask, aggregation, k=K, q=Q):
     out = []
     for row, keep in zip(values.tolist(), mask.tolist(), strict=True):
-        kept = [sign * v for v, k in zip(row, keep, strict=True) if k]
+        kept = [v for v, k in zip(row, keep, strict=True) if k]
         if aggregation == "last_k":
             kept = kept[-k:]
         if aggregation == "bottom_q":
@@ -45,12 +31,10 @@ def ragged(n=9, t=7, seed=0):
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize(("reward", "sign"), REWARDS)
-def test_against_naive_loops(reward, sign, aggregation):
+def test_against_naive_loops(aggregation):
     values, mask = ragged()
-    torch.testing.assert_close(
-        reward(values, mask, aggregation, K, Q), naive(values, mask, aggregation, sign), rtol=1e-13, atol=1e-13
-    )
+    want = naive(values, mask, aggregation)
+    torch.testing.assert_close(aggregate(values, mask, aggregation, K, Q), want, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -60,7 +44,7 @@ def test_against_naive_loops(reward, sign, aggregation):
 )
 def test_windows_against_naive_loops(aggregation, k, q, seed):
     values, mask = ragged(n=20, t=11, seed=seed)
-    want = naive(values, mask, aggregation, 1.0, k, q)
+    want = naive(values, mask, aggregation, k, q)
     torch.testing.assert_close(aggregate(values, mask, aggregation, k, q), want, rtol=1e-13, atol=1e-13)
 
 
@@ -68,16 +52,13 @@ def test_by_hand():
     values = torch.tensor([[1.0, 2.0, 6.0], [4.0, 8.0, 99.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     # means 9/3 = 3 and 12/2 = 6; sums 9 and 12
-    assert self_certainty(values, mask).tolist() == [3.0, 6.0]
-    assert self_certainty(values, mask, "sum").tolist() == [9.0, 12.0]
-    assert token_entropy(values, mask, "mean").tolist() == [-3.0, -6.0]
-    assert trajectory_entropy(-values, mask, "sum").tolist() == [-9.0, -12.0]
+    assert aggregate(values, mask).tolist() == [3.0, 6.0]
+    assert aggregate(values, mask, "sum").tolist() == [9.0, 12.0]
     # the last two of the first row are 2 and 6; the second row has but two
-    assert self_certainty(values, mask, "last_k", k=2).tolist() == [4.0, 6.0]
-    # ceil(0.5 * 3) = 2 and ceil(0.5 * 2) = 1 tokens: of lowest certainty, of highest entropy
-    assert self_certainty(values, mask, "bottom_q", q=0.5).tolist() == [1.5, 4.0]
-    assert token_entropy(values, mask, "bottom_q", q=0.5).tolist() == [-4.0, -8.0]
-    assert trajectory_entropy(-values, mask, "bottom_q", q=0.5).tolist() == [-4.0, -8.0]
+    assert aggregate(values, mask, "last_k", k=2).tolist() == [4.0, 6.0]
+    # ceil(0.5 * 3) = 2 and ceil(0.5 * 2) = 1 tokens, those of lowest value
+    assert aggregate(values, mask, "bottom_q", q=0.5).tolist() == [1.5, 4.0]
+    assert aggregate(-values, mask, "bottom_q", q=0.5).tolist() == [-4.0, -8.0]
 
 
 def test_a_share_of_tokens_is_rounded_up_from_its_decimals():
@@ -94,44 +75,41 @@ def test_the_defaults_of_the_windows():
     values, mask = ragged(n=6, t=40)
     for aggregation in AGGREGATIONS:
         want = aggregate(values, mask, aggregation, k=16, q=0.2)
-        assert torch.equal(self_certainty(values, mask, aggregation), want)
-        assert torch.equal(token_entropy(-values, mask, aggregation), want)
+        assert torch.equal(aggregate(values, mask, aggregation), want)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize(("reward", "sign"), REWARDS)
-def test_padding_and_empty_rows(reward, sign, aggregation):
+def test_padding_and_empty_rows(aggregation):
     values, mask = ragged()
-    want = reward(values, mask, aggregation, K, Q)
+    want = aggregate(values, mask, aggregation, K, Q)
     garbage = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30]).double().expand(len(values), 4)
     padded = torch.cat([values.where(mask, torch.nan), garbage], 1)
     wide = torch.cat([mask, torch.zeros_like(garbage, dtype=torch.bool)], 1)
-    assert torch.equal(reward(padded, wide, aggregation, K, Q), want)
+    assert torch.equal(aggregate(padded, wide, aggregation, K, Q), want)
     wide[3] = False  # no token: unusable, not 0
-    got = reward(padded, wide, aggregation, K, Q)
+    got = aggregate(padded, wide, aggregation, K, Q)
     assert got.isnan().tolist() == [i == 3 for i in range(len(values))]
-    assert reward(padded[:, :0], wide[:, :0], aggregation).isnan().all()
+    assert aggregate(padded[:, :0], wide[:, :0], aggregation).isnan().all()
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize(("reward", "sign"), REWARDS)
-def test_no_gradient_and_fp32_at_least(reward, sign, aggregation):
+def test_no_gradient_and_fp32_at_least(aggregation):
     values, mask = ragged()
     for dtype, wanted in [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]:
-        got = reward(values.to(dtype).requires_grad_(), mask, aggregation, K, Q)
+        got = aggregate(values.to(dtype).requires_grad_(), mask, aggregation, K, Q)
         assert not got.requires_grad
         assert got.dtype == wanted
     low = values.bfloat16()
-    want = naive(low.double(), mask, aggregation, sign).float()
-    torch.testing.assert_close(reward(low, mask, aggregation, K, Q), want, rtol=1e-6, atol=1e-6)
+    want = naive(low.double(), mask, aggregation).float()
+    torch.testing.assert_close(aggregate(low, mask, aggregation, K, Q), want, rtol=1e-6, atol=1e-6)
 
 
 def test_refusals():
     ones = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"values \[2, 3\], mask \[3\]"):
-        self_certainty(torch.zeros(2, 3), ones[0])
+        aggregate(torch.zeros(2, 3), ones[0])
     with pytest.raises(ValueError, match="'median'"):
-        token_entropy(torch.zeros(2, 3), ones, "median")
+        aggregate(torch.zeros(2, 3), ones, "median")
     for k, q in [(0, 0.2), (1, 0.0), (1, 1.1), (1, math.nan)]:
         with pytest.raises(ValueError, match=f"k {k}, q {q}"):
             aggregate(torch.zeros(2, 3), ones, "mean", k, q)
@@ -167,14 +145,14 @@ def test_expected_logprob_is_minus_expected_entropy():
     """On policy, E[log pi(y)] = -E[sum_t H_t] exactly: the two entropy rewards, summed, share their value."""
     ids, mask, logits = every_completion(tabular_policy())
     stats = token_stats(logits, ids)
-    by_trajectory = trajectory_entropy(stats.logprob, mask, "sum")  # [Y] log pi(y)
-    by_token = token_entropy(stats.entropy, mask, "sum")  # [Y]
+    by_trajectory = aggregate(stats.logprob, mask, "sum")  # [Y] log pi(y)
+    by_token = aggregate(-stats.entropy, mask, "sum")  # [Y]
     p = by_trajectory.exp()
     assert len(ids) == 1 + 2 + 4 * 3  # ended after 1, after 2, and of full length
     torch.testing.assert_close(p.sum(), torch.tensor(1.0).double(), rtol=1e-14, atol=0)
     torch.testing.assert_close((p * by_trajectory).sum(), (p * by_token).sum(), rtol=1e-13, atol=0)
     # ... for sums, not for means over completions of different lengths
-    means = [trajectory_entropy(stats.logprob, mask), token_entropy(stats.entropy, mask)]
+    means = [aggregate(stats.logprob, mask), aggregate(-stats.entropy, mask)]
     assert abs((p * (means[0] - means[1])).sum()) > 1e-3
 
 
@@ -195,7 +173,7 @@ def test_trajectory_reward_has_the_gradient_of_minus_the_entropy():
         loss = policy_loss(stats.logprob, log_py.exp() * reward, mask, 1.0, loss="dapo").loss
         return torch.autograd.grad(loss, table, retain_graph=True)[0]
 
-    got = reinforce(trajectory_entropy(stats.logprob, mask, "sum"))
+    got = reinforce(aggregate(stats.logprob, mask, "sum"))
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
-    other = reinforce(token_entropy(stats.entropy, mask, "sum"))
+    other = reinforce(aggregate(-stats.entropy, mask, "sum"))
     assert (other - want).abs().max() > 1e-3

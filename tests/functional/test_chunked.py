@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from rlif_lightning.functional.chunked import (
-    TILE_BYTES,
+    CHUNK_BYTES,
     LinearHead,
     chunk_rows,
     chunked_logprobs,
@@ -11,9 +11,10 @@ from rlif_lightning.functional.chunked import (
     chunked_stats,
     chunks,
 )
-from rlif_lightning.functional.token_stats import EXTRA, logprobs_and_entropy, token_logprobs, token_stats
+from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_logprobs, token_stats
 
 M, H, V = 11, 6, 29
+OWN = {"largest": lambda log_p: log_p.amax(-1), "squares": lambda log_p: log_p.exp().square().sum(-1)}
 
 
 class SoftcapHead(nn.Module):
@@ -40,9 +41,10 @@ def sample(dtype=torch.float64, seed=0):
 def test_as_the_plain_statistics(chunk, temperature, gradient):
     hidden, head, ids = sample()
     with torch.set_grad_enabled(gradient):
-        want = token_stats(head(hidden), ids, temperature, EXTRA)
-        got = chunked_stats(hidden, head, ids, temperature, EXTRA, chunk=chunk)
-        for g, w in zip(got, want, strict=True):
+        want = token_stats(head(hidden), ids, temperature, OWN)
+        got = chunked_stats(hidden, head, ids, temperature, OWN, chunk=chunk)
+        assert got.own.keys() == want.own.keys() == OWN.keys()
+        for g, w in zip(got.tensors, want.tensors, strict=True):
             assert g.requires_grad == gradient
             torch.testing.assert_close(g, w)
         torch.testing.assert_close(chunked_logprobs(hidden, head, ids, temperature, chunk=chunk), want.logprob)
@@ -52,10 +54,17 @@ def test_as_the_plain_statistics(chunk, temperature, gradient):
             torch.testing.assert_close(g, w)
 
 
-def test_extra_only_where_asked_for():
+def test_statistics_see_no_more_than_a_chunk():
     hidden, head, ids = sample()
-    got = chunked_stats(hidden, head, ids, extra={"margin"}, chunk=3)
-    assert got.margin is not None and got.expected_agreement is None
+    seen = []
+
+    def counted(log_p):
+        seen.append(tuple(log_p.shape))
+        return log_p.sum(-1)
+
+    with torch.no_grad():
+        got = chunked_stats(hidden, head, ids, own={"counted": counted}, chunk=3)
+    assert seen == [(3, V)] * 3 + [(2, V)] and got.own["counted"].shape == (M,)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, M])
@@ -157,13 +166,13 @@ def test_ids_that_do_not_match_are_refused(ids, function, gradient):
         function(hidden, head, torch.zeros(ids, dtype=torch.long), chunk=4)
 
 
-def test_a_tile_without_tokens_is_refused():
+def test_a_chunk_without_tokens_is_refused():
     hidden, head, ids = sample()
-    with pytest.raises(ValueError, match="a tile must hold tokens"):
+    with pytest.raises(ValueError, match="a chunk must hold tokens"):
         chunked_stats(hidden, head, ids, chunk=0)
 
 
-def test_tiles_cover_every_token_once():
+def test_chunks_cover_every_token_once():
     for tokens in (1, 5, 6, 7, 12):
         covered = [t for rows in chunks(tokens, 6) for t in range(tokens)[rows]]
         assert covered == list(range(tokens))
@@ -173,11 +182,11 @@ def test_tiles_cover_every_token_once():
 @pytest.mark.parametrize(
     ("vocabulary", "rows"), [(151_936, 128), (262_144, 64), (32_000, 768), (2_048, 1024), (2, 1024)]
 )
-def test_tile_rows(vocabulary, rows):
+def test_chunk_rows(vocabulary, rows):
     assert chunk_rows(vocabulary) == rows
-    assert chunk_rows(vocabulary) * vocabulary * 4 <= TILE_BYTES
+    assert chunk_rows(vocabulary) * vocabulary * 4 <= CHUNK_BYTES
 
 
-def test_tile_rows_of_an_enormous_vocabulary():
+def test_chunk_rows_of_an_enormous_vocabulary():
     assert chunk_rows(10**7) == 16
     assert chunk_rows(400_000) == 62

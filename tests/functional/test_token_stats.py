@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rlif_lightning.functional.token_stats import EXTRA, TokenStats, token_logprobs, token_stats
+from rlif_lightning.functional.token_stats import TokenStats, token_logprobs, token_stats
+
+OWN = {"squares": lambda log_p: log_p.exp().square().sum(-1), "largest": lambda log_p: log_p.exp().amax(-1)}
 
 
 def naive(logits, ids, temperature):
     """The formulas of the docstring as loops over Python floats; [R, V], [R] -> three lists."""
-    out = TokenStats([], [], [], [], [])
+    out = TokenStats([], [], [], {name: [] for name in OWN})
     for row, token in zip(logits.double().tolist(), ids.tolist(), strict=True):
         z = [x / temperature for x in row]
         lse = max(z) + math.log(sum(math.exp(x - max(z)) for x in z))
@@ -18,14 +20,13 @@ def naive(logits, ids, temperature):
         out.logprob.append(z[token] - lse)
         out.entropy.append(-sum(q * math.log(q) for q in p if q > 0))
         out.self_certainty.append(sum((math.log(1 / len(z)) - (x - lse)) / len(z) for x in z))
-        out.expected_agreement.append(sum(q * q for q in p))
-        out.margin.append(sorted(p)[-1] - sorted(p)[-2])
+        out.own["squares"].append(sum(q * q for q in p))
+        out.own["largest"].append(max(p))
     return out
 
 
 def close(got, want, **tolerance):
-    got = [x for x in got if x is not None]
-    for g, w, name in zip(got, want[: len(got)], TokenStats._fields, strict=False):
+    for g, w, name in zip(got[:3], want[:3], TokenStats._fields, strict=False):
         w = torch.as_tensor(w, dtype=g.dtype)
         torch.testing.assert_close(g, w.view_as(g), msg=lambda m, name=name: f"{name}: {m}", **tolerance)
 
@@ -41,21 +42,28 @@ def test_against_naive_loops(temperature):
     logits, ids = sample()
     close(token_stats(logits, ids, temperature), naive(logits, ids, temperature), rtol=1e-11, atol=1e-11)
     got = token_stats(logits.float(), ids, temperature)
-    assert all(x.dtype == torch.float32 for x in got if x is not None)
+    assert all(x.dtype == torch.float32 for x in got.tensors)
     close(got, naive(logits.float(), ids, temperature), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("extra", [{"margin"}, {"expected_agreement"}, EXTRA])
-def test_extra_statistics_only_where_asked_for(extra, temperature):
+def test_further_statistics_where_asked_for(temperature):
     logits, ids = sample()
-    got, want = token_stats(logits, ids, temperature, extra), naive(logits, ids, temperature)
-    for name in EXTRA:
-        value = getattr(got, name)
-        assert (value is not None) == (name in extra)
-        if value is not None:
-            wanted = torch.tensor(getattr(want, name), dtype=value.dtype)
-            torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-11)
+    got, want = token_stats(logits, ids, temperature, OWN), naive(logits, ids, temperature)
+    assert got.own.keys() == OWN.keys() and not token_stats(logits, ids, temperature).own
+    for name, value in got.own.items():
+        wanted = torch.tensor(want.own[name], dtype=value.dtype)
+        torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_the_tensors_keep_their_names():
+    logits, ids = sample()
+    stats = token_stats(logits, ids, own=OWN)
+    doubled = stats.map(lambda x: 2 * x)
+    assert torch.equal(doubled.entropy, 2 * stats.entropy)
+    assert torch.equal(doubled.own["largest"], 2 * stats.own["largest"])
+    empty = TokenStats.zeros((4, 2), OWN, torch.device("cpu"))
+    assert empty.own.keys() == OWN.keys() and all(x.shape == (4, 2) and not x.any() for x in empty.tensors)
 
 
 def test_by_hand():
@@ -140,7 +148,7 @@ def test_masked_vocabulary_entries_count_nothing_in_the_entropy():
 def test_gradients(temperature):
     logits, ids = sample(rows=3, vocabulary=5, spread=1.0)
     logits.requires_grad_()
-    assert gradcheck(lambda z: tuple(token_stats(z, ids, temperature, EXTRA)), logits)
+    assert gradcheck(lambda z: token_stats(z, ids, temperature, OWN).tensors, logits)
     assert gradcheck(lambda z: token_logprobs(z, ids, temperature), logits)
 
 

@@ -12,7 +12,7 @@ import yaml
 from rlif_lightning import rewards
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.seeds import completion_seed, completion_seeds
-from rlif_lightning.functional.token_stats import EXTRA, token_stats
+from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.main import main
 from rlif_lightning.rewards import (
     ClusterFrequency,
@@ -29,10 +29,12 @@ from rlif_lightning.rewards import (
     TrajectoryEntropy,
     Verifiable,
 )
+from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout, Samples
-from rlif_lightning.training.collector import AdvantageSettings, with_advantages
+from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 
 INTERNAL = [SelfCertainty, TokenEntropy, TrajectoryEntropy, ExpectedAgreement, ProbabilityMargin]
+OWN = statistics_of([ExpectedAgreement(), ProbabilityMargin()])
 T, V = 6, 5
 
 
@@ -46,7 +48,7 @@ def made(prompts=2, group=4, seed=0, **content):
     samples = Samples(
         prompt_ids=torch.zeros(n, 1, dtype=torch.long), prompt_mask=torch.ones(n, 1, dtype=torch.bool),
         completion_ids=ids, completion_mask=mask, ended=torch.ones(n, dtype=torch.bool),
-        stats=token_stats(logits, ids, extra=EXTRA).map(lambda x: x.where(mask, torch.nan)),
+        stats=token_stats(logits, ids, own=OWN).map(lambda x: x.where(mask, torch.nan)),
     )  # fmt: skip
     seeds = completion_seeds(seed, [(0, p) for p in range(prompts)], group)
     return Rollout(samples, group, 1.0, seeds, **content), logits
@@ -104,7 +106,7 @@ def test_the_certain_completion_is_worth_more(reward):
     logits[0, :, 1] = 8.0
     ids = torch.ones(2, T, dtype=torch.long)
     mask = torch.ones(2, T, dtype=torch.bool)
-    stats = token_stats(logits, ids, extra=EXTRA)
+    stats = token_stats(logits, ids, own=OWN)
     samples = replace(rollout.samples, completion_ids=ids, completion_mask=mask, stats=stats)
     for aggregation in ("mean", "sum", "last_k", "bottom_q"):
         sharp, flat = reward(aggregation)(replace(rollout, samples=samples)).tolist()
@@ -120,7 +122,7 @@ def test_an_annotator_scores_in_the_policys_place(reward, annotator):
     rollout, _ = made()
     other, logits = made(seed=1)
     # the annotator's distributions, for the tokens and lengths of this rollout
-    stats = token_stats(logits, rollout.samples.completion_ids, extra=EXTRA)
+    stats = token_stats(logits, rollout.samples.completion_ids, own=OWN)
     annotated = replace(rollout, annotations={annotator: stats, "nobody": other.samples.stats})
     asked = reward(annotator=annotator)
     want = naive(reward, rollout.samples, logits, "mean", 1, 1)
@@ -130,10 +132,11 @@ def test_an_annotator_scores_in_the_policys_place(reward, annotator):
 
 
 def test_what_rewards_ask_of_the_sampler():
-    extra = {r: r().statistics for r in INTERNAL}
-    assert extra.pop(ExpectedAgreement) == {"expected_agreement"}
-    assert extra.pop(ProbabilityMargin) == {"margin"}
-    assert set(extra.values()) == {frozenset()}
+    path = "rlif_lightning.rewards.internal."
+    assert {r: set(r().statistics) for r in INTERNAL} == {
+        SelfCertainty: set(), TokenEntropy: set(), TrajectoryEntropy: set(),
+        ExpectedAgreement: {path + "ExpectedAgreement"}, ProbabilityMargin: {path + "ProbabilityMargin"},
+    }  # fmt: skip
 
 
 def test_names():
@@ -294,7 +297,8 @@ def test_shuffled_needs_what_its_reward_needs():
     assert Shuffled(MajorityVote()).requires == {"answers"}
     assert Shuffled(Verifiable()).requires == {"labels"}
     margin = Shuffled(ProbabilityMargin(annotator="reference"), weight=0.5)
-    assert (margin.requires, margin.statistics) == ({"reference"}, {"margin"})
+    assert margin.requires == {"reference"}
+    assert margin.statistics.keys() == ProbabilityMargin("sum", weight=0.3).statistics.keys() != {}
     assert margin.weight_at(0) == 0.5
     with pytest.raises(UserError, match="weight of the reward random does nothing"):
         Shuffled(Random(weight=0.5))

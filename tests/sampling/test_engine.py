@@ -13,11 +13,12 @@ import torch
 from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.scoring import CompletionScores
+from rlif_lightning.rewards import ProbabilityMargin
 from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
 from rlif_lightning.sampling.protocol import Progress
-from rlif_lightning.sampling.vllm import engine as vllm
-from rlif_lightning.training.collector import with_importance, with_scores
+from rlif_lightning.sampling.vllm import start as vllm
+from rlif_lightning.training.scores import with_importance, with_scores
 from tests.conftest import make_model
 from tests.short_runs import fit
 
@@ -49,7 +50,8 @@ class Engine(NativeSampler):
 
 def drawn(noise=0.3, tau=0.7, wanted=None):
     """A rollout by an engine, and what the native sampler says of the same completions."""
-    model, sampling = make_model(), Sampling(12, tau, statistics_temperature=wanted, statistics=("margin",))
+    statistics = ProbabilityMargin().statistics
+    model, sampling = make_model(), Sampling(12, tau, statistics_temperature=wanted, statistics=statistics)
     native, engine = NativeSampler(), Engine()
     engine.noise = noise
     samples = []
@@ -66,10 +68,9 @@ def test_one_scoring_pass_gives_what_the_engine_does_not(wanted, slices):
     with torch.no_grad():
         scored = with_scores(rollout, model, sampling, slices).samples
     torch.testing.assert_close(scored.logprob, native.logprob, atol=1e-5, rtol=1e-4)
-    for mine, theirs in zip(scored.stats, native.stats, strict=True):
-        assert (mine is None) == (theirs is None)
-        if mine is not None:
-            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    assert scored.stats.own.keys() == native.stats.own.keys() == sampling.statistics.keys()
+    for mine, theirs in zip(scored.stats.tensors, native.stats.tensors, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
     assert torch.equal(scored.engine_logprob, rollout.samples.engine_logprob)
     whole = Rollout(native, 4, 0.7, torch.arange(8))
     assert with_scores(whole, model, sampling) is whole
@@ -155,11 +156,11 @@ def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, m
     rows = []
 
     class Counted(CompletionScores):
-        def __init__(self, model, samples, *args):
+        def __init__(self, model, samples, **settings):
             rows.append(len(samples.completion_ids))
-            super().__init__(model, samples, *args)
+            super().__init__(model, samples, **settings)
 
-    monkeypatch.setattr("rlif_lightning.training.collector.CompletionScores", Counted)
+    monkeypatch.setattr("rlif_lightning.training.scores.CompletionScores", Counted)
     more = {"diagnose": ["--gradients=false"], "mix": ["--tuned", model_folder(seed=1), "--ratios", 0]}[command]
     settings = ["--rollout.sampler=tests.sampling.test_engine.Engine", "--prompts=5", "--output=out", *more]
     rlif(command, *small_fit, *settings, "--rollout.micro_batch_size=2")
@@ -227,8 +228,8 @@ class Recorded:
 def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
     """Sleeping has never run on a GPU here: this is what it would be told."""
     engine = Recorded()
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine._cpu_head_size", lambda config: None)
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine._start", lambda config, settings, device: engine)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.check_head_size", lambda config: None)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.start_engine", lambda config, settings, device: engine)
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine._ENGINES", {})
     monkeypatch.setattr(VLLMSampler, "_sleeps", sleeps)
     sampler, model = VLLMSampler(), make_model()
@@ -250,7 +251,7 @@ def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
     from rlif_lightning.callbacks.sampling import check_sampler
 
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
-    sharded = SimpleNamespace(strategy=ModelParallelStrategy())
+    sharded = SimpleNamespace(strategy=ModelParallelStrategy(), world_size=1)
     with pytest.raises(UserError, match="ModelParallelStrategy"):
         check_sampler(VLLMSampler(), sharded, Sampling(8), [])
     ddp = DDPStrategy(parallel_devices=[torch.device("cpu")])
@@ -290,6 +291,6 @@ def test_each_process_has_its_own_gpu(monkeypatch, launched):
     for name, value in vllm.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     settings = {"distributed_executor_backend": "external_launcher"}
-    vllm._start(make_model().config, settings, torch.device("cuda:1"))
+    vllm.start_engine(make_model().config, settings, torch.device("cuda:1"))
     assert (seen["RANK"], seen["LOCAL_RANK"]) == ("9", "1")
     assert {n: os.environ[n] for n in ("RANK", "LOCAL_RANK") if n in os.environ} == launched

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.sampling.heads import head_size, widened, wider
 from rlif_lightning.sampling.vllm.merged_weights import merged_weights, unties
 from tests.conftest import make_config, make_model
 
@@ -114,33 +113,3 @@ def test_adapters_that_no_matrix_expresses_are_refused():
             atol=1e-4,
             rtol=1e-4,
         )
-
-
-# -- wider heads --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])
-@pytest.mark.parametrize("wide", [16, 32])
-def test_wider_heads_compute_the_same(architecture, wide):
-    model = make_model(architecture, head_dim=8, sliding_window=None).double()
-    config = copy.deepcopy(model.config)
-    assert head_size(config) == 8
-    config.head_dim = wide
-    other = AutoModelForCausalLM.from_config(config).double().eval()
-    other.load_state_dict(dict(widened(merged_weights(model), 8, wide)))
-    assert other.model.layers[0].self_attn.q_proj.weight.shape[0] == 4 * wide
-    with torch.no_grad():
-        want = model(input_ids=IDS).logits
-        # Rotary embeddings are made in float32.
-        torch.testing.assert_close(other(input_ids=IDS).logits, want, atol=1e-5, rtol=1e-5)
-    assert want.std() > 0.1
-
-
-def test_which_heads_can_be_wider():
-    assert wider(make_config("llama", 320, head_dim=16), [32, 64]) == 32
-    assert wider(make_config("llama", 320, head_dim=24), [32, 64, 96]) == 96
-    assert wider(make_config("llama", 320, head_dim=24), [32, 64]) is None
-    assert wider(make_config("qwen3", 320), [32]) is None  # its heads are normalised
-    assert wider(make_config("gemma3", 320), [32]) is None
-    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 128}
-    assert wider(make_config("llama", 320, rope_parameters=yarn), [32]) is None

@@ -16,6 +16,7 @@ from rlif_lightning.sampling.check_decoding import check_decoding, decoding_erro
 from rlif_lightning.sampling.decoders import PreallocatedDecoder
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder, decoder_for
 from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
+from tests.sampling.plain_decoder import PlainDecoder
 
 VOCABULARY = 320
 END_IDS = list(range(0, VOCABULARY, 20))  # many, so that completions end at all lengths
@@ -265,7 +266,7 @@ def test_the_module_ends_completions_on_all_of_its_end_ids(model_folder, tmp_pat
 
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen2"])
 @pytest.mark.parametrize("rows", [1, 4, 8, 13, 1000])
-def test_waves_change_nothing(architecture, rows):
+def test_batches_of_prompts_change_nothing(architecture, rows):
     model = MODELS[architecture]
     whole, batches = (draw(model, rows=r, top_k=100) for r in (None, rows))
     assert_same(whole, batches)
@@ -280,17 +281,18 @@ def test_waves_change_nothing(architecture, rows):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dropping_finished_rows_changes_nothing(architecture, monkeypatch):
-    results = []
+    results, select = [], PreallocatedDecoder.select_rows
     for keep in (0.0, 0.9, 1.0):  # never, the default, after every token
-        monkeypatch.setattr(NativeSampler, "KEEP", keep)
+        monkeypatch.setattr(NativeSampler, "DROP_BELOW", keep)
         sizes = []
         model = MODELS[architecture]
-        take = PreallocatedDecoder.take
-        monkeypatch.setattr(
-            PreallocatedDecoder, "take", lambda self, rows, s=sizes, t=take: (s.append(len(rows)), t(self, rows))
-        )
-        results.append(draw(model))
-        monkeypatch.setattr(PreallocatedDecoder, "take", take)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                PreallocatedDecoder,
+                "select_rows",
+                lambda self, rows, s=sizes: (s.append(len(rows)), select(self, rows)),
+            )
+            results.append(draw(model))
         assert sizes[0] == 20 and (len(sizes) > 1) == (keep > 0)  # shared out to the groups, then dropped or not
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
@@ -301,12 +303,10 @@ def test_dropping_finished_rows_changes_nothing(architecture, monkeypatch):
 @pytest.mark.parametrize(
     "distribution", [{}, {"temperature": 0.0}, {"temperature": 0.7, "statistics_temperature": 1.3}]
 )
-def test_the_plain_decoder_draws_the_same(architecture, prompts, distribution):
-    model, seeds = MODELS[architecture], completion_seeds(0, [(0, i) for i in range(len(prompts))], 4)
-    plain = NativeSampler(plain=True)
-    plain.update(model, END_IDS, 0)
-    expected = plain.sample(prompts, 4, seeds, Sampling(24, **distribution))
-    assert_same(draw(model, prompts, **distribution), expected, atol=1e-4)
+def test_the_plain_decoder_draws_the_same(architecture, prompts, distribution, monkeypatch):
+    got = draw(MODELS[architecture], prompts, **distribution)
+    monkeypatch.setattr("rlif_lightning.sampling.native.decoder_for", PlainDecoder)
+    assert_same(got, draw(MODELS[architecture], prompts, **distribution), atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
@@ -366,7 +366,7 @@ def test_progress_is_told_token_by_token():
     assert calls == [(t, 24) for t in range(1, width + 1)]
 
 
-def test_the_sampler_sees_the_present_weights():
+def test_the_sampler_sees_the_current_weights():
     """Weights are used in place: a step of the optimiser shows in the next rollout, without a copy to forget."""
     model = make_model("qwen2", seed=3)
     sampler = sampler_of(model)
@@ -484,7 +484,7 @@ def test_the_check_runs_under_another_default_device():
 
 
 def test_the_memory_of_a_cache_is_known(monkeypatch):
-    """What is said to be needed is what a layer holds; prompts that do not fit at once come in waves."""
+    """What is said to be needed is what a layer holds; prompts that do not fit at once come in batches."""
     from rlif_lightning.sampling import kv_cache, native
 
     for model in MODELS.values():
@@ -494,9 +494,9 @@ def test_the_memory_of_a_cache_is_known(monkeypatch):
         assert held == 3 * kv_cache.bytes_per_token(model.config, torch.float32)
     model, batches = MODELS["qwen2"], []
     expected = draw(model)
-    batch = NativeSampler._batch
+    batch = NativeSampler._draw_batch
     monkeypatch.setattr(
-        NativeSampler, "_batch", lambda self, p, *rest: (batches.append(len(p)), batch(self, p, *rest))[1]
+        NativeSampler, "_draw_batch", lambda self, ids, *rest: (batches.append(len(ids)), batch(self, ids, *rest))[1]
     )
     row = (26 + 24) * kv_cache.bytes_per_token(model.config, torch.float32)
     monkeypatch.setattr(native, "free_memory", lambda device: 2 * 9 * row)  # half of it: nine rows, two groups of 4

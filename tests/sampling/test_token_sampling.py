@@ -118,7 +118,7 @@ def test_a_peaked_row_survives_every_filter():
         {"max_new_tokens": 0},
     ],
 )
-def test_a_law_out_of_range_is_refused(wrong):
+def test_a_distribution_out_of_range_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Sampling(**{"max_new_tokens": 1, **wrong})
 
@@ -270,4 +270,4 @@ def test_statistics_beside_the_draw(scale, greedy):
     expected = token_stats(logits.double(), token)
     for mine, exact in zip(stats[:3], expected[:3], strict=True):
         torch.testing.assert_close(mine.double(), exact, atol=2e-5 * max(1, scale / 30), rtol=1e-5)
-    assert stats.expected_agreement is None
+    assert not stats.own

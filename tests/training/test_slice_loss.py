@@ -14,6 +14,8 @@ from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_st
 from rlif_lightning.models.lora import add_lora
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.scoring import CompletionScores, completion_hidden, completion_logits
+from rlif_lightning.rewards import ExpectedAgreement, ProbabilityMargin
+from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.training.slice_loss import slice_loss
@@ -160,12 +162,12 @@ def test_scores_are_those_of_whole_logits():
     model = make_model("gemma3")
     rollout, _ = rollout_of(model, 320)
     samples, mask = rollout.samples, rollout.samples.completion_mask
-    extra = ("expected_agreement", "margin")
+    own = statistics_of([ExpectedAgreement(), ProbabilityMargin()])
     with torch.no_grad():
-        expected = token_stats(completion_logits(model, samples), samples.completion_ids, 0.8, extra)
+        expected = token_stats(completion_logits(model, samples), samples.completion_ids, 0.8, own)
         for reference_forward in (False, True):
             scored = CompletionScores(model, samples, reference_forward)
-            for mine, value in zip(scored.stats(0.8, extra), expected, strict=True):
+            for mine, value in zip(scored.stats(0.8, own).tensors, expected.tensors, strict=True):
                 torch.testing.assert_close(mine[mask], value[mask], atol=1e-5, rtol=1e-4)
                 assert not mine[~mask].any()
             torch.testing.assert_close(scored.logprobs(0.8)[mask], expected.logprob[mask], atol=1e-5, rtol=1e-4)

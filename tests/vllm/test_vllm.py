@@ -11,11 +11,16 @@ import torch
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import add_lora
+from rlif_lightning.models.scoring import completion_logits
+from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
-from rlif_lightning.training.collector import with_scores
+from rlif_lightning.toy.base import build
+from rlif_lightning.toy.recipe import ARCHITECTURE
+from rlif_lightning.training.scores import with_scores
 from tests.conftest import load_model, make_model
+from tests.rewards.own_rewards import load
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,9 +34,20 @@ SEEDS = torch.arange(12) + 2**62  # as large as they come
 LORA = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "o_proj", "up_proj"]}
 
 
+@pytest.fixture(scope="session")
+def wide_toy(tmp_path_factory):
+    """The folder of a toy with two heads of 32 in place of four of 16, which vLLM's kernels for a CPU don't take."""
+    folder = tmp_path_factory.mktemp("wide-toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURE, "num_attention_heads", 2)
+        patch.setitem(ARCHITECTURE, "num_key_value_heads", 2)
+        build(folder, "toy", 0, progress=False)
+    return folder
+
+
 @pytest.fixture
-def toy():
-    return load_model("toy").eval()
+def toy(wide_toy):
+    return load_model(str(wide_toy)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +140,6 @@ def test_adapters_act_and_stay_apart(engine, toy, more):
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "gemma3", "mistral"])
 def test_every_architecture(architecture):
-    """With heads that the CPU's kernels know; the toy's are made wider."""
     sizes = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     prompts = [list(range(5, 50)), [7, 8, 9]]
     _, off = draw(VLLMSampler(), make_model(architecture, **sizes), Sampling(12), torch.arange(8), prompts)
@@ -139,7 +154,7 @@ def test_tied_embeddings_that_an_adapter_parts():
     assert draw(VLLMSampler(), policy, Sampling(12))[1] < 1e-3
 
 
-# -- the law ------------------------------------------------------------------------------------------------
+# -- the distribution ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
@@ -161,7 +176,7 @@ def test_a_completion_depends_on_its_own_seed_alone(engine, toy):
     assert not torch.equal(samples.completion_ids, other.completion_ids)
 
 
-def test_the_law_is_the_policys(engine, toy):
+def test_the_distribution_is_the_policys(engine, toy):
     """First tokens of many completions against the policy's probabilities, as many as the native sampler's."""
     count, distribution = 4000, Sampling(1)
     engine.update(toy, [END], PAD)
@@ -254,6 +269,11 @@ def test_heads_that_no_kernel_knows_are_refused():
         VLLMSampler().update(make_model("qwen3"), [0], 0)
 
 
+def test_heads_that_no_kernel_takes_are_refused():
+    with pytest.raises(UserError, match="attention heads of this size"):
+        VLLMSampler().update(make_model("llama", head_dim=8), [END], PAD)
+
+
 def test_an_engine_that_can_not_start_says_why(toy):
     with pytest.raises(UserError, match="can't start an engine"):
         VLLMSampler(max_model_len=100_000).update(toy, [END], PAD)
@@ -262,9 +282,9 @@ def test_an_engine_that_can_not_start_says_why(toy):
 # -- training -----------------------------------------------------------------------------------------------
 
 
-def fit(folder, *args):
+def fit(folder, toy, *args):
     done = subprocess.run(
-        [sys.executable, "-m", "rlif_lightning", "fit", "--config", "quickstart",
+        [sys.executable, "-m", "rlif_lightning", "fit", "--config", "quickstart", f"--model.name={toy}",
          "--rollout.sampler=rlif_lightning.sampling.VLLMSampler", "--trainer.enable_progress_bar=false", *args],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
@@ -272,8 +292,9 @@ def fit(folder, *args):
     return read_metrics(folder / "runs/quickstart/1/metrics.csv")
 
 
-def test_the_quickstart_rises_as_it_does_without(tmp_path):
-    metrics = fit(tmp_path, "--trainer.max_steps=30", "--evaluation.sampler=rlif_lightning.sampling.VLLMSampler")
+def test_the_quickstart_rises_as_it_does_without(tmp_path, wide_toy):
+    evaluation = "--evaluation.sampler=rlif_lightning.sampling.VLLMSampler"
+    metrics = fit(tmp_path, wide_toy, "--trainer.max_steps=30", evaluation)
     curve = metrics["val/accuracy_sampled"]
     assert max(curve.values()) - curve[0] >= 0.30  # as in tests/test_quickstart.py
     assert max(metrics["rollout/engine_kl"].values()) < 1e-6
@@ -282,9 +303,32 @@ def test_the_quickstart_rises_as_it_does_without(tmp_path):
     assert set(metrics["rollout/importance_capped"].values()) == {0.0}
 
 
-def test_two_processes_have_an_engine_each(tmp_path):
+def test_a_reward_of_the_users_own(tmp_path, wide_toy):
+    """From the scoring pass: as the native sampler gives it, for the same completions."""
+    reward = load(tmp_path, "Gini")()
+    policy, sampling = load_model(str(wide_toy)).eval(), Sampling(32, statistics=statistics_of([reward]))
+    samples, _ = draw(VLLMSampler(), policy, sampling)
+    with torch.no_grad():
+        rollout = with_scores(Rollout(samples, 4, 1.0, SEEDS), policy, sampling)
+        p = completion_logits(policy, samples).double().softmax(-1).sort(-1).values
+    v = p.shape[-1]
+    tokens = (2 * (p * torch.arange(1, v + 1)).sum(-1) - v - 1) / v
+    mask = samples.completion_mask
+    want = tokens.where(mask, 0).sum(1) / mask.sum(1)
+    torch.testing.assert_close(reward(rollout).double(), want, atol=1e-5, rtol=1e-5)
+    fit(tmp_path, wide_toy, "--rollout.rewards", "my_rewards.Gini", "--trainer.max_steps=2", "--evaluation.n=16")
+    rows = (tmp_path / "runs/quickstart/1/completions.jsonl").read_text().splitlines()
+    assert all(0.5 < json.loads(row)["rewards"]["gini"] < 1 for row in rows)
+
+
+def test_two_processes_have_an_engine_each(tmp_path, wide_toy):
     metrics = fit(
-        tmp_path, "--trainer.max_steps=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--evaluation.n=16"
+        tmp_path,
+        wide_toy,
+        "--trainer.max_steps=2",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--evaluation.n=16",
     )
     assert max(metrics["rollout/engine_kl"].values()) < 1e-6
     rows = [json.loads(x) for x in (tmp_path / "runs/quickstart/1/completions.jsonl").read_text().splitlines()]

@@ -2,11 +2,7 @@
 
 import importlib.util
 import json
-import os
-import random
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,17 +10,17 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Samples
-from rlif_lightning.sampling.heads import head_size, widened, wider
 from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import Progress, Sampling
-from rlif_lightning.sampling.vllm.merged_weights import merged_weights, unties
+from rlif_lightning.sampling.vllm.merged_weights import merged_weights
+from rlif_lightning.sampling.vllm.start import (
+    check_head_size,
+    forward_dtype,
+    merged_config,
+    start_engine,
+    undisturbed,
+)
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's weights are reached from here
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would bind the training's threads too
-    "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where gpu_memory_utilization would be a share of all memory
 HOTTEST = 2.0  # temperature that vLLM's SamplingParams takes
 
@@ -32,11 +28,11 @@ _ENGINES: dict[str, Any] = {}  # one per model shape and settings: rollouts and 
 
 
 class VLLMSampler:
-    """Samples with vLLM, in this process and with the policy's present weights.
+    """Samples with vLLM, in this process and with the policy's current weights.
 
     The engine is made from the policy's configuration at the first update and takes its weights before each rollout:
-    LoRA merged on the way, 4-bit matrices unpacked. It returns tokens and their log-probabilities; entropy,
-    self-certainty and the policy's own log-probabilities come from one scoring pass of the policy.
+    LoRA merged on the way, 4-bit matrices unpacked. It returns tokens and their log-probabilities; all statistics
+    and the policy's own log-probabilities come from one scoring pass of the policy.
 
     With top-k, top-p or min-p the engine's log-probabilities are those of what is left by them: they are then not
     returned, the mismatch is not measured and not corrected.
@@ -45,7 +41,7 @@ class VLLMSampler:
         gpu_memory_utilization: Share of the GPU's memory for the engine, its copy of the weights included. On a CPU
             the cache of keys and values takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
         max_model_len: Longest prompt and completion together; null: what the model was made for.
-        dtype: Of the engine's weights and arithmetic; auto: that of the policy's forward.
+        dtype: Precision of the engine's weights and arithmetic; auto: that of the policy's forward.
         enforce_eager: Don't compile, and on a GPU no CUDA graphs; null: so on a CPU only.
         sleep: Free the engine's memory between rollouts; on a GPU only, a CPU's engine can't.
         engine: Further arguments of ``vllm.LLM``.
@@ -95,7 +91,7 @@ class VLLMSampler:
 
         Args:
             longest: Tokens of the longest prompt.
-            sampling: The law that will be drawn from.
+            sampling: The distribution that will be drawn from.
 
         Raises:
             UserError: vLLM is not installed, or can't do this.
@@ -117,37 +113,30 @@ class VLLMSampler:
             _check_room(longest, sampling, self.max_model_len)
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        """Copy this module's present weights into the engine and forget every cached prompt.
+        """Copy this module's current weights into the engine and forget every cached prompt.
 
         Raises:
             UserError: vLLM can't run this model, or can't take its weights.
         """
         self.policy, self.end_ids, self.pad_id = policy, sorted(end_ids), pad_id
         self._device = next(policy.parameters()).device
-        config = _plain_config(policy)
-        size, wide = head_size(config.get_text_config()), None
-        settings = self._settings(policy)
-        with _undisturbed(self._device):
+        config, settings = merged_config(policy), self._settings(policy)
+        with undisturbed(self._device):
             if self._device.type == "cpu":
-                wide = _cpu_head_size(config.get_text_config())
-            if wide is not None:
-                config.get_text_config().head_dim = wide
+                check_head_size(config.get_text_config())
             key = json.dumps([config.to_dict(), settings], sort_keys=True, default=str)
             if key not in _ENGINES:
-                _ENGINES[key] = _start(config, settings, self._device)
+                _ENGINES[key] = start_engine(config, settings, self._device)
             self._llm = _ENGINES[key]
-            weights = merged_weights(policy)
-            if wide is not None:
-                weights = widened(weights, size, wide)
             self._wake("weights")
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(policy)})
             self._wake("kv_cache")
             self._llm.reset_prefix_cache()  # it holds keys and values of the old weights
 
     def release(self) -> None:
         """Give the engine's memory back until the next update, where it can."""
         if self._llm is not None and self._sleeps and not self._llm.llm_engine.is_sleeping():
-            self._llm.sleep(level=2)  # weights and cache are let go of: the next update brings the weights
+            self._llm.sleep(level=2)  # frees weights and cache: the next update brings the weights
 
     @torch.no_grad()
     def sample(
@@ -161,40 +150,28 @@ class VLLMSampler:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`.
 
         Raises:
-            UserError: vLLM refuses the law; a prompt leaves no room for its completion; or the policy's logits are
-                not numbers.
+            UserError: vLLM refuses the distribution; a prompt leaves no room for its completion; or the policy's
+                logits are not numbers.
         """
         assert self._llm is not None, "call update() before sample()"
         longest, most = max(map(len, prompts)), self._llm.llm_engine.model_config.max_model_len
         _check_room(longest, sampling, most)
         rows = [p for p in prompts for _ in range(group_size)]
         measured = sampling.temperature > 0 and not sampling.filtered
-        with _undisturbed(self._device):
+        with undisturbed(self._device):
             done = self._llm.generate(
                 [{"prompt_token_ids": list(p)} for p in rows],
-                [self._law(sampling, seed, measured) for seed in seeds.tolist()],
+                [self._parameters(sampling, seed, measured) for seed in seeds.tolist()],
                 use_tqdm=False,
             )
         if progress is not None:
             progress(sampling.max_new_tokens, sampling.max_new_tokens)
         drawn = [x.outputs[0] for x in done]
-        tokens = [list(x.token_ids) for x in drawn]
-        lengths = torch.tensor([len(x) for x in tokens])
+        lengths = torch.tensor([len(x.token_ids) for x in drawn])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, T]
-        ids = torch.full(mask.shape, self.pad_id).masked_scatter(mask, torch.tensor([t for x in tokens for t in x]))
-        logprob = None
-        if measured:
-            values = [
-                p[t].logprob
-                for x, own in zip(drawn, tokens, strict=True)
-                for p, t in zip(x.logprobs, own, strict=True)
-            ]
-            logprob = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(values))
-            if not logprob.isfinite().all():
-                raise UserError(
-                    "The policy's logits are not numbers any more: training has diverged",
-                    do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
-                )
+        tokens = torch.tensor([token for x in drawn for token in x.token_ids])
+        ids = torch.full(mask.shape, self.pad_id).masked_scatter(mask, tokens)
+        logprob = _logprobs(drawn, mask).to(self._device) if measured else None
         prompt_ids, prompt_mask = pad_left(rows, self.pad_id, self._device)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
         return Samples(
@@ -203,10 +180,10 @@ class VLLMSampler:
             completion_ids=ids.to(self._device),
             completion_mask=mask.to(self._device),
             ended=torch.isin(last, torch.tensor(self.end_ids)).to(self._device),
-            engine_logprob=None if logprob is None else logprob.to(self._device),
+            engine_logprob=logprob,
         )
 
-    def _law(self, sampling: Sampling, seed: int, measured: bool) -> Any:
+    def _parameters(self, sampling: Sampling, seed: int, measured: bool) -> Any:
         from vllm import SamplingParams
 
         try:
@@ -223,13 +200,13 @@ class VLLMSampler:
                 detokenize=False,
             )
         except Exception as error:  # vLLM has classes of its own, other ones in each version
-            raise UserError("vLLM can't sample so", got=str(error).splitlines()[0]) from error
+            raise UserError("vLLM refuses these settings of the sampler", got=str(error).splitlines()[0]) from error
 
     def _settings(self, policy: nn.Module) -> dict[str, Any]:
         """Arguments of the engine."""
         on_cpu = self._device.type == "cpu"
         own: dict[str, Any] = {
-            "dtype": _forward_dtype(policy, self._device) if self.dtype == "auto" else self.dtype,
+            "dtype": forward_dtype(policy, self._device) if self.dtype == "auto" else self.dtype,
             "enforce_eager": on_cpu if self.enforce_eager is None else self.enforce_eager,
             "max_model_len": self.max_model_len,
             "enable_sleep_mode": self._sleeps,
@@ -265,112 +242,17 @@ def _check_room(longest: int, sampling: Sampling, most: int) -> None:
         )
 
 
-def _start(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
-    """An engine of this configuration; its weights are yet to come."""
-    os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    several = "distributed_executor_backend" in settings
-    from vllm import LLM
-
-    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder, _placed(device) if several else nullcontext():
-        config.save_pretrained(folder)
-        try:
-            return LLM(
-                folder,
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                generation_config="vllm",
-                logprobs_mode="processed_logprobs",  # of softmax(z / temperature), not of softmax(z)
-                seed=0,
-                **settings,
-            )
-        except Exception as error:  # vLLM has classes of its own, other ones in each version
-            lines = str(error).strip().splitlines()
-            raise UserError(
-                "vLLM can't start an engine for this model",
-                got=f"{type(error).__name__}: {' '.join(lines[:3])[:500]}",
-                do="change gpu_memory_utilization, max_model_len or engine of rollout.sampler, or leave it out",
-            ) from error
-
-
-@contextmanager
-def _placed(device: torch.device) -> Iterator[None]:
-    """Name this process and its GPU as torchrun would, where vLLM reads them.
-
-    Its LOCAL_RANK is the number of a device; Lightning's is a place in ``trainer.devices``, and SLURM sets none.
-    """
-    rank = str(torch.distributed.get_rank())
-    local = str(device.index or 0) if device.type == "cuda" else os.environ.get("LOCAL_RANK", rank)
-    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
-    os.environ.update(RANK=rank, LOCAL_RANK=local)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _plain_config(policy: Any) -> Any:
-    """The policy's configuration as one of an ordinary model."""
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    config = type(model.config).from_dict(model.config.to_dict())
-    config.architectures = [type(model).__name__]
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # its matrices are unpacked on the way
-    if unties(policy):
-        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
-    return config
-
-
-def _cpu_head_size(config: Any) -> int | None:
-    """The size that heads are made wider to on a CPU; None: they stay as they are.
+def _logprobs(drawn: Sequence[Any], mask: Tensor) -> Tensor:
+    """Log-probabilities [N, T] in nats of vLLM's completions, 0 outside the mask.
 
     Raises:
-        UserError: The kernels don't know the size, and zeros don't help.
+        UserError: The policy's logits are not numbers.
     """
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if head_size(config) in sizes:
-        return None
-    wide = wider(config, sizes)
-    if wide is None:
+    values = [p[t].logprob for x in drawn for p, t in zip(x.logprobs, x.token_ids, strict=True)]
+    logprob = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(values))
+    if not logprob.isfinite().all():
         raise UserError(
-            "vLLM's CPU engine doesn't know attention heads of this size",
-            got=f"{head_size(config)} in a model of type '{config.model_type}'",
-            expected=f"one of {', '.join(map(str, sizes))}",
-            do="leave rollout.sampler out",
+            "The policy's logits are not numbers any more: training has diverged",
+            do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
         )
-    return wide
-
-
-def _forward_dtype(policy: nn.Module, device: torch.device) -> str:
-    """In which the policy's matrices are multiplied."""
-    if torch.is_autocast_enabled(device.type):
-        return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
-    dtype = next((p.dtype for p in policy.parameters() if p.is_floating_point()), torch.float32)
-    return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Leave the process as it was: vLLM seeds the global generators, draws from them, replaces a function of torch.
-
-    Autocast is off meanwhile: the engine has a dtype of its own.
-    """
-    import numpy as np
-
-    threads, states = torch.set_num_threads, (random.getstate(), np.random.get_state())
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.autocast(device.type, enabled=False),
-    ):
-        try:
-            yield
-        finally:
-            torch.set_num_threads = threads
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    return logprob

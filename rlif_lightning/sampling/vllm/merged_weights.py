@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlif_lightning.errors import UserError
 
@@ -77,9 +78,9 @@ def _adapted(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _merged(layer: Any, weight: Tensor) -> Tensor:
     """Base weight with the active adapters in it, in float32."""
-    whole = _unpacked(weight).float()
+    merged = _unpacked(weight).float()
     if layer.merged or layer.disable_adapters:
-        return whole
+        return merged
     for adapter in layer.active_adapters:
         if adapter not in layer.scaling:
             continue
@@ -88,9 +89,9 @@ def _merged(layer: Any, weight: Tensor) -> Tensor:
             if any(layer.lora_bias.values()):
                 raise RuntimeError("lora_bias adds a bias")
             if variant is None:
-                whole = whole + layer.get_delta_weight(adapter).float()
+                merged = merged + layer.get_delta_weight(adapter).float()
             else:
-                whole = variant.merge_safe(layer, adapter, whole)
+                merged = variant.merge_safe(layer, adapter, merged)
                 layer._caches.clear()  # kept by peft for a merge in place that is undone later
         except (RuntimeError, NotImplementedError) as error:
             raise UserError(
@@ -98,13 +99,11 @@ def _merged(layer: Any, weight: Tensor) -> Tensor:
                 got=str(error) or type(variant).__name__,
                 do="leave rollout.sampler out: the native sampler runs the policy itself",
             ) from error
-    return whole
+    return merged
 
 
 def _unpacked(weight: Tensor) -> Tensor:
     """A weight as a plain matrix."""
-    from torch.distributed.tensor import DTensor
-
     if isinstance(weight, DTensor):
         raise UserError(
             "Another engine needs whole weights, and this policy is cut into shards",

@@ -1,0 +1,134 @@
+"""An engine of vLLM in this process: its configuration, its environment, and the process left as it was."""
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlif_lightning.errors import UserError
+from rlif_lightning.sampling.vllm.merged_weights import unties
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's weights are reached from here
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would bind the training's threads too
+    "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def start_engine(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
+    """Start an engine of this configuration; its weights are still to come."""
+    os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    several = "distributed_executor_backend" in settings
+    from vllm import LLM
+
+    with (
+        tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder,
+        _named_as_by_torchrun(device) if several else nullcontext(),
+    ):
+        config.save_pretrained(folder)
+        try:
+            return LLM(
+                folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",  # of softmax(z / temperature), not of softmax(z)
+                seed=0,
+                **settings,
+            )
+        except Exception as error:  # vLLM has classes of its own, other ones in each version
+            lines = str(error).strip().splitlines()
+            raise UserError(
+                "vLLM can't start an engine for this model",
+                got=f"{type(error).__name__}: {' '.join(lines[:3])[:500]}",
+                do="change gpu_memory_utilization, max_model_len or engine of rollout.sampler, or leave it out",
+            ) from error
+
+
+@contextmanager
+def _named_as_by_torchrun(device: torch.device) -> Iterator[None]:
+    """Name this process and its GPU as torchrun would, where vLLM reads them.
+
+    Its LOCAL_RANK is the number of a device; Lightning's is a place in ``trainer.devices``, and SLURM sets none.
+    """
+    rank = str(torch.distributed.get_rank())
+    local = str(device.index or 0) if device.type == "cuda" else os.environ.get("LOCAL_RANK", rank)
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
+    os.environ.update(RANK=rank, LOCAL_RANK=local)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def merged_config(policy: Any) -> Any:
+    """The policy's configuration as that of a model without adapters and in full precision."""
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # its matrices are unpacked on the way
+    if unties(policy):
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    return config
+
+
+def check_head_size(config: Any) -> None:
+    """Refuse a model whose attention heads vLLM's CPU build has no kernel for.
+
+    Args:
+        config: Of the text model.
+
+    Raises:
+        UserError: The size is none of those that the kernels take.
+    """
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in sizes:
+        raise UserError(
+            "vLLM's CPU build can't run attention heads of this size",
+            got=f"{size} in a model of type '{config.model_type}'",
+            expected=f"one of {', '.join(map(str, sizes))}",
+            do="leave rollout.sampler out, or take another model",
+        )
+
+
+def forward_dtype(policy: nn.Module, device: torch.device) -> str:
+    """The precision in which the policy's matrices are multiplied."""
+    if torch.is_autocast_enabled(device.type):
+        return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+    dtype = next((p.dtype for p in policy.parameters() if p.is_floating_point()), torch.float32)
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Leave the process as it was: vLLM seeds the global generators, draws from them, replaces a function of torch.
+
+    Autocast is off meanwhile: the engine has a dtype of its own.
+    """
+    threads, states = torch.set_num_threads, (random.getstate(), np.random.get_state())
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),
+    ):
+        try:
+            yield
+        finally:
+            torch.set_num_threads = threads
+            random.setstate(states[0])
+            np.random.set_state(states[1])
