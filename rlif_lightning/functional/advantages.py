@@ -107,14 +107,5 @@ def combine_advantages(parts: Sequence[Tensor], weights: Sequence[float]) -> Ten
 
     Returns:
         [N].
-
-    Raises:
-        ValueError: Not one weight per part, no part at all, or parts of different shapes.
     """
-    if len(parts) != len(weights) or not parts or len({p.shape for p in parts}) != 1:
-        raise ValueError(
-            "advantages do not combine\n"
-            f"  got: parts {[list(p.shape) for p in parts]}, {len(weights)} weights\n"
-            "  expected: at least one part, all of one shape [N], and one weight for each"
-        )
     return torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0)

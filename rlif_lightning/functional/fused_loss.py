@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from rlif_lightning.functional.chunked import LinearHead, chunk_rows, exponentials
 from rlif_lightning.functional.loss_records import LossInputs, LossSettings, PolicyLoss
-from rlif_lightning.functional.losses import policy_loss, token_loss, token_weights
+from rlif_lightning.functional.losses import nonzero, policy_loss, token_loss, token_weights
 
 
 def fused_policy_loss(
@@ -68,7 +68,8 @@ def fused_policy_loss(
         return x.flatten(0, 1).index_select(0, chosen)  # [M, ...]
 
     tokens = inputs.by_token().map(flat)
-    weights = flat(token_weights(mask, settings, denominator, torch.promote_types(hidden.dtype, torch.float32)))
+    weights = token_weights(mask, settings, torch.promote_types(hidden.dtype, torch.float32))  # [N, T]
+    weights = flat(weights / nonzero(denominator, mask.device))
 
     def weighted(logprob: Tensor, rows: slice) -> Tensor:
         return token_loss(logprob, tokens.map(lambda x: x[rows]), settings).loss * weights[rows]
@@ -100,9 +101,9 @@ def _check(hidden: Tensor, inputs: LossInputs, settings: LossSettings, ids: Tens
 
 
 def fused_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    ids: Tensor,
+    hidden: Tensor,  # [M, H] that predict the tokens
+    weight: Tensor,  # [V, H]
+    ids: Tensor,  # [M] token ids in 0 .. V-1
     loss: Callable[[Tensor, slice], Tensor],
     *,
     temperature: float = 1.0,
@@ -111,24 +112,16 @@ def fused_loss(
 ) -> tuple[Tensor, Tensor]:
     """The sum of a separable loss over tokens, with gradient in the hidden states and the weight.
 
-    Products are in the dtype of autocast where it is enabled, everything else in fp32 at least: the gradient of
-    the weight is a sum in fp32 over chunks.
-
-    Args:
-        hidden: [M, H] that predict the tokens.
-        weight: [V, H].
-        ids: [M] token ids in 0 .. V-1.
-        loss: Log-probabilities [chunk] of the tokens of a slice to their losses [chunk], weights and denominator
-            included. A token's loss takes no gradient from another's log-probability.
-        temperature: Divides the logits.
-        scale: Multiplies the logits.
-        chunk: Tokens at a time.
+    ``loss`` takes the log-probabilities [chunk] of a slice of the tokens to their losses [chunk], weights and
+    denominator included; a token's loss takes no gradient from another's log-probability. Products are in the dtype
+    of autocast where it is enabled, everything else in fp32 at least: the gradient of the weight is a sum in fp32
+    over chunks.
 
     Returns:
         The loss [], and the log-probabilities [M] in nats without gradient.
 
     Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the chunk is not positive.
+        ValueError: The ids do not match the hidden states, or the temperature is not positive.
         RuntimeError: In a second backward: the gradients are given away in the first.
     """
     total, logprob = _FusedLoss.apply(hidden, weight, ids, loss, temperature, scale, chunk, torch.is_grad_enabled())

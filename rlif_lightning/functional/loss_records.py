@@ -121,21 +121,14 @@ class LossInputs:
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of one slice, and what to log: sums over its tokens, so a window's mean is sum / sum."""
+    """The loss of one slice, and what to log: sums over its tokens, so a window's mean is sum / sum.
 
-    loss: Tensor  # [] divided by the denominator, with gradient
+    Of :func:`~rlif_lightning.functional.losses.token_loss`: the same of each token [...], 0 outside the mask.
+    """
+
+    loss: Tensor  # [] divided by the denominator, with gradient; of a token before weights
     ratio: Tensor  # [] sum of pi / pi_old; for gspo each token counts its sequence's
     clipped: Tensor  # [] tokens whose gradient the clip cuts, or for cispo lowers
     kl: Tensor  # [] sum of the estimate of KL(pi || reference) in nats, 0 without a reference
     entropy: Tensor  # [] sum of the entropies in nats, 0 where none were given
     tokens: Tensor  # [] tokens in the mask
-
-
-class TokenLoss(NamedTuple):
-    """The loss of each token, and what to log; all 0 outside the mask."""
-
-    loss: Tensor  # [...] l, with gradient, before weights
-    ratio: Tensor  # [...] pi / pi_old; for gspo that of the token's sequence
-    clipped: Tensor  # [...] bool
-    kl: Tensor  # [...] estimate of KL(pi || reference) in nats, 0 without a reference
-    entropy: Tensor  # [...] in nats, 0 where none was given

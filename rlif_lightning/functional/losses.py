@@ -7,7 +7,7 @@ tokens that is divided by a denominator of the *whole window*, so the gradient d
 import torch
 from torch import Tensor
 
-from rlif_lightning.functional.loss_records import KLEstimator, LossInputs, LossSettings, PolicyLoss, TokenLoss
+from rlif_lightning.functional.loss_records import KLEstimator, LossInputs, LossSettings, PolicyLoss
 
 
 def loss_denominator(mask: Tensor, settings: LossSettings, max_tokens: int) -> Tensor:
@@ -67,19 +67,13 @@ def policy_loss(
     _check_given("an entropy bonus", "entropy_coefficient", settings, "entropy", entropy)
     mask, token = inputs.mask, token_loss(logprob, inputs.by_token(), settings, entropy)
     dtype = token.loss.dtype
-    return PolicyLoss(
-        loss=(token.loss * _row_weights(mask, settings, dtype)).sum() / _nonzero(denominator, mask.device),
-        ratio=token.ratio.sum(),
-        clipped=token.clipped.sum().to(dtype),
-        kl=token.kl.sum(),
-        entropy=token.entropy.sum(),
-        tokens=mask.sum().to(dtype),
-    )
+    loss = (token.loss * token_weights(mask, settings, dtype)).sum() / nonzero(denominator, mask.device)
+    return PolicyLoss(loss, *(x.sum().to(dtype) for x in token[1:]))
 
 
 def token_loss(
     logprob: Tensor, inputs: LossInputs, settings: LossSettings, entropy: Tensor | None = None
-) -> TokenLoss:
+) -> PolicyLoss:
     """The loss l of each token, before weights; the formula is that of :func:`policy_loss`.
 
     A separable loss takes tokens in any shape, so that a few of them can be done at a time; gspo needs whole rows.
@@ -113,24 +107,7 @@ def token_loss(
         bonus = unpad(entropy)
     if settings.entropy_coefficient:
         value = value - settings.entropy_coefficient * bonus
-    return TokenLoss(value, ratio.detach().where(mask, 0), clipped, kl.detach(), bonus.detach())
-
-
-def token_weights(
-    mask: Tensor, settings: LossSettings, denominator: Tensor | float, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The factor c / D of each token's loss in :func:`policy_loss`, whose loss is the sum of the products.
-
-    Args:
-        mask: [N, T] bool, the tokens that enter the loss, in whole rows.
-        settings: Whose weights.
-        denominator: D of the window.
-        dtype: Of the answer.
-
-    Returns:
-        [N, T], 0 outside the mask.
-    """
-    return _row_weights(mask, settings, dtype) / _nonzero(denominator, mask.device)
+    return PolicyLoss(value, ratio.detach().where(mask, 0), clipped, kl.detach(), bonus.detach(), mask)
 
 
 def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
@@ -156,14 +133,14 @@ def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3
     return torch.expm1(d) - d  # exp(d) - 1 would lose a small d, and the estimate its sign
 
 
-def _row_weights(mask: Tensor, settings: LossSettings, dtype: torch.dtype) -> Tensor:
-    """Weight c [N, T] of each token's loss; 0 outside the mask."""
+def token_weights(mask: Tensor, settings: LossSettings, dtype: torch.dtype) -> Tensor:
+    """The weight c [N, T] of each token's loss in :func:`policy_loss`, from the mask [N, T]; 0 outside it."""
     if settings.normalization == "sequence":
         return mask.to(dtype) / mask.sum(1, keepdim=True).clamp(min=1)
     return mask.to(dtype)
 
 
-def _nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
+def nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
     """The denominator [], or 1 where it is 0: a window without a token has loss 0, not nan."""
     d = torch.as_tensor(denominator, device=device)
     return d.masked_fill(d == 0, 1)
