@@ -99,13 +99,6 @@ def combine_advantages(parts: Sequence[Tensor], weights: Sequence[float]) -> Ten
     """Advantages of several rewards as one: A = sum_k weight_k * A_k.
 
     The sum is not standardised again, so a weight is the share of its reward in the gradient, and doubling
-    all weights doubles it. A negative weight turns a reward round.
-
-    Args:
-        parts: One tensor [N] per reward.
-        weights: One number per reward.
-
-    Returns:
-        [N].
+    all weights doubles it. A negative weight turns a reward round. Each part is a tensor [N], as is their sum.
     """
     return torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0)

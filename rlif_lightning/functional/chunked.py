@@ -47,12 +47,8 @@ def chunks(tokens: int, rows: int) -> Iterator[slice]:
 class LinearHead:
     """Logits of a head that is a weight alone, without gradient, in a buffer that the next call overwrites.
 
-    Under autocast the weight is cast once, here, not at every chunk. Otherwise hidden states and weight have
+    Under autocast the weight [V, H] is cast once, here, not at every chunk. Otherwise hidden states and weight have
     one dtype. Logits are those of ``scale * F.linear(hidden, weight)``.
-
-    Args:
-        weight: [V, H].
-        scale: Multiplies the logits.
     """
 
     def __init__(self, weight: Tensor, scale: float = 1.0) -> None:
@@ -74,26 +70,18 @@ class LinearHead:
 
 
 def chunked_stats(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    ids: Tensor,
-    temperature: float = 1.0,
-    own: Mapping[str, Statistic] = NOTHING,
+    hidden: Tensor,  # [M, H] that predict the tokens
+    head: Callable[[Tensor], Tensor],  # hidden states [.., H] to logits [.., V]
+    ids: Tensor,  # [M] token ids in 0 .. V-1
+    temperature: float = 1.0,  # divides the logits first
+    own: Mapping[str, Statistic] = NOTHING,  # further statistics by name, functions of log p [chunk, V]
     *,
-    chunk: int,
+    chunk: int,  # tokens at a time, see chunk_rows
 ) -> TokenStats:
     """:func:`token_stats` of ``head(hidden)``, differentiable in the hidden states and in what the head trains.
 
     Where gradients are enabled each chunk is checkpointed: its logits are computed again in the backward, so that
     any head (with a bias, LoRA, softcap, in 4 bit) has its right gradient.
-
-    Args:
-        hidden: [M, H] that predict the tokens.
-        head: Hidden states [.., H] to logits [.., V].
-        ids: [M] token ids in 0 .. V-1.
-        temperature: Divides the logits first.
-        own: Further statistics by name, each a function of log p [chunk, V].
-        chunk: Tokens at a time, see :func:`chunk_rows`.
 
     Returns:
         Tensors [M], fp32 (float64 for float64 logits).

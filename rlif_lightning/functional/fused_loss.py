@@ -26,33 +26,22 @@ from rlif_lightning.functional.losses import nonzero, policy_loss, token_loss, t
 
 
 def fused_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    ids: Tensor,
-    completion_mask: Tensor,
-    inputs: LossInputs,
-    denominator: Tensor | float,
-    settings: LossSettings,
+    hidden: Tensor,  # [N, T, H] that predict the tokens; anything outside the completion mask
+    weight: Tensor,  # [V, H] of the output embeddings, trainable or frozen, tied or not
+    ids: Tensor,  # [N, T] token ids, in 0 .. V-1 inside the completion mask
+    completion_mask: Tensor,  # [N, T] bool, the tokens that go through the head
+    inputs: LossInputs,  # their mask lies within the completion mask
+    denominator: Tensor | float,  # D of the window
+    settings: LossSettings,  # of a separable loss
     *,
-    temperature: float = 1.0,
-    scale: float = 1.0,
-    chunk: int | None = None,
+    temperature: float = 1.0,  # divides the logits
+    scale: float = 1.0,  # multiplies the logits
+    chunk: int | None = None,  # tokens at a time; None: chunked.chunk_rows
 ) -> PolicyLoss:
     """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both.
 
-    Args:
-        hidden: [N, T, H] that predict the tokens; anything outside the completion mask.
-        weight: [V, H] of the output embeddings, trainable or frozen, tied or not.
-        ids: [N, T] token ids, in 0 .. V-1 inside the completion mask.
-        completion_mask: [N, T] bool, the tokens that go through the head. Where a reference was scored over the same
-            ones in the same chunks (:func:`chunked.chunked_logprobs` with a :class:`chunked.LinearHead`, under the
-            same autocast), equal weights have a KL of exactly 0.
-        inputs: As in :func:`policy_loss`; their mask lies within the completion mask.
-        denominator: D of the window, see :func:`policy_loss`.
-        settings: Of a separable loss.
-        temperature: Divides the logits.
-        scale: Multiplies the logits.
-        chunk: Tokens at a time; None: :func:`chunked.chunk_rows`.
+    Where a reference was scored over the same completion mask in the same chunks (:func:`chunked.chunked_logprobs`
+    with a :class:`chunked.LinearHead`, under the same autocast), equal weights have a KL of exactly 0.
 
     Returns:
         The loss with gradient in ``hidden`` and ``weight``, to be taken once; detached sums to log, the entropy's 0.
@@ -93,8 +82,6 @@ def _check(hidden: Tensor, inputs: LossInputs, settings: LossSettings, ids: Tens
         raise ValueError(
             f"the fused loss needs a separable one\n  got: {got}\n  expected: any loss but gspo, without an entropy"
         )
-    if hidden.ndim != 3:
-        raise ValueError(f"hidden has a wrong shape\n  got: {list(hidden.shape)}\n  expected: [N, T, H]")
     inputs.check_shapes(hidden[..., 0], ids=ids, completion_mask=completion_mask)
     if (inputs.mask & ~completion_mask).any():
         raise ValueError("mask holds tokens outside the completion mask\n  expected: a part of it")

@@ -30,11 +30,11 @@ def loss_denominator(mask: Tensor, settings: LossSettings, max_tokens: int) -> T
 
 
 def policy_loss(
-    logprob: Tensor,
+    logprob: Tensor,  # [N, T] of the policy, with gradient; may hold anything outside the mask
     inputs: LossInputs,
-    denominator: Tensor | float,
-    settings: LossSettings,
-    entropy: Tensor | None = None,
+    denominator: Tensor | float,  # D of the window, the sum of loss_denominator; 0 (nothing to learn from): loss 0
+    settings: LossSettings,  # those of the denominator
+    entropy: Tensor | None = None,  # [N, T] of the policy in nats, with gradient where it is rewarded
 ) -> PolicyLoss:
     """Surrogate with a KL penalty and an entropy bonus, to be minimised.
 
@@ -49,13 +49,6 @@ def policy_loss(
     weights: sequences weigh equally for grpo and gspo, tokens for dapo, bnpo and cispo; for dr_grpo it is that
     of tokens times their share of N x max_tokens. Factors for accumulation and world size are the caller's.
 
-    Args:
-        logprob: [N, T] of the policy, with gradient; may hold anything outside the mask.
-        inputs: Advantages, masks and other log-probabilities.
-        denominator: D of the window, the sum of :func:`loss_denominator`. 0 (nothing to learn from): loss 0.
-        settings: Those of the denominator.
-        entropy: [N, T] of the policy in nats, with gradient where it is rewarded.
-
     Returns:
         The loss with gradient in ``logprob`` and ``entropy`` alone, and detached sums to log.
 
@@ -63,8 +56,8 @@ def policy_loss(
         ValueError: Shapes differ, or a KL is asked for without a reference or a bonus without an entropy.
     """
     inputs.check_shapes(logprob, entropy=entropy)
-    _check_given("a KL penalty", "kl_coefficient", settings, "reference_logprob", inputs.reference_logprob)
-    _check_given("an entropy bonus", "entropy_coefficient", settings, "entropy", entropy)
+    _check_given("reference_logprob", inputs.reference_logprob, settings.kl_coefficient)
+    _check_given("entropy", entropy, settings.entropy_coefficient)
     mask, token = inputs.mask, token_loss(logprob, inputs.by_token(), settings, entropy)
     dtype = token.loss.dtype
     loss = (token.loss * token_weights(mask, settings, dtype)).sum() / nonzero(denominator, mask.device)
@@ -76,13 +69,8 @@ def token_loss(
 ) -> PolicyLoss:
     """The loss l of each token, before weights; the formula is that of :func:`policy_loss`.
 
-    A separable loss takes tokens in any shape, so that a few of them can be done at a time; gspo needs whole rows.
-
-    Args:
-        logprob: [...] of the policy, with gradient; [N, T] for gspo, like all tensors that follow.
-        inputs: [...] each, advantages as well: see :meth:`LossInputs.by_token`.
-        settings: Which loss.
-        entropy: [...] of the policy in nats.
+    Log-probability, inputs (advantages as well, see :meth:`LossInputs.by_token`) and entropy have one shape. It is any
+    for a separable loss, so that a few tokens can be done at a time; gspo needs whole rows [N, T].
     """
     mask, dtype = inputs.mask, torch.promote_types(logprob.dtype, torch.float32)
 
@@ -111,7 +99,7 @@ def token_loss(
 
 
 def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
-    """An estimate of KL(policy || reference) from tokens of the policy, per token, in nats.
+    """An estimate of KL(policy || reference) from tokens of the policy, per token [...], in nats.
 
     With d = reference - logprob (Schulman, "Approximating KL divergence", 2020)::
 
@@ -121,11 +109,6 @@ def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3
     As a penalty it is the mean gradient that counts. On policy that of k2 is the gradient of this divergence; that
     of k3 is the gradient of KL(reference || policy), the same to first order near the reference. (The mean gradient
     of Schulman's k1 = -d is 0: it holds nothing back.)
-
-    Args:
-        logprob: [...] of the policy.
-        reference: [...] of the reference.
-        estimator: k2 or k3.
     """
     d = reference - logprob
     if estimator == "k2":
@@ -146,12 +129,7 @@ def nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
     return d.masked_fill(d == 0, 1)
 
 
-def _check_given(what: str, setting: str, settings: LossSettings, name: str, needed: Tensor | None) -> None:
+def _check_given(name: str, given: Tensor | None, coefficient: float | None) -> None:
     """Refuse a coefficient of something that was not handed over."""
-    coefficient = getattr(settings, setting)
-    if coefficient and needed is None:
-        raise ValueError(
-            f"{what} lacks its {name}\n"
-            f"  got: {setting} {coefficient}, no {name}\n"
-            f"  expected: {name} [N, T], or {setting} 0"
-        )
+    if coefficient and given is None:
+        raise ValueError(f"the loss lacks {name}\n  got: its coefficient, {coefficient}\n  expected: {name} [N, T]")
