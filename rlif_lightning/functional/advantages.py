@@ -79,14 +79,10 @@ def group_advantages(
 
 
 def batch_std(rewards: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-    """Unbiased standard deviation of all finite rewards of a rollout, over all processes.
+    """Unbiased standard deviation [] in float64 of all finite rewards of a rollout, over all processes.
 
-    Args:
-        rewards: [N] of this process.
-        total: Sums a tensor over the processes.
-
-    Returns:
-        [] float64; 0 where fewer than two rewards are finite.
+    Rewards [N] are those of this process, ``total`` sums a tensor over the processes. 0 where fewer than two rewards
+    are finite.
     """
     r = rewards.detach().double()
     r = r[r.isfinite()]

@@ -11,16 +11,11 @@ from rlif_lightning.functional.loss_records import KLEstimator, LossInputs, Loss
 
 
 def loss_denominator(mask: Tensor, settings: LossSettings, max_tokens: int) -> Tensor:
-    """What these rows add to the window's denominator D; the caller sums it over slices and ranks.
+    """What these rows add to the window's denominator D, [] fp32; the caller sums it over slices and ranks.
 
-    Args:
-        mask: [N, T] bool, the tokens that enter the loss.
-        settings: grpo, gspo: rows with at least one token. dapo, bnpo, cispo: tokens. dr_grpo: all rows, empty ones
-            too, times ``max_tokens``.
-        max_tokens: Longest completion the sampler allows, whatever T is after trimming.
-
-    Returns:
-        [] fp32.
+    With the mask [N, T] bool of the tokens that enter the loss. grpo, gspo: rows with at least one token. dapo, bnpo,
+    cispo: tokens. dr_grpo: all rows, empty ones too, times ``max_tokens``, the longest completion that the sampler
+    allows, whatever T is after trimming.
     """
     if settings.normalization == "sequence":
         return mask.any(1).sum().float()
@@ -56,8 +51,8 @@ def policy_loss(
         ValueError: Shapes differ, or a KL is asked for without a reference or a bonus without an entropy.
     """
     inputs.check_shapes(logprob, entropy=entropy)
-    _check_given("reference_logprob", inputs.reference_logprob, settings.kl_coefficient)
-    _check_given("entropy", entropy, settings.entropy_coefficient)
+    _check_given("reference_logprob", inputs.reference_logprob, "kl_coefficient", settings)
+    _check_given("entropy", entropy, "entropy_coefficient", settings)
     mask, token = inputs.mask, token_loss(logprob, inputs.by_token(), settings, entropy)
     dtype = token.loss.dtype
     loss = (token.loss * token_weights(mask, settings, dtype)).sum() / nonzero(denominator, mask.device)
@@ -69,8 +64,8 @@ def token_loss(
 ) -> PolicyLoss:
     """The loss l of each token, before weights; the formula is that of :func:`policy_loss`.
 
-    Log-probability, inputs (advantages as well, see :meth:`LossInputs.by_token`) and entropy have one shape. It is any
-    for a separable loss, so that a few tokens can be done at a time; gspo needs whole rows [N, T].
+    Log-probability, inputs (advantages as well, see :meth:`LossInputs.by_token`) and entropy have one shape, any
+    one for a separable loss, so that a few tokens can be done at a time; gspo needs whole rows [N, T].
     """
     mask, dtype = inputs.mask, torch.promote_types(logprob.dtype, torch.float32)
 
@@ -129,7 +124,9 @@ def nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
     return d.masked_fill(d == 0, 1)
 
 
-def _check_given(name: str, given: Tensor | None, coefficient: float | None) -> None:
+def _check_given(name: str, given: Tensor | None, setting: str, settings: LossSettings) -> None:
     """Refuse a coefficient of something that was not handed over."""
+    coefficient = getattr(settings, setting)
     if coefficient and given is None:
-        raise ValueError(f"the loss lacks {name}\n  got: its coefficient, {coefficient}\n  expected: {name} [N, T]")
+        got = f"{setting} {coefficient}, no {name}"
+        raise ValueError(f"the loss lacks {name}\n  got: {got}\n  expected: {name} [N, T], or {setting} 0")

@@ -42,7 +42,10 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    logits: Tensor, ids: Tensor, temperature: float = 1.0, own: Mapping[str, Statistic] = NOTHING
+    logits: Tensor,  # [..., V] that predict the tokens; bf16 and fp16 are raised to fp32
+    ids: Tensor,  # [...] token ids in 0 .. V-1, at padding too
+    temperature: float = 1.0,  # divides the logits first
+    own: Mapping[str, Statistic] = NOTHING,  # further statistics by name, functions of log p [..., V]
 ) -> TokenStats:
     """Log-probability, entropy and self-certainty of each token, differentiable in the logits.
 
@@ -56,12 +59,6 @@ def token_stats(
 
     A vocabulary entry with a logit of -inf has probability 0: it adds nothing to the entropy and makes the
     self-certainty +inf, its true value. Hand over unfiltered logits where self-certainty is the reward.
-
-    Args:
-        logits: [..., V], the rows that predict the tokens; bf16 and fp16 are raised to fp32.
-        ids: [...] token ids in 0 .. V-1, at padding too.
-        temperature: Divides the logits first.
-        own: Further statistics by name, each a function of log p [..., V].
 
     Returns:
         Tensors [...], fp32 (float64 for float64 logits).
@@ -79,11 +76,7 @@ def token_stats(
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """The log-probability alone, for the forward with gradient. Arguments and errors: :func:`token_stats`.
-
-    Returns:
-        [...] log p(token) in nats, bit for bit that of :func:`token_stats`.
-    """
+    """The log-probabilities [...] alone, in nats, bit for bit as :func:`token_stats`, with its errors."""
     return _pick(_log_softmax(logits, ids, temperature), ids)
 
 

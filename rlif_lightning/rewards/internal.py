@@ -72,8 +72,8 @@ class InternalReward(Reward):
         """What a token is worth by the distribution that it was drawn from, larger is better; without gradient.
 
         Args:
-            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Not to be written
-                to: other rewards read it, too.
+            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Other rewards read
+                it, too: write nothing into it.
 
         Returns:
             [...] floating-point numbers, none of them nan.

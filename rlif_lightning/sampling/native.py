@@ -174,14 +174,16 @@ class _DrawnTokens:
         """Choose token t of the given rows from logits [n, V]; finished rows write nothing. Returns [n]."""
         z = logits.float()
         tempered = z if self.temperature == 1.0 else z / self.temperature
-        live = ~done
+        live, same = ~done, self.statistics_temperature == self.temperature
         if self.finite and not self.sampling.filtered:
-            token, logprob, stats = self._draw_from_all(z, tempered, u)
+            alone = same and not self.sampling.statistics  # else the logits are needed after they are overwritten
+            token, stats = self.token_sampler(tempered.clone() if tempered is z and not alone else tempered, u)
+            logprob, stats = stats.logprob, stats if alone else self._stats(z, token)
         else:
             filtered = filter_logits(tempered, self.sampling)
             weights = (filtered - filtered.amax(-1, keepdim=True)).exp()
             token = filtered.argmax(-1) if u is None else inverse_cdf(weights, u)
-            stats, same = self._stats(z, token), self.statistics_temperature == self.temperature
+            stats = self._stats(z, token)
             logprob = stats.logprob if same else token_logprobs(tempered, token)
             self.kept_mass[rows, t] = (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp().where(live, 0)
         self.ids[rows, t] = token.where(live, self.pad_id)
@@ -190,14 +192,6 @@ class _DrawnTokens:
         for store, values in zip(self.stats.tensors, stats.tensors, strict=True):
             store[rows, t] = values.where(live, 0)
         return token
-
-    def _draw_from_all(self, z: Tensor, tempered: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, TokenStats]:
-        """Token, log-probability and statistics [n] from finite logits [n, V] without a filter."""
-        if self.statistics_temperature == self.temperature and not self.sampling.statistics:
-            token, stats = self.token_sampler(tempered, u)
-            return token, stats.logprob, stats
-        token, drawn = self.token_sampler(tempered.clone() if tempered is z else tempered, u)  # overwrites them
-        return token, drawn.logprob, self._stats(z, token)
 
     def _stats(self, z: Tensor, token: Tensor) -> TokenStats:
         """Statistics [n] of softmax(z / statistics temperature), a few rows of logits [n, V] at a time."""

@@ -40,8 +40,7 @@ class VLLMSampler:
             ``enforce_eager`` (compile nothing, and on a GPU no CUDA graphs), by default true on a CPU only.
 
     Raises:
-        UserError: An argument is out of range, or not the user's to choose. Whether vLLM is installed is asked by
-            :meth:`check`: the settings of a run are read where nothing samples, too.
+        UserError: An argument is out of range, or not the user's to choose. Only :meth:`check` needs vLLM itself.
     """
 
     OWN = frozenset({
