@@ -230,7 +230,7 @@ class Evaluation(Callback):
             "model": identity.model,
             "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
-            "data": asdict(datamodule.sources[split]),
+            "data": {k: v for k, v in asdict(datamodule.sources[split]).items() if k != "answers"},
             "answers": asdict(datamodule.answers_of(split)),
             "template": asdict(datamodule.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},
