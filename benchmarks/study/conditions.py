@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 from toys import build
 
-from rlif_lightning.mixing.weights import Pair, save_mix
+from rlif_lightning.mixing.folder import save_mix
+from rlif_lightning.mixing.weights import Pair
 
 ROOM = "rlif_lightning.rewards"
 LEARNING_RATE = "--model.optimizer.init_args.lr"

@@ -20,9 +20,10 @@ from rlif_lightning.exporting.generation import generation_config
 from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
 from rlif_lightning.exporting.source import choose_checkpoint, run_settings
-from rlif_lightning.exporting.weights import Format, load_trained, merge, save_adapter, save_merged
+from rlif_lightning.exporting.weights import Format, load_trained, save_adapter, save_merged
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.hub import resolve_model
+from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from rlif_lightning.models.checkpoints import weights_of
+from rlif_lightning.models.merging import is_large
 from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.models.trainable import put_weights
 
 Format = Literal["merged", "adapter"]
 FILE_SIZE = "4GB"  # largest weight file of a merged model
-BAR_FROM = 1e9  # parameters from which a progress bar is worth it
 
 
 def load_trained(
@@ -42,51 +41,12 @@ def load_trained(
     return policy
 
 
-def merge(policy: Any, dtype: torch.dtype) -> Any:
-    """The policy as a plain model of one precision; the policy is taken apart.
-
-    Args:
-        policy: With or without an adapter. No 4-bit weights: merging into them would round the update away.
-        dtype: Dtype of the result's weights.
-    """
-    model = policy
-    if hasattr(policy, "merge_and_unload"):
-        _untie(policy)
-        model = policy.merge_and_unload(progressbar=_size(policy) > BAR_FROM)
-    for parameter in model.parameters():  # not model.to(dtype): rotary frequencies stay in float32
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-    return model
-
-
-def _untie(policy: Any) -> None:
-    """Give the head its own weights where an adapter is about to change only one of head and embedding."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    model = policy.get_base_model()
-    config = model.config.get_text_config()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    adapted = any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in (head, embedding))
-    if not config.tie_word_embeddings or not adapted:
-        return
-    own: Any = getattr(head, "base_layer", getattr(head, "original_module", head))
-    own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
-    for settings in (config, model.config):
-        settings.tie_word_embeddings = False
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def save_merged(model: Any, folder: Path) -> None:
     """Write weights and configuration, in several files where they are large; a small model shows no bar."""
     from transformers.utils import logging
 
     shows_bar = logging.is_progress_bar_enabled()
-    if _size(model) < BAR_FROM:
+    if not is_large(model):
         logging.disable_progress_bar()
     try:
         model.save_pretrained(folder, max_shard_size=FILE_SIZE)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.curves import COLOURS, DASHED
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,36 +67,35 @@ def write_rows(path: Path, rows: dict[float, Row]) -> None:
 def results_table(rows: dict[float, Row]) -> str:
     """The rows as plain text; columns that nothing was measured for are left out."""
 
-    def number(name: str) -> Callable[[Row], str]:
-        return lambda row: f"{row[name]:.3f}" if name in row else ""
+    def column(title: str, name: str, text: Callable[[Row], str]) -> list[str]:
+        return [title, *(text(rows[ratio]) if name in rows[ratio] else "" for ratio in sorted(rows))]
 
-    def interval(name: str) -> Callable[[Row], str]:
-        return lambda r: f"{r[name]:.3f} [{r[f'{name}_low']:.2f}, {r[f'{name}_high']:.2f}]" if name in r else ""
+    def number(title: str, name: str, form: str = ".3f") -> list[str]:
+        return column(title, name, lambda row: f"{row[name]:{form}}")
 
-    shown: tuple[tuple[str, Callable[[Row], str]], ...] = (
-        ("ratio", lambda row: f"{row['ratio']:g}"),
-        ("entropy", number("entropy")),
-        ("agreement", number("agreement")),
-        ("greedy [95 %]", interval("accuracy")),
-        ("sampled [95 %]", interval("accuracy_sampled")),
-        ("n", lambda row: f"{row['n']:.0f}" if "n" in row else ""),
-        ("steps", lambda row: f"{row['steps']:.0f}" if "steps" in row else ""),
-        ("before", number("before")),
-        ("best @ step", lambda row: f"{row['best']:.3f} @ {row['best_step']:.0f}" if "best" in row else ""),
-        ("after", number("after")),
-        ("gain at best", lambda row: f"{row['best'] - row['before']:+.3f}" if "before" in row else ""),
-        ("at end", lambda row: f"{row['after'] - row['before']:+.3f}" if "before" in row else ""),
+    def interval(title: str, name: str) -> list[str]:
+        return column(title, name, lambda r: f"{r[name]:.3f} [{r[f'{name}_low']:.2f}, {r[f'{name}_high']:.2f}]")
+
+    columns = (
+        number("ratio", "ratio", "g"),
+        number("entropy", "entropy"),
+        number("agreement", "agreement"),
+        interval("greedy [95 %]", "accuracy"),
+        interval("sampled [95 %]", "accuracy_sampled"),
+        number("n", "n", ".0f"),
+        number("steps", "steps", ".0f"),
+        number("before", "before"),
+        column("best @ step", "best", lambda row: f"{row['best']:.3f} @ {row['best_step']:.0f}"),
+        number("after", "after"),
+        column("gain at best", "before", lambda row: f"{row['best'] - row['before']:+.3f}"),
+        column("at end", "before", lambda row: f"{row['after'] - row['before']:+.3f}"),
     )
-    columns = [(title, [cell(rows[ratio]) for ratio in sorted(rows)]) for title, cell in shown]
-    columns = [(title, cells) for title, cells in columns if any(cells)]
-    widths = [max(map(len, (title, *cells))) for title, cells in columns]
-    lines = [[title for title, _ in columns], *map(list, zip(*(cells for _, cells in columns), strict=True))]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    padded = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns if any(cells[1:])]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def draw_results(rows: dict[float, Row], path: Path, title: str) -> None:
     """Entropy, agreement and accuracy over the ratio; with fits also the gain, over the ratio and the entropy."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     points = [rows[ratio] for ratio in sorted(rows)]
@@ -108,22 +107,20 @@ def draw_results(rows: dict[float, Row], path: Path, title: str) -> None:
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.5 * lines + 0.4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     for index, panel in enumerate(panels):
         ax = figure.add_subplot(lines, columns, index + 1)
+        ax.set_xlabel("share of the tuned weights")
         panel(ax, points)
         ax.grid(color="0.9", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.05, y=0.1)
-        if panel is not _gain_by_entropy:
-            ax.set_xlabel("share of the tuned weights")
         if len(ax.get_legend_handles_labels()[0]) > 1:
             ax.legend(fontsize=8, framealpha=0.85)
     figure.savefig(path)
 
 
-def _line(ax: Axes, rows: Sequence[Row], name: str, colour: str, label: str, dashes: object = "-") -> None:
+def _plot(ax: Axes, rows: Sequence[Row], name: str, colour: str, label: str, dashes: object = SOLID) -> None:
     """One quantity over the ratio, with its interval where it has one."""
     have = [row for row in rows if name in row]
     x, y = [row["ratio"] for row in have], [row[name] for row in have]
@@ -135,47 +132,45 @@ def _line(ax: Axes, rows: Sequence[Row], name: str, colour: str, label: str, das
 
 def _entropy(ax: Axes, rows: Sequence[Row]) -> None:
     ax.set_title("entropy before training (nats per token)", fontsize=10)
-    _line(ax, rows, "entropy", COLOURS[0], "entropy")
+    _plot(ax, rows, "entropy", COLOURS[0], "entropy")
     ax.set_ylim(bottom=0)
 
 
 def _agreement(ax: Axes, rows: Sequence[Row]) -> None:
     ax.set_title("agreement in a group before training", fontsize=10)
-    _line(ax, rows, "agreement", COLOURS[2], "agreement")
+    _plot(ax, rows, "agreement", COLOURS[2], "agreement")
 
 
 def _accuracy(ax: Axes, rows: Sequence[Row]) -> None:
     ax.set_title("held-out accuracy before training (95 %)", fontsize=10)
-    _line(ax, rows, "accuracy_sampled", COLOURS[0], "sampled")
-    _line(ax, rows, "accuracy", COLOURS[1], "greedy", DASHED)
-
-
-def _gains(rows: Sequence[Row]) -> list[tuple[Row, float, float]]:
-    return [(row, row["after"] - row["before"], row["best"] - row["before"]) for row in rows if "before" in row]
-
-
-def _title_of_gains(ax: Axes, rows: Sequence[Row], over: str) -> None:
-    steps = ", ".join(sorted({f"{row['steps']:.0f}" for row in rows if "steps" in row}))
-    ax.set_title(f"change of accuracy over {steps} steps{over}", fontsize=10)
-    ax.axhline(0, color="0.5", linewidth=1)
+    _plot(ax, rows, "accuracy_sampled", COLOURS[0], "sampled")
+    _plot(ax, rows, "accuracy", COLOURS[1], "greedy", DASHED)
 
 
 def _gain_by_ratio(ax: Axes, rows: Sequence[Row]) -> None:
-    _title_of_gains(ax, rows, "")
-    gains = _gains(rows)
-    x = [row["ratio"] for row, *_ in gains]
-    best = [best for *_, best in gains]
+    x, best, after = _gains(ax, rows, "ratio", "")
     ax.plot(
         x, best, "o", color=COLOURS[0], linestyle=DASHED, markersize=9, markerfacecolor="none", label="at its best"
     )
-    ax.plot(x, [after for _, after, _ in gains], "o-", color=COLOURS[1], markersize=4, label="at the end")
+    ax.plot(x, after, "o-", color=COLOURS[1], markersize=4, label="at the end")
 
 
 def _gain_by_entropy(ax: Axes, rows: Sequence[Row]) -> None:
-    _title_of_gains(ax, rows, ", by entropy")
-    for row, after, best in _gains(rows):
-        ax.plot([row["entropy"]] * 2, [after, best], color="0.8", zorder=1)
-        ax.plot(row["entropy"], best, "o", color=COLOURS[0], markersize=9, markerfacecolor="none")
-        ax.plot(row["entropy"], after, "o", color=COLOURS[1], markersize=4)
-        ax.annotate(f"{row['ratio']:g}", (row["entropy"], best), (6, 5), textcoords="offset points", fontsize=8)
+    x, best, after = _gains(ax, rows, "entropy", ", by entropy")
+    ax.vlines(x, after, best, color="0.8", zorder=1)
+    ax.plot(x, best, "o", color=COLOURS[0], markersize=9, markerfacecolor="none")
+    ax.plot(x, after, "o", color=COLOURS[1], markersize=4)
+    ratios = [row["ratio"] for row in rows if "before" in row]
+    for ratio, *place in zip(ratios, x, best, strict=True):
+        ax.annotate(f"{ratio:g}", (place[0], place[1]), (6, 5), textcoords="offset points", fontsize=8)
     ax.set_xlabel("entropy before training (nats per token)")
+
+
+def _gains(ax: Axes, rows: Sequence[Row], over: str, words: str) -> tuple[list[float], list[float], list[float]]:
+    """Title and zero line of a panel; its x, the gain at the best step, and that at the end."""
+    fits = [row for row in rows if "before" in row]
+    steps = ", ".join(sorted({f"{row['steps']:.0f}" for row in fits}))
+    ax.set_title(f"change of accuracy over {steps} steps{words}", fontsize=10)
+    ax.axhline(0, color="0.5", linewidth=1)
+    best, after = ([row[name] - row["before"] for row in fits] for name in ("best", "after"))
+    return [row[over] for row in fits], best, after

@@ -223,7 +223,7 @@ def _check_names(weights: Mapping[str, Tensor], adapter: StoredAdapter) -> None:
         "The adapter does not fit the model: it belongs to another one",
         got=f"{adapter.folder} with {name} {list(stored[name]) if name in stored else 'missing'}{more}",
         expected=list(own[name]) if name in own else f"no such weight in the model; it has {len(own)} others",
-        do="check --model.name and --model.adapter",
+        do="give the model that the adapter was trained from, or another adapter",
     )
 
 
@@ -256,5 +256,5 @@ def _check_embeddings(policy: Any, stored: dict[str, Tensor], adapter: StoredAda
             raise UserError(
                 "The adapter brings embeddings of its own, which are not those of the model",
                 got=f"{adapter.folder} with {name} {list(weight.shape)}",
-                do="merge it into its model with peft and give the result as --model.name",
+                do="merge it into its model with peft and give the result as the model",
             )

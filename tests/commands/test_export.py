@@ -19,7 +19,8 @@ from rlif_lightning.exporting.card import _header, code, fenced
 from rlif_lightning.exporting.check import compare, reload
 from rlif_lightning.exporting.prompt import chat_template, differing_prompts
 from rlif_lightning.exporting.source import choose_checkpoint
-from rlif_lightning.exporting.weights import merge, save_merged
+from rlif_lightning.exporting.weights import save_merged
+from rlif_lightning.models.merging import merge
 from rlif_lightning.runs.folder import GUARD_WEIGHTS
 from tests.conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 

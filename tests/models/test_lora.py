@@ -275,7 +275,7 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
         result = json.loads((runs / str(number) / "results.json").read_text())
         assert result["adapter"] == str(adapter) and result["lora"]["r"] == 4
     base = str(model_folder())
-    tuned = dict(mix(Pair(base, str(runs / "1")), 1).named_parameters())
+    tuned = dict(mix(Pair(base, str(runs / "1")), 1).model.named_parameters())
     stored = torch.load(runs / "1" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     layer = "model.layers.0.self_attn.q_proj"
     b, a = (stored[f"model.base_model.model.{layer}.lora_{x}.default.weight"] for x in "BA")
