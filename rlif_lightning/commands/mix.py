@@ -19,7 +19,7 @@ from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, load
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
-from rlif_lightning.data.module import PromptLoader, run_seed
+from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.answering import answer_problems, summarise
 from rlif_lightning.grading import Grader, agreement
