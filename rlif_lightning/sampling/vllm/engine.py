@@ -141,7 +141,6 @@ class VLLMSampler:
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, T]
         tokens = torch.tensor([token for x in drawn for token in x.token_ids])
         ids = torch.full(mask.shape, self.pad_id).masked_scatter(mask, tokens)
-        logprob = _logprobs(drawn, mask).to(self._device) if measured else None
         prompt_ids, prompt_mask = pad_left(rows, self.pad_id, self._device)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
         return Samples(
@@ -150,7 +149,7 @@ class VLLMSampler:
             completion_ids=ids.to(self._device),
             completion_mask=mask.to(self._device),
             ended=torch.isin(last, torch.tensor(self.end_ids)).to(self._device),
-            engine_logprob=logprob,
+            engine_logprob=_logprobs(drawn, mask).to(self._device) if measured else None,
         )
 
     def _parameters(self, sampling: Sampling, seed: int, measured: bool) -> Any:
