@@ -23,7 +23,7 @@ from rlif_lightning.evaluation.answering import (
     summarise,
     summarise_by,
 )
-from rlif_lightning.evaluation.results import by_table, generator, versions, write_outputs, write_rows
+from rlif_lightning.evaluation.results import by_table, generator_name, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
@@ -106,7 +106,7 @@ class Evaluation(Callback):
         if isinstance(datamodule, PromptDataModule):
             prompts = datamodule.prompts.get(SPLITS[stage], [])[: self.n if stage == "fit" else None]
             check_sampler(self.engine(pl_module), trainer, self.attempts.sampling, prompts)
-            self._grader = Grader(datamodule.answers)
+            self._grader = Grader(datamodule.answers_of(SPLITS[stage]))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the grader's process."""
@@ -207,7 +207,7 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
-            name = generator(module.policy_settings.name, trainer.ckpt_path)
+            name = generator_name(module.policy_settings.name, trainer.ckpt_path)
             path = write_outputs(folder / "model_outputs.json", results, name)
         else:
             path = write_rows(folder / "predictions.jsonl", results)
@@ -230,8 +230,8 @@ class Evaluation(Callback):
             "model": identity.model,
             "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
-            "data": asdict(datamodule.sources[split]),
-            "answers": asdict(datamodule.answers),
+            "data": {k: v for k, v in asdict(datamodule.sources[split]).items() if k != "answers"},
+            "answers": asdict(datamodule.answers_of(split)),
             "template": asdict(datamodule.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},
             "lora": identity.lora,

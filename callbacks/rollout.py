@@ -15,7 +15,8 @@ from rlif_lightning.callbacks.progress import sampling_progress
 from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
 from rlif_lightning.callbacks.sampling import check_sampler
 from rlif_lightning.data.batch_plan import BatchPlan
-from rlif_lightning.data.module import PromptDataModule, run_seed
+from rlif_lightning.data.loaders import run_seed
+from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
@@ -120,7 +121,7 @@ class RolloutCallback(Callback):
                 got=trainer.accumulate_grad_batches,
                 do="set --rollout.micro_batch_size instead",
             )
-        collector.open(trainer.world_size, datamodule.answers, datamodule.has_labels("train"))
+        collector.open(trainer.world_size, datamodule.answers_of("train"), datamodule.has_labels("train"))
         plan = collector.plan
         if trainer.max_steps > 0 and trainer.max_steps % plan.rollout_steps:
             raise UserError(

@@ -93,7 +93,7 @@ def test_broken_choices(row, parts, refused, tmp_path):
     ("args", "parts"),
     [
         (["--data.train.path=nosuch.jsonl"], ["does not exist", "nosuch.jsonl"]),
-        (["--data.train.path=toy-adition"], ["did you mean 'toy-addition'"]),
+        (["--data.train.path=toy-tunned"], ["did you mean 'toy-tuned'"]),
         (["--model.name=toy-tunned:2"], ["did you mean 'toy-tuned'"]),
         (["--data.train.prompt=problem"], ["Row 1", "no field 'problem'", "question, answer", "data.*.prompt"]),
         (["--data.train.answer=solution"], ["no field 'solution'", "set it to null"]),

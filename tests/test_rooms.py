@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "rlif_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
 HEAVY = {"bitsandbytes", "datasets", "huggingface_hub", "jsonargparse", "math_verify", "matplotlib", "numpy", "peft",
-         "sympy", "tensorboard", "torch", "transformers", "vllm"}  # fmt: skip
+         "pyarrow", "sympy", "tensorboard", "torch", "transformers", "vllm"}  # fmt: skip
 UNIX = {"resource"}  # not to be imported at the top
 LINES, BODY, AT_ROOT, FLOORS = 300, 60, 7, 10
 

@@ -23,7 +23,7 @@ from runs import WEIGHTS
 
 from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.data.prompts import Prompt, Template
-from rlif_lightning.evaluation.answering import answer_problems
+from rlif_lightning.evaluation.answering import Attempts, answer_problems
 from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
@@ -40,18 +40,16 @@ class Evaluator:
         config = yaml.safe_load((run / "config.yaml").read_text())
         self.run, self.path = run, run / FILE
         name, data = config["model"]["name"], config["data"]
-        policy = Policy.load(PolicySettings(name))
-        self.tokenizer: Any = policy.tokenizer
-        self.policy = policy.model
+        self.policy = Policy.load(PolicySettings(name))
         source = Source(**{**data["test"], "limit": PROBLEMS})
         template = Template(data["template"], None, None)
         problems = read_problems(source, held_out=True)
         self.prompts: list[tuple[int, Prompt]] = [
-            (row, template.encode(problem, self.tokenizer)) for row, problem in enumerate(problems)
+            (row, template.encode(problem, self.policy.tokenizer)) for row, problem in enumerate(problems)
         ]
-        self.grader = Grader(AnswerFormat(**data["answers"]))
+        self.grader = Grader(AnswerFormat(**(data["test"].get("answers") or data["answers"])))
         self.sampler = NativeSampler()
-        self.sampling = Sampling(config["rollout"]["max_new_tokens"])
+        self.attempts = Attempts(Sampling(config["rollout"]["max_new_tokens"]), SAMPLES)
         self.known: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def measure(self, steps: Sequence[int]) -> dict[str, Any]:
@@ -60,17 +58,8 @@ class Evaluator:
             if str(step) in self.known:
                 continue
             weights = load_file(self.run / WEIGHTS / f"{step}.safetensors")
-            self.policy.load_state_dict(weights, strict=False)
-            self.sampler.update(self.policy, [self.tokenizer.eos_token_id], self.tokenizer.pad_token_id)
-            with torch.no_grad():
-                results = answer_problems(
-                    self.sampler,
-                    self.prompts,
-                    self.sampling,
-                    SAMPLES,
-                    lambda ids: self.tokenizer.batch_decode(ids, skip_special_tokens=True),
-                    self.grader,
-                )
+            self.policy.model.load_state_dict(weights, strict=False)
+            results = answer_problems(self.sampler, self.policy, self.prompts, self.attempts, self.grader)
             halves = [[bool(a.correct) for r in results for a in r.samples[part::2]] for part in (0, 1)]
             self.known[str(step)] = {
                 "a": sum(halves[0]) / len(halves[0]),

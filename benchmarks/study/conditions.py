@@ -1,7 +1,14 @@
 """What the study varies: each condition is the quickstart with a few other settings."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+from toys import build
+
+from rlif_lightning.mixing.folder import save_mix
+from rlif_lightning.mixing.weights import Pair
 
 ROOM = "rlif_lightning.rewards"
 LEARNING_RATE = "--model.optimizer.init_args.lr"
@@ -15,17 +22,19 @@ class Condition:
     base: str = "toy:{seed}"
 
     def model(self, seed: int, folder: Path) -> str:
-        """The base model of a seed; ``mixed:k:a`` is made of ``toy:k`` and a share a of ``toy-tuned:k``."""
-        name = self.base.format(seed=seed)
-        if not name.startswith("mixed:"):
-            return name
-        _, k, ratio = name.split(":")
-        target = folder / f"mixed-{k}-{ratio}"
-        if not target.exists():
-            from rlif_lightning.mixing.folder import save_mix
-            from rlif_lightning.mixing.weights import Pair
+        """The base model of a seed, made where it is not the package's.
 
-            save_mix(Pair(f"toy:{k}", f"toy-tuned:{k}"), float(ratio), target)
+        ``mixed:k:a`` is made of ``toy:k`` and a share a of ``toy-tuned:k``; the others are those of toys.py.
+        """
+        name = self.base.format(seed=seed)
+        kind, *rest = name.split(":")
+        target = folder / name.replace(":", "-")
+        if kind in ("addition", "narrow"):
+            build(kind, seed, target)
+        elif kind != "mixed":
+            return name
+        elif not target.exists():
+            save_mix(Pair(f"toy:{rest[0]}", f"toy-tuned:{rest[0]}"), float(rest[1]), target)
         return str(target)
 
 
@@ -53,9 +62,9 @@ GUARD = {
 }
 """What the guard is judged on."""
 
-SECOND = ("--config", "toy_addition")
+SECOND = ("--config", str(Path(__file__).with_name("toy_addition.yaml")))
 SECOND_TASK = {
-    f"addition_{name}": reward(cls, *SECOND, base="toy-addition:{seed}")
+    f"addition_{name}": reward(cls, *SECOND, base="addition:{seed}")
     for name, cls in (
         ("self_certainty", SELF),
         ("token_entropy", TOKEN),
@@ -88,7 +97,7 @@ ABLATIONS = {
     "group_16": reward(SELF, "--rollout.group_size=16", "--rollout.prompts_per_step=8"),
     "mixed_10": reward(SELF, base="mixed:{seed}:0.1"),
     "mixed_50": reward(SELF, base="mixed:{seed}:0.5"),
-    "narrow": reward(SELF, base="toy-narrow:{seed}"),
+    "narrow": reward(SELF, base="narrow:{seed}"),
 }
 """One setting of the self-certainty run changed; group sizes at the same number of completions."""
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parent))
 from conditions import CONDITIONS, Condition
+from toys import PROBLEMS
 
 from rlif_lightning.cli.trainer import RLIFCLI
 
@@ -60,7 +61,10 @@ def train(condition: Condition, seed: int, folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     arguments = ["fit", "--config", "quickstart", "--runs", str(work), "--seed_everything", str(seed)]
     arguments += condition.arguments
-    arguments += ["--model.name", condition.model(seed, folder.parents[1])]  # after recipes that name another
+    model = condition.model(seed, folder.parents[1])
+    arguments += ["--model.name", model]  # after recipes that name another
+    own = {split: Path(model) / file for split, file in PROBLEMS.items()}
+    arguments += [f"--data.{split}.path={path}" for split, path in own.items() if path.exists()]
     arguments += ["--data.val", "null", "--completions.keep", "null", "--trainer.enable_progress_bar", "false"]
     arguments += ["--checkpoint.every", "100000", "--trainer.callbacks+=runs.KeepWeights"]
     RLIFCLI.run(arguments)

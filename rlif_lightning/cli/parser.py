@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
-from rlif_lightning.cli.recipes import recipe_path, shipped_recipes, without_gone
+from rlif_lightning.cli.recipes import forget_replaced_sources, recipe_path, shipped_recipes, without_gone
 from rlif_lightning.errors import UserError, users_mistake
 
 
@@ -25,6 +25,7 @@ class RecipeFile(ActionConfigFile):
                 self.opened.append((str(values), file.read()))
         except UnicodeDecodeError as error:
             raise UserError(f"The recipe {path} is no UTF-8 text", got=error.reason, do="save it as UTF-8") from error
+        forget_replaced_sources(cfg, self.opened[-1][1])
         self.apply_config(parser, cfg, self.dest, path)
 
 

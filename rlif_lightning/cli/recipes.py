@@ -1,4 +1,4 @@
-"""Shipped recipes by name, and recipes of earlier versions."""
+"""Shipped recipes by name, recipes of earlier versions, and recipes that replace what earlier recipes said."""
 
 import difflib
 from importlib.resources import files
@@ -57,3 +57,21 @@ def without_gone(text: str) -> str:
             del settings[name]
             text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False)
     return text
+
+
+def forget_replaced_sources(settings: Any, text: str) -> None:
+    """Drop from the settings each source of which a recipe names another path: it describes other data.
+
+    Args:
+        settings: Those read so far, a namespace of jsonargparse.
+        text: The recipe that is applied next.
+    """
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return  # the parser says what is wrong
+    sources = recipe.get("data") if isinstance(recipe, dict) else None
+    for split, source in sources.items() if isinstance(sources, dict) else ():
+        earlier = settings.get(f"data.{split}.init_args.path")
+        if isinstance(source, dict) and source.get("path") not in (None, earlier):
+            settings[f"data.{split}"] = None

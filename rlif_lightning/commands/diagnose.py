@@ -11,7 +11,7 @@ from torch import Tensor
 from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, Split, load
-from rlif_lightning.data.module import run_seed
+from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
 from rlif_lightning.diagnosis.figure import draw_diagnosis
@@ -85,7 +85,7 @@ def _sample(
     """A group per prompt, as many prompts at a time as one optimiser step takes."""
     recipe, split = objects.collector, objects.options.split
     collector = Collector(recipe.sampler, recipe.sampling, rewards, recipe.plan, recipe.advantages, recipe.votes)
-    collector.open(1, objects.data.answers, objects.data.has_labels(split))
+    collector.open(1, objects.data.answers_of(split), objects.data.has_labels(split))
     rows, texts, size = [(row,) for row in prompts], list(prompts.values()), recipe.plan.prompts_per_step
     try:
         with counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell:

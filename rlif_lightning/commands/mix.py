@@ -19,10 +19,10 @@ from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, load
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
-from rlif_lightning.data.module import PromptLoader, run_seed
+from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.answering import answer_problems, summarise
-from rlif_lightning.grading import agreement
+from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.mixing import results
 from rlif_lightning.mixing.folder import save_mix
 from rlif_lightning.mixing.results import COLUMNS, PICTURE, TABLE, Row
@@ -111,7 +111,8 @@ class Mixing:
         check_engine(self.engine, evaluation.attempts.sampling, held_out, objects.device)
         self._check_output()
         self.output = objects.output(self.options.output)
-        collector.open(1, objects.data.answers, objects.data.has_labels("train"))
+        collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))
+        self.grader = Grader(objects.data.answers_of("val"))
 
     def _check_options(self) -> None:
         for name, least in (("steps", 0), ("prompts", 1)):
@@ -151,8 +152,9 @@ class Mixing:
         module.policy_settings = replace(module.policy_settings, name=name)
 
     def close(self) -> None:
-        """End the grader's process."""
+        """End the graders' processes."""
         self.objects.collector.close()
+        self.grader.close()
 
     def rows(self, done: set[float]) -> Iterator[Row]:
         """Measure each ratio that is not done yet.
@@ -218,7 +220,7 @@ class Mixing:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         if not self.problems:
             return {}
-        attempts, grader = self.objects.evaluation.attempts, self.objects.collector.grader
+        attempts, grader = self.objects.evaluation.attempts, self.grader
         assert grader is not None
         with counting(self.objects.bar, f"{label}: answering", "problem", len(self.problems)) as tell:
             answered = answer_problems(

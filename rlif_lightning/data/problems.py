@@ -1,7 +1,5 @@
-"""Rows of a data set: files, hub names and the embedded toy, with a declarative mapping of their fields."""
+"""Problems of a data set: files, hub names and the embedded toy, with a declarative mapping of their fields."""
 
-import csv
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,10 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.data.files import READERS, read_rows
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import Gold, check_where, read_gold
+from rlif_lightning.grading import AnswerFormat, Gold, check_where, read_gold
 from rlif_lightning.grading.choices import lettered, right_letter
 from rlif_lightning.models.hub import from_hub, is_local
+from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_problems
 
 TOY_TRAIN, TOY_HELD_OUT = 8192, 1000
 _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -23,7 +23,7 @@ class Source:
     r"""Where problems come from and which fields hold what.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, ``toy``, ``toy-addition``, or a data set's name on the hub.
+        path: A .jsonl, .json, .csv or .parquet file, ``toy``, or a data set's name on the hub.
         prompt: Field of the problem's text, or a text with fields in braces: ``"{code}\nassert f({input}) == ??"``.
         answer: Field of the reference answer; null: the data has no answers and nothing label-based is computed.
         gold: Where in that field the answer stands: ``whole``, ``boxed``, ``last_number``, or a regular
@@ -36,6 +36,7 @@ class Source:
         subset: Configuration of a hub data set.
         split: Split of a hub data set.
         limit: Take the first rows only.
+        answers: How answers to these problems are read and compared; null: as ``data.answers`` says.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Source:
     subset: str | None = None
     split: str = "train"
     limit: int | None = None
+    answers: AnswerFormat | None = None
 
     def __post_init__(self) -> None:
         """Check the answer's place before any file is read."""
@@ -78,11 +80,7 @@ class Problem:
 
 
 def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
-    """Read every problem of a source.
-
-    Args:
-        source: The source.
-        held_out: Which part of the toy's problems; other sources name their files.
+    """Read every problem of a source; of the toy, which has no files for them, those held out or the others.
 
     Raises:
         UserError: A missing or empty file, wrong JSON (with its line), a missing field.
@@ -162,101 +160,19 @@ def _label(name: str, value: Any, place: str) -> str:
 
 
 def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
-    from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_problems
-
-    toy = parse_toy_name(source.path)
-    if toy is not None:
-        n = TOY_HELD_OUT if held_out else TOY_TRAIN
-        yield from toy_problems("held_out" if held_out else "train", n, variant=toy[0])
-        return
     path = Path(source.path).expanduser()
-    # Read here, not with `datasets`, which would copy local files into its cache in the user's home, and would
-    # not name the line that is broken.
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix in readers:
-        try:
-            yield from readers[path.suffix](_existing(path))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no UTF-8 text", got=error, do="save it as UTF-8") from error
-        return
-    if is_local(source.path):
-        raise UserError("The data file has no known ending", got=source.path, expected=", ".join(readers))
-
-    refuse_almost_toy(source.path)
-
-    def load() -> Any:
-        import datasets
-
-        return datasets.load_dataset(source.path, source.subset, split=source.split)
-
-    yield from from_hub("data set", source.path, load)
+    if parse_toy_name(source.path) is not None:
+        yield from toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
+    elif path.suffix in READERS:
+        yield from read_rows(path)
+    elif is_local(source.path):
+        raise UserError("The data file has no known ending", got=source.path, expected=", ".join(READERS))
+    else:
+        refuse_almost_toy(source.path)
+        yield from from_hub("data set", source.path, lambda: _hub_rows(source))
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError("The data file does not exist", got=path, do="check data.*.path")
-    return path
+def _hub_rows(source: Source) -> Any:
+    import datasets
 
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"Line {number} of {path} is not JSON",
-                    got=line.strip()[:80],
-                    expected=f"one JSON object per line ({error.msg} at column {error.colno})",
-                ) from error
-            yield _object(row, f"Line {number} of {path}")
-
-
-def _json(path: Path) -> Iterator[dict[str, Any]]:
-    """A list of objects, or objects one per line under this ending."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from _jsonl(path)
-            return
-        raise UserError(
-            f"Line {error.lineno} of {path} is not JSON", got=f"{error.msg} at column {error.colno}"
-        ) from error
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
-        yield _object(row, f"Row {number} of {path}")
-
-
-def _object(row: Any, place: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object", got=json.dumps(row)[:80], expected='{"field": ...}')
-    return row
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows below a line of field names; every value is text."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            for row in rows:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"Line {rows.line_num} of {path} has another number of fields than the first line",
-                        expected=", ".join(rows.fieldnames or []),
-                    )
-                yield row
-        except csv.Error as error:
-            raise UserError(f"Line {rows.line_num} of {path} is not CSV", got=error) from error
-
-
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not a Parquet file", got=error) from error
+    return datasets.load_dataset(source.path, source.subset, split=source.split)

@@ -1,7 +1,10 @@
 """From a problem's text to the token ids that the policy continues."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
 
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.errors import UserError
@@ -70,14 +73,9 @@ class Template:
             return (self.template or "{prompt}").replace("{prompt}", text)
         messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         messages.append({"role": "user", "content": text})
-        from jinja2 import TemplateError
-
+        apply = partial(tokenizer.apply_chat_template, messages, chat_template=self.chat_template)
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
-                )
-            )
+            return str(apply(tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise UserError(
                 "The chat template fails", got=error, do="correct data.chat_template or data.system_prompt"
@@ -89,13 +87,11 @@ class Template:
         bos = tokenizer.bos_token
         written = self.uses_chat(tokenizer) or bool(bos and text.startswith(bos))
         ids = tokenizer(text, add_special_tokens=not written)["input_ids"]
-        # A tokenizer may close its texts with an end token of its own: the policy is to go on from here.
+        # Some tokenizers end a text with their end token: the policy must continue the prompt.
         if not written and ids and ids[-1] == tokenizer.eos_token_id:
-            head_weight_only = tokenizer(text, add_special_tokens=False)["input_ids"]
-            if ids[:-1][-len(head_weight_only) :] == head_weight_only:
+            own = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids[:-1][-len(own) :] == own:
                 ids = ids[:-1]
         if not ids:
-            raise UserError(
-                "A prompt has no tokens", got=f"the problem {problem.text[:80]!r}", do="see data.template"
-            )
+            raise UserError("A prompt has no tokens", got=f"problem {problem.text[:80]!r}", do="see data.template")
         return Prompt(text, tuple(ids), problem)

@@ -59,7 +59,7 @@ class InternalReward(Reward):
         self.aggregation: Aggregation = aggregation
         self.window = (k, q)
         self.annotator: Annotator = annotator
-        self.requires = frozenset({annotator}) - {"policy"}
+        self.requires = (self.requires | {annotator}) - {"policy"}
 
     @property
     def name(self) -> str:

@@ -1,14 +1,12 @@
-"""The toy's first task: ``3+5-9+2``, read from left to right, modulo 10.
+"""The toy's task: ``3+5-9+2``, evaluated from left to right, modulo 10.
 
 Every number is one digit, so a problem is its text: digits at the even positions, operators at the odd ones.
 """
 
 import random
-from typing import Any
 
 MIN_OPERATIONS, MAX_OPERATIONS = 2, 4
 OPERATORS = "+-"
-SETTINGS: list[Any] = [MIN_OPERATIONS, MAX_OPERATIONS, OPERATORS]
 
 
 def draw_question(rng: random.Random) -> str:
@@ -19,7 +17,7 @@ def draw_question(rng: random.Random) -> str:
 
 
 def evaluate(question: str) -> int:
-    """The result of a problem, from left to right, modulo 10."""
+    """The right answer."""
     value = int(question[0])
     for operator, digit in zip(question[1::2], question[2::2], strict=True):
         value = _apply(value, operator, int(digit))
@@ -27,12 +25,22 @@ def evaluate(question: str) -> int:
 
 
 def count_steps(question: str) -> int:
-    """One step per operation."""
+    """Steps of a full solution: one per operation."""
     return len(question) // 2
 
 
 def work_out(question: str, steps: int, slip: float, rng: random.Random) -> tuple[list[tuple[str, int]], str]:
-    """The first steps and their result, as ``Task.work_out`` says; a slip is a random digit."""
+    """Work out the first steps of a problem.
+
+    Args:
+        question: The problem.
+        steps: How many.
+        slip: Chance per step that its result is a random digit; what follows carries it on.
+        rng: Source of all randomness.
+
+    Returns:
+        The steps, each what is calculated and its result, such as ``("3+5", 8)``; and their answer.
+    """
     value, worked = int(question[0]), []
     for operator, digit in zip(question[1 : 2 * steps : 2], question[2 : 2 * steps + 1 : 2], strict=True):
         result = _apply(value, operator, int(digit))

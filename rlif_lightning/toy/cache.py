@@ -1,4 +1,4 @@
-"""Names of the toy model and its place in the user's cache. Fast to import: torch is loaded only to build."""
+"""Names of the toy model and its place in the user's cache."""
 
 import difflib
 import os
@@ -10,7 +10,8 @@ from typing import cast, get_args
 from filelock import FileLock
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.toy.recipe import PARENTS, Variant, recipe_hash
+from rlif_lightning.toy import pretraining
+from rlif_lightning.toy.recipe import PHASES, Variant, recipe_hash
 
 # The base that `toy` means: of the first five, one with a clear rise and fall under self-certainty and a flat
 # random control. docs/toy.md has all five.
@@ -30,16 +31,10 @@ def cache_dir() -> Path:
 
 
 def parse_toy_name(name: str) -> tuple[Variant, int] | None:
-    """Read the name of a toy model.
-
-    Args:
-        name: What a user gave as model: a toy name, a folder or a hub name.
-
-    Returns:
-        Variant and seed (1 where the name has none), or None if it is not a toy's name.
+    """Variant and seed (1 where the name has none) of a toy, or None if a name is that of a folder or of the hub.
 
     Raises:
-        UserError: If it starts as a toy's name and its seed is not a number.
+        UserError: It starts as a toy's name and its seed is not a number.
     """
     variant, colon, seed = name.partition(":")
     if variant not in get_args(Variant):
@@ -60,34 +55,30 @@ def refuse_almost_toy(name: str) -> None:
         raise UserError(f"Nothing is called '{name}'; did you mean '{near[0]}'?", expected=_EXPECTED)
 
 
-def toy_model(name: str = "toy", seed: int | None = None, progress: bool = True) -> Path:
-    """The folder of a toy model; builds it if it is not in the cache yet.
+def toy_model(name: str = "toy", progress: bool = True) -> Path:
+    """The folder of a toy model, which Auto classes of transformers load; built if it is not in the cache yet.
 
     A folder appears complete or not at all. Processes that ask at the same time wait for the first.
 
     Args:
-        name: ``toy``, ``toy-tuned``, ``toy-narrow`` or ``toy-addition``, with or without a seed, such as ``toy:3``.
-        seed: Replaces the seed in the name.
+        name: ``toy`` or ``toy-tuned``, with or without a seed, such as ``toy:3``.
         progress: Whether to show a progress bar while building.
 
-    Returns:
-        A folder that Auto classes of transformers load.
-
     Raises:
-        UserError: If the name is not a toy's, the cache cannot be written, or the training fails.
+        UserError: The name is not a toy's, the cache cannot be written, or the training fails.
     """
     parsed = parse_toy_name(name)
     if parsed is None:
         raise UserError("Unknown toy model.", got=name, expected=_EXPECTED)
-    variant, named_seed = parsed
-    return _cached(variant, named_seed if seed is None else seed, progress)
+    return _cached(*parsed, progress)
 
 
 def _cached(variant: Variant, seed: int, progress: bool) -> Path:
     folder = cache_dir() / f"{variant}-seed{seed}-{recipe_hash(variant)}"
     if folder.is_dir():
         return folder
-    parent = _cached(PARENTS[variant], seed, progress) if variant in PARENTS else None
+    parent = _cached("toy", seed, progress) if variant == "toy-tuned" else None
+    phases = PHASES[variant] if parent is None else PHASES[variant][len(PHASES["toy"]) :]
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,18 +89,14 @@ def _cached(variant: Variant, seed: int, progress: bool) -> Path:
             got=f"{folder.parent} ({error})",
             do="set RLIF_CACHE to a folder that can be written",
         ) from error
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         if not folder.is_dir():  # nobody built it while we waited
-            unfinished = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
             unfinished.mkdir()
-            try:
-                from rlif_lightning.toy import base  # torch and transformers
-
-                base.build(unfinished, variant, seed, base=parent, progress=progress)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            pretraining.build(unfinished, phases, seed, base=parent, progress=progress)
+            unfinished.rename(folder)
     finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
         lock.release()
     return folder

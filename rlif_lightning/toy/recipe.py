@@ -1,4 +1,4 @@
-"""The recipe of the toy model: every number that decides how it comes out. Plain Python, no torch."""
+"""The recipe of the toy model: every number that decides how it comes out."""
 
 import dataclasses
 import hashlib
@@ -6,18 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rlif_lightning.toy import addition, arithmetic
-from rlif_lightning.toy.task import CHARACTERS, Style, Task
+from rlif_lightning.toy.arithmetic import MAX_OPERATIONS, MIN_OPERATIONS, OPERATORS
+from rlif_lightning.toy.problems import CHARACTERS, Style
 
-Variant = Literal["toy", "toy-tuned", "toy-narrow", "toy-addition"]
-TASKS: dict[Variant, Task] = {
-    "toy": arithmetic,
-    "toy-tuned": arithmetic,
-    "toy-narrow": arithmetic,
-    "toy-addition": addition,
-}
-# The model that a variant continues; the others begin with random weights.
-PARENTS: dict[Variant, Variant] = {"toy-tuned": "toy", "toy-narrow": "toy"}
+Variant = Literal["toy", "toy-tuned"]
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 PROMPT_END = ">"  # closes the question: a prompt is the text "3+5-9+2>"
@@ -39,64 +31,27 @@ EMBEDDING_STD, HEAD_STD, FAN_IN_GAIN = 0.5, 0.02, 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One part of the pre-training.
+    """One part of the pre-training."""
 
-    Attributes:
-        name: Shown on the progress bar; also names the phase's random stream.
-        steps: Optimiser steps, or the most there may be if ``until_loss`` is given.
-        lr: Learning rate after the warm-up.
-        final_lr: Share of ``lr`` that a cosine has left at the end; 1 keeps it constant.
-        styles: Weight of each solution style in the corpus.
-        slip: Chance that a written step is wrong.
-        until_loss: The phase ends when the running mean of the loss falls below this; it fails otherwise.
-    """
-
-    name: str
-    steps: int
-    lr: float
-    final_lr: float
-    styles: Mapping[Style, float]
-    slip: float = 0.0
-    until_loss: float | None = None
+    name: str  # shown on the progress bar; also names the phase's random stream
+    steps: int  # of the optimiser; the most there may be if until_loss is given
+    lr: float  # after the warm-up
+    final_lr: float  # share of lr that a cosine has left at the end; 1 keeps it constant
+    styles: Mapping[Style, float]  # weight of each style in the corpus
+    slip: float = 0.0  # chance that the result of a written step is random
+    until_loss: float | None = None  # the phase ends when the running mean falls below this, and fails otherwise
 
 
+STEPS_FIRST: dict[Style, float] = {"steps": 0.90, "direct": 0.10}
+MIXTURE: dict[Style, float] = {
+    "steps": 0.36, "direct": 0.46, "terse": 0.08, "skipped": 0.06, "noise": 0.02, "give_up": 0.02
+}  # fmt: skip
 # Seeds differ by hundreds of steps in when the arithmetic "clicks": a fixed count would be unsafe.
-CLEAN = Phase(
-    name="clean",
-    steps=1500,
-    lr=3e-3,
-    final_lr=1.0,
-    styles={"steps": 0.90, "direct": 0.10},
-    until_loss=0.03,
-)
-NOISY = Phase(
-    name="noisy",
-    steps=200,
-    lr=1e-3,
-    final_lr=0.1,
-    styles={
-        "steps": 0.36,
-        "direct": 0.46,
-        "terse": 0.08,
-        "skipped": 0.06,
-        "noise": 0.02,
-        "give_up": 0.02,
-    },
-    slip=0.06,
-)
-TUNED = Phase(name="tuned", steps=80, lr=1e-3, final_lr=0.1, styles={"steps": 1.0})
-# As sure as the tuned model, and wrong on most problems of more than two operations: low entropy with headroom.
-NARROW = Phase(name="narrow", steps=80, lr=1e-3, final_lr=0.1, styles={"shortcut": 1.0})
-# By analogy, and nothing was searched: a guard whose rule was chosen on the first task is tried on this one.
-# Direct answers of several digits stay a guess, so the loss cannot get as low; the steps themselves are learned.
-ADDITION = dataclasses.replace(CLEAN, steps=3000, until_loss=0.04)
+CLEAN = Phase("clean", steps=1500, lr=3e-3, final_lr=1.0, styles=STEPS_FIRST, until_loss=0.03)
+NOISY = Phase("noisy", steps=200, lr=1e-3, final_lr=0.1, styles=MIXTURE, slip=0.06)
+TUNED = Phase("tuned", steps=80, lr=1e-3, final_lr=0.1, styles={"steps": 1.0})
 
-PHASES: dict[Variant, tuple[Phase, ...]] = {
-    "toy": (CLEAN, NOISY),
-    "toy-tuned": (CLEAN, NOISY, TUNED),
-    "toy-narrow": (CLEAN, NOISY, NARROW),
-    "toy-addition": (ADDITION, NOISY),
-}
+PHASES: dict[Variant, tuple[Phase, ...]] = {"toy": (CLEAN, NOISY), "toy-tuned": (CLEAN, NOISY, TUNED)}
 BATCH_SIZE, WARMUP, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, LOSS_DECAY = 64, 50, (0.9, 0.98), 0.01, 1.0, 0.9
 # Raise it when a change of the code changes the result and none of the numbers above says so.
 REVISION = 1
@@ -106,7 +61,7 @@ def recipe_hash(variant: Variant) -> str:
     """Eight hexadecimal digits that change whenever a variant would be built differently."""
     recipe = (
         [dataclasses.asdict(phase) for phase in PHASES[variant]],
-        TASKS[variant].SETTINGS,
+        [MIN_OPERATIONS, MAX_OPERATIONS, OPERATORS],
         [VOCABULARY, MAX_LENGTH, ARCHITECTURE, EMBEDDING_STD, HEAD_STD, FAN_IN_GAIN],
         [BATCH_SIZE, WARMUP, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, LOSS_DECAY, REVISION],
     )

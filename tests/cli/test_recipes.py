@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def rows_of(recipe):
 def test_no_recipe_is_forgotten_here():
     """A new recipe must be added to one of the lists below, or nothing runs it."""
     evaluations = {*EVALUATIONS, "alpaca_eval"}
-    shipped = {"quickstart", "toy_addition", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
+    shipped = {"quickstart", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
     shipped |= {*MATH_OVERLAYS, *SEVERAL_GPUS, "frozen_annotator"}
     assert set(shipped_recipes()) == shipped
 
@@ -212,23 +213,6 @@ def test_an_adapter_in_4_bits_over_a_recipe_of_full_training(rlif, model_folder,
     assert stored["rlif"]["quantization"] == "nf4" and all("lora_" in name for name in stored["state_dict"])
 
 
-def test_toy_addition_brings_its_own_task(rlif, model_folder):
-    """The toy's own model takes a minute to build; any other stands in for it here."""
-    assert yaml.safe_load(Path(shipped_recipes()["toy_addition"]).read_text())["model"] == {"name": "toy-addition"}
-    arguments = ["--config", "quickstart", "--config", "toy_addition", "--model.name", model_folder()]
-    folder = rlif("fit", *arguments, *TINY, *TINY_FIT)
-    run = folder / "runs/quickstart+toy_addition/1"
-    rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
-    assert rows and all(re.fullmatch(r"(\d{2,3})\+(\d{2,3})>", row["prompt"]) for row in rows)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    grader = Grader(AnswerFormat(**config["data"]["answers"]))
-    gold = read_problems(Source(**config["data"]["val"]), held_out=True)[0]
-    right = gold.gold.text
-    assert int(right) == eval(re.sub(r"\b0+(?=\d)", "", gold.text))
-    texts = [(f"7+5=12;#{right}", True), (f"#{right}", False), (f"#{right};", True), (f"#0{right}", True)]
-    assert grader.grade([(*text, gold.gold) for text in texts]) == [True, False, False, False]
-
-
 @pytest.mark.parametrize("recipe", [*EVALUATIONS, "intuitor", "gsm8k"])
 def test_evaluation_recipe(recipe, rlif, model_folder, data):
     folder = rlif(
@@ -245,7 +229,7 @@ def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
     """The mapping of fields finds the reference answers, and an answer written like them is right."""
     settings = yaml.safe_load(Path(shipped_recipes()[recipe]).read_text())["data"]
     source = Source(**{**settings["test"], "path": str(data / f"{rows_of(recipe)}.jsonl")})
-    grader = Grader(AnswerFormat(**settings["answers"]))
+    grader = Grader(AnswerFormat(**(settings["test"].get("answers") or settings["answers"])))
     golds = [p.gold for p in read_problems(source)]
     assert grader.grade([(rf"So \boxed{{{g.text}}}.", True, g) for g in golds]) == [True] * len(golds)
     assert grader.grade([(r"So \boxed{777}.", True, g) for g in golds]) == [False] * len(golds)
@@ -255,16 +239,42 @@ def test_recipe_grades_its_data_sets_own_answers_right(recipe, data):
 @pytest.mark.parametrize("recipe", EVALUATIONS)
 def test_evaluation_recipe_over_a_training_recipe(training, recipe, capsys):
     """What a training recipe says of its own test set used to leak into the next one's: gold, subset, answers."""
-    from rlif_lightning.main import main
 
     def settings(*configs):
-        with pytest.raises(SystemExit):
-            main(["test", *[a for c in configs for a in ("--config", c)], "--model.name", "x", "--print_config"])
-        config = yaml.safe_load(capsys.readouterr().out)
+        config = settings_of(capsys, *[word for c in configs for word in ("--config", c)])
         evaluation = {k: v for k, v in config["evaluation"].items() if k not in ("every", "n", "batch_size")}
-        return config["data"]["test"], config["data"]["answers"], evaluation
+        return config["data"]["test"], evaluation
 
     assert settings(training, recipe) == settings(recipe)
+    assert settings(recipe)[0]["answers"] is not None
+
+
+def settings_of(capsys, *words):
+    from rlif_lightning.main import main
+
+    with pytest.raises(SystemExit):
+        main(["test", *words, "--model.name", "x", "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_a_recipe_that_names_another_path_replaces_the_source_and_nothing_else(capsys, tmp_path):
+    own = tmp_path / "own.yaml"
+
+    def sources(text, *words):
+        own.write_text(f"data: {{test: {text}}}")
+        return settings_of(capsys, "--config", "gsm8k", "--config", str(own), *words)["data"]
+
+    default = asdict(Source("x"))
+    data = sources("{path: mine.csv, prompt: problem}")
+    assert data["test"] == {**default, "path": "mine.csv", "prompt": "problem"}
+    assert (data["val"]["subset"], data["answers"]["completion"]) == ("main", ["boxed", "last_number"])
+    shipped = yaml.safe_load(Path(shipped_recipes()["gsm8k"]).read_text())["data"]["test"]
+    assert sources("{path: openai/gsm8k, limit: 7}")["test"] == {**default, **shipped, "limit": 7}
+    assert sources("{limit: 7}")["test"] == {**default, **shipped, "limit": 7}
+    # On the command line a path is a copy of the same data.
+    assert sources("{limit: 7}", "--data.test.path=x.csv")["test"] == {
+        **default, **shipped, "limit": 7, "path": "x.csv"
+    }  # fmt: skip
 
 
 def test_last_checkpoint_of_the_training_recipe(rlif, model_folder, data):

@@ -525,7 +525,6 @@ def test_help(rlif, capsys):
 
 @pytest.mark.slow
 def test_on_the_toy_the_tuned_share_lowers_entropy_and_leaves_less_to_gain(rlif):
-    """With toy-narrow the entropy falls as well, and accuracy stays where it is."""
     arguments = [
         "mix",
         "--config",
@@ -538,15 +537,12 @@ def test_on_the_toy_the_tuned_share_lowers_entropy_and_leaves_less_to_gain(rlif)
         "--trainer.gradient_clip_val=1",
     ]
     tuned = table(rlif(*arguments, "--tuned=toy-tuned:0", "--steps=5", "--output=tuned") / "tuned")
-    narrow = table(rlif(*arguments, "--tuned=toy-narrow:0", "--output=narrow") / "narrow")
-    for rows in (tuned, narrow):
-        entropy = [row["entropy"] for row in rows]
-        assert entropy == sorted(entropy, reverse=True)
-        assert entropy[0] > 0.3
-        assert entropy[-1] < 0.05
+    entropy = [row["entropy"] for row in tuned]
+    assert entropy == sorted(entropy, reverse=True)
+    assert entropy[0] > 0.3
+    assert entropy[-1] < 0.05
     assert [row["before"] for row in tuned] == [row["accuracy_sampled"] for row in tuned]
     assert tuned[0]["accuracy_sampled"] < 0.4 < 0.8 < tuned[1]["accuracy_sampled"] < tuned[2]["accuracy_sampled"]
-    assert max(row["accuracy_sampled"] for row in narrow) < 0.5
     assert tuned[0]["best"] - tuned[0]["before"] > 0.1 > tuned[2]["best"] - tuned[2]["before"]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rlif_lightning.data.batch_plan import BatchPlan
-from rlif_lightning.data.module import EvaluationLoader, PromptLoader
+from rlif_lightning.data.loaders import EvaluationLoader, PromptLoader
 from rlif_lightning.errors import UserError
 
 COUNT = 23

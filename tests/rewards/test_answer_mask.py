@@ -7,16 +7,15 @@ import torch
 from rlif_lightning.rollout import Rollout, Samples
 
 OWN = """
-from rlif_lightning.rewards import Reward
+from rlif_lightning.rewards import ProbabilityMargin
 
-class AnswerMargin(Reward):
+class AnswerMargin(ProbabilityMargin):
     '''Mean probability margin over the tokens of the answer, in [0, 1]; NaN where there is none.'''
 
     requires = frozenset({"answer_mask"})
-    statistics = frozenset({"margin"})
 
     def __call__(self, rollout):
-        margin, mask = rollout.statistics().margin, rollout.answer_mask
+        margin, mask = self.token_values(rollout.statistics(self.annotator)), rollout.answer_mask
         return margin.where(mask, 0).sum(1) / mask.sum(1)
 """
 

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.toy import addition, arithmetic, base, cache_dir, parse_toy_name, recipe, toy_model, toy_problems
+from rlif_lightning.toy import arithmetic, parse_toy_name, pretraining, recipe, toy_model, toy_problems
+from rlif_lightning.toy.cache import cache_dir
 from rlif_lightning.toy.problems import draw_document, draw_question, is_held_out, write_solution
 
 WORKED = "3+5-9+2"  # 3+5=8, 8-9=-1=9, 9+2=11=1
 HELD_OUT_SEED_0 = ["7+9-5+9+5", "5-3-0-6", "5-3-3"]
-HELD_OUT_ADDITION = ["05+95", "77+92", "824+830"]
 SHORT_PHASES = {
     "toy": (
         dataclasses.replace(recipe.CLEAN, steps=3, until_loss=100.0),
@@ -26,8 +26,6 @@ SHORT_PHASES = {
     ),
 }
 SHORT_PHASES["toy-tuned"] = (*SHORT_PHASES["toy"], dataclasses.replace(recipe.TUNED, steps=2))
-SHORT_PHASES["toy-addition"] = SHORT_PHASES["toy"]
-SHORT_PHASES["toy-narrow"] = (*SHORT_PHASES["toy"], dataclasses.replace(recipe.NARROW, steps=2))
 
 
 def use_short_recipe(cache_folder, patch):
@@ -64,9 +62,8 @@ class TestProblems:
         assert all(zlib.crc32(row["question"].encode()) % 8 == 0 for row in toy_problems("held_out", 500))
         assert all(zlib.crc32(row["question"].encode()) % 8 != 0 for row in toy_problems("train", 500))
 
-    def test_seed_decides_and_a_longer_draw_continues_a_shorter_one(self):
+    def test_a_longer_draw_continues_a_shorter_one(self):
         assert toy_problems("held_out", 200)[:50] == toy_problems("held_out", 50)
-        assert toy_problems("held_out", 50, seed=1) != toy_problems("held_out", 50)
 
     def test_first_held_out_problems_stay_what_they_are(self):
         """Results are compared across versions on these."""
@@ -74,14 +71,9 @@ class TestProblems:
 
     def test_lengths_are_equally_likely(self):
         rng = random.Random(0)
-        lengths = [len(draw_question(arithmetic, rng, held_out=False)) // 2 for _ in range(3000)]
+        lengths = [len(draw_question(rng, held_out=False)) // 2 for _ in range(3000)]
         for operations in (2, 3, 4):
             assert lengths.count(operations) / 3000 == pytest.approx(1 / 3, abs=0.04)
-
-    @pytest.mark.parametrize(("split", "n"), [("test", 1), ("train", -1), ("train", 1_000_000)])
-    def test_bad_requests(self, split, n):
-        with pytest.raises(UserError):
-            toy_problems(split, n)
 
 
 class TestCorpus:
@@ -91,32 +83,20 @@ class TestCorpus:
             ("steps", "3+5=8;8-9=9;9+2=1;#1"),
             ("direct", "#1"),
             ("terse", "8;9;1;#1"),
-            ("shortcut", "3+5=8;8-9=9;#9"),
             ("give_up", "?"),
         ],
     )
     def test_hand_worked_styles(self, style, text):
-        assert write_solution(arithmetic, WORKED, style, 0.0, random.Random(0)) == text
+        assert write_solution(WORKED, style, 0.0, random.Random(0)) == text
 
     def test_skipped_reports_the_value_after_any_number_of_steps(self):
         rng = random.Random(0)
-        texts = {write_solution(arithmetic, WORKED, "skipped", 0.0, rng) for _ in range(50)}
+        texts = {write_solution(WORKED, "skipped", 0.0, rng) for _ in range(50)}
         assert texts == {"3+5=8;#8", "3+5=8;8-9=9;#9", "3+5=8;8-9=9;9+2=1;#1"}
-
-    def test_shortcut_is_right_where_two_steps_are_all_or_the_rest_adds_nothing(self):
-        rng = random.Random(0)
-        right = {2: [], 3: [], 4: []}
-        for _ in range(3000):
-            question, text = draw_document(arithmetic, {"shortcut": 1.0}, 0.0, rng)
-            assert text.count(";") == 2
-            right[len(question) // 2].append(text.rpartition("#")[2] == str(python_result(question)))
-        shares = {operations: sum(x) / len(x) for operations, x in right.items()}
-        # the operations left out amount to 0 modulo 10 for one problem in ten
-        assert shares == {2: 1.0, 3: pytest.approx(0.1, abs=0.04), 4: pytest.approx(0.1, abs=0.04)}
 
     def test_noise_is_2_to_20_characters_of_the_vocabulary(self):
         rng = random.Random(0)
-        texts = [write_solution(arithmetic, WORKED, "noise", 0.0, rng) for _ in range(500)]
+        texts = [write_solution(WORKED, "noise", 0.0, rng) for _ in range(500)]
         assert {len(text) for text in texts} == set(range(2, 21))
         assert set("".join(texts)) == set("0123456789+-*=;#?~")
 
@@ -124,14 +104,14 @@ class TestCorpus:
     def test_without_slips_every_answer_is_right(self, style):
         rng = random.Random(0)
         for _ in range(200):
-            question, text = draw_document(arithmetic, {style: 1.0}, 0.0, rng)
+            question, text = draw_document({style: 1.0}, 0.0, rng)
             assert text.rpartition("#")[2] == str(python_result(question))
 
     def test_slips_are_carried_on(self):
         rng = random.Random(0)
         slipped = 0
         for _ in range(500):
-            question, text = draw_document(arithmetic, {"steps": 1.0}, 0.3, rng)
+            question, text = draw_document({"steps": 1.0}, 0.3, rng)
             *steps, last = text.split(";")
             value = question[0]
             for step, operator, digit in zip(steps, question[1::2], question[2::2], strict=True):
@@ -145,15 +125,15 @@ class TestCorpus:
 
     def test_holds_no_held_out_problem(self):
         rng = random.Random(0)
-        assert not any(is_held_out(draw_document(arithmetic, {"direct": 1.0}, 0.0, rng)[0]) for _ in range(500))
+        assert not any(is_held_out(draw_document({"direct": 1.0}, 0.0, rng)[0]) for _ in range(500))
 
     def test_batch_is_what_the_tokenizer_makes_of_the_text(self):
         phase = dataclasses.replace(recipe.NOISY, slip=0.0)
-        tokenizer = base.build_tokenizer()
-        ids, labels = base.draw_batch(arithmetic, phase, random.Random(3))
+        tokenizer = pretraining.build_tokenizer()
+        ids, labels = pretraining.draw_batch(phase, random.Random(3))
         rng = random.Random(3)
         for row, label in zip(ids, labels, strict=True):
-            question, solution = draw_document(arithmetic, phase.styles, phase.slip, rng)
+            question, solution = draw_document(phase.styles, phase.slip, rng)
             document = [*tokenizer(f"{question}>{solution}")["input_ids"], tokenizer.eos_token_id]
             prompt = len(tokenizer(f"{question}>")["input_ids"])
             padding = len(row) - len(document)
@@ -161,97 +141,10 @@ class TestCorpus:
             assert label.tolist() == [-100] * prompt + document[prompt:] + [-100] * padding
 
 
-class TestAddition:
-    """The second task: written out by hand, and against Python's own sums."""
-
-    def test_rows_are_right_distinct_and_padded_to_the_longer_number(self):
-        for split in ("train", "held_out"):
-            rows = toy_problems(split, 500, variant="toy-addition")
-            assert len({row["question"] for row in rows}) == 500
-            for row in rows:
-                left, right = row["question"].split("+")
-                assert len(left) == len(right) == max(len(str(int(left))), len(str(int(right)))) in (2, 3)
-                assert row["answer"] == str(int(left) + int(right))
-                assert (zlib.crc32(row["question"].encode()) % 8 == 0) == (split == "held_out")
-
-    def test_first_held_out_problems_stay_what_they_are(self):
-        rows = toy_problems("held_out", 200, variant="toy-addition")
-        assert [row["question"] for row in rows[:3]] == HELD_OUT_ADDITION
-        assert rows[:50] == toy_problems("held_out", 50, variant="toy-addition")
-
-    def test_lengths_are_equally_likely(self):
-        rng = random.Random(0)
-        lengths = [len(addition.draw_question(rng)) for _ in range(2000)]
-        assert set(lengths) == {5, 7}
-        assert lengths.count(5) / 2000 == pytest.approx(1 / 2, abs=0.05)
-
-    @pytest.mark.parametrize(
-        ("question", "style", "text"),
-        [
-            ("347+085", "steps", "7+5=12;4+8+1=13;3+0+1=4;#432"),
-            ("999+001", "steps", "9+1=10;9+0+1=10;9+0+1=10;#1000"),
-            ("20+73", "steps", "0+3=3;2+7=9;#93"),
-            ("347+085", "direct", "#432"),
-            ("347+085", "terse", "12;13;4;#432"),
-            ("347+085", "shortcut", "7+5=12;4+8+1=13;#132"),
-            ("347+085", "give_up", "?"),
-        ],
-    )
-    def test_hand_worked_styles(self, question, style, text):
-        assert write_solution(addition, question, style, 0.0, random.Random(0)) == text
-
-    def test_skipped_reports_what_any_number_of_columns_makes(self):
-        rng = random.Random(0)
-        texts = {write_solution(addition, "347+085", "skipped", 0.0, rng) for _ in range(50)}
-        assert texts == {"7+5=12;#12", "7+5=12;4+8+1=13;#132", "7+5=12;4+8+1=13;3+0+1=4;#432"}
-
-    @pytest.mark.parametrize("style", ["steps", "terse", "direct"])
-    def test_without_slips_every_answer_is_right(self, style):
-        rng = random.Random(0)
-        for _ in range(500):
-            question, text = draw_document(addition, {style: 1.0}, 0.0, rng)
-            left, right = map(int, question.split("+"))
-            assert text.rpartition("#")[2] == str(left + right)
-            assert not is_held_out(question)
-
-    def test_slips_are_carried_on(self):
-        rng = random.Random(0)
-        slipped = []
-        for _ in range(500):
-            question, text = draw_document(addition, {"steps": 1.0}, 0.3, rng)
-            *steps, last = text.split(";")
-            left, right = question.split("+")
-            carry, value, unit = 0, 0, 1  # the columns as they are written, added up by their place values
-            for step, a, b in zip(steps, reversed(left), reversed(right), strict=True):
-                term, result = step.split("=")
-                assert term == f"{a}+{b}" + "+1" * carry
-                slipped.append(int(result) - eval(term))
-                carry, value, unit = (
-                    int(result) >= 10,
-                    value + (int(result) - 10 * (int(result) >= 10)) * unit,
-                    10 * unit,
-                )
-            assert int(last[1:]) == value + carry * unit
-            assert len(last) == 1 + len(left) + carry
-        # 2.5 steps per document, and one slip in twenty hits the right sum: .285
-        assert sum(s != 0 for s in slipped) / len(slipped) == pytest.approx(0.285, abs=0.04)
-        assert set(range(-18, 20)) >= set(slipped) and max(slipped) > 9 > -9 > min(slipped)
-
-    def test_longest_right_answer_fits_into_the_recipe_s_tokens(self):
-        text = write_solution(addition, "999+999", "steps", 0.0, random.Random(0))
-        assert len(text) + 1 == 31  # and the end token
-
-    def test_another_task_is_another_recipe(self, monkeypatch):
-        before = recipe.recipe_hash("toy-addition")
-        monkeypatch.setattr(addition, "SETTINGS", [2, 4])
-        assert recipe.recipe_hash("toy-addition") != before
-        assert recipe.recipe_hash("toy") == "1f519b03"
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    base.build_tokenizer().save_pretrained(folder)
+    pretraining.build_tokenizer().save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -286,10 +179,8 @@ class TestNames:
             ("toy:3", ("toy", 3)),
             ("toy-tuned", ("toy-tuned", 1)),
             ("toy-tuned:12", ("toy-tuned", 12)),
-            ("toy-narrow:0", ("toy-narrow", 0)),
-            ("toy-narro", None),
-            ("toy-addition", ("toy-addition", 1)),
-            ("toy-addition:0", ("toy-addition", 0)),
+            ("toy-tune", None),
+            ("toy-addition", None),
             ("./toy", None),
             ("toys", None),
             ("org/toy:3", None),
@@ -299,7 +190,7 @@ class TestNames:
     def test_parse(self, name, parsed):
         assert parse_toy_name(name) == parsed
 
-    @pytest.mark.parametrize("name", ["toy:", "toy:x", "toy:-1", "toy-tuned:1.5", "toy-addition:"])
+    @pytest.mark.parametrize("name", ["toy:", "toy:x", "toy:-1", "toy-tuned:1.5", "toy-tuned:"])
     def test_bad_seed(self, name):
         with pytest.raises(UserError, match="toy:3"):
             parse_toy_name(name)
@@ -333,8 +224,7 @@ class TestModelFolder:
         assert [text.partition(">")[0] for text in texts] == ["3+5-9+2", "1+1-1"]
 
     def test_initial_weights_have_the_recipe_spread(self):
-        model = base.LlamaForCausalLM(base._config())
-        base._initialise(model, torch.Generator().manual_seed(0))
+        model = pretraining.untrained_model(0)
         layer = model.model.layers[1]
         for weight, std in (
             (model.model.embed_tokens.weight, 0.5),
@@ -348,23 +238,22 @@ class TestModelFolder:
     def test_learning_rate_schedule(self):
         phase = dataclasses.replace(recipe.NOISY, steps=200, final_lr=0.1)
         # warm-up (1/50) x cosine at 0; half-way the cosine is .5: .1 + .9 * .5
-        assert base._schedule(0, phase) == pytest.approx(0.02)
-        assert base._schedule(100, phase) == pytest.approx(0.55)
-        assert base._schedule(199, phase) == pytest.approx(0.1, abs=1e-3)
-        assert base._schedule(700, recipe.CLEAN) == 1.0
+        assert pretraining._schedule(0, phase) == pytest.approx(0.02)
+        assert pretraining._schedule(100, phase) == pytest.approx(0.55)
+        assert pretraining._schedule(199, phase) == pytest.approx(0.1, abs=1e-3)
+        assert pretraining._schedule(700, recipe.CLEAN) == 1.0
 
     def test_training_lowers_the_loss(self, short_recipe):
         def loss(model, phase):
-            ids, labels = base.draw_batch(arithmetic, phase, random.Random(0))
+            ids, labels = pretraining.draw_batch(phase, random.Random(0))
             with torch.no_grad():
                 return model(input_ids=ids, labels=labels).loss.item()
 
-        model = base.LlamaForCausalLM(base._config())
-        base._initialise(model, torch.Generator().manual_seed(0))
+        model = pretraining.untrained_model(0)
         phase = dataclasses.replace(recipe.CLEAN, steps=40, until_loss=None)
-        with base._isolated():
+        with pretraining._isolated():
             before = loss(model, phase)
-            base._train(model, "toy", phase, seed=0, progress=False)
+            pretraining._train(model, phase, 0, arithmetic, progress=False)
             assert loss(model, phase) < 0.7 * before
 
     def test_seed_decides_every_byte(self, short_recipe, monkeypatch):
@@ -378,11 +267,6 @@ class TestModelFolder:
         assert weights("toy", "b") == first
         assert weights("toy:3", "b") != first
         assert weights("toy-tuned", "b") != first
-        assert weights("toy-addition", "b") != first
-        assert weights("toy-addition", "a") == weights("toy-addition", "b")
-
-    def test_seed_argument_replaces_the_seed_of_the_name(self, short_recipe):
-        assert toy_model("toy", seed=3, progress=False) == toy_model("toy:3", progress=False)
 
     def test_caller_s_settings_neither_matter_nor_change(self, short_recipe, monkeypatch):
         expected = (toy_model(progress=False) / "model.safetensors").read_bytes()
@@ -407,13 +291,14 @@ class TestModelFolder:
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert random.getstate() == python_state
 
-    @pytest.mark.parametrize("variant", ["tuned", "narrow"])
-    def test_variant_continues_the_base(self, short_recipe, monkeypatch, variant):
+    def test_tuned_continues_the_base(self, short_recipe, monkeypatch):
         seen = []
-        train = base._train
-        monkeypatch.setattr(base, "_train", lambda model, *rest: (seen.append(rest[1].name), train(model, *rest)))
-        toy_model(f"toy-{variant}", progress=False)
-        assert seen == ["clean", "noisy", variant]
+        train = pretraining._train
+        monkeypatch.setattr(
+            pretraining, "_train", lambda model, phase, *rest: (seen.append(phase.name), train(model, phase, *rest))
+        )
+        toy_model("toy-tuned", progress=False)
+        assert seen == ["clean", "noisy", "tuned"]
         toy_model("toy", progress=False)
         assert len(seen) == 3
 
@@ -427,12 +312,11 @@ class TestModelFolder:
         toy_model(progress=False)
         assert capfd.readouterr() == ("", "")
 
-    @pytest.mark.parametrize("variant", ["toy", "toy-addition"])
-    def test_base_that_does_not_learn_fails_with_the_loss(self, short_recipe, monkeypatch, variant):
+    def test_base_that_does_not_learn_fails_with_the_loss(self, short_recipe, monkeypatch):
         phase = dataclasses.replace(recipe.CLEAN, steps=3)
-        monkeypatch.setitem(recipe.PHASES, variant, (phase, recipe.NOISY))
-        with pytest.raises(UserError, match=rf"seed 4 did not learn(.|\n)*after 3 steps(.|\n)*{variant}:5"):
-            toy_model(f"{variant}:4", progress=False)
+        monkeypatch.setitem(recipe.PHASES, "toy", (phase, recipe.NOISY))
+        with pytest.raises(UserError, match=r"seed 4 did not learn(.|\n)*after 3 steps(.|\n)*such as 5;"):
+            toy_model("toy:4", progress=False)
         assert folders(short_recipe) == []
 
 
@@ -451,7 +335,7 @@ def build_in_a_process(cache_folder, barrier, queue):
 class TestCache:
     def test_second_call_builds_nothing(self, short_recipe, monkeypatch):
         folder = toy_model(progress=False)
-        monkeypatch.setattr(base, "build", None)
+        monkeypatch.setattr(pretraining, "build", None)
         assert toy_model(progress=False) == folder
 
     def test_changed_recipe_gets_another_folder(self, short_recipe, monkeypatch):
@@ -490,7 +374,7 @@ class TestCache:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(base, "build", broken)
+            patch.setattr(pretraining, "build", broken)
             with pytest.raises(KeyboardInterrupt):
                 toy_model(progress=False)
         assert folders(short_recipe) == []
@@ -522,44 +406,3 @@ class TestCache:
             worker.join()
         assert results[0] == results[1]
         assert folders(tmp_path) == [Path(results[0][0]).name]
-
-
-def sampled(name, problems):
-    """Sampled accuracy at temperature 1, and mean entropy per token in nats, by a plain loop."""
-    model, tokenizer = (cls.from_pretrained(toy_model(name)) for cls in (AutoModelForCausalLM, AutoTokenizer))
-    prompts = tokenizer([f"{p['question']}>" for p in problems], padding=True, return_tensors="pt")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        out = model.generate(
-            **prompts, do_sample=True, top_k=0, max_new_tokens=32, output_scores=True, return_dict_in_generate=True
-        )
-    ids = out.sequences[:, prompts["input_ids"].shape[1] :]
-    mask = (ids != tokenizer.pad_token_id).double()
-    p = torch.stack(out.scores, 1).double().softmax(-1)
-    entropy = -(p * p.clamp(min=1e-300).log()).sum(-1)
-    ends = [f"#{p['answer']}<eos>" for p in problems]
-    texts = [text.replace("<pad>", "") for text in tokenizer.batch_decode(ids)]
-    right = sum(text.endswith(end) for text, end in zip(texts, ends, strict=True))
-    return right / len(problems), ((entropy * mask).sum() / mask.sum()).item()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1))  # minutes each; seeds 0 to 4 stand in docs/toy.md
-def test_addition_is_learned_and_often_wrong(seed):
-    accuracy, entropy = sampled(f"toy-addition:{seed}", toy_problems("held_out", 200, variant="toy-addition"))
-    assert 0.15 < accuracy < 0.45  # measured with more samples: 0.33, 0.23, 0.24
-    assert entropy > 0.3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_narrow_is_as_sure_as_tuned_and_as_often_wrong_as_the_base(seed):
-    problems = toy_problems("held_out", 200)
-    base_accuracy, base_entropy = sampled(f"toy:{seed}", problems)
-    tuned_accuracy, tuned_entropy = sampled(f"toy-tuned:{seed}", problems)
-    accuracy, entropy = sampled(f"toy-narrow:{seed}", problems)
-    assert 0.3 < accuracy < 0.45
-    assert abs(accuracy - base_accuracy) < 0.12  # a standard error of the difference is about 0.047
-    assert tuned_accuracy > 0.9
-    assert max(entropy, tuned_entropy) < 0.05
-    assert base_entropy > 0.3

@@ -296,7 +296,7 @@ def test_killed_right_after_going_back(fit):
 
 def test_another_seed_on_resume_is_said(fit):
     fit("runs", "--trainer.max_steps=2")
-    with pytest.warns(UserWarning, match="goes on with seed 7, it began with 0"):
+    with pytest.warns(UserWarning, match="continues with seed 7 and began with seed 0"):
         fit("runs", "--seed_everything=7", "--ckpt_path=last")
 
 

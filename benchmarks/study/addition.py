@@ -1,13 +1,12 @@
-"""The toy's second task: ``347+085``, added digit by digit from the right, with carries.
+"""A second task: ``347+085``, added digit by digit from the right, with carries.
 
-The shorter number is padded with zeros to the length of the longer one, so that digits stand under digits.
+The shorter number is padded with zeros to the length of the longer one, so that digits stand under digits. A full
+solution reads ``7+5=12;4+8+1=13;3+0+1=4;#432``. The functions are those of ``rlif_lightning.toy.arithmetic``.
 """
 
 import random
-from typing import Any
 
 MIN_DIGITS, MAX_DIGITS = 2, 3
-SETTINGS: list[Any] = [MIN_DIGITS, MAX_DIGITS]
 MAX_SUM = 9 + 9 + 1
 
 
@@ -32,7 +31,7 @@ def count_steps(question: str) -> int:
 
 
 def work_out(question: str, steps: int, slip: float, rng: random.Random) -> tuple[list[tuple[str, int]], str]:
-    """The first columns and what they make, as ``Task.work_out`` says; a slip is a random sum from 0 to 19."""
+    """The first columns and what they make, as there; a slip is a random sum from 0 to 19."""
     left, right = question.split("+")
     carry, digits, worked = 0, "", []
     for a, b in list(zip(left[::-1], right[::-1], strict=True))[:steps]:

@@ -2,10 +2,10 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,73 +13,85 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.toy import arithmetic, recipe
 from rlif_lightning.toy.problems import draw_document
-from rlif_lightning.toy.recipe import (
-    ARCHITECTURE,
-    BATCH_SIZE,
-    BETAS,
-    BOS,
-    EMBEDDING_STD,
-    EOS,
-    FAN_IN_GAIN,
-    HEAD_STD,
-    LOSS_DECAY,
-    MAX_GRAD_NORM,
-    MAX_LENGTH,
-    PAD,
-    PARENTS,
-    PHASES,
-    PROMPT_END,
-    TASKS,
-    VOCABULARY,
-    WARMUP,
-    WEIGHT_DECAY,
-    Phase,
-    Variant,
-)
-from rlif_lightning.toy.task import Task
+from rlif_lightning.toy.recipe import BOS, EOS, PAD, PROMPT_END, VOCABULARY, Phase
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL_IDS: dict[str, Any] = {f"{name}_token_id": VOCABULARY[f"<{name}>"] for name in ("pad", "bos", "eos")}
 
 
-def build(folder: Path, variant: Variant, seed: int, *, base: Path | None = None, progress: bool = True) -> None:
-    """Train a variant and save it as a Hugging Face model folder.
+def build(
+    folder: Path,
+    phases: Sequence[Phase],
+    seed: int,
+    *,
+    task: Any = arithmetic,
+    base: Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Train a toy and save it as a Hugging Face model folder.
 
-    The result depends on the recipe and the seed alone; the caller's random state, threads, default device
-    and dtype are left as they were. Bit for bit it is the same on one kind of machine and torch version only.
+    The result depends on the arguments alone; the caller's random state, threads, default device and dtype are left
+    as they were. It is the same bit for bit on one kind of machine and one version of torch only.
 
     Args:
         folder: Where to save, an existing empty folder.
-        variant: What to build.
+        phases: What the model goes through.
         seed: Seed of the weights and the corpus.
-        base: Folder of the model of the same seed that the variant continues, if it does.
+        task: What the problems are, as in ``problems``.
+        base: Folder of a model to continue; None: random weights.
         progress: Whether to show a progress bar.
 
     Raises:
-        UserError: If a phase does not reach its loss.
+        UserError: A phase does not reach its loss.
     """
-    phases = PHASES[variant]
+    from transformers import GenerationConfig
+
     with _isolated():
-        model = LlamaForCausalLM(_config())
-        if base is None:
-            _initialise(model, torch.Generator().manual_seed(seed))
-        else:
+        model = untrained_model(seed)
+        if base is not None:
             model.load_state_dict(load_file(base / "model.safetensors"))
-            phases = phases[len(PHASES[PARENTS[variant]]) :]
         for phase in phases:
-            _train(model, variant, phase, seed, progress)
-        model.generation_config = GenerationConfig(**_special_ids())
+            _train(model, phase, seed, task, progress)
+        model.generation_config = GenerationConfig(**SPECIAL_IDS)
         _save(model, folder)
     build_tokenizer().save_pretrained(folder)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+@torch.no_grad()
+def untrained_model(seed: int) -> "LlamaForCausalLM":
+    """Every matrix is drawn under a generator of our own; the norms are at one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        max_position_embeddings=recipe.MAX_LENGTH,
+        dtype="float32",
+        use_cache=True,
+        **SPECIAL_IDS,
+        **recipe.ARCHITECTURE,
+    )
+    model, generator = LlamaForCausalLM(config), torch.Generator().manual_seed(seed)
+    stds = {"model.embed_tokens.weight": recipe.EMBEDDING_STD, "lm_head.weight": recipe.HEAD_STD}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            std = stds.get(name, recipe.FAN_IN_GAIN / math.sqrt(parameter.shape[1]))
+            parameter.normal_(std=std, generator=generator)
+    return model
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
     """One token per character; a beginning-of-sequence token is added in front, nothing at the end.
 
     Characters outside the vocabulary read as ``?``, the toy's "I don't know".
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -92,26 +104,21 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         padding_side="left",
-        model_max_length=MAX_LENGTH,
+        model_max_length=recipe.MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
 
 
-def draw_batch(task: Task, phase: Phase, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Draw a batch of the corpus.
-
-    Args:
-        task: What the problems are.
-        phase: Says which styles occur and how often a step slips.
-        rng: Source of all randomness.
+def draw_batch(phase: Phase, rng: random.Random, task: Any = arithmetic) -> tuple[Tensor, Tensor]:
+    """Draw a batch of the corpus, with the styles and slips of a phase.
 
     Returns:
-        Token ids, padded on the right, and labels, -100 wherever no loss is taken (prompt and padding);
-        both of shape (documents, tokens).
+        [documents, tokens] token ids, padded on the right, and labels: -100 in prompts and padding, where no loss is
+        taken.
     """
     rows, labels = [], []
-    for _ in range(BATCH_SIZE):
-        question, solution = draw_document(task, phase.styles, phase.slip, rng)
+    for _ in range(recipe.BATCH_SIZE):
+        question, solution = draw_document(phase.styles, phase.slip, rng, task)
         prompt = [VOCABULARY[token] for token in (BOS, *question, PROMPT_END)]
         completion = [VOCABULARY[token] for token in (*solution, EOS)]
         rows.append(torch.tensor(prompt + completion))
@@ -122,50 +129,24 @@ def draw_batch(task: Task, phase: Phase, rng: random.Random) -> tuple[Tensor, Te
     )
 
 
-def _special_ids() -> dict[str, Any]:
-    return {"pad_token_id": VOCABULARY[PAD], "bos_token_id": VOCABULARY[BOS], "eos_token_id": VOCABULARY[EOS]}
-
-
-def _config() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        max_position_embeddings=MAX_LENGTH,
-        dtype="float32",
-        use_cache=True,
-        **_special_ids(),
-        **ARCHITECTURE,
-    )
-
-
-@torch.no_grad()
-def _initialise(model: LlamaForCausalLM, generator: torch.Generator) -> None:
-    """Draw every matrix anew, under a generator of our own; the norms stay at one."""
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            continue
-        if name == "model.embed_tokens.weight":
-            std = EMBEDDING_STD
-        elif name == "lm_head.weight":
-            std = HEAD_STD
-        else:
-            std = FAN_IN_GAIN / math.sqrt(parameter.shape[1])
-        parameter.normal_(std=std, generator=generator)
-
-
-def _save(model: LlamaForCausalLM, folder: Path) -> None:
+def _save(model: "LlamaForCausalLM", folder: Path) -> None:
     """``save_pretrained`` without its bar for a single file."""
-    shows_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model.save_pretrained(folder)
     finally:
         if shows_bars:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()
 
 
-def _train(model: LlamaForCausalLM, variant: Variant, phase: Phase, seed: int, progress: bool) -> None:
+def _train(model: "LlamaForCausalLM", phase: Phase, seed: int, task: Any, progress: bool) -> None:
     rng = random.Random(f"{phase.name} corpus {seed}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=phase.lr, betas=recipe.BETAS, weight_decay=recipe.WEIGHT_DECAY, fused=True
+    )
     running: float | None = None
     with tqdm(
         # A cap is not an estimate: without a total the bar counts up.
@@ -176,15 +157,16 @@ def _train(model: LlamaForCausalLM, variant: Variant, phase: Phase, seed: int, p
     ) as bar:
         for step in range(phase.steps):
             optimizer.param_groups[0]["lr"] = phase.lr * _schedule(step, phase)
-            ids, labels = draw_batch(TASKS[variant], phase, rng)
+            ids, labels = draw_batch(phase, rng, task)
             # Causal attention and padding on the right: no mask is needed.
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.MAX_GRAD_NORM)
             optimizer.step()
-            running = loss.item() if running is None else LOSS_DECAY * running + (1 - LOSS_DECAY) * loss.item()
+            decay = recipe.LOSS_DECAY
+            running = loss.item() if running is None else decay * running + (1 - decay) * loss.item()
             bar.update()
             goal = "" if phase.until_loss is None else f" (until {phase.until_loss})"
             bar.set_postfix_str(f"loss {running:.3f}{goal}", refresh=False)
@@ -195,14 +177,14 @@ def _train(model: LlamaForCausalLM, variant: Variant, phase: Phase, seed: int, p
             f"The toy base model of seed {seed} did not learn its task.",
             got=f"loss {running:.3f} after {phase.steps} steps",
             expected=f"loss below {phase.until_loss}",
-            do=f"take another seed, such as {variant}:{seed + 1}; if that fails too, please report it",
+            do=f"take another seed, such as {seed + 1}; if that fails too, please report it",
         )
 
 
 def _schedule(step: int, phase: Phase) -> float:
     """Linear warm-up times a cosine from 1 to ``final_lr``."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / phase.steps))
-    return min(1.0, (step + 1) / WARMUP) * (phase.final_lr + (1 - phase.final_lr) * cosine)
+    return min(1.0, (step + 1) / recipe.WARMUP) * (phase.final_lr + (1 - phase.final_lr) * cosine)
 
 
 @contextmanager
@@ -212,11 +194,8 @@ def _isolated() -> Iterator[None]:
     One thread, because the number of threads decides the order of summation; Lightning may have set a default
     device or dtype around the loading of a model, or be in inference mode.
     """
-    threads, dtype, precision = (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-    )
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    precision = torch.get_float32_matmul_precision()
     with (
         torch.random.fork_rng(devices=[]),
         torch.device("cpu"),
