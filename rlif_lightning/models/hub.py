@@ -19,13 +19,10 @@ def is_local(name: str) -> bool:
 
 
 def resolve_model(name: str) -> str:
-    """Turn a model name into something transformers loads, checking what can be checked beforehand.
-
-    Args:
-        name: ``toy`` (built on first use), a folder, or a hub name such as ``Qwen/Qwen2.5-1.5B``.
+    """What transformers loads by a name: ``toy`` (built on first use), a folder, or a hub name.
 
     Raises:
-        UserError: The folder is missing, or holds no config.json or no safetensors weights.
+        UserError: The folder is missing, or holds no config.json, no safetensors weights or no tokenizer.
     """
     if parse_toy_name(name) is not None:
         return str(toy_model(name))
