@@ -12,9 +12,8 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 
+# Told (problems answered, problems, tokens sampled so far, most tokens there can be).
 EvaluationProgress = Callable[[int, int, int, int], None]
-"""Told (problems answered, problems, tokens sampled so far, most tokens there can be)."""
-
 SEED = 20_250_519  # the same completions' seeds in every evaluation, whatever the seed of the run
 
 
@@ -127,8 +126,7 @@ def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str,
             accuracy = [fmean(float(bool(a.correct)) for a in own) for own in attempts]
             summary[f"accuracy{suffix}"] = fmean(accuracy)
             if intervals:
-                low, high = bootstrap_interval(accuracy)
-                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = low, high
+                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = bootstrap_interval(accuracy)
         summary[f"mean_tokens{suffix}"] = fmean(a.tokens for a in flat)
         summary[f"truncated_fraction{suffix}"] = fmean(float(not a.ended) for a in flat)
     count = len(results[0].samples) if results else 0
