@@ -138,7 +138,7 @@ class RLIFCLI(LightningCLI):
                     do="use them with test, validate, predict, diagnose or mix, or train with --guard.action restore",
                 )
             # Read here: a file that is no checkpoint is refused before anything is loaded.
-            self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
+            self.checkpoint_step = read_checkpoint(config.ckpt_path)["global_step"]
 
     def _find_checkpoint(self, ckpt_path: str) -> Path:
         """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""

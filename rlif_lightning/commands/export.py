@@ -129,7 +129,7 @@ class Export:
         self.dtype: torch.dtype = getattr(torch, dtype)
         if self.source.is_dir():
             raise UserError("A checkpoint in shards cannot be exported", got=self.source)
-        self.checkpoint = read_checkpoint(self.source, mmap=True)
+        self.checkpoint = read_checkpoint(self.source)
         step = int(self.checkpoint["global_step"])
         by_guard = self.source.as_posix().endswith(GUARD_WEIGHTS)
         origin = f"what the collapse guard hands back (step {step})" if by_guard else f"those of step {step}"

@@ -99,8 +99,8 @@ class Mixing:
         self.objects, self.options, settings = objects, objects.options, objects.module.policy_settings
         self.ratios, self.steps = check_ratios(self.options.ratios), self.options.steps
         self._check_options()
-        source = (settings.revision, settings.attn_implementation, settings.trust_remote_code)
-        self.pair = Pair(self.options.base or settings.name, self.options.tuned, *source)
+        base = self.options.base or settings.name
+        self.pair = Pair(base, self.options.tuned, settings.revision, settings.trust_remote_code)
         self.pair.check()
         self._choose_model(self.pair.base)  # whose tokenizer all mixtures have
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()

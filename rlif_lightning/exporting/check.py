@@ -95,7 +95,7 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: Any, base: 
         folder: The export.
         form: Its format.
         dtype: Dtype of the weights.
-        settings: What else loads the model: trust_remote_code, attn_implementation, revision.
+        settings: What else loads the model: trust_remote_code and revision.
         base: Name or path of an adapter's base model.
     """
     from transformers import AutoModelForCausalLM
@@ -105,7 +105,6 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: Any, base: 
         revision=None if form == "merged" else settings.revision,
         dtype=dtype,
         use_safetensors=True,
-        attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
     )
     if form == "merged":

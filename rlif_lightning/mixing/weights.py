@@ -30,14 +30,12 @@ class Pair:
         base: ``toy``, a Hugging Face folder or a hub name.
         tuned: The same; or the folder of a LoRA adapter, a checkpoint or a run folder, made from the base.
         revision: Of the base's hub repository.
-        attn_implementation: As transformers names it; null: its choice.
         trust_remote_code: Run Python code that comes with the models.
     """
 
     base: str
     tuned: str
     revision: str | None = None
-    attn_implementation: str | None = None
     trust_remote_code: bool = False
 
     def load_base(self) -> Policy:
@@ -82,9 +80,7 @@ class Pair:
     @property
     def _tuned(self) -> PolicySettings:
         """For a tuned model that needs no base."""
-        return PolicySettings(
-            self.tuned, attn_implementation=self.attn_implementation, trust_remote_code=self.trust_remote_code
-        )
+        return PolicySettings(self.tuned, trust_remote_code=self.trust_remote_code)
 
     @property
     def _adapter(self) -> str | None:
@@ -126,7 +122,7 @@ def _load_as_stored(settings: PolicySettings) -> Policy:
 
 def _read_trained(path: Path) -> dict[str, Any]:
     """A checkpoint that can be mixed; its weights stay on the disk until they are used."""
-    checkpoint = read_checkpoint(path, mmap=True)
+    checkpoint = read_checkpoint(path)
     if checkpoint.get("rlif") is None:
         raise UserError("The checkpoint was not written by rlif_lightning", got=path)
     quantization = identity_of(checkpoint).quantization

@@ -121,7 +121,6 @@ def build(network: Network, layers: int | None = None) -> nn.Module:
         network.config if layers is None else with_layers(network.config, layers),
         trust_remote_code=network.trust_remote_code,
         dtype=network.base,
-        attn_implementation=network.attn_implementation,
     ).eval()
     with torch.device("meta"):
         if network.gradient_checkpointing:

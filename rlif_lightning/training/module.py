@@ -80,7 +80,6 @@ class RLIFModule(pl.LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
             computed once per completion instead of once per group.
         end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
-        attn_implementation: As transformers names it; null: its choice.
         revision: Of a hub repository.
         trust_remote_code: Run Python code that comes with the model. Only for code that you have read.
     """
@@ -107,7 +106,6 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: float = 0.0,
         gradient_checkpointing: bool = False,
         end_tokens: list[str] | None = None,
-        attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -128,10 +126,10 @@ class RLIFModule(pl.LightningModule):
                 do="set model.kl_coefficient above 0, or leave model.reference out",
             )
         check_optimizer(optimizer)
+        ends = tuple(end_tokens or ())
         self.policy_settings = PolicySettings(
-            name, lora, adapter, quantization, gradient_checkpointing, tuple(end_tokens or ()),
-            attn_implementation, revision, trust_remote_code,
-        )  # fmt: skip
+            name, lora, adapter, quantization, gradient_checkpointing, ends, revision, trust_remote_code
+        )
         self.policy_settings.check()
         self.top_entropy_fraction = top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio

@@ -429,7 +429,7 @@ def test_settings_of_the_trainer():
 
 @pytest.mark.parametrize(
     ("strategy", "line"),
-    [("fsdp2", "shared by 2 processes"), ("rlif_lightning.models.fsdp2.FSDP2Strategy", "shared by 2"), ("ddp", "")],
+    [("fsdp2", "by 2 processes"), ("rlif_lightning.models.strategies.FSDP2Strategy", "by 2 processes"), ("ddp", "")],
 )
 def test_strategy_of_a_recipe(strategy, line, capsys):
     plan("--config", "quickstart", "--trainer.strategy", strategy, "--trainer.devices", "2")

@@ -16,10 +16,10 @@ from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import adapter_off, add_adapter, add_lora, find_adapter
 from rlif_lightning.models.policy import set_training_mode
-from rlif_lightning.models.scoring import CompletionScores, completion_logits
+from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.sampling.check_decoding import decoding_error
-from tests.conftest import load_model, make_model
+from tests.conftest import completion_logits, load_model, make_model
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401

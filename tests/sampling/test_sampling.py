@@ -9,13 +9,12 @@ import torch
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.functional.token_stats import token_stats
-from rlif_lightning.models.scoring import completion_logits
 from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.sampling.check_decoding import check_decoding, decoding_error
 from rlif_lightning.sampling.decoders import PreallocatedDecoder
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder, decoder_for
-from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
+from tests.conftest import ARCHITECTURES, completion_logits, make_model, make_tokenizer
 from tests.sampling.plain_decoder import PlainDecoder
 
 VOCABULARY = 320

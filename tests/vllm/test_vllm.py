@@ -11,7 +11,6 @@ import torch
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.models.scoring import completion_logits
 from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
@@ -19,7 +18,7 @@ from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
 from rlif_lightning.toy.base import build
 from rlif_lightning.toy.recipe import ARCHITECTURE
 from rlif_lightning.training.scores import with_scores
-from tests.conftest import load_model, make_model
+from tests.conftest import completion_logits, load_model, make_model
 from tests.rewards.own_rewards import load
 
 pytestmark = [
