@@ -8,7 +8,6 @@ from torch import nn
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.models.policy import set_training_mode
-from rlif_lightning.models.scoring import completion_logits
 from rlif_lightning.sampling.native import NativeSampler
 from rlif_lightning.sampling.protocol import Sampling
 
@@ -31,7 +30,9 @@ def decoding_error(policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> fl
     for i in range(4):
         row = drawn.rows(torch.tensor([i], device="cpu"))  # without padding
         assert row.logprob is not None
-        errors.append(token_logprobs(completion_logits(policy, row), row.completion_ids) - row.logprob)
+        ids, start = torch.cat([row.prompt_ids, row.completion_ids], 1), row.prompt_ids.shape[1] - 1
+        logits = policy(input_ids=ids, use_cache=False).logits[:, start:-1]
+        errors.append(token_logprobs(logits, row.completion_ids) - row.logprob)
     return float(torch.cat(errors, 1).abs().max())
 
 
