@@ -46,18 +46,17 @@ def answer_mask(samples: Samples, texts: Sequence[str], spans: Sequence[Span | N
 
 
 class Spelling(dict[int, bytes]):
-    """The UTF-8 bytes that each token adds to a text; a token is spelled when it is first asked for.
-
-    Args:
-        tokenizer: Of transformers.
-    """
+    """The UTF-8 bytes that each token adds to a text; a token is spelled when it is first asked for."""
 
     def __init__(self, tokenizer: Any) -> None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         super().__init__()
         self._tokenizer = tokenizer
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special.update(tokenizer.all_special_ids)
         self._fallback: dict[int, bytes] = {}  # the byte tokens among them, as SentencePiece has them
+        self._byte_of_letter = {letter: byte for byte, letter in bytes_to_unicode().items()}  # byte-level BPE's
 
     def __missing__(self, token: int) -> bytes:
         name = None if token in self._special else self._tokenizer.convert_ids_to_tokens(token)
@@ -80,7 +79,7 @@ class Spelling(dict[int, bytes]):
                 do="set clean_up_tokenization_spaces to false in tokenizer_config.json, or choose a reward that "
                 "needs no answer_mask",
             )
-        start, end = (_byte_of(spelled, whole, dropped + place) for place in span)
+        start, end = (_byte_of(spelled, dropped + place) for place in span)
         ends = list(accumulate(map(len, pieces)))
         first = bisect_right(ends, start)
         last = bisect_left(ends, end)
@@ -93,8 +92,8 @@ class Spelling(dict[int, bytes]):
         if byte and piece != name:
             self._fallback[token] = bytes([int(byte[1], 16)])
             return self._fallback[token]
-        if UNKNOWN in piece and all(letter in BYTE_OF_LETTER for letter in name):
-            return bytes(BYTE_OF_LETTER[letter] for letter in name)  # a part of a character
+        if UNKNOWN in piece and all(letter in self._byte_of_letter for letter in name):
+            return bytes(self._byte_of_letter[letter] for letter in name)  # a part of a character
         return piece.encode()
 
     def _with_unknown_bytes(self, ids: Sequence[int], pieces: list[bytes]) -> list[bytes]:
@@ -111,32 +110,6 @@ class Spelling(dict[int, bytes]):
         return pieces
 
 
-def _byte_of(spelled: bytes, text: str, place: int) -> int:
-    """Where in `spelled` the character `place` of `text` begins, its lossy decoding."""
-    if UNKNOWN not in text:
-        return len(text[:place].encode())
-    byte = 0
-    while byte < len(spelled):
-        try:
-            good, bad = len(spelled), len(spelled)
-            spelled[byte:].decode()
-        except UnicodeDecodeError as error:
-            good, bad = byte + error.start, byte + error.end
-        sure = spelled[byte:good].decode()
-        if place < len(sure):
-            return byte + len(sure[:place].encode())
-        place -= len(sure) + (bad > good)
-        if place < 0:
-            return good
-        byte = bad
-    return len(spelled)
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level BPE (GPT-2) writes for each byte: printable ones stand for themselves."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF_LETTER = _byte_letters()
+def _byte_of(spelled: bytes, place: int) -> int:
+    """Where in `spelled` the character `place` of its lossy decoding begins: a prefix decodes to all that began."""
+    return bisect_right(range(len(spelled) + 1), place, key=lambda n: len(spelled[:n].decode(errors="replace"))) - 1
