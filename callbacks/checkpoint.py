@@ -21,7 +21,7 @@ from rlif_lightning.training.module import RLIFModule
 
 
 class RolloutCheckpoint(Checkpoint):
-    """Saves at the boundary of a rollout, where a run can be continued exactly.
+    """Saves checkpoints between rollouts, where a run can be continued exactly.
 
     A continued run takes the optimiser's state and the place in the schedule from the checkpoint, and settings
     that have been changed since (learning rate, weight decay, betas ...) from the recipe and the command line.
@@ -29,8 +29,8 @@ class RolloutCheckpoint(Checkpoint):
     ask for a save at the next boundary and then stop the run (a second one ends it at once).
 
     Args:
-        every: Optimiser steps between two saves; the end of training is always saved.
-        keep: Also keep this many numbered checkpoints, the newest; null: all.
+        every: Optimiser steps between two checkpoints; the end of training is always saved.
+        keep: Number of numbered checkpoints to keep besides ``last.ckpt``, the newest ones; null: all.
     """
 
     def __init__(self, every: int = 10, keep: int | None = 0) -> None:

@@ -21,9 +21,9 @@ class Completions(Callback):
     Both show the first groups of the first process: whole groups, so that advantages can be read.
 
     Args:
-        every: Optimiser steps between two rollouts that are kept; 0: none.
-        keep: Completions of a rollout in the file, rounded up to whole groups; null: all.
-        show: Completions of a rollout as text in TensorBoard.
+        every: Optimiser steps between two rollouts that are written; 0: write none.
+        keep: Completions per rollout in the file, rounded up to whole groups; null: all.
+        show: Completions per rollout shown as text in TensorBoard.
     """
 
     def __init__(self, every: int = 1, keep: int | None = 32, show: int = 4) -> None:

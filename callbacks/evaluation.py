@@ -37,7 +37,7 @@ LOGGED = (
 
 
 class Evaluation(Callback):
-    """Answers held-out problems, always the same ones with the same seeds and no filters.
+    """Answers held-out problems, always the same ones with the same seeds, without filters.
 
     While fitting it logs ``val/accuracy`` (greedy) and ``val/accuracy_sampled`` before the first step, every
     so many steps, and after the last. ``rlif validate`` and ``rlif test`` write ``results.json`` and one row
@@ -45,17 +45,17 @@ class Evaluation(Callback):
     results as one.
 
     Args:
-        every: Optimiser steps between evaluations while fitting; 0: only before and after.
-        n: Problems of an evaluation while fitting, the first of the data; null: all. The commands take all
-            problems, or as many as ``data.*.limit`` says.
-        samples: Completions per problem at the temperature; 0: greedy only.
-        greedy: Also take the greedy completion.
-        temperature: Of the samples.
-        max_new_tokens: Longest completion.
+        every: Optimiser steps between evaluations during training; 0: only before the first step and after the last.
+        n: Problems of an evaluation during training, from the first on; null: all. The commands take all problems, or
+            as many as ``data.*.limit`` says.
+        samples: Sampled completions per problem; 0: none.
+        greedy: Also decode one completion per problem greedily.
+        temperature: Sampling temperature of the samples.
+        max_new_tokens: Longest completion in tokens.
         batch_size: Problems answered at the same time.
-        predictions: What ``rlif predict`` writes. rows: ``predictions.jsonl``, as the other commands' rows.
-            alpaca_eval: ``model_outputs.json`` in AlpacaEval's format, with one completion per instruction.
-        sampler: The engine; null: that of the rollout.
+        predictions: Format that ``rlif predict`` writes. ``rows``: ``predictions.jsonl``, with the rows of the other
+            commands. ``alpaca_eval``: ``model_outputs.json`` for AlpacaEval, with one completion per instruction.
+        sampler: Class that samples; null: the sampler of the rollout.
     """
 
     def __init__(

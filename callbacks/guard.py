@@ -20,7 +20,7 @@ from rlif_lightning.training.module import RLIFModule
 
 
 class CollapseGuard(Callback):
-    """Watches agreement and the frozen reference's log-likelihood of the rollouts, and decides once.
+    """Watches the rollouts for signs of collapse, and decides once.
 
     A rollout is measured before its update, so its signals are those of the weights in place at that moment. The
     weights of the signal's best step are kept in ``checkpoints/guard/weights.safetensors`` (trainable ones only);
@@ -31,16 +31,19 @@ class CollapseGuard(Callback):
     the rule was changed so that it would not have fired. With warn it decides once and then only watches on.
 
     Args:
-        action: off; ``warn``: say it and train on; ``stop``: end the run after the present rollout; ``restore``: end
-            it with the kept weights in the policy and in the last checkpoint.
-        signals: What is watched: agreement, similarity (of the completions in a group) and start_logprob;
-            null: agreement, or similarity where no completion ever has an answer; and start_logprob where there
-            is a reference. The first that fires hands back its own best step; until then it is the first one's.
-        drop: Drop of agreement or similarity below its best that counts, as a share of its best.
-        reference_drop: Drop of the reference's log-likelihood per token, as a share of that of the first rollouts.
-        patience: Consecutive rollouts below that fire.
+        action: What to do when a collapse has begun. ``off``: watch nothing. ``warn``: warn and train on. ``stop``:
+            end the run after the current rollout. ``restore``: end it with the kept weights in the policy and in the
+            last checkpoint.
+        signals: Signals to watch: ``agreement``, ``similarity`` (of the completions in a group) and
+            ``start_logprob``. The first that falls decides, and the weights of its own best step are handed back;
+            until one falls, the first signal's best step counts. null: agreement, or similarity if no completion ever
+            has an answer; and start_logprob if there is a frozen reference.
+        drop: Drop of agreement or similarity below its best that counts, as a share of the best.
+        reference_drop: Drop of the frozen reference's log-likelihood per token that counts, as a share of its mean
+            over the first rollouts.
+        patience: Consecutive rollouts below the threshold after which the guard acts.
         smoothing: Weight of a new value in the signal's moving average.
-        warmup: First rollouts, which are not judged.
+        warmup: Number of first rollouts that are not judged.
     """
 
     def __init__(

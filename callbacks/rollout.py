@@ -30,35 +30,38 @@ from rlif_lightning.training.rewarding import AdvantageSettings
 
 
 class RolloutCallback(Callback):
-    """Collects a rollout with the present policy, rewards it, and hands it to the updates slice by slice.
+    """Collects a rollout with the current policy, rewards it, and hands it to the updates in slices.
 
     Args:
         prompts_per_step: Prompts of one optimiser step, over all processes.
         group_size: Completions per prompt.
-        micro_batch_size: Completions in one forward and backward of one process; null: all of a step at once.
+        micro_batch_size: Completions in one forward and backward pass of one process; null: all of a step at once.
         passes: Optimisation passes over one rollout.
-        steps_per_rollout: Optimiser steps in one pass over one rollout.
-        max_new_tokens: Longest completion.
-        temperature: Of the sampler; log-probabilities are those of softmax(logits / temperature).
-        top_k: Sample among the k most likely tokens; 0: all.
-        top_p: Sample among the most likely tokens that reach this probability; 1: all.
-        min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
-        statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
-        rewards: A reward, or a list: several are standardised in the group, weighted and summed.
-        votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
-            than ``group_size`` are sampled for that alone. null: the group.
-        scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
-            by nothing (``none``).
-        baseline: What a reward is compared with: the ``mean`` of its group, or that of the others
+        steps_per_rollout: Optimiser steps in one pass over a rollout.
+        max_new_tokens: Longest completion in tokens.
+        temperature: Sampling temperature; log-probabilities are those of softmax(logits / temperature).
+        top_k: Sample among the k most likely tokens; 0: among all.
+        top_p: Sample among the most likely tokens that together reach this probability; 1: among all.
+        min_p: Leave out tokens that are less likely than this share of the most likely one; 0: leave out none.
+        statistics_temperature: Temperature of the distributions that internal rewards read: ``sampling`` for that of
+            the sampler, or a number.
+        rewards: Rewards by class path. The advantages of several are standardised within the group, weighted and
+            added up. null: SelfCertainty.
+        votes: Completions per prompt whose answers are counted by rewards on answers and by ``agreement_band``; those
+            beyond ``group_size`` are sampled for the count only. null: the group.
+        scale: What advantages are divided by: the standard deviation of the ``group``, that of the whole rollout
+            (``batch``), or nothing (``none``).
+        baseline: What is subtracted from a reward: the ``mean`` of its group, or the mean of the others in it
             (``leave_one_out``).
-        min_spread: Groups whose rewards have no larger standard deviation than this (in the reward's unit, nats
-            for the internal ones) teach nothing.
-        mask_truncated: Leave completions without an end out of statistics and loss.
-        agreement_band: Keep prompts whose agreement lies in ``[low, high]``, the others are left out of the
-            loss; null: all.
-        sampler: The engine.
-        importance_cap: Where the engine is not the policy itself (VLLMSampler), a token's surrogate is multiplied by
-            min(policy / engine, this cap), by the probabilities that the two gave it when it was sampled; null: off.
+        min_spread: Smallest standard deviation of a group's rewards, in the reward's unit (nats for the internal
+            ones); a group at or below it teaches nothing.
+        mask_truncated: Leave completions that were cut off out of the statistics and the loss.
+        agreement_band: Keep the prompts whose agreement lies in ``[low, high]`` and leave the others out of the loss;
+            null: keep all.
+        sampler: Class that samples; null: NativeSampler.
+        importance_cap: Correct for a sampler that is not the policy itself (VLLMSampler): a token's surrogate is
+            multiplied by min(policy / sampler, cap), the ratio of the probabilities that the two gave it when it was
+            sampled. null: no correction.
     """
 
     def __init__(

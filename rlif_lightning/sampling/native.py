@@ -32,8 +32,8 @@ class NativeSampler:
     batch.
 
     Args:
-        rows: Completions decoded at the same time; more prompts are sampled one batch of prompts after the other.
-            null: as many as half of the free memory can hold, should all of them grow as long as they may.
+        rows: Completions decoded at the same time; more prompts are sampled in several batches. null: as many as half
+            of the free memory holds if all of them reach their longest length.
     """
 
     DROP_BELOW = 0.9  # drop finished rows when the open ones are fewer than this share of the batch

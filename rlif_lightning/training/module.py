@@ -42,47 +42,49 @@ class HeldOutEvaluation(Protocol):
 
 
 class RLIFModule(pl.LightningModule):
-    """A policy, its frozen reference, and the clipped policy-gradient step between them.
+    """The policy, its references, and the clipped policy-gradient step.
 
     The weights are loaded in ``configure_model``; ``__init__`` only checks and stores settings. Rollouts come
     from :class:`rlif_lightning.callbacks.RolloutCallback`.
 
     Args:
-        name: The model: ``toy``, a Hugging Face folder, or a hub name.
-        loss: Surrogate and normalisation by name: ``grpo`` (mean of each completion, then of completions), ``dapo``
-            and ``bnpo`` (mean of tokens), ``dr_grpo`` (constant length), ``gspo`` (one ratio per completion; bounds
-            like 3e-4), ``cispo`` (capped weight, no token loses its gradient; mean of tokens).
-        clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
-        clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
-        kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
-        kl_estimator: Estimator of the divergence, per token: ``k3``, or ``k2``, whose mean gradient on policy is that
-            of the divergence itself.
-        reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
-            weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
-            are versions of the adapter.
-        reference_every: Optimiser steps between two renewals of a ``synced`` reference.
+        name: The model: ``toy``, a Hugging Face folder, or a name on the hub.
+        loss: The surrogate loss and how it is averaged: ``grpo`` (mean over the tokens of each completion, then over
+            completions), ``dapo`` and ``bnpo`` (mean over all tokens), ``dr_grpo`` (sum over tokens divided by a
+            constant length), ``gspo`` (one ratio per completion; needs bounds such as 3e-4), ``cispo`` (capped
+            weights, so that every token keeps its gradient; mean over all tokens).
+        clip_low: The ratio is clipped below 1 - clip_low; cispo has no lower bound.
+        clip_high: The ratio is clipped above 1 + clip_high; for cispo this is the weight's cap, so a cap of 5 is 4.
+        kl_coefficient: Weight of the KL divergence from the reference; 0: no KL term.
+        kl_estimator: Estimator of the KL divergence per token: ``k3``, or ``k2``, whose mean gradient on policy is
+            that of the divergence itself.
+        reference: The policy that the divergence is taken from: that of the start (``frozen``), a running mean of the
+            weights (``ema``), or a copy that is renewed every ``reference_every`` steps (``synced``). With LoRA,
+            ``ema`` and ``synced`` are versions of the adapter.
+        reference_every: Optimiser steps after which a ``synced`` reference is renewed.
         ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
-        entropy_coefficient: Weight of the entropy bonus: the mean entropy of the update's tokens, in nats.
-        target_entropy: Adapt the coefficient, which then starts at ``entropy_coefficient``: after each step it rises
-            by 0.005 where the step's entropy was below this target (nats per token) and falls by as much otherwise,
-            never below 0; it acts only after a step below the target. null: constant.
-        top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
-            learns from the advantage; the KL term and the bonus stay on all. 1: all.
-        lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
-            ``lora_dropout`` has no effect: dropout is always off, so that the ratios of an update start at 1.
-        adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
-            place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
-        quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
-            precision): less memory, but slower. Needs ``lora`` or ``adapter``. null: none.
-        optimizer: Class path and settings of the optimiser.
-        schedule: Learning rate after the warm-up.
+        entropy_coefficient: Weight of the entropy bonus, the mean entropy of the update's tokens in nats; 0: none.
+        target_entropy: Entropy in nats per token below which the bonus acts. The coefficient starts at
+            ``entropy_coefficient``; after each step it rises by 0.005 if the step's entropy was below the target and
+            falls by 0.005 otherwise, never below 0. null: the coefficient is constant.
+        top_entropy_fraction: Share of a step's tokens that learn from the advantage, those with the highest entropy
+            when sampled; the KL term and the bonus stay on all tokens. 1: all tokens.
+        lora: Settings of ``peft.LoraConfig``, such as ``r``, ``lora_alpha`` and ``target_modules``; null: train all
+            weights. ``lora_dropout`` has no effect: dropout is always off: an update's ratios start at 1.
+        adapter: LoRA adapter to train on from: a folder in PEFT's format, or a name on the hub. Its settings replace
+            ``lora``, and the frozen reference is the policy with this adapter as it was, not the base model alone.
+        quantization: ``nf4`` keeps the frozen weights in 4 bits (with double quantisation; products are computed in
+            the Trainer's precision), which saves memory and costs time. It needs ``lora`` or ``adapter``. null: no
+            quantisation.
+        optimizer: Class path and settings of the optimiser; the learning rate is ``--model.optimizer.lr``.
+        schedule: Course of the learning rate after the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
-            computed once per completion instead of once per group.
-        end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
-        attn_implementation: As transformers names it; null: its choice.
-        revision: Of a hub repository.
-        trust_remote_code: Run Python code that comes with the model. Only for code that you have read.
+        gradient_checkpointing: Recompute activations in the backward pass, which saves memory and costs time. Prompts
+            are then computed once per completion instead of once per group.
+        end_tokens: Tokens that end a completion, besides those of the generation config and the tokenizer.
+        attn_implementation: Implementation of attention, by its name in transformers; null: transformers chooses.
+        revision: Revision of a repository on the hub.
+        trust_remote_code: Run Python code that comes with the model. Set it only for code that you have read.
     """
 
     def __init__(

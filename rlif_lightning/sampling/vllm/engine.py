@@ -38,12 +38,12 @@ class VLLMSampler:
     returned, the mismatch is not measured and not corrected.
 
     Args:
-        gpu_memory_utilization: Share of the GPU's memory for the engine, its copy of the weights included. On a CPU
-            the cache of keys and values takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
-        max_model_len: Longest prompt and completion together; null: what the model was made for.
-        dtype: Precision of the engine's weights and arithmetic; auto: that of the policy's forward.
-        enforce_eager: Don't compile, and on a GPU no CUDA graphs; null: so on a CPU only.
-        sleep: Free the engine's memory between rollouts; on a GPU only, a CPU's engine can't.
+        gpu_memory_utilization: Share of the GPU's memory for the engine, including its copy of the weights. On a CPU
+            the key-value cache takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
+        max_model_len: Longest prompt and completion together, in tokens; null: the longest that the model supports.
+        dtype: Number format of the engine's weights and arithmetic; auto: that of the policy's forward pass.
+        enforce_eager: Neither compile nor use CUDA graphs; null: only on a CPU.
+        sleep: Free the engine's memory between rollouts (on a GPU only).
         engine: Further arguments of ``vllm.LLM``.
 
     Raises:
