@@ -1,6 +1,5 @@
 """The callback that feeds training: a rollout from the current policy before each group of updates."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -10,21 +9,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import all_values, log_now, peak_memory_mb
-from rlif_lightning.callbacks.progress import sampling_progress
-from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
-from rlif_lightning.callbacks.sampling import check_sampler
+from rlif_lightning.callbacks.logging import everyones, log_now, peak_memory_mb, rollout_metrics
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
+from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import Collected, Collector
-from rlif_lightning.training.first_rollout import check_first_rollout
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
 
@@ -109,22 +105,24 @@ class RolloutCallback(Callback):
         self._checked = False
         self._update_start = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Derive the batch arithmetic and check that the rewards find what they need."""
-        assert isinstance(pl_module, RLIFModule)
-        pl_module.collector = self.collector
+        collector = pl_module.collector = self.collector
         if stage != "fit":
             return
-        datamodule = _datamodule(trainer)
-        collector = self.collector
-        check_sampler(collector.sampler, trainer, collector.sampling, datamodule.prompts["train"])
+        data = trainer.datamodule
+        if not isinstance(data, PromptDataModule):
+            raise UserError("Training takes its prompts from a PromptDataModule", got=type(data).__name__)
+        device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
+        prompts = [p.ids for p in data.prompts["train"]]
+        collector.sampler.check(prompts, collector.sampling, device, trainer.world_size)
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches is derived from the rollout's sizes",
                 got=trainer.accumulate_grad_batches,
                 do="set --rollout.micro_batch_size instead",
             )
-        collector.open(trainer.world_size, datamodule.answers_of("train"), datamodule.has_labels("train"))
+        collector.open(trainer.world_size, data.answers_of("train"), data.has_labels("train"))
         plan = collector.plan
         if trainer.max_steps > 0 and trainer.max_steps % plan.rollout_steps:
             raise UserError(
@@ -133,18 +131,17 @@ class RolloutCallback(Callback):
                 expected=f"a multiple of {plan.rollout_steps}",
             )
         trainer.accumulate_grad_batches = plan.slices
-        datamodule.plan = plan
-        datamodule.train_dataloader()  # refuses too few prompts before the weights are loaded
+        data.plan = plan
+        data.train_dataloader()  # refuses too few prompts before the weights are loaded
         pl_module.needs.update(collector.annotators)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the grader's process."""
         self.collector.close()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what is about to happen."""
-        collector, plan = self.collector, self.collector.plan
-        steps = pl_module.total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
+        collector, plan, steps = self.collector, self.collector.plan, pl_module.total_steps()
         tokens = steps // plan.rollout_steps * plan.rollout_prompts * collector.drawn
         tokens *= collector.sampling.max_new_tokens
         rank_zero_info(
@@ -163,13 +160,10 @@ class RolloutCallback(Callback):
                 f"temperature). {told}"
             )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect at the first slice of a rollout; put what the update and other callbacks need into the batch."""
-        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         plan, number = self.collector.plan, batch["slice"]
-        prompts = _datamodule(trainer).prompts["train"]
+        prompts = trainer.datamodule.prompts["train"]
         batch["prompts"] = [prompts[row] for row in batch["rows"]]
         batch["collected"] = None
         batch["last"] = number + 1 == plan.rollout_batches
@@ -180,22 +174,19 @@ class RolloutCallback(Callback):
             self._rollout = self._collected.rollout
         collected = self._collected
         window, part = divmod(number, plan.slices)
-        if part == 0 and pl_module.top_entropy_fraction < 1:
-            gather = partial(all_values, trainer)
-            self._rollout = learning_tokens(collected, window, pl_module.top_entropy_fraction, gather)
-        assert self._rollout is not None
-        rollout = self._rollout.slice(collected.windows[window][part])
-        batch["rollout"] = rollout
-        batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
-        batch["denominator"] = collected.denominators[window]
         if part == 0:
             self._update_start = pl_module.policy.clock()
+            if pl_module.top_entropy_fraction < 1:
+                self._rollout = learning_tokens(collected, window, pl_module.top_entropy_fraction, trainer)
+        assert self._rollout is not None
+        rollout = batch["rollout"] = self._rollout.slice(collected.windows[window][part])
+        batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
+        batch["denominator"] = collected.denominators[window]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Log a finished optimiser step; let go of a finished rollout."""
-        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         if (batch["slice"] + 1) % self.collector.plan.slices == 0:
             metrics = pl_module.window_metrics()
             metrics["time/update"] = pl_module.policy.clock() - self._update_start
@@ -206,7 +197,6 @@ class RolloutCallback(Callback):
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> Collected:
         """A rollout with the current weights; its metrics are logged and put into the batch."""
-        assert module.policy is not None
         collected = self.collector.collect(
             batch["prompts"],
             batch["positions"],
@@ -216,45 +206,39 @@ class RolloutCallback(Callback):
             loss=module.loss,
             references=module.needs,
             kl_reference=module.reference,
-            head_weight_only=module.one_pass,
             total=partial(trainer.strategy.reduce, reduce_op="sum"),
-            progress=sampling_progress(trainer),
+            progress=getattr(trainer.progress_bar_callback, "sampling", None),
         )
         metrics = rollout_metrics(trainer, collected)
         if not self._checked and trainer.global_step == 0:  # a continued run has shown that its rewards can work
-            check_first_rollout(metrics, self.collector)
+            self.collector.check_first(metrics)
         self._checked = True
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:
             metrics["time/reference"] = collected.reference_seconds
-        metrics["memory/peak"] = peak_memory_mb(module)
+        metrics["memory/peak"] = peak_memory_mb(module.device)
         log_now(trainer, metrics)
         batch["metrics"] = metrics
         return collected
 
 
-def learning_tokens(
-    collected: Collected, window: int, fraction: float, gather: Callable[[Tensor], Tensor]
-) -> Rollout:
+def learning_tokens(collected: Collected, window: int, fraction: float, trainer: Trainer) -> Rollout:
     """The rollout with a mask of the tokens that learn from the advantage in an optimiser step.
 
     Args:
         collected: With the entropies at sampling.
         window: Number of the optimiser step; another pass deals other ones.
-        fraction: Share of the step's tokens, those of the highest entropy.
-        gather: The values of all processes.
+        fraction: Share of the step's tokens, those of the highest entropy over all processes.
+        trainer: Of these processes.
     """
     rollout = collected.rollout
     assert rollout.loss_mask is not None
     rows = torch.cat(collected.windows[window]).to(rollout.loss_mask.device)
     own = torch.zeros_like(rollout.loss_mask)
     own[rows] = rollout.loss_mask[rows]
+
+    def gather(values: Tensor) -> Tensor:
+        return torch.cat(everyones(trainer, values.cpu())).to(values.device)
+
     mask = top_entropy_mask(rollout.statistics().entropy, own, fraction, gather)
     return replace(rollout, surrogate_mask=mask)
-
-
-def _datamodule(trainer: Trainer) -> PromptDataModule:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(datamodule, PromptDataModule):
-        raise UserError("Training takes its prompts from a PromptDataModule", got=type(datamodule).__name__)
-    return datamodule

@@ -42,11 +42,11 @@ def main(arguments: list[str]) -> None:
             got=f"{len(prompts)} prompts, --prompts {options.prompts}",
             do=f"set --prompts {len(prompts)}" if len(prompts) > 1 else "give more problems",
         )
-    from rlif_lightning.callbacks.sampling import check_engine
     from rlif_lightning.diagnosis.measures import candidates
 
-    check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
-    rewards = candidates(objects.collector.rewards, objects.data.has_labels(options.split))
+    collector = objects.collector
+    collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+    rewards = candidates(collector.rewards, objects.data.has_labels(options.split))
     policy = objects.policy(training=True)  # before the first step every reference is the policy itself
     rows = _choose(len(prompts), options.prompts)
     rollouts = _sample(objects, policy, [(row, prompts[row]) for row in rows], rewards)

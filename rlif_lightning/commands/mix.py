@@ -16,7 +16,6 @@ import yaml
 from jsonargparse import dict_to_namespace
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, load
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
 from rlif_lightning.data.module import PromptLoader, run_seed
@@ -105,9 +104,9 @@ class Mixing:
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
-        held_out = [prompt for _, prompt in self.problems]
-        check_engine(collector.sampler, collector.sampling, prompts, objects.device)
-        check_engine(self.engine, evaluation.attempts.sampling, held_out, objects.device)
+        held_out = [prompt.ids for _, prompt in self.problems]
+        collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+        self.engine.check(held_out, evaluation.attempts.sampling, objects.device)
         self._check_output()
         self.output = objects.output(self.options.output)
         collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))

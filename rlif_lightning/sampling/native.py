@@ -45,6 +45,11 @@ class NativeSampler:
         self.end_ids = torch.tensor([], dtype=torch.long)
         self.pad_id = 0
 
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Nothing: it can sample from every policy."""
+
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Sample from this module; it is used in place, so its weights are always the current ones."""
         self.policy, self.pad_id = policy, pad_id

@@ -1,6 +1,6 @@
 """From prompts to a rollout that can be trained on. No Trainer here."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.prompts import Prompt
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import LossSettings
 from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.functional.seeds import completion_seed, completion_seeds
@@ -29,6 +29,9 @@ ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
 """What a reward may require, and the version of the policy that it is."""
 READING = frozenset({"answers", "answer_mask"})
 """What a reward may require that comes of reading answers."""
+
+ENGINE_KL = 0.1
+"""Nats per token between sampler and policy from which on the sampler computes something else than the policy."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,12 @@ class Collector:
             )
         if all(r.is_silent for r in rewards):
             raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
-        if votes is not None and votes < plan.group_size:
-            raise UserError(
-                "rollout.votes is smaller than the group",
-                got=votes,
-                expected=f"{plan.group_size} (group_size) or more",
-            )
-        if importance_cap is not None and importance_cap < 1:
-            raise UserError(
-                "rollout.importance_cap is too small",
-                got=importance_cap,
-                expected="1 or more, or null for no weights",
-            )
+        least, cap = plan.group_size, importance_cap
+        check_ranges(
+            "rollout",
+            ("votes", votes, votes is None or votes >= least, f"{least} (group_size) or more"),
+            ("importance_cap", cap, cap is None or cap >= 1, "1 or more, or null for no weights"),
+        )
         self.sampler, self.rewards, self.plan, self.votes = sampler, rewards, plan, votes
         self.advantages = advantages or AdvantageSettings()
         self.importance_cap = importance_cap
@@ -143,6 +140,33 @@ class Collector:
         """End the grader's process."""
         if self.grader is not None:
             self.grader.close()
+
+    def check_first(self, metrics: Mapping[str, float]) -> None:
+        """Refuse a sampler or rewards that the first rollout's metrics show to fail on this model and data.
+
+        Raises:
+            UserError: The sampler is not the policy; answers are needed and no completion has one; or the rewards
+                cancel.
+        """
+        if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
+            raise UserError(
+                "The engine of rollout.sampler computes something else than the policy",
+                got=f"{metrics['rollout/engine_kl']:.3g} nats per token between them",
+                expected=f"at most {ENGINE_KL}; below 0.01 in bfloat16, near 0 in float32",
+                do="leave rollout.sampler out",
+            )
+        if self.needs_answers and not metrics.get("rollout/answered_fraction"):
+            names = [r.name for r in self.rewards if r.requires & READING] or ["agreement_band"]
+            raise UserError(
+                f"{', '.join(names)} compares answers, and none of the first completions has one",
+                do="say in --data.answers.completion where answers stand, or choose another reward",
+            )
+        if metrics["rollout/advantage_size"] < 1e-6 and metrics["rollout/gated_fraction"] < 1:
+            raise UserError(
+                "The rewards cancel: their weighted advantages sum to 0 for every completion",
+                got=", ".join(r.name for r in self.rewards),
+                do="change --rollout.rewards or their weights",
+            )
 
     # -- one rollout -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rlif_lightning.errors import UserError
 from rlif_lightning.functional.entropy import adapted_coefficient
 
 
@@ -12,20 +11,9 @@ class EntropyBonus:
     Args:
         coefficient: Weight of the mean entropy at the start.
         target: Entropy in nats per token that it is adapted to; None: constant.
-
-    Raises:
-        UserError: The target is not above 0, or the coefficient is below it.
     """
 
     def __init__(self, coefficient: float, target: float | None) -> None:
-        if coefficient < 0:
-            raise UserError("model.entropy_coefficient is negative", got=coefficient, expected="0 or more")
-        if target is not None and target <= 0:
-            raise UserError(
-                "model.target_entropy can't be reached: entropy is above 0",
-                got=target,
-                expected="nats per token, above 0, near the train/entropy or rollout/entropy of the first steps",
-            )
         self.coefficient, self.target = coefficient, target
         self._is_low = target is None  # below the target at the last step: the bonus acts
         self._is_asked_for = coefficient > 0 or target is not None

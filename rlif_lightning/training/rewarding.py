@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import (
     Baseline,
     Scale,
@@ -32,11 +32,12 @@ class AdvantageSettings:
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
-        if self.min_spread < 0:
-            raise UserError("rollout.min_spread is negative", got=self.min_spread, expected="0 or more")
         band = self.agreement_band
-        if band is not None and not 0 <= band[0] <= band[1] <= 1:
-            raise UserError("rollout.agreement_band is no band", got=band, expected="0 <= low <= high <= 1")
+        check_ranges(
+            "rollout",
+            ("min_spread", self.min_spread, self.min_spread >= 0, "0 or more"),
+            ("agreement_band", band, band is None or 0 <= band[0] <= band[1] <= 1, "0 <= low <= high <= 1"),
+        )
 
 
 def _checked(reward: Reward, value: object, rows: int) -> Tensor:

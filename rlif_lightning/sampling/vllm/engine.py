@@ -86,16 +86,10 @@ class VLLMSampler:
         self._llm: Any = None
         self._device = torch.device("cpu")
 
-    def check(self, longest: int, sampling: Sampling) -> None:
-        """To be called before weights are loaded.
-
-        Args:
-            longest: Tokens of the longest prompt.
-            sampling: The distribution that will be drawn from.
-
-        Raises:
-            UserError: vLLM is not installed, or can't do this.
-        """
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Refuse what vLLM can't do; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         if not installed():
             raise UserError(
                 "VLLMSampler needs vLLM, which is not installed",
@@ -110,7 +104,18 @@ class VLLMSampler:
                 do="lower it, or leave rollout.sampler out",
             )
         if self.max_model_len is not None:
-            _check_room(longest, sampling, self.max_model_len)
+            _check_room(max(map(len, prompts), default=0), sampling, self.max_model_len)
+        if device is None:
+            raise UserError(
+                "VLLMSampler needs the whole policy in each process, and trainer.strategy cuts it into shards",
+                do="use --trainer.strategy ddp, or leave rollout.sampler out",
+            )
+        if processes == 1 and device.type == "cuda" and device.index:
+            raise UserError(
+                "vLLM takes the first GPU that it sees where there is one process, and training would take another",
+                got=f"trainer.devices [{device.index}]",
+                do=f"set CUDA_VISIBLE_DEVICES={device.index} and --trainer.devices 1, or leave rollout.sampler out",
+            )
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Copy this module's current weights into the engine and forget every cached prompt.
