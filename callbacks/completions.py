@@ -9,11 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import collected_metrics
+from rlif_lightning.callbacks.logging import collected_metrics, run_logger
 from rlif_lightning.errors import check_ranges
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import COMPLETIONS
-from rlif_lightning.runs.logger import RunLogger
 
 SHOWN = 4  # completions of a rollout in TensorBoard
 
@@ -39,7 +38,7 @@ class Completions(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where nothing will be written."""
-        if stage == "fit" and self.every and not any(isinstance(x, RunLogger) for x in trainer.loggers):
+        if stage == "fit" and self.every and run_logger(trainer) is None:
             rank_zero_warn("Completions are not kept: that takes a rlif_lightning.runs.logger.RunLogger as logger.")
 
     def on_train_batch_start(
@@ -50,14 +49,14 @@ class Completions(Callback):
         if batch["slice"] or not trainer.is_global_zero or not self._due(step, trainer):
             return
         collected_metrics(batch)
-        logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
+        logger = run_logger(trainer)
         if logger is None:
             return
         rollout = batch["collected"].rollout
-        groups = -(-len(rollout.texts) // rollout.group_size)
+        count, g = len(rollout.texts), rollout.group_size
         if self.keep is not None:
-            groups = min(groups, -(-self.keep // rollout.group_size))
-        rows = [_row(rollout, batch, step, i) for i in range(groups * rollout.group_size)]
+            count = min(count, math.ceil(self.keep / g) * g)
+        rows = [_row(rollout, batch, step, i) for i in range(count)]
         path = Path(logger.log_dir) / COMPLETIONS
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

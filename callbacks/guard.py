@@ -9,14 +9,13 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder
+from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder, run_logger
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import put_weights, trainable_weights
 from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS, replacing
-from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 
 Signal = Literal["agreement", "similarity", "start_logprob"]
@@ -197,9 +196,9 @@ class CollapseGuard(Callback):
             f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
         )
         rank_zero_warn(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.log_text("guard/decision", text, trainer.global_step)
+        logger = run_logger(trainer)
+        if logger is not None:
+            logger.log_text("guard/decision", text, trainer.global_step)
         if trainer.is_global_zero:
             self._write_weights(module)
             self._write_decision()

@@ -15,6 +15,7 @@ from rlif_lightning.functional.losses import kl_estimate
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.collector import Collected
 
 
@@ -47,6 +48,11 @@ def collected_metrics(batch: Mapping[str, Any]) -> dict[str, float]:
 def run_folder(trainer: Trainer) -> Path:
     """Where the run's files are: the logger's folder, without one the Trainer's; to be called on all processes."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def run_logger(trainer: Trainer) -> RunLogger | None:
+    """The logger of the run's folder, if there is one."""
+    return next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
 
 
 def everyones(trainer: Trainer, own: Any) -> list[Any]:

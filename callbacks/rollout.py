@@ -102,7 +102,6 @@ class RolloutCallback(Callback):
         )
         self._collected: Collected | None = None  # of this process; None between two rollouts
         self._rollout: Rollout | None = None  # with the tokens that learn in the current optimiser step
-        self._checked = False
         self._update_start = 0.0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -210,9 +209,8 @@ class RolloutCallback(Callback):
             progress=getattr(trainer.progress_bar_callback, "sampling", None),
         )
         metrics = rollout_metrics(trainer, collected)
-        if not self._checked and trainer.global_step == 0:  # a continued run has shown that its rewards can work
+        if trainer.global_step == 0:  # a continued run has shown that its rewards can work
             self.collector.check_first(metrics)
-        self._checked = True
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:
             metrics["time/reference"] = collected.reference_seconds
@@ -223,13 +221,9 @@ class RolloutCallback(Callback):
 
 
 def learning_tokens(collected: Collected, window: int, fraction: float, trainer: Trainer) -> Rollout:
-    """The rollout with a mask of the tokens that learn from the advantage in an optimiser step.
+    """The rollout with a mask of the tokens that learn from the advantage in an optimiser step (window).
 
-    Args:
-        collected: With the entropies at sampling.
-        window: Number of the optimiser step; another pass deals other ones.
-        fraction: Share of the step's tokens, those of the highest entropy over all processes.
-        trainer: Of these processes.
+    They are the share of the step's tokens with the highest entropy at sampling, over all processes.
     """
     rollout = collected.rollout
     assert rollout.loss_mask is not None

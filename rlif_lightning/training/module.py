@@ -22,9 +22,8 @@ from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
-from rlif_lightning.training.entropy_bonus import EntropyBonus
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
-from rlif_lightning.training.window import Window
+from rlif_lightning.training.window import EntropyBonus, Window
 from rlif_lightning.warnings_shown import quiet_lightning
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, m
 def test_a_filters_warning_names_what_is_logged(sampler, told):
     callback = RolloutCallback(prompts_per_step=2, group_size=4, top_k=5, sampler=sampler())
     with pytest.warns(UserWarning, match=told):
-        callback.on_train_start(SimpleNamespace(max_steps=2), None)
+        callback.on_train_start(None, SimpleNamespace(total_steps=lambda: 2))
 
 
 # -- VLLMSampler where vLLM is not --------------------------------------------------------------------------
