@@ -20,7 +20,7 @@ from rlif_lightning.evaluation.answering import (
     summarise,
     summarise_by,
 )
-from rlif_lightning.evaluation.results import by_table, generator, versions, write_outputs, write_rows
+from rlif_lightning.evaluation.results import by_table, generator_name, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
 from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.runs.folder import CONFIG
@@ -194,7 +194,7 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
-            name = generator(module.policy_settings.name, trainer.ckpt_path)
+            name = generator_name(module.policy_settings.name, trainer.ckpt_path)
             path = write_outputs(folder / "model_outputs.json", results, name)
         else:
             path = write_rows(folder / "predictions.jsonl", results)
@@ -215,7 +215,7 @@ class Evaluation(Callback):
             "model": identity.model,
             "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
-            "data": asdict(data.sources[split]),
+            "data": {k: v for k, v in asdict(data.sources[split]).items() if k != "answers"},
             "answers": asdict(data.answers_of(split)),
             "template": asdict(data.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},

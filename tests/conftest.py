@@ -28,7 +28,8 @@ ARCHITECTURES = ("qwen2", "qwen3", "llama", "gemma3", "mistral")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is ever written to the user's home; the built toy is shared by the session."""
-    root = tmp_path_factory.getbasetemp() / "rlif-cache"
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "rlif-cache"  # one for all processes
     monkeypatch.setenv("RLIF_CACHE", os.environ.get("RLIF_TEST_CACHE", str(root)))
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
 

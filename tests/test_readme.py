@@ -17,10 +17,10 @@ def test_python_example(tmp_path, monkeypatch, capsys):
 
 
 def test_reward_of_your_own(tmp_path, rlif, small_fit):
-    """The class of the README in a file of the user's, named by class path beside a shipped reward."""
+    """The classes of the README in a file of the user's, named by class path next to a shipped reward."""
     (tmp_path / "my_rewards.py").write_text(BLOCKS[1])
     own = "{class_path: my_rewards.Brevity, init_args: {weight: 0.1}}"
-    rewards = f"[{{class_path: rlif_lightning.rewards.SelfCertainty}}, {own}]"
+    rewards = f"[{{class_path: rlif_lightning.rewards.SelfCertainty}}, my_rewards.Gini, {own}]"
     folder = rlif("fit", *small_fit, f"--rollout.rewards={rewards}")
     header = (folder / "runs/run/1/metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"rollout/reward/self_certainty", "rollout/reward/brevity"} <= set(header)
+    assert {f"rollout/reward/{name}" for name in ("self_certainty", "gini", "brevity")} <= set(header)

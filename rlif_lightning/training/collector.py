@@ -23,8 +23,8 @@ from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
-from rlif_lightning.training.slice_loss import takes_fused_loss
 from rlif_lightning.training.scores import score_slices, with_importance, with_scores
+from rlif_lightning.training.slice_loss import takes_fused_loss
 
 ANNOTATORS: dict[ReferenceKind, str] = {"frozen": "reference", "ema": "ema"}
 """Versions of the policy whose statistics a reward may require, and what it calls them."""
