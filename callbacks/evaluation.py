@@ -73,16 +73,10 @@ class Evaluation(Callback):
             ("every", every, every >= 0, "0 or more"),
             ("n", n, n is None or n >= 1, "1 or more, or null"),
             ("samples", samples, samples >= 0, "0 or more"),
+            ("samples", samples, samples or greedy, "1 or more, or evaluation.greedy true"),
+            ("temperature", temperature, temperature > 0 or not samples, "above 0, or --evaluation.samples 0"),
             ("batch_size", batch_size, batch_size >= 1, "1 or more"),
         )
-        if samples and temperature <= 0:
-            raise UserError(
-                "Samples need a temperature above 0",
-                got=f"evaluation.temperature {temperature}",
-                do="set --evaluation.samples 0 for greedy answers only",
-            )
-        if not samples and not greedy:
-            raise UserError("evaluation.samples is 0 and evaluation.greedy is false: nothing to evaluate")
         if predictions == "alpaca_eval" and samples + greedy != 1:
             raise UserError(
                 "AlpacaEval takes one output per instruction",

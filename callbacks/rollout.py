@@ -13,7 +13,7 @@ from rlif_lightning.callbacks.logging import everyones, log_now, peak_memory_mb,
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.models.strategies import shares_out
@@ -83,13 +83,8 @@ class RolloutCallback(Callback):
         sampler: Sampler | None = None,
         importance_cap: float | None = 2.0,
     ) -> None:
-        if temperature <= 0:
-            raise UserError(
-                "Training samples its completions, so the temperature must be above 0: at 0 every group "
-                "holds one completion many times and teaches nothing",
-                got=f"rollout.temperature {temperature}",
-                do="set --rollout.temperature 1.0",
-            )
+        why = "above 0, such as 1.0: at 0 every group holds one completion many times and teaches nothing"
+        check_ranges("rollout", ("temperature", temperature, temperature > 0, why))
         statistics = None if statistics_temperature == "sampling" else statistics_temperature
         self.collector = Collector(
             sampler or NativeSampler(),

@@ -18,7 +18,7 @@ class UserError(Exception):
         super().__init__("\n".join(lines))
 
 
-def check_ranges(section: str, *settings: tuple[str, object, bool, str]) -> None:
+def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> None:
     """Refuse the first setting of a section (name, value, whether it is right, what would be) that is wrong.
 
     Raises:

@@ -123,17 +123,17 @@ class RLIFModule(pl.LightningModule):
             "model",
             ("entropy_coefficient", entropy_coefficient, entropy_coefficient >= 0, "0 or more"),
             ("target_entropy", target_entropy, target_entropy is None or target_entropy > 0, near),
+            (
+                "reference",
+                reference,
+                reference == "frozen" or kl_coefficient,
+                "frozen, or model.kl_coefficient above 0",
+            ),
             ("ema_decay", ema_decay, 0 <= ema_decay < 1, "from 0 to below 1"),
             ("reference_every", reference_every, reference_every >= 1, "1 or more"),
             ("top_entropy_fraction", top_entropy_fraction, 0 < top_entropy_fraction <= 1, "above 0, at most 1"),
             ("warmup_ratio", warmup_ratio, 0 <= warmup_ratio < 1, "from 0 to below 1"),
         )
-        if reference != "frozen" and kl_coefficient == 0:
-            raise UserError(
-                f"model.reference {reference} is a reference for the KL term, which is off",
-                got="model.kl_coefficient 0",
-                do="set model.kl_coefficient above 0, or leave model.reference out",
-            )
         try:
             optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
