@@ -171,7 +171,7 @@ def test_a_negative_spread_too_few_votes_and_only_silent_rewards():
 def test_votes_that_nothing_counts_and_a_reference_that_nothing_uses(model_folder, problems_file):
     with pytest.raises(UserError, match="votes nothing counts"):
         fit(model_folder(), problems_file, rollout={"votes": 9})
-    with pytest.raises(UserError, match="model.kl_coefficient above 0"):
+    with pytest.raises(UserError, match=r"model\.kl_coefficient above 0"):
         fit(model_folder(), problems_file, model={"reference": "ema"})
 
 
