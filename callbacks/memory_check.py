@@ -33,14 +33,15 @@ ANY_SETTING = (
 
 
 class MemoryCheck(Callback):
-    """Tries a rollout's last token, a reference's slice and an update's, all as long as they may be.
+    """Tries out the largest rollout and update before the first step, so that a lack of memory shows at once.
 
     Weights, gradients and random numbers are left as they were, so a run is bit for bit the same with and without
     it. On a GPU it takes about as long as two slices of an update. On a CPU, where a process that takes too much is
     killed, what ``rlif plan`` says is compared with the memory that is free.
 
     Args:
-        action: ``auto``: try on a GPU, compare on a CPU unless the model is a toy; ``try``; or ``off``.
+        action: ``try``: try them out. ``auto``: try on a GPU; on a CPU compare the estimate of ``rlif plan`` with the
+            free memory, unless the model is a toy. ``off``: do nothing.
     """
 
     def __init__(self, action: Literal["auto", "try", "off"] = "auto") -> None:

@@ -18,6 +18,17 @@ class UserError(Exception):
         super().__init__("\n".join(lines))
 
 
+def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> None:
+    """Refuse the first setting of a section (name, value, whether it is right, what would be) that is wrong.
+
+    Raises:
+        UserError: It is out of range.
+    """
+    for name, value, right, expected in settings:
+        if not right:
+            raise UserError(f"{section}.{name} is out of range", got=value, expected=expected)
+
+
 def users_mistake(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an exception: libraries between us and the command line wrap it."""
     while error is not None and not isinstance(error, UserError):

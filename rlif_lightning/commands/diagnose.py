@@ -9,7 +9,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, Split, load
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
@@ -48,8 +47,9 @@ def main(arguments: list[str]) -> None:
     """
     objects = load("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
-    check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
-    rewards = candidates(objects.collector.rewards, objects.data.has_labels(objects.options.split))
+    collector = objects.collector
+    collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+    rewards = candidates(collector.rewards, objects.data.has_labels(objects.options.split))
     policy = objects.policy(training=True)  # before the first step every reference is the policy itself
     rows = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(run_seed()))
     chosen = {row: prompts[row] for row in rows[: objects.options.prompts].tolist()}

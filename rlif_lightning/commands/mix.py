@@ -16,7 +16,6 @@ import yaml
 from jsonargparse import dict_to_namespace
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, load
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
 from rlif_lightning.data.loaders import PromptLoader, run_seed
@@ -106,8 +105,9 @@ class Mixing:
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
-        check_engine(collector.sampler, collector.sampling, prompts, objects.device)
-        check_engine(self.engine, evaluation.attempts.sampling, [p for _, p in self.problems], objects.device)
+        held_out = [prompt.ids for _, prompt in self.problems]
+        collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+        self.engine.check(held_out, evaluation.attempts.sampling, objects.device)
         self._check_output()
         self.output = objects.output(self.options.output)
         collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))

@@ -31,15 +31,15 @@ class AnswerFormat:
     counts.
 
     Args:
-        completion: The place of the answer in a completion; several are tried in their order.
-        compare: `math`: equal in value (numbers exactly, formulas by math-verify). `text`: equal after
-            normalisation of numbers, spaces and LaTeX. `exact`: equal letter for letter. `literal`: equal as
-            values of Python, which are read and never run.
-        several: Where the right answer is a comma-separated list: `one` takes it as a single answer,
-            `ordered` compares part by part, `set` in any order. A point or interval in brackets is one part.
-        relative_tolerance: Share of the right number by which a number may differ. 0 compares integers and
-            fractions exactly and decimals to six significant digits.
-        unfinished_is_wrong: Whether a completion that did not end by itself has no answer.
+        completion: Place of the answer in a completion; of several places the first that holds an answer counts.
+        compare: How answers are compared. ``math``: equal in value (numbers exactly, formulas by math-verify).
+            ``text``: equal after normalisation of numbers, spaces and LaTeX. ``exact``: equal letter by letter.
+            ``literal``: equal as Python values, which are read and never run.
+        several: How a right answer that is a comma-separated list is compared: ``one`` takes it as a single answer,
+            ``ordered`` compares part by part, ``set`` in any order. A point or an interval in brackets is one part.
+        relative_tolerance: Relative error that a number may have. 0 compares integers and fractions exactly and
+            decimals to six significant digits.
+        unfinished_is_wrong: Give no answer to a completion that was cut off at its longest length.
     """
 
     completion: str | list[str] = "boxed"

@@ -20,9 +20,9 @@ class MajorityVote(Reward):
     are trained on.
 
     Args:
-        threshold: Smallest share of the votes, missing answers counted, that makes a majority. A prompt that does
-            not reach it, or without an answer, abstains: NaN for its group, which then teaches nothing.
-        weight: Of this reward among several.
+        threshold: Smallest share of the votes, missing answers included, that makes a majority. A prompt without a
+            majority or without any answer abstains: NaN for its group, which then teaches nothing.
+        weight: Weight of this reward among several.
 
     Raises:
         UserError: The threshold is not from 0 to 1.

@@ -21,7 +21,7 @@ class Reward(ABC):
     summed; so a weight of 0.1 acts as 0.1, a weight below 0 turns the reward around, and one of 0 only logs it.
 
     Args:
-        weight: Of this reward among several: a number, or a schedule ``[[step, weight], ...]``, linear between
+        weight: Weight of this reward among several: a number, or a schedule ``[[step, weight], ...]``, linear between
             the given steps and constant before the first and after the last.
     """
 

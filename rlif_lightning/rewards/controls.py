@@ -51,8 +51,8 @@ class Length(Reward):
     """Number of tokens of the completion, the end token included: minus it, where short ones are preferred.
 
     Args:
-        prefer: ``short`` or ``long`` completions.
-        weight: Of this reward among several.
+        prefer: Whether ``short`` or ``long`` completions are preferred.
+        weight: Weight of this reward among several.
     """
 
     def __init__(self, prefer: Literal["short", "long"], weight: Weight = 1.0) -> None:
@@ -76,8 +76,8 @@ class Shuffled(Reward):
     the completions' seeds alone; a completion may get its own value.
 
     Args:
-        reward: Whose values.
-        weight: Of this reward among several.
+        reward: Reward whose values are shuffled.
+        weight: Weight of this reward among several.
 
     Raises:
         UserError: The inner reward has a weight, which would do nothing.

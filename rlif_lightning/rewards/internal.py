@@ -28,14 +28,14 @@ class InternalReward(Reward):
     ``rollout.statistics_temperature`` sets another one. top_k, top_p and min_p do not enter.
 
     Args:
-        aggregation: ``mean`` or ``sum`` over the completion's tokens; ``last_k``: mean over its last k tokens;
-            ``bottom_q``: mean over the least certain share q of its tokens.
-        k: Tokens of ``last_k``.
-        q: Share of ``bottom_q``, above 0 and at most 1; rounded up to whole tokens.
-        annotator: Whose distributions. ``policy``: those that the completion was drawn from ("online").
-            ``reference``: the frozen policy of the start ("offline", known to be hacked, arXiv 2505.19590).
-            ``ema``: a running mean of the policy's weights.
-        weight: Of this reward among several.
+        aggregation: How a completion's tokens are combined. ``mean`` or ``sum``: over all its tokens. ``last_k``:
+            mean over its last k tokens. ``bottom_q``: mean over the share q of its tokens that are the least certain.
+        k: Number of tokens for ``last_k``.
+        q: Share of tokens for ``bottom_q``, above 0 and at most 1; rounded up to whole tokens.
+        annotator: Whose distributions are read. ``policy``: those that the completion was sampled from ("online").
+            ``reference``: those of the frozen policy of the start ("offline", known to be hacked, arXiv 2505.19590).
+            ``ema``: those of a running mean of the policy's weights.
+        weight: Weight of this reward among several.
 
     Raises:
         UserError: k is below 1, or q is not above 0 and at most 1.

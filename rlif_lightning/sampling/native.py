@@ -32,8 +32,8 @@ class NativeSampler:
     batch.
 
     Args:
-        rows: Completions decoded at the same time; more prompts are sampled one batch of prompts after the other.
-            null: as many as half of the free memory can hold, should all of them grow as long as they may.
+        rows: Completions decoded at the same time; more prompts are sampled in several batches. null: as many as half
+            of the free memory holds if all of them reach their longest length.
     """
 
     DROP_BELOW = 0.9  # drop finished rows when the open ones are fewer than this share of the batch
@@ -44,6 +44,11 @@ class NativeSampler:
         self.policy: nn.Module | None = None
         self.end_ids = torch.tensor([], dtype=torch.long)
         self.pad_id = 0
+
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Nothing: it can sample from every policy."""
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Sample from this module; it is used in place, so its weights are always the current ones."""

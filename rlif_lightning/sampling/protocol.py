@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
@@ -58,6 +59,21 @@ class Sampling:
 
 class Sampler(Protocol):
     """Draws completions from a policy."""
+
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Refuse, before the weights are loaded, what could not work.
+
+        Args:
+            prompts: Token lists that it will complete.
+            sampling: The distribution that it will draw from.
+            device: The policy's; None: its weights are shared out over processes.
+            processes: How many sample.
+
+        Raises:
+            UserError: It could not start, could not get the weights, or could not sample so.
+        """
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Take the policy's current weights; called before each rollout."""

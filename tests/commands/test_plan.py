@@ -29,8 +29,7 @@ from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.planning.weights import NF4_BITS, count, optimizer_memory
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.kv_cache import PreallocatedLayer, cache_room
-from rlif_lightning.training.module import RLIFModule
-from rlif_lightning.training.settings import default_optimizer
+from rlif_lightning.training.module import RLIFModule, default_optimizer
 from tests.conftest import load_model, make_config, make_model
 
 PARAMETERS = {  # as the models' cards and weight files have them

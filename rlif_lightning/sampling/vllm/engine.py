@@ -32,12 +32,12 @@ class VLLMSampler:
     returned, the mismatch is not measured and not corrected.
 
     Args:
-        gpu_memory_utilization: Share of the GPU's memory for the engine, its copy of the weights included. On a CPU
-            the cache of keys and values takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
-        max_model_len: Longest prompt and completion together; null: what the model was made for.
-        sleep: Free the engine's memory between rollouts; on a GPU only, a CPU's engine can't.
-        engine: Further arguments of ``vllm.LLM``, such as ``dtype``, by default that of the policy's forward, or
-            ``enforce_eager`` (compile nothing, and on a GPU no CUDA graphs), by default true on a CPU only.
+        gpu_memory_utilization: Share of the GPU's memory for the engine, including its copy of the weights. On a CPU
+            the key-value cache takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
+        max_model_len: Longest prompt and completion together, in tokens; null: the longest that the model supports.
+        sleep: Free the engine's memory between rollouts (on a GPU only).
+        engine: Further arguments of ``vllm.LLM``, such as ``dtype``, by default that of the policy's forward pass, or
+            ``enforce_eager`` (neither compile nor use CUDA graphs), by default true only on a CPU.
 
     Raises:
         UserError: An argument is out of range, or not the user's to choose. Only :meth:`check` needs vLLM itself.
@@ -74,8 +74,10 @@ class VLLMSampler:
         self._llm: Any = None
         self._device = torch.device("cpu")
 
-    def check(self, longest: int, sampling: Sampling) -> None:
-        """Refuse, before weights are loaded, what vLLM can't do with prompts of at most ``longest`` tokens."""
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Refuse what vLLM can't do; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         if not installed():
             raise UserError(
                 "VLLMSampler needs vLLM, which is not installed",
@@ -90,7 +92,18 @@ class VLLMSampler:
                 do="lower it, or leave rollout.sampler out",
             )
         if self.max_model_len is not None:
-            _check_room(longest, sampling, self.max_model_len)
+            _check_room(max(map(len, prompts), default=0), sampling, self.max_model_len)
+        if device is None:
+            raise UserError(
+                "VLLMSampler needs the whole policy in each process, and trainer.strategy cuts it into shards",
+                do="use --trainer.strategy ddp, or leave rollout.sampler out",
+            )
+        if processes == 1 and device.type == "cuda" and device.index:
+            raise UserError(
+                "vLLM takes the first GPU that it sees where there is one process, and training would take another",
+                got=f"trainer.devices [{device.index}]",
+                do=f"set CUDA_VISIBLE_DEVICES={device.index} and --trainer.devices 1, or leave rollout.sampler out",
+            )
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Copy this module's current weights into the engine and forget every cached prompt."""
