@@ -87,7 +87,7 @@ def load(
     command: str,
     arguments: list[str],
     add_options: Callable[[Any], None],
-    description: str | None = None,
+    description: str,
     make: "type[PlainCLI] | None" = None,
 ) -> RecipeObjects:
     """Read the words after ``rlif <command>`` like those after ``rlif fit``.
@@ -103,37 +103,21 @@ def load(
         UserError: A word or a recipe is wrong.
         SystemExit: After ``--help`` or ``--print_config``.
     """
-    prepare()
     cli = (make or PlainCLI)(command, arguments, add_options, description)
     init = cli.config_init
     cli.model.collector = init.rollout.collector  # whose engine evaluates as well, where no other is given
-    return RecipeObjects(
-        command,
-        cli.model,
-        cli.datamodule,
-        init.rollout.collector,
-        init.evaluation,
-        cli.device,
-        cli.precision,
-        StepProgressBar() if init.trainer.enable_progress_bar is not False else None,
-        init,
-        cli,
-    )
+    bar = StepProgressBar() if init.trainer.enable_progress_bar is not False else None
+    objects = (cli.model, cli.datamodule, init.rollout.collector, init.evaluation)
+    return RecipeObjects(command, *objects, cli.device, cli.precision, bar, init, cli)
 
 
 class PlainCLI(RLIFCLI):
-    """The settings of ``rlif fit`` for a command that is none of the Trainer's.
-
-    Args:
-        command: Its name.
-        arguments: The words after it.
-        add_options: Adds the command's own options to the parser.
-        description: For ``--help``.
-    """
+    """The settings of ``rlif fit`` for a command that is none of the Trainer's; arguments as for :func:`load`."""
 
     def __init__(
-        self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str | None
+        self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str
     ) -> None:
+        prepare()
         self.add_options = add_options
         # No `save_config_callback`: it belongs to a Trainer that runs.
         settings = {**self.settings(arguments), "save_config_callback": None}
@@ -143,31 +127,22 @@ class PlainCLI(RLIFCLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The command's own options first."""
         self.add_options(parser)
-        parser.add_argument("--ckpt_path", type=str | None, default=None,
-                            help="Weights of a checkpoint: a file, a run folder, or 'last'.")  # fmt: skip
+        weights = "Weights of a checkpoint: a file, a run folder, or 'last'."
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=weights)
         super().add_arguments_to_parser(parser)
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """No Trainer: of its settings only device, precision and progress bar are taken."""
+        """No Trainer: of its settings only device, precision and progress bar are taken.
+
+        Raises:
+            UserError: There is no such device on this machine.
+        """
         settings = self.config_init.trainer
-        self.device = one_device(settings.accelerator, settings.devices)
+        devices = settings.devices[:1] if isinstance(settings.devices, list) else 1
+        try:
+            self.device = Fabric(accelerator=settings.accelerator, devices=devices).device
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.precision = precision_name(settings.precision, self.device.type)
-
-
-def one_device(accelerator: Any, devices: Any) -> torch.device:
-    """The device of a command that takes one.
-
-    Args:
-        accelerator: ``trainer.accelerator``.
-        devices: ``trainer.devices``: of a list the first is taken.
-
-    Raises:
-        UserError: There is no such device on this machine.
-    """
-    try:
-        device = Fabric(accelerator=accelerator, devices=devices[:1] if isinstance(devices, list) else 1).device
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-        raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device

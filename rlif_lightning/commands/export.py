@@ -16,17 +16,16 @@ from rlif_lightning.evaluation.results import versions
 from rlif_lightning.exporting.card import portable_name, write_card
 from rlif_lightning.exporting.check import LogitCheck
 from rlif_lightning.exporting.folder import check_export_folder, export_folder
-from rlif_lightning.exporting.generation import generation_config
 from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
 from rlif_lightning.exporting.source import choose_checkpoint, run_settings
-from rlif_lightning.exporting.weights import Format, load_trained, save_adapter, save_merged
+from rlif_lightning.exporting.weights import Format, load_trained, save_adapter, save_generation_config
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.hub import resolve_model
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
-from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
+from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, run_folder_of
 
 DESCRIPTION = (
     "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
@@ -51,42 +50,41 @@ def main(args: list[str]) -> None:
 
 
 def _add_options(parser: Any) -> None:
+    dtypes = Literal["float32", "bfloat16", "float16"] | None
     for name, kind, default, text in (
         ("format", Format, "merged", "A whole model with any adapter merged in, or the adapter alone for PEFT."),
-        ("dtype", Literal["float32", "bfloat16", "float16"] | None, None,
-         "Precision of a merged model's weights. null: that of the run."),
-        ("output", str | None, None,
-         "Folder of the export; an earlier export there is replaced. null: <run>/export/<format>."),
-        ("push_to_hub", str | None, None,
-         "Also upload the folder to this repository, such as you/model; a new one is private."),
-    ):  # fmt: skip
+        ("dtype", dtypes, None, "Precision of a merged model's weights. null: that of the run."),
+        ("output", str | None, None, "Folder; an earlier export there is replaced. null: <run>/export/<format>."),
+        (
+            "push_to_hub",
+            str | None,
+            None,
+            "Repository to upload to as well, such as you/model; a new one is private.",
+        ),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
 class ExportCLI(PlainCLI):
     """The settings of the run that is exported, and its weights."""
 
-    asked: str | None = None
-    """The value of ``--ckpt_path``."""
-
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Find the weights before anything is loaded; a run's own settings take the place of the recipe's.
+        """Find the weights before anything is loaded; the settings of their run take the place of the recipe's.
 
         The run may have been started with more settings than the recipe's; those on the command line still win.
         """
         super().parse_arguments(parser, args)
-        self.asked = self.config.ckpt_path
         last = Path(str(self.config.config[-1])) if self.config.config else Path()
         own = last.parent if last.name == CONFIG and (last.parent / CHECKPOINTS).is_dir() else None
-        checkpoint = choose_checkpoint(self.asked, own, run_root(self.config.runs), recipe_name(self.config.config))
+        root, recipe = run_root(self.config.runs), recipe_name(self.config.config)
+        checkpoint = choose_checkpoint(self.config.ckpt_path, own, root, recipe)
         run = run_folder_of(checkpoint)
         if own is None and run is not None and (run / CONFIG).is_file():
             super().parse_arguments(parser, ["--config", str(run / CONFIG), *_without_recipes(args)])
         self.config.ckpt_path = str(checkpoint)
 
     def before_instantiate_classes(self) -> None:
-        """Name the folder of all runs."""
-        self.root, self.recipe = run_root(self.config.runs), recipe_name(self.config.config)
+        """Nothing: the checkpoint has been found, and no run folder is made."""
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Any machine can export: the run's GPU is not looked for."""
@@ -114,8 +112,8 @@ class Export:
         self.model_settings, self.objects = objects.module.policy_settings, objects
         cli, options = objects.cli, objects.options
         self.settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-        self.asked, self.source = getattr(cli, "asked", None), Path(options.ckpt_path)
-        self.run, self.form = run_folder_of(self.source), options.format
+        self.source, self.form = Path(options.ckpt_path), options.format
+        self.run = run_folder_of(self.source)
         name = self.model_settings.name
         self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
         if self.form == "adapter":
@@ -137,18 +135,13 @@ class Export:
         self.facts["repository"] = options.push_to_hub
 
     def _check_adapter(self, options: Any) -> None:
-        if self.model_settings.lora is None and self.model_settings.adapter is None:
-            raise UserError(
-                "The run trained all weights: there is no adapter to export",
-                got="--format adapter, model.lora null",
-                do="take --format merged",
-            )
-        if options.push_to_hub is not None and not is_on_hub(self.model_settings.name):
-            raise UserError(
-                "Others could not load this adapter: its base model is not on the hub",
-                got=self.model_settings.name,
-                do="take --format merged",
-            )
+        settings, do = self.model_settings, "take --format merged"
+        if settings.lora is None and settings.adapter is None:
+            got = "--format adapter, model.lora null"
+            raise UserError("The run trained all weights: there is no adapter to export", got=got, do=do)
+        if options.push_to_hub is not None and not is_on_hub(settings.name):
+            wrong = "Others could not load this adapter: its base model is not on the hub"
+            raise UserError(wrong, got=settings.name, do=do)
         if options.dtype is not None:
             raise UserError("An adapter is always written in float32", do="leave out --dtype")
 
@@ -159,7 +152,7 @@ class Export:
             UserError: The checkpoint belongs to another model, or the export can't be written or differs.
         """
         print(f"weights: {self.source}, {self.facts['origin']}")
-        if self.source.name != LAST_CHECKPOINT and self.asked is None:
+        if self.source.as_posix().endswith(GUARD_WEIGHTS):
             print("         --ckpt_path last takes those of the last step")
         tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
         policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer)
@@ -185,12 +178,11 @@ class Export:
         """Weights, then what must not be overwritten with the base's: generation settings and tokenizer."""
         base_generation = policy.model.generation_config
         if self.form == "merged":
-            save_merged(merge(policy.model, self.dtype), folder)
+            merge(policy.model, self.dtype).save_pretrained(folder, max_shard_size="4GB")
         else:
             save_adapter(policy.model, folder, self.base)
         evaluation = self.settings["evaluation"]
         temperature = evaluation["temperature"] if evaluation["samples"] else None
-        generation = generation_config(base_generation, policy.tokenizer, policy.end_ids, temperature)
-        generation.save_pretrained(folder)
+        save_generation_config(base_generation, policy, temperature, folder)
         self.facts["end_tokens"] = policy.tokenizer.convert_ids_to_tokens(policy.end_ids)
         self.facts["prompt_differs"] = save_tokenizer(self.objects.data.template, policy.tokenizer, folder)

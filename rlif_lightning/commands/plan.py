@@ -1,13 +1,13 @@
 """``rlif plan``: memory of a recipe before anything is loaded, and what it fits on."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
-from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.recipe_objects import PlainCLI
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.precision import precision_name
@@ -17,7 +17,6 @@ from rlif_lightning.planning.memory import GIB, Memory, memory
 from rlif_lightning.planning.settings import Settings
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
 from rlif_lightning.planning.text import change_lines, fits_line, head_lines, memory_table
-from rlif_lightning.warnings_shown import lightning_warns_only
 
 
 def main(arguments: list[str]) -> None:
@@ -58,9 +57,11 @@ def main(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
-    prepare()
-    with lightning_warns_only():  # nothing about this machine's devices, and seeds
+    logging.disable(logging.INFO)  # nothing about this machine's devices, and seeds
+    try:
         cli = _PlanCLI("plan", arguments, _options, "Memory of a recipe, before anything is loaded.")
+    finally:
+        logging.disable(logging.NOTSET)
     trainer = cli.config.trainer
     processes = device_count(trainer.devices) * int(trainer.num_nodes)
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
@@ -82,28 +83,22 @@ class _PlanCLI(PlainCLI):
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("--device", type=str | None, default=None,
-                        help="Memory or name of the GPU: 24GB, rtx3060. The command fails where the recipe does not "
-                        "fit; null: the smallest that does.")  # fmt: skip
-    parser.add_argument("--picture", type=str | None, default=None, help="File for a picture of the memory by phase.")
-    parser.add_argument("--json", type=str | None, default=None, help="File for all numbers, in bytes.")
+    for name, text in (
+        ("device", "Memory or name of the GPU: 24GB, rtx3060. The command fails where the recipe does not fit."),
+        ("picture", "File for a picture of the memory by phase."),
+        ("json", "File for all numbers, in bytes."),
+    ):
+        parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
 
 
 def _write_json(path: str, plan: Memory, settings: Settings, held: dict[int, bool]) -> None:
-    report = {
-        "model": settings.model,
-        "phases": plan.phases,
-        "peak": plan.peak,
-        "weights": asdict(plan.weights),
-        "rows": plan.rows,
-        "fits": held,
-    }
+    report = {"model": settings.model, "phases": plan.phases, "peak": plan.peak}
+    report |= {"weights": asdict(plan.weights), "rows": plan.rows, "fits": held}
     try:
         Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            "The file cannot be written", got=f"{path}: {error.strerror}", do="choose another --json"
-        ) from error
+        got = f"{path}: {error.strerror}"
+        raise UserError("The file cannot be written", got=got, do="choose another --json") from error
 
 
 def device_count(devices: Any) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from rlif_lightning.errors import UserError
 from rlif_lightning.exporting.weights import Format
 from rlif_lightning.models.lora import adapter_off
+from rlif_lightning.models.policy import PolicySettings
 
 # Largest difference of a logit that is a rounding, as a share of the largest logit. In float32 the sums of a merged
 # layer come in another order; in half precision the merged weights are rounded once more.
@@ -59,7 +60,7 @@ class LogitCheck:
                 f"the 4-bit policy by up to {float((self.expected - before).abs().max()):.2g}."
             )
 
-    def read_again(self, folder: Path, settings: Any, base: str) -> str:
+    def read_again(self, folder: Path, settings: PolicySettings, base: str) -> str:
         """Load the export as others will, and say how close it is.
 
         Raises:
@@ -88,19 +89,11 @@ def probe_logits(model: Any, prompts: list[list[int]]) -> Tensor:
     return torch.cat(rows)
 
 
-def reload(folder: Path, form: Format, dtype: torch.dtype, settings: Any, base: str) -> Any:
-    """Load an export by transformers, or by transformers and PEFT, alone.
-
-    Args:
-        folder: The export.
-        form: Its format.
-        dtype: Dtype of the weights.
-        settings: What else loads the model: trust_remote_code, attn_implementation, revision.
-        base: Name or path of an adapter's base model.
-    """
+def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySettings, base: str) -> Any:
+    """Load an export by transformers, or the base and the export by transformers and PEFT, alone."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder if form == "merged" else base,
         revision=None if form == "merged" else settings.revision,
         dtype=dtype,
@@ -108,19 +101,19 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: Any, base: 
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
     )
-    if form == "merged":
-        return model.eval()
-    from peft import PeftModel
+    if form == "adapter":
+        from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+        model = PeftModel.from_pretrained(model, str(folder))
+    return model.eval()
 
 
 def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
     """Compare an export's logits with the policy's.
 
     Args:
-        found: Logits [positions, V] of the export.
-        expected: Logits of the policy.
+        found: Logits of the export [positions, V].
+        expected: Logits of the policy [positions, V].
         base_logits: Logits of the policy without its adapter, where it has one.
         dtype: Dtype of the export.
 

@@ -16,14 +16,10 @@ EXPORT_FACTS = "rlif_export.json"
 
 
 def check_export_folder(folder: Path, model: str) -> None:
-    """Refuse a folder that holds anything but an earlier export.
-
-    Args:
-        folder: Where the export will be.
-        model: The base model, as resolved.
+    """Refuse a file, a folder that holds anything but an earlier export, and the base model's own folder.
 
     Raises:
-        UserError: It is a file, a folder that holds something else, or the base model itself.
+        UserError: It is one of these.
     """
     if not folder.exists():
         return
@@ -42,9 +38,7 @@ def check_export_folder(folder: Path, model: str) -> None:
 def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder next to the target that takes its place when the block ends without an error.
 
-    Args:
-        folder: The target, as :func:`check_export_folder` allows.
-        facts: Content of the file that marks the export.
+    ``facts`` go into the file that marks the export.
 
     Raises:
         UserError: It can't be written.
@@ -60,9 +54,8 @@ def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
             folder.rename(old)
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            "The export cannot be written", got=f"{folder}: {error}", do="make room or give another --output"
-        ) from error
+        do = "make room or give another --output"
+        raise UserError("The export cannot be written", got=f"{folder}: {error}", do=do) from error
     finally:
         for left in (unfinished, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,6 @@
 """Send an export to the Hugging Face hub."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
@@ -38,21 +37,13 @@ def check_hub(repository: str) -> None:
         raise UserError("Nobody is logged in to the Hugging Face hub", do="run hf auth login, or set HF_TOKEN")
 
 
-def push(folder: Path, repository: str, api: Any = None) -> str:
-    """Upload a folder; a new repository is private.
-
-    Args:
-        folder: The export.
-        repository: Its name on the hub.
-        api: A ``huggingface_hub.HfApi``; None: a new one.
-
-    Returns:
-        The commit's address.
+def push(folder: Path, repository: str) -> str:
+    """Upload an export and return the commit's address; a new repository is private.
 
     Raises:
         UserError: The hub refuses it. The folder stays.
     """
-    api = api or HfApi()
+    api = HfApi()
     try:
         made = api.create_repo(repository, repo_type="model", private=True, exist_ok=True)
         return str(api.upload_folder(folder_path=str(folder), repo_id=made.repo_id, repo_type="model"))

@@ -100,9 +100,9 @@ class RunLogger(TensorBoardLogger):
         if self.resume_step is not None:
             MetricsCSV.truncate(path, self.resume_step)
             truncate_jsonl(self.folder / COMPLETIONS, self.resume_step)
-        # TensorBoard forgets older events from this step on. SummaryWriter(purge_step=...) writes the same mark, but
-        # Lightning opens the writer before it loads the checkpoint. A new run is marked too: TensorBoard takes its first
-        # mark for the run's beginning and forgets nothing.
+        # TensorBoard forgets older events from this mark on. SummaryWriter(purge_step=...) writes the same, but
+        # Lightning opens the writer before it loads the checkpoint. A new run is marked too: TensorBoard takes its
+        # first mark for the run's beginning and forgets nothing.
         start = SessionLog(status=SessionLog.START)
         writer.file_writer.add_event(Event(step=self.resume_step or 0, session_log=start))
         writer.add_custom_scalars({"RLIF": {name: ["Multiline", [tags]] for name, tags in CHARTS.items()}})
