@@ -19,7 +19,7 @@ from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, load
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
-from rlif_lightning.data.module import PromptLoader, run_seed
+from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.answering import answer_problems, summarise
 from rlif_lightning.grading import Grader, agreement
@@ -31,6 +31,15 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.runs.folder import CONFIG
 
 DESCRIPTION = "Interpolate the weights of two models; entropy, accuracy and the gain of RLIF at each ratio."
+HELP = {
+    "base": "Base model: toy, a Hugging Face folder or a name on the hub. null: model.name.",
+    "tuned": "Tuned model: the same; or the folder of a LoRA adapter, a checkpoint or a run folder of the base.",
+    "ratios": "Shares of the tuned weights, from 0 to 1.",
+    "steps": "Training steps by the recipe from each mixture, to measure its gain; 0: do not train.",
+    "prompts": "Training prompts, from the first on, on which entropy and agreement are measured.",
+    "save": "Folder for the mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.",
+    "output": "Folder of the results; an interrupted mix continues in its folder. null: <runs>/<recipe>/mix/<n>.",
+}
 MAY_CHANGE = {"config", "ratios", "save", "output", "runs", "trainer.enable_progress_bar"}  # when a mix continues
 
 
@@ -66,22 +75,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _add_options(parser: Any) -> None:
-    parser.add_argument("--base", type=str | None, default=None,
-                        help="Base model: toy, a Hugging Face folder or a name on the hub. null: model.name.")  # fmt: skip
-    parser.add_argument("--tuned", type=str, required=True,
-                        help="Tuned model: toy, a Hugging Face folder, a name on the hub, the folder of a LoRA "
-                        "adapter, a checkpoint or a run folder; the last three made from the base.")  # fmt: skip
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0],
-                        help="Shares of the tuned weights, from 0 to 1.")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=0,
-                        help="Training steps by the recipe from each mixture, to measure its gain; 0: do not train.")  # fmt: skip
-    parser.add_argument("--prompts", type=int, default=64,
-                        help="Training prompts, from the first on, on which entropy and agreement are measured.")  # fmt: skip
-    parser.add_argument("--save", type=str | None, default=None,
-                        help="Folder for the mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.")  # fmt: skip
-    parser.add_argument("--output", type=str | None, default=None,
-                        help="Folder of the results; an interrupted mix continues in its folder. "
-                        "null: <runs>/<recipe>/mix/<n>.")  # fmt: skip
+    text, add = str | None, parser.add_argument
+    add("--base", type=text, default=None, help=HELP["base"])
+    add("--tuned", type=str, required=True, help=HELP["tuned"])
+    add("--ratios", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0], help=HELP["ratios"])
+    add("--steps", type=int, default=0, help=HELP["steps"])
+    add("--prompts", type=int, default=64, help=HELP["prompts"])
+    add("--save", type=text, default=None, help=HELP["save"])
+    add("--output", type=text, default=None, help=HELP["output"])
 
 
 class Mixing:

@@ -54,8 +54,8 @@ class PromptDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and encode what the stage needs, before the model's weights are loaded."""
-        needed = ["train", *(["val"] if self.sources["val"] else [])]
-        for name in needed if stage == "fit" else ["val" if stage == "validate" else stage]:
+        fit = ["train", "val"] if self.sources["val"] else ["train"]
+        for name in {"fit": fit, "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]:
             if name not in self.prompts:
                 self.prompts[name] = self._encode(name)
 

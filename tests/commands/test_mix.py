@@ -237,7 +237,7 @@ def test_adapters_that_do_not_fit_are_refused(model_folder, tmp_path):
     adapter.unlink()
     for name, message in (
         ("shallow", r"does not fit the model(.|\n)*layers\.1.* missing"),
-        ("wide", r"does not fit the model(.|\n)*\[4, 64\](.|\n)*\[4, 32\]"),
+        ("wide", r"does not fit the model(.|\n)*\[64, 4\](.|\n)*\[32, 4\]"),
         ("pickled", "not loaded"),
     ):
         with pytest.raises(UserError, match=message):
@@ -435,7 +435,7 @@ def test_a_fit_interrupted_before_it_began_says_how_to_go_on(rlif, words, monkey
         patch.setattr(Evaluation, "on_train_start", interrupted)
         stopped(rlif, *words, "--ratios", 0.5, "--steps=1")
     signal.signal(signal.SIGINT, handler)  # the Trainer ignores it while it ends
-    assert "--output out goes on" in capsys.readouterr().err
+    assert "--output out to continue" in capsys.readouterr().err
     rlif("mix", *words, "--ratios", 0.5, "--steps=1")
     assert [row["steps"] for row in table(tmp_path / "out")] == [1]
 
