@@ -26,7 +26,8 @@ def short_warnings() -> None:
     usual = warnings.formatwarning
     if usual.__module__ == __name__:
         return
-    homes = [Path(str(find_spec(name).origin)).parent for name in ("rlif_lightning", "rlif_lightning.callbacks")]
+    specs = [find_spec(name) for name in ("rlif_lightning", "rlif_lightning.callbacks")]
+    homes = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
 
     def format_warning(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
         if any(home in Path(filename).parents for home in homes):

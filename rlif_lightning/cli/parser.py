@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
-from rlif_lightning.cli.recipes import forget_replaced_sources, recipe_path, shipped_recipes, without_gone
+from rlif_lightning.cli.recipes import forget_replaced_sources, recipe_path, shipped_recipes
 from rlif_lightning.errors import UserError, users_mistake
 
 
@@ -53,10 +53,6 @@ class Parser(LightningArgumentParser):
         if any(not isinstance(parsed.get(group, parsed), Namespace) for group in self.groups or ()):
             self.error("A group of settings was given as one value")  # which the base class lets through
         return parsed
-
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class; the recipe of an earlier version's run is read as well."""
-        return super().parse_string(without_gone(content), *args, **kwargs)
 
     def format_help(self, *args: Any) -> str:
         """The settings that matter most come first; the pages of usage that repeat every setting are left out.

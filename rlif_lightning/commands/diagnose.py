@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.callbacks.sampling import check_engine
-from rlif_lightning.cli.recipe_objects import RecipeObjects, Split, load
+from rlif_lightning.cli.recipe_objects import RecipeObjects, Split
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: The words are wrong, or there are too few prompts.
     """
-    objects = load("diagnose", arguments, _add_options, DESCRIPTION)
+    objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
     check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
     rewards = candidates(objects.collector.rewards, objects.data.has_labels(objects.options.split))

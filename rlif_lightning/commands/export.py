@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from rlif_lightning.cli.recipe_objects import PlainCLI, RecipeObjects, load
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.cli.run_folder import recipe_name, run_root
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
@@ -18,14 +18,21 @@ from rlif_lightning.exporting.check import LogitCheck
 from rlif_lightning.exporting.folder import check_export_folder, export_folder
 from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
-from rlif_lightning.exporting.source import choose_checkpoint, run_settings
 from rlif_lightning.exporting.weights import Format, load_trained, save_adapter, save_generation_config
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.hub import resolve_model
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
-from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, run_folder_of
+from rlif_lightning.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    GUARD_WEIGHTS,
+    check_run_folder,
+    find_checkpoint,
+    latest_run_folder,
+    run_folder_of,
+)
 
 DESCRIPTION = (
     "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
@@ -36,13 +43,10 @@ DESCRIPTION = (
 def main(args: list[str]) -> None:
     """Run the command.
 
-    Args:
-        args: The words after ``rlif export``.
-
     Raises:
         UserError: The words are wrong, there are no such weights, or the export computes something else.
     """
-    objects = load("export", run_settings(args), _add_options, DESCRIPTION, ExportCLI)
+    objects = ExportCLI("export", run_settings(args), _add_options, DESCRIPTION)
     folder = Export(objects).write()
     print(f"written: {folder}")
     if objects.options.push_to_hub is not None:
@@ -65,7 +69,42 @@ def _add_options(parser: Any) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
-class ExportCLI(PlainCLI):
+def run_settings(words: list[str]) -> list[str]:
+    """Replace a run folder, as the first word of a command line, by the settings that it holds.
+
+    Raises:
+        UserError: It is no run folder, or the folder of a run without checkpoints.
+    """
+    if not words or words[0].startswith("-"):
+        return words
+    run = Path(words[0]).expanduser()
+    check_run_folder(run, CONFIG)
+    if not (run / CHECKPOINTS).is_dir():
+        find_checkpoint(str(run), run.parent.parent, run.parent.name)  # raises
+    # The settings of a continued run name the checkpoint that it began with.
+    return ["--config", str(run / CONFIG), "--ckpt_path=null", *words[1:]]
+
+
+def choose_checkpoint(asked: str | None, run: Path | None, root: Path, recipe: str) -> Path:
+    """The file that holds the weights to export: as asked, else what the guard hands back, else the last checkpoint.
+
+    Without a run's folder the newest run of the recipe is meant.
+
+    Raises:
+        UserError: There are no such weights.
+    """
+    if asked not in (None, "last"):
+        run = Path(str(asked)).expanduser()
+        if not (run / CHECKPOINTS).is_dir():
+            return find_checkpoint(str(asked), root, recipe)
+        asked = None
+    run = run or latest_run_folder(root, recipe)
+    if asked is None and run is not None and (run / GUARD_WEIGHTS).is_file():
+        return run / GUARD_WEIGHTS
+    return find_checkpoint("last" if run is None else str(run), root, recipe)
+
+
+class ExportCLI(RecipeObjects):
     """The settings of the run that is exported, and its weights."""
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -101,17 +140,14 @@ def _without_recipes(words: list[str]) -> list[str]:
 class Export:
     """One export: what is asked for, checked before weights are loaded.
 
-    Args:
-        objects: The settings of the run and the command's options.
-
     Raises:
         UserError: A setting, the checkpoint's file or the target folder is wrong.
     """
 
     def __init__(self, objects: RecipeObjects) -> None:
         self.model_settings, self.objects = objects.module.policy_settings, objects
-        cli, options = objects.cli, objects.options
-        self.settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+        options = objects.options
+        self.settings: dict[str, Any] = yaml.safe_load(objects.parser.dump(objects.config, skip_none=False))
         self.source, self.form = Path(options.ckpt_path), options.format
         self.run = run_folder_of(self.source)
         name = self.model_settings.name

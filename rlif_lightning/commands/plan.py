@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
-from rlif_lightning.cli.recipe_objects import PlainCLI
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.devices import SIZES, fits, parse_device, usable
@@ -21,9 +21,6 @@ from rlif_lightning.planning.text import change_lines, fits_line, head_lines, me
 
 def main(arguments: list[str]) -> None:
     """Run the command. No weights are loaded and no data are read.
-
-    Args:
-        arguments: The words after ``rlif plan``.
 
     Raises:
         UserError: The words are wrong, or the model's config.json can't be found.
@@ -66,17 +63,17 @@ def read(arguments: list[str]) -> tuple[Settings, Any]:
     processes = device_count(trainer.devices) * int(trainer.num_nodes)
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
     settings = plan_settings(
-        cli.model,
-        cli.config_init.rollout.collector,
+        cli.module,
+        cli.collector,
         precision=precision_name(trainer.precision),
-        prompt_tokens=cli.datamodule.max_prompt_tokens,
+        prompt_tokens=cli.data.max_prompt_tokens,
         processes=processes,
         shards=processes if "fsdp2" in strategy.lower() else 1,
     )
-    return settings, cli.config_init
+    return settings, cli.options
 
 
-class _PlanCLI(PlainCLI):
+class _PlanCLI(RecipeObjects):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """None: the recipe's Trainer may need a GPU that this machine does not have."""
         return None
@@ -109,9 +106,9 @@ def device_count(devices: Any) -> int:
     """
     if devices in ("auto", -1, "-1"):
         return 1
-    words = [w for w in str(devices).strip("[] ").split(",") if w.strip()]
-    if isinstance(devices, list) or "," in str(devices):
-        return len(words)
-    if len(words) != 1 or not words[0].isdigit() or int(words[0]) < 1:
+    text = str(devices)
+    if isinstance(devices, list) or "," in text:
+        return len([word for word in text.strip("[] ").split(",") if word.strip()])
+    if not text.isdigit() or int(text) < 1:
         raise UserError("trainer.devices is no number", got=devices, do="set --trainer.devices 1")
-    return int(words[0])
+    return int(text)

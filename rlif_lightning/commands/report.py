@@ -13,9 +13,6 @@ def main(args: list[str]) -> None:
     One run: curves.png and summary.txt in its folder are replaced. Several runs: one picture shows the curves of all.
     The tables are printed.
 
-    Args:
-        args: The words after ``rlif report``.
-
     Raises:
         UserError: The words are wrong, or a run cannot be read or drawn.
     """

@@ -23,11 +23,7 @@ LONGEST_QUOTE = 4000  # characters
 def write_card(folder: Path, settings: dict[str, Any], run: Path | None, facts: dict[str, Any]) -> None:
     """Write README.md into an export, and the picture of the run's curves where there is one.
 
-    Args:
-        folder: The export.
-        settings: The settings of the run, as in its config.yaml.
-        run: The run's folder; None for a checkpoint outside of one.
-        facts: What else the template names; StrictUndefined refuses a card that lacks one.
+    ``settings`` are those of the run's config.yaml, ``facts`` what else the template names (it refuses a lack).
     """
     picture = None if run is None or not (run / CURVES).is_file() else run / CURVES
     if picture is not None:

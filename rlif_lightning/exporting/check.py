@@ -26,13 +26,7 @@ class Difference(NamedTuple):
 
 
 class LogitCheck:
-    """Compares the policy's logits before the export with those of the export.
-
-    Args:
-        prompts: Token ids of a few texts.
-        form: The format of the export.
-        dtype: Dtype of its weights.
-    """
+    """Compares the policy's logits over a few prompts, as token ids, with those of the export."""
 
     def __init__(self, prompts: list[list[int]], form: Format, dtype: torch.dtype) -> None:
         self.prompts, self.form, self.dtype = prompts, form, dtype
@@ -42,12 +36,7 @@ class LogitCheck:
         self.quantized = ""
 
     def take_policy(self, policy: Any, instead_of: str | None = None) -> None:
-        """Keep a policy's logits.
-
-        Args:
-            policy: What the export is to compute.
-            instead_of: The quantization under which it was trained, and whose logits were taken before.
-        """
+        """Keep the logits to compute; ``instead_of`` names a quantization whose logits were taken before."""
         before, self.expected = self.expected, probe_logits(policy, self.prompts)
         if hasattr(policy, "peft_config"):
             with adapter_off(policy) as base:
@@ -109,13 +98,7 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySetti
 
 
 def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
-    """Compare an export's logits with the policy's.
-
-    Args:
-        found: Logits of the export [positions, V].
-        expected: Logits of the policy [positions, V].
-        base_logits: Logits of the policy without its adapter, where it has one.
-        dtype: Dtype of the export.
+    """Compare an export's logits [positions, V] with the policy's, and with those without its adapter.
 
     Raises:
         UserError: They differ by more than rounding, by as much as the adapter changes, or are not finite.

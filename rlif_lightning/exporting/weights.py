@@ -16,14 +16,9 @@ Format = Literal["merged", "adapter"]
 def load_trained(
     settings: PolicySettings, checkpoint: dict[str, Any], dtype: torch.dtype, tokenizer: Any, quantized: bool = True
 ) -> Policy:
-    """The policy with the weights of a checkpoint, on the CPU.
+    """The policy of training with the weights of a checkpoint, on the CPU; float16 is computed in float32.
 
-    Args:
-        settings: Those of training.
-        checkpoint: Of the run.
-        dtype: Dtype of the export; float16 is computed in float32.
-        tokenizer: The model's tokenizer.
-        quantized: As in training, so that the checkpoint can be checked; False: without quantization, unchecked.
+    Only a policy that is ``quantized`` as in training can be checked against the checkpoint.
 
     Raises:
         UserError: The checkpoint belongs to another model.
@@ -51,12 +46,7 @@ def save_generation_config(base: Any, policy: Policy, temperature: float | None,
 
     What the base model brings along, such as a repetition penalty or a top-k filter, never acted in training. No
     longest completion: vLLM's server would take it for a limit, and lm-evaluation-harness could not set its own.
-
-    Args:
-        base: The base model's generation config; only its beginning token is taken.
-        policy: With the tokenizer and the end tokens of training.
-        temperature: Of the evaluation's samples; None: greedy.
-        folder: The export.
+    Of the base model's config only the beginning token is taken; without a temperature decoding is greedy.
     """
     from transformers import GenerationConfig
 

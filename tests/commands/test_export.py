@@ -11,6 +11,7 @@ import yaml
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from rlif_lightning.commands.export import choose_checkpoint
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
@@ -18,7 +19,6 @@ from rlif_lightning.exporting import hub
 from rlif_lightning.exporting.card import _header, code, fenced
 from rlif_lightning.exporting.check import compare, reload
 from rlif_lightning.exporting.prompt import chat_template, differing_prompts
-from rlif_lightning.exporting.source import choose_checkpoint
 from rlif_lightning.models.merging import merge
 from rlif_lightning.runs.folder import GUARD_WEIGHTS
 from tests.conftest import CHAT_TEMPLATE, make_model, make_tokenizer
