@@ -85,8 +85,6 @@ class MistakeFinder:
             if missing:
                 raise self._mistake(f"The setting {word} has no value", do=f"write {word} VALUE")
 
-    # -- rule 1: unknown settings --------------------------------------------------------------------------------
-
     def _check_settings(self, pairs: Pairs, known: hints.Settings, prefix: str = "") -> None:
         for self.node, value in pairs:
             self._check_setting(prefix + self.node.value, value, known)
@@ -122,8 +120,6 @@ class MistakeFinder:
         self.node, value = node, _value(node)
         do = f"did you mean {first}: {value}?" if self.recipe else f"did you mean --{first} {value}?"
         return self._mistake(f"{key} takes settings, not '{value}'", do=do)
-
-    # -- rule 2: unknown classes ---------------------------------------------------------------------------------
 
     def _check_class(self, key: str, node: Any, base: Any, skip: int) -> None:
         """Look at a class path and its ``init_args``; on the command line each may come alone."""
@@ -162,8 +158,6 @@ class MistakeFinder:
         if not hints.extends(found, base):
             raise self._mistake(f"{key}: {path} is no {base.__name__}", expected=examples)
         return found
-
-    # -- rule 3: wrong values ------------------------------------------------------------------------------------
 
     def _check_value(self, key: str, node: Any, hint: Any) -> None:
         """Find what jsonargparse refuses of a value: all of it, an item, a class, or a setting of that class."""

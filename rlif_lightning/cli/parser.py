@@ -55,21 +55,13 @@ class Parser(LightningArgumentParser):
         return parsed
 
     def format_help(self, *args: Any) -> str:
-        """The settings that matter most come first; the pages of usage that repeat every setting are left out.
-
-        Lightning's settings of the Trainer are only listed for ``--help all``.
-        """
-        prog = self.prog.replace(" [options]", "")
-        self.usage = f"{prog} [--config RECIPE ...] [--setting VALUE ...]"
+        """The settings that matter most come first; the pages of usage that repeat every setting are left out."""
+        self.usage = f"{self.prog.replace(' [options]', '')} [--config RECIPE ...] [--setting VALUE ...]"
         arrange_help(self, everything=self._given[-1:] == ["all"])
         return super().format_help(*args)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, where, and the nearest right name, in three lines at most.
-
-        Raises:
-            UserError: Always, but for the parsers of single values: the caller may know another reading.
-        """
+        """Raise what is wrong, where, and the nearest right name; a value's own parser leaves this to its caller."""
         mistake = users_mistake(ex)
         if mistake is not None:
             raise mistake
@@ -80,6 +72,5 @@ class Parser(LightningArgumentParser):
 
     def _command_parser(self) -> "Parser":
         """The parser whose settings the message is about: that of the command."""
-        action = getattr(self, "_subcommands_action", None)
-        choices = getattr(action, "choices", None) or {}
-        return choices.get(next(iter(self._given), "")) or self
+        choices = getattr(getattr(self, "_subcommands_action", None), "choices", None) or {}
+        return choices.get(next(iter(self._given), ""), self)

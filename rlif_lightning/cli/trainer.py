@@ -27,23 +27,18 @@ from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser
-from rlif_lightning.cli.run_folder import discard_run_folder, recipe_name, run_root
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
-from rlif_lightning.runs.folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
+from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.warnings_shown import short_warnings
 
 RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
-TRAINER_DEFAULTS = {
-    "log_every_n_steps": 1,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-}
+TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+TRAINER_DEFAULTS |= {"enable_model_summary": False, "use_distributed_sampler": False}
 
 
 class RLIFCLI(LightningCLI):
@@ -62,7 +57,7 @@ class RLIFCLI(LightningCLI):
             raise out_of_memory(error) from error
         except BaseException:
             if cls.created is not None:
-                discard_run_folder(cls.created)
+                runs.discard_run_folder(cls.created)
             raise
         finally:
             cls.created = None
@@ -117,8 +112,8 @@ class RLIFCLI(LightningCLI):
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
-        self.root = run_root(config.runs)
-        self.recipe = recipe_name(config.config)
+        self.root = runs.run_root(config.runs)
+        self.recipe = runs.recipe_name(config.config)
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
             if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
@@ -135,8 +130,8 @@ class RLIFCLI(LightningCLI):
         recipe, names = self.recipe, self.recipe.split("+")
         if self.subcommand != "fit":
             longest_first = ("+".join(names[:n]) for n in range(len(names), 0, -1))
-            recipe = next((tried for tried in longest_first if latest_run_folder(self.root, tried)), names[0])
-        return find_checkpoint(ckpt_path, self.root, recipe)
+            recipe = next((tried for tried in longest_first if runs.latest_run_folder(self.root, tried)), names[0])
+        return runs.find_checkpoint(ckpt_path, self.root, recipe)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs into the run's folder.
@@ -164,7 +159,7 @@ class RLIFCLI(LightningCLI):
 
     def _run_logger(self, ckpt_path: str | None) -> RunLogger:
         """A logger for a new run folder, or for the checkpoint's folder when a fit continues."""
-        resumed = run_folder_of(Path(ckpt_path)) if self.subcommand == "fit" and ckpt_path is not None else None
+        resumed = runs.run_folder_of(Path(ckpt_path)) if self.subcommand == "fit" and ckpt_path is not None else None
         if resumed is not None:
             step, most = self.checkpoint_step, self.config_init[self.subcommand].trainer.max_steps
             if 0 < most <= step:
@@ -179,7 +174,7 @@ class RLIFCLI(LightningCLI):
             return RunLogger(os.environ[RUN_FOLDER])
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
-        folder = RLIFCLI.created = next_run_folder(self.root, self.recipe)
+        folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)
@@ -191,7 +186,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the old file, then write the new one."""
         if trainer.is_global_zero and not self.already_saved and isinstance(trainer.logger, RunLogger):
-            step, config = trainer.logger.resume_step, trainer.logger.folder / CONFIG
+            step, config = trainer.logger.resume_step, trainer.logger.folder / runs.CONFIG
             if step is not None and config.is_file():
                 shutil.copyfile(config, config.with_name(f"config.until-step-{step}.yaml"))
         super().setup(trainer, pl_module, stage)

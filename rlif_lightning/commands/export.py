@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from rlif_lightning.cli.recipe_objects import RecipeObjects
-from rlif_lightning.cli.run_folder import recipe_name, run_root
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
 from rlif_lightning.exporting.card import portable_name, write_card
@@ -24,15 +23,7 @@ from rlif_lightning.models.hub import resolve_model
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
-from rlif_lightning.runs.folder import (
-    CHECKPOINTS,
-    CONFIG,
-    GUARD_WEIGHTS,
-    check_run_folder,
-    find_checkpoint,
-    latest_run_folder,
-    run_folder_of,
-)
+from rlif_lightning.runs import folder as runs
 
 DESCRIPTION = (
     "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
@@ -78,11 +69,11 @@ def run_settings(words: list[str]) -> list[str]:
     if not words or words[0].startswith("-"):
         return words
     run = Path(words[0]).expanduser()
-    check_run_folder(run, CONFIG)
-    if not (run / CHECKPOINTS).is_dir():
-        find_checkpoint(str(run), run.parent.parent, run.parent.name)  # raises
+    runs.check_run_folder(run, runs.CONFIG)
+    if not (run / runs.CHECKPOINTS).is_dir():
+        runs.find_checkpoint(str(run), run.parent.parent, run.parent.name)  # raises
     # The settings of a continued run name the checkpoint that it began with.
-    return ["--config", str(run / CONFIG), "--ckpt_path=null", *words[1:]]
+    return ["--config", str(run / runs.CONFIG), "--ckpt_path=null", *words[1:]]
 
 
 def choose_checkpoint(asked: str | None, run: Path | None, root: Path, recipe: str) -> Path:
@@ -95,13 +86,13 @@ def choose_checkpoint(asked: str | None, run: Path | None, root: Path, recipe: s
     """
     if asked not in (None, "last"):
         run = Path(str(asked)).expanduser()
-        if not (run / CHECKPOINTS).is_dir():
-            return find_checkpoint(str(asked), root, recipe)
+        if not (run / runs.CHECKPOINTS).is_dir():
+            return runs.find_checkpoint(str(asked), root, recipe)
         asked = None
-    run = run or latest_run_folder(root, recipe)
-    if asked is None and run is not None and (run / GUARD_WEIGHTS).is_file():
-        return run / GUARD_WEIGHTS
-    return find_checkpoint("last" if run is None else str(run), root, recipe)
+    run = run or runs.latest_run_folder(root, recipe)
+    if asked is None and run is not None and (run / runs.GUARD_WEIGHTS).is_file():
+        return run / runs.GUARD_WEIGHTS
+    return runs.find_checkpoint("last" if run is None else str(run), root, recipe)
 
 
 class ExportCLI(RecipeObjects):
@@ -114,12 +105,12 @@ class ExportCLI(RecipeObjects):
         """
         super().parse_arguments(parser, args)
         last = Path(str(self.config.config[-1])) if self.config.config else Path()
-        own = last.parent if last.name == CONFIG and (last.parent / CHECKPOINTS).is_dir() else None
-        root, recipe = run_root(self.config.runs), recipe_name(self.config.config)
+        own = last.parent if last.name == runs.CONFIG and (last.parent / runs.CHECKPOINTS).is_dir() else None
+        root, recipe = runs.run_root(self.config.runs), runs.recipe_name(self.config.config)
         checkpoint = choose_checkpoint(self.config.ckpt_path, own, root, recipe)
-        run = run_folder_of(checkpoint)
-        if own is None and run is not None and (run / CONFIG).is_file():
-            super().parse_arguments(parser, ["--config", str(run / CONFIG), *_without_recipes(args)])
+        run = runs.run_folder_of(checkpoint)
+        if own is None and run is not None and (run / runs.CONFIG).is_file():
+            super().parse_arguments(parser, ["--config", str(run / runs.CONFIG), *_without_recipes(args)])
         self.config.ckpt_path = str(checkpoint)
 
     def before_instantiate_classes(self) -> None:
@@ -149,7 +140,7 @@ class Export:
         options = objects.options
         self.settings: dict[str, Any] = yaml.safe_load(objects.parser.dump(objects.config, skip_none=False))
         self.source, self.form = Path(options.ckpt_path), options.format
-        self.run = run_folder_of(self.source)
+        self.run = runs.run_folder_of(self.source)
         name = self.model_settings.name
         self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
         if self.form == "adapter":
@@ -165,7 +156,7 @@ class Export:
             raise UserError("A checkpoint in shards cannot be exported", got=self.source)
         self.checkpoint = read_checkpoint(self.source, mmap=True)
         step = int(self.checkpoint["global_step"])
-        by_guard = self.source.as_posix().endswith(GUARD_WEIGHTS)
+        by_guard = self.source.as_posix().endswith(runs.GUARD_WEIGHTS)
         origin = f"what the collapse guard hands back (step {step})" if by_guard else f"those of step {step}"
         self.facts = {"form": self.form, "dtype": dtype, "step": step, "origin": origin, "versions": versions()}
         self.facts["repository"] = options.push_to_hub
@@ -188,7 +179,7 @@ class Export:
             UserError: The checkpoint belongs to another model, or the export can't be written or differs.
         """
         print(f"weights: {self.source}, {self.facts['origin']}")
-        if self.source.as_posix().endswith(GUARD_WEIGHTS):
+        if self.source.as_posix().endswith(runs.GUARD_WEIGHTS):
             print("         --ckpt_path last takes those of the last step")
         tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
         policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer)
