@@ -34,11 +34,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def dispatch(arguments: list[str]) -> None:
-    """Run the command that the first word names; its module, and with it torch, is only imported now.
-
-    Raises:
-        UserError: There is no such command.
-    """
+    """Run the command that the first word names; its module, and with it torch, is only imported now."""
     first, *rest = arguments or ["--help"]
     if first in ("-h", "--help"):
         print(overview())

@@ -67,11 +67,7 @@ class RecipeObjects(RLIFCLI):
         super().add_arguments_to_parser(parser)
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """No Trainer: of its settings only device, precision and progress bar are taken.
-
-        Raises:
-            UserError: There is no such device on this machine.
-        """
+        """No Trainer: of its settings only device, precision and progress bar are taken."""
         settings = self.config_init.trainer
         devices = settings.devices[:1] if isinstance(settings.devices, list) else 1
         try:
@@ -113,11 +109,7 @@ class RecipeObjects(RLIFCLI):
         return policy
 
     def output(self, folder: str | None = None) -> Path:
-        """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml.
-
-        Raises:
-            UserError: It can't be created.
-        """
+        """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml."""
         path = Path(folder).expanduser() if folder else next_run_folder(self.root / self.recipe, self.command)
         try:
             path.mkdir(parents=True, exist_ok=True)

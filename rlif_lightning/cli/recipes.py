@@ -17,11 +17,7 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def recipe_path(value: str) -> str:
-    """The file that a value of --config means: a path if it has a separator or a suffix, else a shipped name.
-
-    Raises:
-        UserError: Neither exists.
-    """
+    """The file that a value of --config means: a path if it has a separator or a suffix, else a shipped name."""
     recipes = shipped_recipes()
     if "/" in value or "\\" in value or Path(value).suffix:
         if Path(value).is_file():

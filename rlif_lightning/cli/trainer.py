@@ -134,11 +134,7 @@ class RLIFCLI(LightningCLI):
         return runs.find_checkpoint(ckpt_path, self.root, recipe)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that logs into the run's folder.
-
-        Raises:
-            UserError: It refuses its settings.
-        """
+        """A Trainer that logs into the run's folder."""
         config = self.config_init[self.subcommand]
         trainer, asked = config.trainer, config.trainer.logger
         if asked is not False and not trainer.fast_dev_run:

@@ -61,11 +61,7 @@ def _add_options(parser: Any) -> None:
 
 
 def run_settings(words: list[str]) -> list[str]:
-    """Replace a run folder, as the first word of a command line, by the settings that it holds.
-
-    Raises:
-        UserError: It is no run folder, or the folder of a run without checkpoints.
-    """
+    """Replace a run folder, as the first word of a command line, by the settings that it holds."""
     if not words or words[0].startswith("-"):
         return words
     run = Path(words[0]).expanduser()
@@ -80,9 +76,6 @@ def choose_checkpoint(asked: str | None, run: Path | None, root: Path, recipe: s
     """The file that holds the weights to export: as asked, else what the guard hands back, else the last checkpoint.
 
     Without a run's folder the newest run of the recipe is meant.
-
-    Raises:
-        UserError: There are no such weights.
     """
     if asked not in (None, "last"):
         run = Path(str(asked)).expanduser()
@@ -129,11 +122,7 @@ def _without_recipes(words: list[str]) -> list[str]:
 
 
 class Export:
-    """One export: what is asked for, checked before weights are loaded.
-
-    Raises:
-        UserError: A setting, the checkpoint's file or the target folder is wrong.
-    """
+    """One export: what is asked for, checked before weights are loaded."""
 
     def __init__(self, objects: RecipeObjects) -> None:
         self.model_settings, self.objects = objects.module.policy_settings, objects
@@ -173,11 +162,7 @@ class Export:
             raise UserError("An adapter is always written in float32", do="leave out --dtype")
 
     def write(self) -> Path:
-        """Load, write, read again, compare; the folder appears only if all is well.
-
-        Raises:
-            UserError: The checkpoint belongs to another model, or the export can't be written or differs.
-        """
+        """Load, write, read again, compare; the folder appears only if all is well."""
         print(f"weights: {self.source}, {self.facts['origin']}")
         if self.source.as_posix().endswith(runs.GUARD_WEIGHTS):
             print("         --ckpt_path last takes those of the last step")

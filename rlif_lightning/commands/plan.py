@@ -99,11 +99,7 @@ def _write_json(path: str, plan: Memory, settings: Settings, held: dict[int, boo
 
 
 def device_count(devices: Any) -> int:
-    """Processes on a machine; ``auto`` and -1 are counted as one, since a plan is for no machine.
-
-    Raises:
-        UserError: No number can be read out of it.
-    """
+    """Processes on a machine; ``auto`` and -1 are counted as one, since a plan is for no machine."""
     if devices in ("auto", -1, "-1"):
         return 1
     text = str(devices)

@@ -50,11 +50,7 @@ class LogitCheck:
             )
 
     def read_again(self, folder: Path, settings: PolicySettings, base: str) -> str:
-        """Load the export as others will, and say how close it is.
-
-        Raises:
-            UserError: As :func:`compare`.
-        """
+        """Load the export as others will, and say how close it is."""
         assert self.expected is not None
         logits = probe_logits(reload(folder, self.form, self.dtype, settings, base), self.prompts)
         found = compare(logits, self.expected, self.base_logits, self.dtype)
@@ -98,10 +94,9 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySetti
 
 
 def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
-    """Compare an export's logits [positions, V] with the policy's, and with those without its adapter.
+    """Compare an export's logits [positions, V] with the policy's, and with those without its adapter, ``base_logits``.
 
-    Raises:
-        UserError: They differ by more than rounding, by as much as the adapter changes, or are not finite.
+    Refused is more than rounding, as much as the adapter changes, and what is not finite.
     """
     largest, size = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
     tolerance = TOLERANCE[dtype] * size

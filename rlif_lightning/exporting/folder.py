@@ -16,11 +16,7 @@ EXPORT_FACTS = "rlif_export.json"
 
 
 def check_export_folder(folder: Path, model: str) -> None:
-    """Refuse a file, a folder that holds anything but an earlier export, and the base model's own folder.
-
-    Raises:
-        UserError: It is one of these.
-    """
+    """Refuse a file, a folder that holds anything but an earlier export, and the base model's own folder."""
     if not folder.exists():
         return
     if Path(model).is_dir() and folder.samefile(model):
@@ -39,9 +35,6 @@ def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder next to the target that takes its place when the block ends without an error.
 
     ``facts`` go into the file that marks the export.
-
-    Raises:
-        UserError: It can't be written.
     """
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
     try:

@@ -17,11 +17,7 @@ def is_on_hub(name: str) -> bool:
 
 
 def check_hub(repository: str) -> None:
-    """Refuse a push that can't work, before a model is loaded.
-
-    Raises:
-        UserError: The name is impossible, the hub can't be reached, or nobody is logged in.
-    """
+    """Refuse a push that can't work, before a model is loaded."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
@@ -38,11 +34,7 @@ def check_hub(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload an export and return the commit's address; a new repository is private.
-
-    Raises:
-        UserError: The hub refuses it. The folder stays.
-    """
+    """Upload an export and return the commit's address; a new repository is private."""
     api = HfApi()
     try:
         made = api.create_repo(repository, repo_type="model", private=True, exist_ok=True)

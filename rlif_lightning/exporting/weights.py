@@ -19,9 +19,6 @@ def load_trained(
     """The policy of training with the weights of a checkpoint, on the CPU; float16 is computed in float32.
 
     Only a policy that is ``quantized`` as in training can be checked against the checkpoint.
-
-    Raises:
-        UserError: The checkpoint belongs to another model.
     """
     settings = replace(settings, gradient_checkpointing=False)
     settings = settings if quantized else replace(settings, quantization=None)

@@ -78,11 +78,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
-    """Draw the curves of one run, or of several over each other, into a picture file.
-
-    Raises:
-        UserError: A folder has no metrics.csv, nothing was logged yet, or the picture cannot be written.
-    """
+    """Draw the curves of one run, or of several over each other, into a picture file."""
     figure = curves_figure(folders)
     output = Path(output)
     try:

@@ -54,11 +54,7 @@ def _guard_lines(folder: Path) -> list[str]:
 
 
 def load_guard(folder: Path) -> dict[str, Any] | None:
-    """Read what the guard of a run has written; None without one.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """Read what the guard of a run has written; None without one."""
     path = Path(folder) / GUARD
     if not path.is_file():
         return None
@@ -69,11 +65,7 @@ def load_guard(folder: Path) -> dict[str, Any] | None:
 
 
 def load_run(folder: Path) -> Curves:
-    """Read the metrics of a run folder.
-
-    Raises:
-        UserError: The folder has no metrics.csv.
-    """
+    """Read the metrics of a run folder."""
     check_run_folder(Path(folder), METRICS)
     return read_metrics(Path(folder) / METRICS)
 
