@@ -117,11 +117,9 @@ class RLIFCLI(LightningCLI):
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
             if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
-                raise UserError(
-                    "Training can't continue from weights alone: the optimiser's state is missing",
-                    got=config.ckpt_path,
-                    do="use them with test, validate, predict, diagnose or mix, or train with --guard.action restore",
-                )
+                wrong = "Training can't continue from weights alone: the optimiser's state is missing"
+                do = "use them with test, validate, predict, diagnose or mix, or train with --guard.action restore"
+                raise UserError(wrong, got=config.ckpt_path, do=do)
             # Read here: a file that is no checkpoint is refused before anything is loaded.
             self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
 
@@ -159,11 +157,8 @@ class RLIFCLI(LightningCLI):
         if resumed is not None:
             step, most = self.checkpoint_step, self.config_init[self.subcommand].trainer.max_steps
             if 0 < most <= step:
-                raise UserError(
-                    "The run has nothing left to do",
-                    got=f"a checkpoint of step {step}, trainer.max_steps {most}",
-                    do="raise --trainer.max_steps to train on",
-                )
+                got = f"a checkpoint of step {step}, trainer.max_steps {most}"
+                raise UserError("The run has nothing left to do", got=got, do="raise --trainer.max_steps to train on")
             rank_zero_info(f"Continuing the run in {resumed} from step {step}")
             return RunLogger(resumed, resume_step=step)
         if RUN_FOLDER in os.environ:

@@ -26,12 +26,8 @@ def main(args: list[str]) -> None:
     try:
         parsed = parser.parse_args(args)
     except ArgumentError as error:
-        raise UserError(
-            "rlif report does not understand its arguments.",
-            got=f"{' '.join(args) or 'nothing'} ({error})",
-            expected="rlif report RUN... [--output FILE]",
-            do="see rlif report --help",
-        ) from error
+        got, expected = f"{' '.join(args) or 'nothing'} ({error})", "rlif report RUN... [--output FILE]"
+        raise UserError("rlif report does not understand its arguments.", got=got, expected=expected) from error
     runs = [Path(run) for run in parsed.runs]
     for run in runs:
         load_run(run)  # a mistake in the last run shows before anything is written

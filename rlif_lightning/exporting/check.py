@@ -94,7 +94,7 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySetti
 
 
 def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
-    """Compare an export's logits [positions, V] with the policy's, and with those without its adapter, ``base_logits``.
+    """Compare an export's logits [positions, V] with the policy's, and with those of the policy without its adapter.
 
     Refused is more than rounding, as much as the adapter changes, and what is not finite.
     """

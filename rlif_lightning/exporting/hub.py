@@ -21,14 +21,11 @@ def check_hub(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UserError(
-            "--push_to_hub takes the name of a repository", got=repository, expected="such as you/model"
-        ) from error
+        wrong = "--push_to_hub takes the name of a repository"
+        raise UserError(wrong, got=repository, expected="such as you/model") from error
     if not hub_answers():
-        raise UserError(
-            "The Hugging Face hub does not answer or is off (HF_HUB_OFFLINE), so nothing can be pushed",
-            do="leave out --push_to_hub; later: hf upload NAME FOLDER",
-        )
+        wrong = "The Hugging Face hub does not answer or is off (HF_HUB_OFFLINE), so nothing can be pushed"
+        raise UserError(wrong, do="leave out --push_to_hub; later: hf upload NAME FOLDER")
     if get_token() is None:
         raise UserError("Nobody is logged in to the Hugging Face hub", do="run hf auth login, or set HF_TOKEN")
 
@@ -41,8 +38,5 @@ def push(folder: Path, repository: str) -> str:
         return str(api.upload_folder(folder_path=str(folder), repo_id=made.repo_id, repo_type="model"))
     except Exception as error:  # errors of the hub's http library too, which differs by version
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            "The Hugging Face hub refuses the export",
-            got=f"{repository}: {reason}",
-            do=f"the folder is complete; later: hf upload {repository} {folder}",
-        ) from error
+        do = f"the folder is complete; later: hf upload {repository} {folder}"
+        raise UserError("The Hugging Face hub refuses the export", got=f"{repository}: {reason}", do=do) from error

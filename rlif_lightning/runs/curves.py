@@ -85,12 +85,8 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output)
     except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
-        raise UserError(
-            "The picture cannot be written.",
-            got=f"{output}: {error}",
-            expected="a file name that ends in .png, .pdf or .svg, in a folder that can be written to",
-            do="choose another output file",
-        ) from error
+        expected = "a file name that ends in .png, .pdf or .svg, in a folder that can be written to"
+        raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error
 
 
 def curves_figure(folders: Sequence[Path]) -> Figure:
@@ -102,12 +98,9 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
         title for title, lines in PANELS.items() if any(_matches(c, line) for c in runs.values() for line in lines)
     ]
     if not panels:
-        raise UserError(
-            "There is nothing to draw yet.",
-            got=f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}",
-            expected="metrics of at least one optimiser step",
-            do="wait for the first step, or name another run",
-        )
+        got = f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}"
+        do = "wait for the first step, or name another run"
+        raise UserError("There is nothing to draw yet.", got=got, do=do)
     guard = load_guard(folders[0]) if len(runs) == 1 else None
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)

@@ -28,11 +28,7 @@ def recipe_name(configs: list[Any] | None) -> str:
 
 
 def run_root(path: str) -> Path:
-    """The folder that holds all runs.
-
-    Raises:
-        UserError: It can't be written to.
-    """
+    """The folder that holds all runs; it must allow writing."""
     root = Path(path).expanduser()
     existing = next(p for p in (root, *root.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -45,8 +41,6 @@ def discard_run_folder(folder: Path) -> None:
 
     Folders above that are left empty go as well. Anything but settings and empty event files keeps it.
     """
-    if not folder.is_dir():
-        return
     files = [f for f in folder.rglob("*") if f.is_file()]
     if any(f.name != CONFIG and "tfevents" not in f.name for f in files):
         return
@@ -59,11 +53,7 @@ def discard_run_folder(folder: Path) -> None:
 
 
 def next_run_folder(root: Path, recipe: str) -> Path:
-    """Create ``<root>/<recipe>/<n>``, n one above the highest there; two processes at once get different folders.
-
-    Raises:
-        UserError: The folder cannot be created.
-    """
+    """Create ``<root>/<recipe>/<n>``, n one above the highest there; two processes at once get different folders."""
     parent = Path(root) / recipe
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +65,9 @@ def next_run_folder(root: Path, recipe: str) -> Path:
                 continue
             return folder
     except OSError as error:
-        raise UserError(
-            "The run folder cannot be created.",
-            got=f"{parent}: {error.strerror or error}",
-            expected="a folder that can be written to",
-            do="choose another root for the runs, or change the permissions of this one",
-        ) from error
+        got = f"{parent}: {error.strerror or error}"
+        do = "choose another root for the runs, or change the permissions of this one"
+        raise UserError("The run folder cannot be created.", got=got, do=do) from error
 
 
 def latest_run_folder(root: Path, recipe: str) -> Path | None:
@@ -89,11 +76,7 @@ def latest_run_folder(root: Path, recipe: str) -> Path | None:
 
 
 def check_run_folder(folder: Path, file: str) -> None:
-    """Refuse a folder that lacks a file which every run has.
-
-    Raises:
-        UserError: It lacks the file, or does not exist; the message names run folders below it.
-    """
+    """Refuse a folder that lacks a file which every run has, and name run folders below it."""
     if (folder / file).is_file():
         return
     below = sorted(str(p.parent) for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{file}"))

@@ -40,9 +40,8 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
-        self.folder = Path(folder).expanduser()
-        if self.folder.name in ("", ".."):
-            self.folder = self.folder.resolve()
+        folder = Path(folder).expanduser()
+        self.folder = folder.resolve() if folder.name in ("", "..") else folder
         super().__init__(str(self.folder.parent), name="", version=self.folder.name, default_hp_metric=False)
         self.resume_step = resume_step
         self._metrics: MetricsCSV | None = None

@@ -85,9 +85,7 @@ class MetricsCSV:
 
 
 def read_metrics(path: Path) -> Curves:
-    """Read a metrics.csv as ``{metric: {step: value}}`` with the logged values only.
-
-    A last line that a kill has cut short is left out, so the table of a live run can be read.
+    """Read a metrics.csv as ``{metric: {step: value}}``, without a last line that a kill has cut short.
 
     Raises:
         UserError: The file is no metrics table.
