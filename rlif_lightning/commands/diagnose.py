@@ -106,10 +106,11 @@ def _gradients(
     """The rewards' gradients against each other, where they are wanted."""
     wanted, size = objects.options.gradients, gradient_bytes(policy.model, len(advantages[0]))
     if wanted is None and size > GRADIENT_BYTES:
+        wanted = False
         rank_zero_info(
             f"Gradients are left out: they would take {size / 2**30:.0f} GiB. --gradients true takes them."
         )
-    if wanted is False or (wanted is None and size > GRADIENT_BYTES):
+    if wanted is False:
         return None
     sizes = (objects.collector.sampling.max_new_tokens, objects.collector.plan.micro_batch_size)
     set_training_mode(policy.model, training=True)
@@ -119,11 +120,7 @@ def _gradients(
 
 
 def _report(
-    objects: RecipeObjects,
-    model: Policy,
-    rollouts: list[Rollout],
-    rewards: list[Reward],
-    prompts: list[Prompt],
+    objects: RecipeObjects, model: Policy, rollouts: list[Rollout], rewards: list[Reward], prompts: list[Prompt]
 ) -> None:
     """Everything after sampling: numbers, verdict, files, table."""
     collector, identity, options = objects.collector, model.identity, objects.options

@@ -106,9 +106,8 @@ class Mixing:
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
-        held_out = [prompt for _, prompt in self.problems]
         check_engine(collector.sampler, collector.sampling, prompts, objects.device)
-        check_engine(self.engine, evaluation.attempts.sampling, held_out, objects.device)
+        check_engine(self.engine, evaluation.attempts.sampling, [p for _, p in self.problems], objects.device)
         self._check_output()
         self.output = objects.output(self.options.output)
         collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))
@@ -130,10 +129,10 @@ class Mixing:
 
     def _check_output(self) -> None:
         """Refuse to add to results of other settings."""
-        folder = None if self.options.output is None else Path(self.options.output).expanduser()
-        if folder is None or not (folder / CONFIG).is_file():
+        if self.options.output is None:
             return
-        if not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
+        folder, cli = Path(self.options.output).expanduser(), self.objects.cli
+        if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
         before = _flat((folder / CONFIG).read_text(encoding="utf-8"))
         now = _flat(self.objects.parser.dump(self.objects.config, skip_none=False))
@@ -176,8 +175,6 @@ class Mixing:
                 if not any(own.iterdir()):
                     own.rmdir()
 
-    # -- the policy as it starts -----------------------------------------------------------------------------
-
     def _measure(self, model: Path, label: str) -> Row:
         self._choose_model(str(model))
         policy = self.objects.policy()
@@ -186,8 +183,7 @@ class Mixing:
         for engine in engines:  # let go of the weights: the next mixture, or a fit, needs the memory
             engine.policy = None
         del policy
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return row
 
     def _statistics(self, policy: Policy, label: str) -> Row:
@@ -209,8 +205,8 @@ class Mixing:
                 shares += [agreement(votes[: rollout.group_size]) for votes in rollout.votes]
                 labelled |= rollout.correct is not None
                 tell(len(shares))
-        row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens}
-        row["completions"] = float(len(rows) * collector.plan.group_size)
+        completions = float(len(rows) * collector.plan.group_size)
+        row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens, "completions": completions}
         if labelled or any(shares):  # else open-ended texts: no answer to agree on
             row["agreement"] = sum(shares) / len(shares)
         return row
@@ -219,11 +215,10 @@ class Mixing:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         if not self.problems:
             return {}
-        attempts, grader = self.objects.evaluation.attempts, self.grader
-        assert grader is not None
+        attempts = self.objects.evaluation.attempts
         with counting(self.objects.bar, f"{label}: answering", "problem", len(self.problems)) as tell:
             answered = answer_problems(
-                self.engine, policy, self.problems, attempts, grader, lambda done, *_: tell(done)
+                self.engine, policy, self.problems, attempts, self.grader, lambda done, *_: tell(done)
             )
         summary = summarise(answered, intervals=True)
         return {name: float(value) for name, value in summary.items() if name in COLUMNS}
