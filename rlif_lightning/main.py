@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rlif_lightning.cli.command_table import COMMANDS
+from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.errors import UserError, lost_process, users_mistake
 from rlif_lightning.version import __version__
@@ -43,8 +43,8 @@ def dispatch(arguments: list[str]) -> None:
     elif first == "--version":
         print(f"rlif-lightning {__version__}")
     elif first in COMMANDS:
-        command = COMMANDS[first]
-        import_module(command.module).main(arguments if command.of_trainer else rest)
+        module = COMMANDS[first].module
+        import_module(module).main(arguments if module == TRAINER else rest)
     else:
         raise _unknown_command(first)
 

@@ -131,7 +131,7 @@ class Mixing:
         """Refuse to add to results of other settings."""
         if self.options.output is None:
             return
-        folder, objects = Path(self.options.output).expanduser(), self.objects
+        folder = Path(self.options.output).expanduser()
         if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
         before = _flat((folder / CONFIG).read_text(encoding="utf-8"))
