@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration, recompute
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
-from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
+from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT
 from rlif_lightning.training.module import RLIFModule
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.guard.rule import CollapseRule
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
 
 
 def write_decision(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.atomic import replacing as replacing  # where it was before
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
