@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from rlif_lightning.callbacks.logging import run_folder
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
-from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
+from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT
 
 
 class RolloutCheckpoint(Checkpoint):

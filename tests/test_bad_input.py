@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlif_lightning.cli.run_folder import discard_run_folder
 from rlif_lightning.main import main
+from rlif_lightning.runs.folder import discard_run_folder
 
 
 @pytest.fixture

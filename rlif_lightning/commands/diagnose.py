@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.cli.recipe_objects import RecipeObjects, Split, load
+from rlif_lightning.cli.recipe_objects import RecipeObjects, Split
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: The words are wrong, or there are too few prompts.
     """
-    objects = load("diagnose", arguments, _add_options, DESCRIPTION)
+    objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
     collector = objects.collector
     collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import dict_to_namespace
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.cli.recipe_objects import RecipeObjects, load
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
 from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         UserError: The words are wrong, the two models do not fit, or what ``rlif fit`` raises.
         SystemExit: 130 after Ctrl-C; the same command with the same ``--output`` continues.
     """
-    mixing = Mixing(load("mix", arguments, _add_options, DESCRIPTION))
+    mixing = Mixing(RecipeObjects("mix", arguments, _add_options, DESCRIPTION))
     path, picture = mixing.output / TABLE, mixing.output / PICTURE
     rows = results.read_rows(path)
     stopped = False
@@ -131,11 +131,11 @@ class Mixing:
         """Refuse to add to results of other settings."""
         if self.options.output is None:
             return
-        folder, cli = Path(self.options.output).expanduser(), self.objects.cli
+        folder = Path(self.options.output).expanduser()
         if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
         before = _flat((folder / CONFIG).read_text(encoding="utf-8"))
-        now = _flat(cli.parser.dump(cli.config, skip_none=False))
+        now = _flat(self.objects.parser.dump(self.objects.config, skip_none=False))
         for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
             if before.get(key) != now.get(key):
                 raise UserError(

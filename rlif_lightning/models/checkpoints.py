@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.identity import Identity
 from rlif_lightning.models.trainable import Weights, load_trainable
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
 
 KEPT = ".safetensors"  # the suffix of weights that the collapse guard has kept
 MODEL, POLICY = "model.", "policy."  # before a weight's name in a checkpoint, now and once

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
 
 Weights = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rlif_lightning.cli.recipe_objects import load
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.identity import fingerprint
@@ -288,7 +288,7 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
 
 def test_a_command_without_a_trainer_has_the_adapter_and_its_reference(tmp_path, monkeypatch, small_fit, adapter):
     monkeypatch.chdir(tmp_path)
-    objects = load("try", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None)
+    objects = RecipeObjects("try", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None, "Try.")
     loaded = objects.policy(training=True)
     loaded.make_references({"frozen"})
     policy = loaded.model
