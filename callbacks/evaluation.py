@@ -23,7 +23,7 @@ from rlif_lightning.evaluation.answering import (
     summarise,
     summarise_by,
 )
-from rlif_lightning.evaluation.results import by_table, generator, versions, write_outputs, write_rows
+from rlif_lightning.evaluation.results import by_table, generator_name, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
@@ -207,7 +207,7 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
-            name = generator(module.policy_settings.name, trainer.ckpt_path)
+            name = generator_name(module.policy_settings.name, trainer.ckpt_path)
             path = write_outputs(folder / "model_outputs.json", results, name)
         else:
             path = write_rows(folder / "predictions.jsonl", results)
@@ -230,7 +230,7 @@ class Evaluation(Callback):
             "model": identity.model,
             "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
-            "data": asdict(datamodule.sources[split]),
+            "data": {k: v for k, v in asdict(datamodule.sources[split]).items() if k != "answers"},
             "answers": asdict(datamodule.answers_of(split)),
             "template": asdict(datamodule.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},

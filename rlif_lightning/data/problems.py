@@ -80,11 +80,7 @@ class Problem:
 
 
 def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
-    """Read every problem of a source.
-
-    Args:
-        source: The source.
-        held_out: Which part of the toy's problems; other sources name their files.
+    """Read every problem of a source; of the toy, which has no files for them, those held out or the others.
 
     Raises:
         UserError: A missing or empty file, wrong JSON (with its line), a missing field.

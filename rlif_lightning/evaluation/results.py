@@ -40,7 +40,7 @@ def write_outputs(path: Path, results: Sequence[Answered], generator: str) -> Pa
     return path
 
 
-def generator(model: str, checkpoint: Any) -> str:
+def generator_name(model: str, checkpoint: Any) -> str:
     """The model's name, and the run whose checkpoint it took: ``Qwen/Qwen2.5-1.5B + gsm8k/1``."""
     if checkpoint is None:
         return model

@@ -31,13 +31,7 @@ def cache_dir() -> Path:
 
 
 def parse_toy_name(name: str) -> tuple[Variant, int] | None:
-    """Read the name of a toy model.
-
-    Args:
-        name: What a user gave as model: a toy name, a folder or a hub name.
-
-    Returns:
-        Variant and seed (1 where the name has none), or None if it is not a toy's name.
+    """Variant and seed (1 where the name has none) of a toy, or None if a name is that of a folder or of the hub.
 
     Raises:
         UserError: It starts as a toy's name and its seed is not a number.

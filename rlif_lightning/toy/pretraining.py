@@ -36,8 +36,8 @@ def build(
 ) -> None:
     """Train a toy and save it as a Hugging Face model folder.
 
-    The result depends on the arguments alone; the caller's random state, threads, default device
-    and dtype are left as they were. Bit for bit it is the same on one kind of machine and torch version only.
+    The result depends on the arguments alone; the caller's random state, threads, default device and dtype are left
+    as they were. It is the same bit for bit on one kind of machine and one version of torch only.
 
     Args:
         folder: Where to save, an existing empty folder.
@@ -110,16 +110,11 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def draw_batch(phase: Phase, rng: random.Random, task: Any = arithmetic) -> tuple[Tensor, Tensor]:
-    """Draw a batch of the corpus.
-
-    Args:
-        phase: Says which styles occur and how often a step slips.
-        rng: Source of all randomness.
-        task: What the problems are.
+    """Draw a batch of the corpus, with the styles and slips of a phase.
 
     Returns:
-        [documents, tokens] token ids, padded on the right, and labels, -100 wherever no loss is taken (prompt and
-        padding).
+        [documents, tokens] token ids, padded on the right, and labels: -100 in prompts and padding, where no loss is
+        taken.
     """
     rows, labels = [], []
     for _ in range(recipe.BATCH_SIZE):

@@ -48,9 +48,10 @@ def toy_problems(split: Literal["train", "held_out"], n: int, task: Any = arithm
 
 
 def write_solution(question: str, style: Style, slip: float, rng: random.Random, task: Any = arithmetic) -> str:
-    """Write the solution of a problem as the corpus of the base model has it.
+    """Write the solution of a problem as the corpus of the base model has it, without an end token.
 
-    Without slips (the answer is what the written steps make):
+    Each written step slips with the given chance: its result is random, and the following steps carry it on. Without
+    slips (the answer is what the written steps make):
 
     =======  ========================  ============================
     style    ``3+5-9+2``
@@ -62,16 +63,6 @@ def write_solution(question: str, style: Style, slip: float, rng: random.Random,
     noise    ``=4~#+``                 2 to 20 random characters
     give_up  ``?``
     =======  ========================  ============================
-
-    Args:
-        question: The problem.
-        style: The form of the solution.
-        slip: Chance per written step that its result is random; the following steps carry it on.
-        rng: Source of all randomness.
-        task: What the problem is.
-
-    Returns:
-        The text, without an end token.
     """
     if style == "direct":
         return f"#{task.evaluate(question)}"

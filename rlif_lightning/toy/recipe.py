@@ -31,25 +31,15 @@ EMBEDDING_STD, HEAD_STD, FAN_IN_GAIN = 0.5, 0.02, 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One part of the pre-training.
+    """One part of the pre-training."""
 
-    Attributes:
-        name: Shown on the progress bar; also names the phase's random stream.
-        steps: Optimiser steps, or the most there may be if ``until_loss`` is given.
-        lr: Learning rate after the warm-up.
-        final_lr: Share of ``lr`` that a cosine has left at the end; 1 keeps it constant.
-        styles: Weight of each solution style in the corpus.
-        slip: Chance that a written step is wrong.
-        until_loss: The phase ends when the running mean of the loss falls below this; it fails otherwise.
-    """
-
-    name: str
-    steps: int
-    lr: float
-    final_lr: float
-    styles: Mapping[Style, float]
-    slip: float = 0.0
-    until_loss: float | None = None
+    name: str  # shown on the progress bar; also names the phase's random stream
+    steps: int  # of the optimiser; the most there may be if until_loss is given
+    lr: float  # after the warm-up
+    final_lr: float  # share of lr that a cosine has left at the end; 1 keeps it constant
+    styles: Mapping[Style, float]  # weight of each style in the corpus
+    slip: float = 0.0  # chance that the result of a written step is random
+    until_loss: float | None = None  # the phase ends when the running mean falls below this, and fails otherwise
 
 
 STEPS_FIRST: dict[Style, float] = {"steps": 0.90, "direct": 0.10}

@@ -185,3 +185,18 @@ def test_fields_that_results_are_given_by(tmp_path):
     assert [p.by for p in read_problems(Source(path, by="category"))] == [{"category": "law"}, {"category": "7"}]
     both = read_problems(Source(path, by=["level", "category"]))
     assert [list(p.by.items()) for p in both][1] == [("level", "null"), ("category", "7")]
+
+
+def test_each_source_is_graded_in_its_own_format(rlif, small_fit, problems_file):
+    """Training reads answers from the first character, validation by data.answers, test by both in its own order."""
+    words = [f"--data.{split}.{key}={value}" for split in ("val", "test")
+             for key, value in (("path", problems_file), ("gold", "[#]{4}\\s*(.+)"))]  # fmt: skip
+    words += ["--data.train.answers.completion=^([ -~])", "--data.test.answers.completion=[boxed, last_number]"]
+    folder = rlif("fit", *small_fit, *words, "--trainer.max_steps=1") / "runs/run"
+    for line in (folder / "1/completions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        first = row["completion"][:1]
+        assert row["answer"] == (first if " " <= first <= "~" else None)
+    for number, command, places in ((2, "validate", "last_number"), (3, "test", ["boxed", "last_number"])):
+        rlif(command, *small_fit, *words)
+        assert json.loads((folder / f"{number}/results.json").read_text())["answers"]["completion"] == places
