@@ -10,10 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.references import free_memory
 from rlif_lightning.models.strategies import shares_out
-from rlif_lightning.planning.memory import GIB, Memory, memory
-from rlif_lightning.planning.settings import Settings
+from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
 from rlif_lightning.planning.weights import optimizer_memory
 from rlif_lightning.rollout import Rollout, Samples
@@ -24,9 +22,7 @@ from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
-Plan = tuple[Settings, Memory]
 PHASES = ("rollout", "reference", "update")
-TOY = 20_000_000  # parameters below which no machine that runs this runs out of memory
 ANY_SETTING = (
     "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
     "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
@@ -37,11 +33,10 @@ class MemoryCheck(Callback):
     """Tries a rollout's last token, a reference's slice and an update's, all as long as they may be.
 
     Weights, gradients and random numbers are left as they were, so a run is bit for bit the same with and without
-    it. On a GPU it takes about as long as two slices of an update. On a CPU, where a process that takes too much is
-    killed, what ``rlif plan`` says is compared with the memory that is free.
+    it. It takes about as long as two slices of an update.
 
     Args:
-        action: ``auto``: try on a GPU, compare on a CPU unless the model is a toy; ``try``; or ``off``.
+        action: ``auto``: try on a GPU where weights are not sharded; ``try``; or ``off``.
     """
 
     def __init__(self, action: Literal["auto", "try", "off"] = "auto") -> None:
@@ -59,11 +54,9 @@ class MemoryCheck(Callback):
         collector = pl_module.collector
         if self.action == "off" or collector is None:
             return
-        whole = not shares_out(trainer.strategy)
-        if self.action == "try" or (pl_module.device.type == "cuda" and whole):
+        on_gpu = pl_module.device.type == "cuda" and not shares_out(trainer.strategy)
+        if self.action == "try" or on_gpu:
             try_longest(trainer, pl_module, collector)
-        elif whole and sum(p.numel() for p in pl_module.parameters()) >= TOY:
-            compare(trainer, pl_module, collector)
 
 
 # -- the longest batch ---------------------------------------------------------------------------------------
@@ -167,12 +160,14 @@ def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
         loss.backward()  # not the strategy's: nothing is reduced over processes
 
 
-# -- the plan ------------------------------------------------------------------------------------------------
+# -- the message ---------------------------------------------------------------------------------------------
 
 
-def _planned(trainer: Trainer, module: RLIFModule, collector: Collector, available: int | None) -> Plan | None:
-    """The run's plan with the longest prompt that the data has; None for a model that can be trained, not planned."""
-    try:
+def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:
+    """What to say, with the run's plan for the data's longest prompt where the model can be planned."""
+    cuda, do = module.device.type == "cuda", ANY_SETTING
+    total = torch.cuda.get_device_properties(module.device).total_memory if cuda else None
+    with suppress(Exception):  # code of any architecture runs in there
         settings = plan_settings(
             module,
             collector,
@@ -180,51 +175,11 @@ def _planned(trainer: Trainer, module: RLIFModule, collector: Collector, availab
             prompt_tokens=len(_longest_prompts(trainer, 1)[0]),
             processes=trainer.world_size,
         )
-        return settings, memory(settings, available, "cpu" if module.device.type == "cpu" else "cuda")
-    except Exception:  # code of any architecture runs in there
-        rank_zero_info("rlif plan can't tell how much memory the longest batch takes: it does not know this model.")
-        return None
-
-
-def _advice(plan: Plan, available: int | None) -> str:
-    with suppress(Exception):  # as above, with other settings
-        return what_to_do(settings_to_change(*plan, available), available) or ANY_SETTING
-    return ANY_SETTING
-
-
-def compare(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
-    """Compare the plan with the free memory of a CPU, of which each process of a machine has a part.
-
-    Raises:
-        UserError: The plan is larger.
-    """
-    free = free_memory(module.device)
-    if free is None:
-        return
-    processes = trainer.num_devices
-    free //= processes
-    there = sum(p.numel() * p.element_size() for p in module.parameters())
-    plan = _planned(trainer, module, collector, free + there)
-    if plan is not None and plan[1].peak - there > free:
-        each = f" for each of {processes} processes" if processes > 1 else ""
-        raise UserError(
-            f"There is no memory for the longest batch that there can be, in the phase '{plan[1].worst}'",
-            got=f"{(plan[1].peak - there) / GIB:.1f} GiB needed besides the weights, {free / GIB:.1f} GiB free{each}",
-            do=_advice(plan, free + there),
-        )
-
-
-def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:
-    cuda = module.device.type == "cuda"
-    total = torch.cuda.get_device_properties(module.device).total_memory if cuda else None
-    plan = _planned(trainer, module, collector, total)
-    if plan is not None:
-        text += f"; rlif plan expects a peak of {plan[1].peak / GIB:.1f} GiB, in the phase '{plan[1].worst}'"
-    return UserError(
-        f"The longest batch that there can be does not fit into memory, in the phase '{phase}'",
-        got=text,
-        do=ANY_SETTING if plan is None else _advice(plan, total),
-    )
+        plan = memory(settings, total, "cuda" if cuda else "cpu")
+        text += f"; rlif plan expects a peak of {plan.peak / GIB:.1f} GiB, in the phase '{plan.worst}'"
+        do = what_to_do(settings_to_change(settings, plan, total), total) or do
+    wrong = f"The longest batch that there can be does not fit into memory, in the phase '{phase}'"
+    return UserError(wrong, got=text, do=do)
 
 
 def out_of_memory(error: BaseException) -> UserError:

@@ -39,13 +39,15 @@ class Template:
 
     def __post_init__(self) -> None:
         """Refuse templates that would lose the problem or the system prompt."""
-        if self.template not in (None, "chat") and "{prompt}" not in self.template:
+        if self.template is None or self.template == "chat":
+            return
+        if "{prompt}" not in self.template:
             raise UserError(
                 "data.template has no place for the problem",
                 got=repr(self.template),
                 expected='"chat", null, or a text with {prompt}',
             )
-        if self.template not in (None, "chat") and (self.system_prompt or self.chat_template):
+        if self.system_prompt or self.chat_template:
             raise UserError(
                 "A format string takes no system prompt and no chat template",
                 got=f"data.template {self.template!r}",
@@ -77,9 +79,8 @@ class Template:
         try:
             return str(apply(tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
-            raise UserError(
-                "The chat template fails", got=error, do="correct data.chat_template or data.system_prompt"
-            ) from error
+            do = "correct data.chat_template or data.system_prompt"
+            raise UserError("The chat template fails", got=error, do=do) from error
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""
