@@ -22,7 +22,6 @@ from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
-PHASES = ("rollout", "reference", "update")
 ANY_SETTING = (
     "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
     "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
@@ -40,8 +39,6 @@ class MemoryCheck(Callback):
     """
 
     def __init__(self, action: Literal["auto", "try", "off"] = "auto") -> None:
-        if action not in ("auto", "try", "off"):
-            raise UserError("memory_check.action is out of range", got=action, expected="auto, try or off")
         self.action = action
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,28 +48,19 @@ class MemoryCheck(Callback):
             UserError: Memory would run out: which settings to change, and what each saves.
         """
         assert isinstance(pl_module, RLIFModule)
-        collector = pl_module.collector
-        if self.action == "off" or collector is None:
-            return
         on_gpu = pl_module.device.type == "cuda" and not shares_out(trainer.strategy)
-        if self.action == "try" or on_gpu:
-            try_longest(trainer, pl_module, collector)
-
-
-# -- the longest batch ---------------------------------------------------------------------------------------
+        if pl_module.collector is not None and (self.action == "try" or (self.action == "auto" and on_gpu)):
+            try_longest(trainer, pl_module, pl_module.collector)
 
 
 def try_longest(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
-    """Run each phase on the longest batch.
-
-    Raises:
-        UserError: Memory ran out.
-    """
+    """Run each phase on the longest batch."""
     cuda, phase = module.device.type == "cuda", ""
+    phases = {"rollout": _sample, "reference": _refer, "update": _update}
     try:
         with _untouched(trainer, module):
-            for phase in PHASES:
-                {"rollout": _sample, "reference": _refer, "update": _update}[phase](trainer, module, collector)
+            for phase in phases:
+                phases[phase](trainer, module, collector)
     except torch.OutOfMemoryError as error:
         text = str(error).splitlines()[0]
         del error  # its traceback holds the tensors
@@ -92,9 +80,9 @@ def _untouched(trainer: Trainer, module: RLIFModule) -> Iterator[None]:
     trained = [p for p in module.parameters() if p.requires_grad]
     devices = [module.device] if module.device.type == "cuda" else []
     missing = 0 if any(o.state for o in trainer.optimizers) else optimizer_memory(module.make_optimizer)[0]
+    size = int(missing * sum(p.numel() for p in trained))
     with torch.random.fork_rng(devices=devices):
         try:
-            size = int(missing * sum(p.numel() for p in trained))
             held = torch.empty(size, dtype=torch.uint8, device=module.device)
             yield
             del held
@@ -158,9 +146,6 @@ def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
         with trainer.precision_plugin.forward_context():
             loss = module.training_step(batch, 0)
         loss.backward()  # not the strategy's: nothing is reduced over processes
-
-
-# -- the message ---------------------------------------------------------------------------------------------
 
 
 def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:

@@ -12,13 +12,7 @@ from rlif_lightning.training.module import RLIFModule
 
 
 def plan_settings(
-    module: RLIFModule,
-    collector: Collector,
-    *,
-    precision: str,
-    prompt_tokens: int,
-    processes: int = 1,
-    shards: int = 1,
+    module: RLIFModule, collector: Collector, precision: str, prompt_tokens: int, processes: int = 1, shards: int = 1
 ) -> Settings:
     """What decides about a recipe's memory, the longest prompt's tokens among it; no weights are loaded.
 

@@ -38,6 +38,20 @@ def lightning_warns_only() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def no_saving_bar() -> Iterator[None]:
+    """``save_pretrained`` without the bar that transformers shows even for a single file."""
+    from transformers.utils import logging as transformers_logging
+
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
+
+
 def short_warnings() -> None:
     """On the command line a warning of this package is its text; others keep their place in the code."""
     spec = find_spec("rlif_lightning.callbacks")

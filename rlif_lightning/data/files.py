@@ -14,11 +14,7 @@ from rlif_lightning.errors import UserError
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file with an ending of ``READERS``.
-
-    Raises:
-        UserError: There is no such file, or a line of it is wrong.
-    """
+    """The rows of a file with an ending of ``READERS``."""
     if not path.is_file():
         raise UserError("The data file does not exist", got=path, do="check data.*.path")
     try:

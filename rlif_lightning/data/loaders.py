@@ -24,14 +24,8 @@ class PromptLoader:
     function of (seed, epoch), the same on one process and on many; each process takes its own part of every rollout;
     the prompts of an epoch that do not fill a rollout are dropped.
 
-    Args:
-        count: Number of prompts, the same on every process.
-        plan: How many prompts a rollout takes and into how many batches it is cut.
-        rank: This process.
-        seed: Orders the prompts.
-
     Raises:
-        UserError: Fewer prompts than one rollout needs.
+        UserError: There are fewer prompts (``count``) than one rollout needs.
     """
 
     def __init__(self, count: int, plan: BatchPlan, rank: int = 0, seed: int = 0) -> None:
@@ -74,11 +68,7 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after as many batches.
-
-        Raises:
-            UserError: The state is that of other data, or of rollouts with another number of prompts.
-        """
+        """Continue after as many batches; the data and the prompts of a rollout must be the same."""
         for key, now, what, settings in (
             ("prompts", self.count, "training prompts", "data.train.*"),
             ("rollout_prompts", self.plan.rollout_prompts, "prompts per rollout",

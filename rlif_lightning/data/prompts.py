@@ -24,14 +24,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """How a problem becomes a prompt.
-
-    Args:
-        template: A format string with ``{prompt}``; ``chat``: the chat template; null: the chat template where
-            the tokenizer has one or one is given, else the problem as it stands.
-        system_prompt: Sent as the system message of a chat template.
-        chat_template: A Jinja chat template in place of the tokenizer's.
-    """
+    """How a problem becomes a prompt: the settings of the same names in ``PromptDataModule``."""
 
     template: str | None = None
     system_prompt: str | None = None
@@ -55,11 +48,7 @@ class Template:
             )
 
     def uses_chat(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Whether the chat template applies.
-
-        Raises:
-            UserError: It is asked for and there is none.
-        """
+        """Whether the chat template applies; it must be there where it is asked for."""
         has = bool(self.chat_template or tokenizer.chat_template)
         if not has and (self.template == "chat" or self.system_prompt):
             raise UserError(

@@ -1,5 +1,6 @@
 """A policy's weights from a checkpoint, and as files: merged into its base model, or its adapter alone."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from rlif_lightning.models.checkpoints import weights_of
 from rlif_lightning.models.merging import is_large
 from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.models.trainable import put_weights
+from rlif_lightning.warnings_shown import no_saving_bar
 
 Format = Literal["merged", "adapter"]
 FILE_SIZE = "4GB"  # largest weight file of a merged model
@@ -43,16 +45,8 @@ def load_trained(
 
 def save_merged(model: Any, folder: Path) -> None:
     """Write weights and configuration, in several files where they are large; a small model shows no bar."""
-    from transformers.utils import logging
-
-    shows_bar = logging.is_progress_bar_enabled()
-    if not is_large(model):
-        logging.disable_progress_bar()
-    try:
+    with nullcontext() if is_large(model) else no_saving_bar():
         model.save_pretrained(folder, max_shard_size=FILE_SIZE)
-    finally:
-        if shows_bar:
-            logging.enable_progress_bar()
 
 
 def save_adapter(policy: Any, folder: Path, base: str) -> None:

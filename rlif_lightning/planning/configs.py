@@ -38,9 +38,6 @@ def model_config(name: str, *, revision: str | None = None, trust_remote_code: b
     """The configuration of a model, without its weights: the toy's, of a folder, or of a hub name.
 
     A folder's or a cached config.json wins over the table, and the table over asking the hub.
-
-    Raises:
-        UserError: There is none, and the hub does not have it or does not answer.
     """
     from transformers import AutoConfig
 

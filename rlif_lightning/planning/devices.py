@@ -21,11 +21,7 @@ def usable(gigabytes: float) -> int:
 
 
 def parse_device(text: str) -> float:
-    """Gigabytes of ``24``, ``24GB``, or a known GPU such as ``rtx3060``.
-
-    Raises:
-        UserError: Neither a size nor a known GPU.
-    """
+    """Gigabytes of ``24``, ``24GB``, or a known GPU such as ``rtx3060``."""
     word = re.sub("[ _-]", "", text.lower())
     number = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)(gi?b)?", word)
     size = float(CARDS.get(word) or (number[1] if number else 0))

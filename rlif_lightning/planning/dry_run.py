@@ -4,14 +4,16 @@ No formula of ours could know which inputs the layers of an architecture keep, u
 an adapter; running the real code on fake tensors does. That takes a fraction of a second, whatever their size.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rlif_lightning.models.hub import meta_model
 from rlif_lightning.models.lm_head import body_and_head
@@ -19,14 +21,12 @@ from rlif_lightning.models.lora import add_lora
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.settings import Network
-from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.sampling.kv_cache import PreallocatedCache
 
 LAYERS = (2, 3)  # of the dry runs
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows of one forward; all as long as they may be."""
 
     rows: int
@@ -47,6 +47,34 @@ class Activations(NamedTuple):
     forward: int  # at the forward's peak
     kept_backward: int = 0  # alive when the backward begins, after the autocast has let go of what nobody needs
     backward: int = 0  # at the backward's peak
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that were made inside and still live, for tensors without memory as well.
+
+    What a kernel takes and gives back within one operation is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation; count what is new in its result."""
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and id(storage) not in given and storage not in self._seen:  # else a view
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
 
 
 @cache
@@ -94,9 +122,6 @@ def _forward(network: Network, batch: Batch, layers: int) -> Activations:
     return Activations(kept, peak)
 
 
-# -- the model -----------------------------------------------------------------------------------------------
-
-
 def build(network: Network, layers: int | None = None) -> nn.Module:
     """The policy with its adapter on the meta device, which counts and computes nothing; some layers, or all."""
     model = meta_model(
@@ -113,12 +138,7 @@ def build(network: Network, layers: int | None = None) -> nn.Module:
 
 @contextmanager
 def _fake(model: nn.Module, linear: torch.dtype | None = None) -> Iterator[nn.Module]:
-    """From the meta device to tensors that cast and attend like the CPU's, without memory.
-
-    Args:
-        model: On the meta device.
-        linear: Precision of its linear layers; None: as it is.
-    """
+    """A model's tensors from the meta device to the CPU without memory, its linear layers in another precision."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     made: dict[Any, nn.Parameter] = {}  # tied weights stay tied
@@ -133,9 +153,6 @@ def _fake(model: nn.Module, linear: torch.dtype | None = None) -> Iterator[nn.Mo
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         yield model
-
-
-# -- its forward ---------------------------------------------------------------------------------------------
 
 
 def _read(model: nn.Module, batch: Batch) -> Any:
@@ -164,7 +181,7 @@ def _hidden(model: Any, batch: Batch) -> Tensor:
         place = torch.arange(before, before + length)[None].expand(rows, length)
         mask = torch.ones(rows, before + length, dtype=torch.long)
         out = body(inputs_embeds=embedded, attention_mask=mask, position_ids=place, **cache)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state
 
     if not batch.shares:
         hidden = run(batch.rows, start + tokens - 1, 0, use_cache=False)[:, start - 1 :]

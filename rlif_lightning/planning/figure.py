@@ -9,11 +9,7 @@ from rlif_lightning.planning.text import PARTS
 
 
 def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
-    """Draw it with the line of a GPU of so many GB.
-
-    Raises:
-        UserError: The picture cannot be written.
-    """
+    """Draw it with the line of a GPU of so many GB."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -26,12 +26,12 @@ class Memory:
     @property
     def peak(self) -> int:
         """Of all phases."""
-        return max(sum(parts.values()) for parts in self.phases.values())
+        return max(map(_total, self.phases.values()))
 
     @property
     def worst(self) -> str:
         """The phase of the peak."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+        return max(self.phases, key=lambda name: _total(self.phases[name]))
 
 
 def memory(settings: Settings, available: int | None = None, device: Literal["cuda", "cpu"] = "cuda") -> Memory:
@@ -44,14 +44,17 @@ def memory(settings: Settings, available: int | None = None, device: Literal["cu
     """
     weights = count(settings)
     standing = _standing(settings, weights)
-    free = None if available is None else available - sum(standing.values())
+    free = None if available is None else available - _total(standing)
     rollout, rows = _rollout(settings, weights, free)
     phases = {"rollout": rollout}
     if settings.versions:
         phases["reference"] = _reference(settings, weights)
     phases |= {"update": _update(settings, weights), "optimiser step": _step(settings, weights, device)}
     always = standing | {"rollout": _rollout_data(settings)}
-    phases = {"load": _load(settings, weights, standing)} | {name: always | parts for name, parts in phases.items()}
+    # A full copy on its way to a smaller one.
+    copying = (weights.loaded - weights.frozen_copy) // settings.shards if settings.copies else 0
+    load = standing | {"optimiser": 0, "buckets": 0, "temporary": copying}
+    phases = {"load": load} | {name: always | parts for name, parts in phases.items()}
     whole = {name: {k: int(v) for k, v in parts.items() if v >= 1} for name, parts in phases.items()}
     return Memory(whole, weights, rows)
 
@@ -73,12 +76,6 @@ def _standing(settings: Settings, weights: Weights) -> Parts:
     }
 
 
-def _load(settings: Settings, weights: Weights, standing: Parts) -> Parts:
-    """The weights, and a full copy on its way to a smaller one."""
-    copying = (weights.loaded - weights.frozen_copy) // settings.shards if settings.copies else 0
-    return {k: v for k, v in standing.items() if k not in ("optimiser", "buckets")} | {"temporary": copying}
-
-
 def _casts(settings: Settings, weights: Weights) -> int:
     """Copies of trained weights in half precision: autocast keeps them as long as it is entered."""
     head = 2 * weights.head if weights.head_casts and weights.head_is_weight else 0
@@ -95,11 +92,8 @@ def _unpacked(settings: Settings, weights: Weights) -> int:
     return 2 * weights.largest if settings.quantization else 0
 
 
-def _larger(*several: Parts) -> Parts:
-    return max(several, key=lambda parts: sum(parts.values()))
-
-
-# -- rollout -------------------------------------------------------------------------------------------------
+def _total(parts: Parts) -> int:
+    return sum(parts.values())
 
 
 def _rollout(settings: Settings, weights: Weights, free: int | None) -> tuple[Parts, int]:
@@ -126,7 +120,7 @@ def _rollout(settings: Settings, weights: Weights, free: int | None) -> tuple[Pa
         "temporary": read.forward - read.kept,
     }
     common = {"casts": _casts(settings, weights), "gathered": _gathered(settings, weights)}
-    return common | _larger(decoding, reading), rows
+    return common | max(decoding, reading, key=_total), rows
 
 
 def _prompts_at_a_time(settings: Settings, free: int | None) -> int:
@@ -142,9 +136,6 @@ def _rollout_data(settings: Settings) -> int:
     """Tokens, masks and statistics of a whole rollout."""
     per_token = 8 + 2 + 4 * (settings.statistics + 4)
     return settings.sampled_rows * (settings.max_new_tokens * per_token + 9 * settings.prompt_tokens)
-
-
-# -- reference and update ------------------------------------------------------------------------------------
 
 
 def _slice(settings: Settings) -> Batch:
@@ -165,11 +156,12 @@ def _reference(settings: Settings, weights: Weights) -> Parts:
     """One slice under another version of the policy."""
     found, made = dry_run.forward(settings.network, _slice(settings)), settings.made
     head = _chunk(settings) * (made + (4 if made < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
+    temporary = found.forward - found.kept + _unpacked(settings, weights)
     return {
         "casts": 0 if settings.copies else _casts(settings, weights),
         "gathered": _gathered(settings, weights),
         "activations": found.kept,
-        **_larger({"temporary": found.forward - found.kept + _unpacked(settings, weights)}, {"head": head}),
+        **({"head": head} if head > temporary else {"temporary": temporary}),
     }
 
 
@@ -192,7 +184,11 @@ def _update(settings: Settings, weights: Weights) -> Parts:
         outside = settings.base.itemsize * weights.head * (1 if weights.tied else 2)  # embedding and head
         gathered = outside + 2 * (weights.loaded + weights.adapter - outside) // settings.layers
     gradients = 4 * weights.trainable // settings.shards
-    return {"gathered": gathered, "gradients": gradients} | _larger(forward, forward_end, backward, backward_end)
+    return {
+        "gathered": gathered,
+        "gradients": gradients,
+        **max(forward, forward_end, backward, backward_end, key=_total),
+    }
 
 
 def _head(settings: Settings, weights: Weights) -> tuple[int, int]:

@@ -1,8 +1,6 @@
 """What of a recipe decides about memory, as plain numbers and names."""
 
-import json
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +8,7 @@ import torch
 from rlif_lightning.data.batch_plan import BatchPlan
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """What decides about a policy's forward besides its batch; compared by value, so that dry runs are remembered."""
 
@@ -22,16 +20,9 @@ class Network:
     trust_remote_code: bool = False
     shards: int = 1  # processes that share weights, gradients and optimiser states
 
-    @cached_property
-    def _key(self) -> tuple[Any, ...]:
-        others = (self.precision, self.gradient_checkpointing, self.attn_implementation, self.shards)
-        return *others, json.dumps(self.lora, default=str), self.config.to_json_string(use_diff=False)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Network) and self._key == other._key
-
     def __hash__(self) -> int:
-        return hash(self._key)
+        """Of the fields that have a hash."""
+        return hash((self.precision, self.gradient_checkpointing, self.shards))
 
     @property
     def layers(self) -> int:

@@ -135,11 +135,6 @@ def test_later_out_of_memory_is_a_message(rlif, small_fit, monkeypatch, capsys):
     assert "memory ran out" in error and "20.00 MiB" in error and "--rollout.micro_batch_size" in error
 
 
-def test_action_is_checked():
-    with pytest.raises(UserError, match=r"memory_check.action"):
-        MemoryCheck("maybe")
-
-
 def test_command_line_tries_before_it_evaluates(rlif, small_fit, monkeypatch):
     """An evaluation of the start may take long."""
     order = []
