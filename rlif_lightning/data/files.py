@@ -28,8 +28,8 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         listed = file.read(100).lstrip().startswith("[")
         file.seek(0)
-        for number, text in enumerate([file.read()] if listed else file, 1):
-            if not text.strip():
+        for number, text in enumerate(map(str.rstrip, [file.read()] if listed else file), 1):
+            if not text:
                 continue
             try:
                 found = json.loads(text)
