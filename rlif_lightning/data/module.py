@@ -55,7 +55,7 @@ class PromptDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and encode what the stage needs, before the model's weights are loaded."""
         fit = ["train", "val"] if self.sources["val"] else ["train"]
-        for name in {"fit": fit, "validate": ["val"]}.get(stage, [stage]):
+        for name in {"fit": fit, "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]:
             if name not in self.prompts:
                 self.prompts[name] = self._encode(name)
 
