@@ -16,7 +16,6 @@ from rlif_lightning.planning.settings_to_change import settings_to_change, what_
 from rlif_lightning.planning.weights import optimizer_memory
 from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler
-from rlif_lightning.sampling.longest import sample_last_token
 from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
@@ -105,7 +104,7 @@ def _sample(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     if isinstance(sampler, NativeSampler):
         with up_to_date(sampler, module.policy):
             prompts = _longest_prompts(trainer, collector.plan.rank_prompts)
-            sample_last_token(sampler, prompts, collector.drawn, collector.sampling)
+            sampler.sample_last_token(prompts, collector.drawn, collector.sampling)
 
 
 def _longest_slice(trainer: Trainer, module: RLIFModule, collector: Collector) -> Rollout:

@@ -19,7 +19,7 @@ from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.callbacks.sampling import check_engine
 from rlif_lightning.cli.recipe_objects import RecipeObjects, load
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
-from rlif_lightning.data.module import PromptLoader, run_seed
+from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.answering import answer_problems, summarise
 from rlif_lightning.grading import Grader, agreement
@@ -31,6 +31,15 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.runs.folder import CONFIG
 
 DESCRIPTION = "Interpolate the weights of two models; entropy, accuracy and the gain of RLIF at each ratio."
+HELP = {
+    "base": "Base model: toy, a Hugging Face folder or a name on the hub. null: model.name.",
+    "tuned": "Tuned model: the same; or the folder of a LoRA adapter, a checkpoint or a run folder of the base.",
+    "ratios": "Shares of the tuned weights, from 0 to 1.",
+    "steps": "Training steps by the recipe from each mixture, to measure its gain; 0: do not train.",
+    "prompts": "Training prompts, from the first on, on which entropy and agreement are measured.",
+    "save": "Folder for the mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.",
+    "output": "Folder of the results; an interrupted mix continues in its folder. null: <runs>/<recipe>/mix/<n>.",
+}
 MAY_CHANGE = {"config", "ratios", "save", "output", "runs", "trainer.enable_progress_bar"}  # when a mix continues
 
 
@@ -66,22 +75,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _add_options(parser: Any) -> None:
-    parser.add_argument("--base", type=str | None, default=None,
-                        help="Base model: toy, a Hugging Face folder or a name on the hub. null: model.name.")  # fmt: skip
-    parser.add_argument("--tuned", type=str, required=True,
-                        help="Tuned model: toy, a Hugging Face folder, a name on the hub, the folder of a LoRA "
-                        "adapter, a checkpoint or a run folder; the last three made from the base.")  # fmt: skip
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0],
-                        help="Shares of the tuned weights, from 0 to 1.")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=0,
-                        help="Training steps by the recipe from each mixture, to measure its gain; 0: do not train.")  # fmt: skip
-    parser.add_argument("--prompts", type=int, default=64,
-                        help="Training prompts, from the first on, on which entropy and agreement are measured.")  # fmt: skip
-    parser.add_argument("--save", type=str | None, default=None,
-                        help="Folder for the mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.")  # fmt: skip
-    parser.add_argument("--output", type=str | None, default=None,
-                        help="Folder of the results; an interrupted mix continues in its folder. "
-                        "null: <runs>/<recipe>/mix/<n>.")  # fmt: skip
+    text, add = str | None, parser.add_argument
+    add("--base", type=text, default=None, help=HELP["base"])
+    add("--tuned", type=str, required=True, help=HELP["tuned"])
+    add("--ratios", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0], help=HELP["ratios"])
+    add("--steps", type=int, default=0, help=HELP["steps"])
+    add("--prompts", type=int, default=64, help=HELP["prompts"])
+    add("--save", type=text, default=None, help=HELP["save"])
+    add("--output", type=text, default=None, help=HELP["output"])
 
 
 class Mixing:
@@ -105,9 +106,8 @@ class Mixing:
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
-        held_out = [prompt for _, prompt in self.problems]
         check_engine(collector.sampler, collector.sampling, prompts, objects.device)
-        check_engine(self.engine, evaluation.attempts.sampling, held_out, objects.device)
+        check_engine(self.engine, evaluation.attempts.sampling, [p for _, p in self.problems], objects.device)
         self._check_output()
         self.output = objects.output(self.options.output)
         collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))
@@ -129,12 +129,11 @@ class Mixing:
 
     def _check_output(self) -> None:
         """Refuse to add to results of other settings."""
-        folder = None if self.options.output is None else Path(self.options.output).expanduser()
-        if folder is None or not (folder / CONFIG).is_file():
+        if self.options.output is None:
             return
-        if not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
+        folder, cli = Path(self.options.output).expanduser(), self.objects.cli
+        if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
-        cli = self.objects.cli
         before = _flat((folder / CONFIG).read_text(encoding="utf-8"))
         now = _flat(cli.parser.dump(cli.config, skip_none=False))
         for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
@@ -176,8 +175,6 @@ class Mixing:
                 if not any(own.iterdir()):
                     own.rmdir()
 
-    # -- the policy as it starts -----------------------------------------------------------------------------
-
     def _measure(self, model: Path, label: str) -> Row:
         self._choose_model(str(model))
         policy = self.objects.policy()
@@ -186,8 +183,7 @@ class Mixing:
         for engine in engines:  # let go of the weights: the next mixture, or a fit, needs the memory
             engine.policy = None
         del policy
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return row
 
     def _statistics(self, policy: Policy, label: str) -> Row:
@@ -209,8 +205,8 @@ class Mixing:
                 shares += [agreement(votes[: rollout.group_size]) for votes in rollout.votes]
                 labelled |= rollout.correct is not None
                 tell(len(shares))
-        row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens}
-        row["completions"] = float(len(rows) * collector.plan.group_size)
+        completions = float(len(rows) * collector.plan.group_size)
+        row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens, "completions": completions}
         if labelled or any(shares):  # else open-ended texts: no answer to agree on
             row["agreement"] = sum(shares) / len(shares)
         return row
@@ -219,11 +215,10 @@ class Mixing:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         if not self.problems:
             return {}
-        attempts, grader = self.objects.evaluation.attempts, self.grader
-        assert grader is not None
+        attempts = self.objects.evaluation.attempts
         with counting(self.objects.bar, f"{label}: answering", "problem", len(self.problems)) as tell:
             answered = answer_problems(
-                self.engine, policy, self.problems, attempts, grader, lambda done, *_: tell(done)
+                self.engine, policy, self.problems, attempts, self.grader, lambda done, *_: tell(done)
             )
         summary = summarise(answered, intervals=True)
         return {name: float(value) for name, value in summary.items() if name in COLUMNS}

@@ -2,7 +2,8 @@
 
 Completions of one prompt are no independent evidence: intervals come from drawing whole prompts with replacement
 (cluster bootstrap). So every statistic here is a function of how often each prompt was drawn: counts [R, P] to
-values [R]; all counts 1 give the estimate itself.
+values [R]; all counts 1 give the estimate itself. Of two numbers x, y [P, G] per completion, nan marks a completion
+to leave out, and the number of prompts that say anything comes with the statistic.
 """
 
 from collections.abc import Callable
@@ -51,14 +52,13 @@ def estimate(statistic: Statistic, counts: Array, groups: int) -> Estimate:
 
     Resamples in which it is not defined (one class only) are left out; no interval where they are the most.
     """
-    value = float(statistic(np.ones((1, counts.shape[1])))[0])
-    return estimate_of(value, statistic(counts), groups)
+    low, high = interval(statistic(counts)) if groups >= GROUPS_LEAST else (float("nan"), float("nan"))
+    return Estimate(at_once(statistic, counts.shape[1]), low, high, groups)
 
 
-def estimate_of(value: float, draws: Array, groups: int) -> Estimate:
-    """The same from values [R] of the resamples."""
-    low, high = interval(draws) if groups >= GROUPS_LEAST else (float("nan"), float("nan"))
-    return Estimate(value, low, high, groups)
+def at_once(statistic: Statistic, prompts: int) -> float:
+    """The statistic of the data themselves: each prompt once."""
+    return float(statistic(np.ones((1, prompts)))[0])
 
 
 def interval(draws: Array) -> tuple[float, float]:
@@ -76,13 +76,7 @@ def ratio(totals: Array, sizes: Array) -> Statistic:
 
 
 def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
-    """Pearson's correlation over all completions of x, y [P, G]; rows with nan are left out.
-
-    For y of 0 and 1 it is the point-biserial correlation.
-
-    Returns:
-        The statistic, and how many prompts have a completion in it.
-    """
+    """Pearson's correlation over all completions; for y of 0 and 1 the point-biserial correlation."""
     known = np.isfinite(x) & np.isfinite(y)
     # Counted from the mean, so that the sums of squares don't cancel.
     x, y = (np.where(known, v - v[known].mean() if known.any() else 0, 0) for v in (x, y))
@@ -98,21 +92,22 @@ def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
 
 
 def correlation_within(x: Array, y: Array, use: Array | None = None) -> tuple[Statistic, int]:
-    """Pearson's correlation of x, y [P, G] after the mean of each group was taken off, as GRPO takes it off.
+    """Pearson's correlation after the mean of each group was taken off, as GRPO takes it off.
 
-    What differs between prompts (easy prompts make confident completions) plays no part in it. Groups in which x or
-    y is constant, which teach nothing about their relation, are left out.
+    Differences between prompts (easy prompts make confident completions) play no part in it. Groups in which x or y
+    is constant, which teach nothing about their relation, are left out.
 
     Args:
-        x: [P, G]; nan marks a completion to leave out.
-        y: [P, G]; the same.
+        x: [P, G].
+        y: [P, G].
         use: [P] bool, groups to look at; null: all.
-
-    Returns:
-        The statistic, and in how many groups both vary.
     """
-    x, y, vary = _centred_pair(x, y, use)
-    sums = [(v.sum(1) * vary) for v in (x * y, x * x, y * y)]  # each [P]
+    known = np.isfinite(x) & np.isfinite(y)
+    vary = known.any(1) if use is None else known.any(1) & use
+    for v in (x, y):
+        vary = vary & (np.where(known, v, -np.inf).max(1) > np.where(known, v, np.inf).min(1))
+    x, y = (centred(v, known) for v in (x, y))
+    sums = [v.sum(1) * vary for v in (x * y, x * x, y * y)]  # each [P]
 
     def statistic(counts: Array) -> Array:
         sxy, sxx, syy = (counts @ v for v in sums)
@@ -121,27 +116,17 @@ def correlation_within(x: Array, y: Array, use: Array | None = None) -> tuple[St
     return statistic, int(vary.sum())
 
 
-def _centred_pair(x: Array, y: Array, use: Array | None) -> tuple[Array, Array, Array]:
-    """Both [P, G] without their groups' means, and the groups [P] in which both vary."""
-    known = np.isfinite(x) & np.isfinite(y)
-    centred = []
-    vary: Array = np.asarray(known.any(1) if use is None else known.any(1) & use)
-    for v in (x, y):
-        values = np.where(known, v, 0).astype(np.float64)
-        size = np.maximum(known.sum(1, keepdims=True), 1)
-        low = np.where(known, v, np.inf).min(1)
-        vary &= np.asarray(np.where(known, v, -np.inf).max(1) > low)
-        centred.append(np.where(known, values - values.sum(1, keepdims=True) / size, 0))
-    return centred[0], centred[1], vary
+def centred(values: Array, known: Array) -> Array:
+    """Values [P, G] from the mean of their group's known ones; 0 where they are not known."""
+    values = np.where(known, values, 0).astype(np.float64)
+    means = values.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+    return np.where(known, values - means, 0)
 
 
 def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
     """Chance that a completion labelled 1 scores above one labelled 0, over all pairs; a tie counts half.
 
-    The Mann-Whitney statistic by ranks: scores and labels [P, G], rows with nan left out.
-
-    Returns:
-        The statistic, and how many prompts have a completion in it.
+    The Mann-Whitney statistic by ranks.
     """
     known = np.isfinite(scores) & np.isfinite(labels)
     group = np.nonzero(known)[0]  # [N] of each completion
@@ -162,11 +147,7 @@ def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
 
 
 def auroc_within(scores: Array, labels: Array, use: Array | None = None) -> tuple[Statistic, int]:
-    """The same over pairs of completions of one prompt only: whether the better one of a group is told apart.
-
-    Returns:
-        The statistic, and how many groups hold both labels.
-    """
+    """The same over pairs of completions of one prompt only: whether the better one of a group is told apart."""
     known = np.isfinite(scores) & np.isfinite(labels)
     if use is not None:
         known = known & use[:, None]

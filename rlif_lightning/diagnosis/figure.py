@@ -8,62 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlif_lightning.diagnosis.association import centred
+from rlif_lightning.diagnosis.measures import CompletionStats, spreads_of
+from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED, ENTROPY_NONE, ENTROPY_ROOM
 from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from rlif_lightning.diagnosis.measures import CompletionStats
 
 COLUMNS = 4
 GOOD, BAD = COLOURS[2], COLOURS[1]
 
 
-def draw_diagnosis(report: dict[str, Any], measured: CompletionStats, path: Path) -> None:
-    """Write the picture."""
-    diagnosis_figure(report, measured).savefig(path)
-
-
-def diagnosis_figure(report: dict[str, Any], measured: CompletionStats) -> Figure:
+def draw_diagnosis(report: dict[str, Any], stats: CompletionStats, path: Path) -> None:
     """Policy, what each reward goes with, its values for right and wrong completions, and how alike rewards are."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(report["rewards"])
     shown = [name for name in names if name != "verifiable"]  # right and wrong are all that it tells apart
     middle = math.ceil(len(shown) / COLUMNS)
     figure = Figure(figsize=(16, 3.6 + 2.6 * middle + 4.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 + middle, COLUMNS, height_ratios=[3.4, *[2.4] * middle, 4.6])
-    answer = report["verdict"]
+    answer, size = report["verdict"], f"({report['prompts']} prompts x {report['group_size']})"
     reward = f", with {answer['reward']}" if answer["reward"] else ""
-    figure.suptitle(
-        f"{report['model']}: {answer['level']}{reward}   ({report['prompts']} prompts x {report['group_size']})",
-        fontsize=13, fontweight="bold",
-    )  # fmt: skip
-    _agreement(figure.add_subplot(grid[0, 0]), report, measured)
-    _entropy(figure.add_subplot(grid[0, 1]), report, measured)
-    _correlations(figure.add_subplot(grid[0, 2]), report, names)
-    _spread(figure.add_subplot(grid[0, 3]), report, measured, names)
+    figure.suptitle(f"{report['model']}: {answer['level']}{reward}   {size}", fontsize=13, fontweight="bold")
+    _agreement(figure.add_subplot(grid[0, 0]), report, stats)
+    _entropy(figure.add_subplot(grid[0, 1]), report, stats)
+    _correlations(figure.add_subplot(grid[0, 2]), report["rewards"])
+    _spread(figure.add_subplot(grid[0, 3]), report, stats)
     for n, name in enumerate(shown):
         row, column = divmod(n, COLUMNS)
-        _values(figure.add_subplot(grid[1 + row, column]), name, measured, legend=n == 0)
-    equivalence = report["equivalence"]
-    _heatmap(
-        figure.add_subplot(grid[-1, :2]), "reward values: correlation within groups", names, equivalence["values"]
-    )
+        _values(figure.add_subplot(grid[1 + row, column]), name, stats, legend=n == 0)
+    values, gradients = report["equivalence"]["values"], report["equivalence"]["gradients"]
+    _heatmap(figure.add_subplot(grid[-1, :2]), "reward values: correlation within groups", names, values)
     last = figure.add_subplot(grid[-1, 2:])
-    if equivalence["gradients"] is None:
+    if gradients is None:
         last.set_axis_off()
     else:
-        gradients = equivalence["gradients"]
-        noise = [gradients["between_halves"][i][i] for i in range(len(names))]
-        _heatmap(last, "policy gradients: cosine (below: with itself, between halves of the prompts)", names,
-                 [*gradients["cosines"], noise])  # fmt: skip
+        rows = [*gradients["cosines"], np.diagonal(gradients["between_halves"]).tolist()]
+        _heatmap(last, "policy gradients: cosine (below: with itself, between halves of the prompts)", names, rows)
     for ax in figure.axes:
         ax.tick_params(labelsize=8)
-    return figure
+    figure.savefig(path)
 
 
 def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:
@@ -73,48 +59,40 @@ def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _agreement(ax: Axes, report: dict[str, Any], m: CompletionStats) -> None:
-    from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED
-
+def _agreement(ax: Axes, report: dict[str, Any], stats: CompletionStats) -> None:
     g = report["group_size"]
-    ax.hist(m.agreement, bins=(np.arange(g + 2) - 0.5) / g, color=COLOURS[0], edgecolor="white")
-    ax.axvline(report["policy"]["agreement"].value, color="black", linewidth=1.3)
-    ax.axvline(AGREEMENT_SATURATED, color="0.4", linestyle=":")
+    ax.hist(stats.agreement, bins=(np.arange(g + 2) - 0.5) / g, color=COLOURS[0], edgecolor="white")
+    _mark(ax, report["policy"]["agreement"].value, AGREEMENT_SATURATED)
     _finish(ax, "agreement in a group", "share of the most frequent answer (line: mean, dots: saturated)", "groups")
 
 
-def _entropy(ax: Axes, report: dict[str, Any], m: CompletionStats) -> None:
-    from rlif_lightning.diagnosis.verdict import ENTROPY_NONE, ENTROPY_ROOM
-
-    values = m.sums["entropy"].sum(1) / m.tokens.sum(1)
-    ax.hist(
-        values,
-        np.linspace(0, max(values.max(), ENTROPY_ROOM * 1.1), 41).tolist(),
-        color=COLOURS[3],
-        edgecolor="white",
-    )
-    ax.axvline(report["policy"]["entropy"].value, color="black", linewidth=1.3)
-    for mark in (ENTROPY_NONE, ENTROPY_ROOM):
-        ax.axvline(mark, color="0.4", linestyle=":")
+def _entropy(ax: Axes, report: dict[str, Any], stats: CompletionStats) -> None:
+    values = stats.sums["entropy"].sum(1) / stats.tokens.sum(1)
+    edges = np.linspace(0, max(values.max(), ENTROPY_ROOM * 1.1), 41).tolist()
+    ax.hist(values, edges, color=COLOURS[3], edgecolor="white")
+    _mark(ax, report["policy"]["entropy"].value, ENTROPY_NONE, ENTROPY_ROOM)
     _finish(ax, "initial entropy of a prompt", "nats per token (line: mean, dots: landmarks)", "prompts")
 
 
-def _correlations(ax: Axes, report: dict[str, Any], names: list[str]) -> None:
-    targets = [("agreement", COLOURS[0]), ("correct", GOOD), ("tokens", "0.6")]
-    for offset, (target, colour) in enumerate(targets):
-        for n, name in enumerate(names):
-            if target not in report["rewards"][name]:
-                continue
-            e = report["rewards"][name][target]["within"]
+def _mark(ax: Axes, mean: float, *landmarks: float) -> None:
+    ax.axvline(mean, color="black", linewidth=1.3)
+    for landmark in landmarks:
+        ax.axvline(landmark, color="0.4", linestyle=":")
+
+
+def _correlations(ax: Axes, rewards: dict[str, Any]) -> None:
+    targets = (("agreement", "majority", COLOURS[0]), ("correct", "correct", GOOD), ("tokens", "length", "0.6"))
+    for offset, (target, label, colour) in enumerate(targets):
+        known = [(n, own[target]["within"]) for n, own in enumerate(rewards.values()) if target in own]
+        for n, e in known:
             if math.isfinite(e.low):
                 y = n + (offset - 1) * 0.22
                 ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.6)
                 ax.plot([e.value], [y], "o", color=colour, markersize=4)
-    for target, colour in targets:
-        if any(target in report["rewards"][n] for n in names):
-            ax.plot([], [], color=colour, label={"correct": "correct", "tokens": "length"}.get(target, "majority"))
+        if known:
+            ax.plot([], [], color=colour, label=label)
     ax.axvline(0, color="0.3", linewidth=1)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(rewards)), list(rewards))
     ax.invert_yaxis()
     ax.set_xlim(-1.05, 1.05)
     ax.set_xticks([-1, -0.5, 0, 0.5, 1])
@@ -122,40 +100,34 @@ def _correlations(ax: Axes, report: dict[str, Any], names: list[str]) -> None:
     _finish(ax, "correlation within groups, 95 %")
 
 
-def _spread(ax: Axes, report: dict[str, Any], m: CompletionStats, names: list[str]) -> None:
+def _spread(ax: Axes, report: dict[str, Any], stats: CompletionStats) -> None:
     """Groups whose reward has no spread at all are counted in the legend: a logarithm has no place for them."""
     gate = report["min_spread"]
-    sds = {}
-    for name in names:
-        rows = [v[np.isfinite(v)] for v in m.values[name]]
-        sds[name] = np.array([v.std(ddof=1) for v in rows if len(v) > 1])
-    known = np.concatenate([v[v > gate / 10] for v in sds.values()] or [np.ones(1)])
+    spreads = {name: spreads_of(values) for name, values in stats.values.items()}
+    known = np.concatenate([v[v > gate / 10] for v in spreads.values()])
     edges = np.geomspace(max(known.min(), 1e-9), known.max() * 1.01, 24) if len(known) else np.geomspace(1e-3, 1, 5)
-    for n, name in enumerate(names):
-        counts, _ = np.histogram(sds[name], edges)
-        gated = report["rewards"][name]["gated_fraction"]
-        dashes = SOLID if n < len(COLOURS) else DASHED
-        label = f"{name}, {gated:.0%} gated"
-        ax.stairs(counts, edges, color=COLOURS[n % len(COLOURS)], label=label, linewidth=1.5, linestyle=dashes)
+    for n, (name, values) in enumerate(spreads.items()):
+        counts, _ = np.histogram(values, edges)
+        colour, dashes = COLOURS[n % len(COLOURS)], SOLID if n < len(COLOURS) else DASHED
+        label = f"{name}, {report['rewards'][name]['gated_fraction']:.0%} gated"
+        ax.stairs(counts, edges, color=colour, label=label, linewidth=1.5, linestyle=dashes)
     ax.axvline(gate, color="0.4", linestyle=":")
     ax.set_xscale("log")
     ax.legend(fontsize=6.5, framealpha=0.7)
     _finish(ax, "spread of a group", "standard deviation, in the reward's unit", "groups")
 
 
-def _values(ax: Axes, name: str, m: CompletionStats, legend: bool) -> None:
+def _values(ax: Axes, name: str, stats: CompletionStats, legend: bool) -> None:
     """Distribution of a reward, counted from its group's mean, for right and wrong completions."""
-    values = m.values[name]
-    finite = np.isfinite(values)
-    size = np.maximum(finite.sum(1, keepdims=True), 1)
-    values = values - np.where(finite, values, 0).sum(1, keepdims=True) / size
-    marks, words = (
-        (m.correct, ("right", "wrong")) if m.correct is not None else (m.majority, ("majority", "minority"))
-    )
+    finite = np.isfinite(stats.values[name])
+    values = centred(stats.values[name], finite)
     known = values[finite]
     low, high = np.quantile(known, [0.005, 0.995]) if len(known) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 31)
-    sides = [(marks > 0.5, words[0], GOOD), (marks <= 0.5, words[1], BAD)]
+    marks, right, wrong = (stats.majority, "majority", "minority")
+    if stats.correct is not None:
+        marks, right, wrong = (stats.correct, "right", "wrong")
+    sides = [(marks > 0.5, right, GOOD), (marks <= 0.5, wrong, BAD)]
     if not np.isfinite(marks).any():
         sides = [(finite, "all", "0.5")]
     for side, word, colour in sides:
@@ -170,13 +142,12 @@ def _values(ax: Axes, name: str, m: CompletionStats, legend: bool) -> None:
 
 def _heatmap(ax: Axes, title: str, names: list[str], values: list[list[float]]) -> None:
     rows = [*names, "itself"][: len(values)]
-    ax.imshow(np.array(values, dtype=float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    for i, own in enumerate(values):
-        for j, v in enumerate(own):
-            if math.isfinite(v):
-                ax.text(
-                    j, i, f"{v:.2f}", ha="center", va="center", fontsize=9, color="white" if abs(v) > 0.6 else "black"
-                )
+    cells = np.array(values, dtype=float)
+    ax.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    for (i, j), v in np.ndenumerate(cells):
+        if math.isfinite(v):
+            colour = "white" if abs(v) > 0.6 else "black"
+            ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=9, color=colour)
     ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     ax.set_title(title, fontsize=10)

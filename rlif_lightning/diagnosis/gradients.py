@@ -12,7 +12,7 @@ from rlif_lightning.rollout import Rollout
 
 
 def gradient_bytes(policy: nn.Module, rewards: int) -> int:
-    """Memory that :func:`policy_gradients` keeps, beside the model's own."""
+    """Memory that :func:`policy_gradients` keeps, besides the model's own."""
     return 2 * rewards * 4 * sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
 
@@ -43,21 +43,19 @@ def policy_gradients(
     names = list(advantages[0])
     out = torch.zeros(2, len(names), sum(p.numel() for p in weights))
     settings = LossSettings(loss.name)
-    denominator = sum(float(loss_denominator(_mask(r), settings, max_tokens)) for r in rollouts)
+    masks = [r.loss_mask for r in rollouts if r.loss_mask is not None]
+    denominator = sum(float(loss_denominator(mask, settings, max_tokens)) for mask in masks)
     for rollout, parts in zip(rollouts, advantages, strict=True):
         for half, rows in _slices(rollout, micro_batch_size):
             part = rollout.slice(rows)
+            assert part.loss_mask is not None
             logprob = CompletionScores(policy, part.samples).logprobs(rollout.temperature)
             for k, name in enumerate(names):
-                inputs = LossInputs(parts[name][rows.to(parts[name].device)], _mask(part))
+                inputs = LossInputs(parts[name][rows.to(parts[name].device)], part.loss_mask)
                 ascent = -policy_loss(logprob, inputs, denominator, settings).loss
-                last = k + 1 == len(names)
-                grads = torch.autograd.grad(ascent, weights, retain_graph=not last, allow_unused=True)
-                place = 0
-                for weight, grad in zip(weights, grads, strict=True):
-                    if grad is not None:
-                        out[half, k, place : place + weight.numel()] += grad.detach().flatten().float().cpu()
-                    place += weight.numel()
+                grads = torch.autograd.grad(ascent, weights, retain_graph=k + 1 < len(names), allow_unused=True)
+                flat = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)]
+                out[half, k] += torch.cat([g.detach().flatten().float().cpu() for g in flat])
     return out
 
 
@@ -66,11 +64,6 @@ def cosines(vectors: Tensor, others: Tensor | None = None) -> Tensor:
     others = vectors if others is None else others
     norms = vectors.norm(dim=1)[:, None] * others.norm(dim=1)[None, :]
     return (vectors @ others.T / norms).masked_fill(norms == 0, torch.nan)
-
-
-def _mask(rollout: Rollout) -> Tensor:
-    assert rollout.loss_mask is not None
-    return rollout.loss_mask
 
 
 def _slices(rollout: Rollout, size: int | None) -> list[tuple[int, Tensor]]:

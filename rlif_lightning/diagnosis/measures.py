@@ -1,6 +1,5 @@
 """What a policy's own completions say about training it with internal rewards, before any training."""
 
-import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,40 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlif_lightning import rewards as room
 from rlif_lightning.diagnosis.association import (
     Array,
     Estimate,
+    at_once,
     auroc,
     auroc_within,
     correlation,
     correlation_within,
     estimate,
-    estimate_of,
     ratio,
     resample,
 )
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import maj_at_k, pass_at_k
-from rlif_lightning.rewards import Random, Reward, Verifiable
+from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
-
-CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
-"""Rewards that are no internal feedback: baselines and controls."""
-
-
-def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
-    """The rewards to compare: all internal ones there are, the recipe's, chance, and the label where there is one."""
-    classes = [getattr(room, name) for name in room.__all__ if name not in CONTROLS]
-    found = [cls() for cls in classes if not inspect.isabstract(cls) and _needs_no_settings(cls)]
-    controls = [Random(), *([Verifiable()] if labels else [])]
-    named = {r.name: r for r in [*found, *recipe, *controls]}
-    return [r for r in named.values() if labels or "labels" not in r.requires]
-
-
-def _needs_no_settings(cls: type) -> bool:
-    return all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
 
 
 @dataclass
@@ -84,10 +66,8 @@ def measure(
     masked: list[Rollout] = []
     advantages: list[dict[str, Tensor]] = []
     for rollout in rollouts:
-        stats = rollout.samples.stats
-        assert stats is not None
-        rollout = replace(rollout, annotations={"reference": stats, "ema": stats})
-        part, own = _bare(rollout), {}
+        rollout = replace(rollout, annotations=dict.fromkeys(("reference", "ema"), rollout.statistics()))
+        part, own = _completion_stats(rollout), {}
         for reward in rewards:
             done, gated, _ = with_advantages(rollout, [reward], [1.0], settings)
             assert done.advantages is not None and done.loss_mask is not None
@@ -101,38 +81,37 @@ def measure(
     return _join(parts), masked, advantages
 
 
-def _bare(rollout: Rollout) -> CompletionStats:
+def _completion_stats(rollout: Rollout) -> CompletionStats:
     """All but the rewards."""
-    samples, g = rollout.samples, rollout.group_size
-    assert samples.stats is not None and samples.logprob is not None
+    samples, stats, g = rollout.samples, rollout.statistics(), rollout.group_size
+    assert samples.logprob is not None
     mask = samples.completion_mask
-    stats = {
-        "entropy": samples.stats.entropy,
-        "logprob": samples.logprob,
-        "self_certainty": samples.stats.self_certainty,
-    }
+    per_token = {"entropy": stats.entropy, "logprob": samples.logprob, "self_certainty": stats.self_certainty}
     votes = [own[:g] for own in rollout.votes] or [[None] * g] * (len(mask) // g)
     correct = None if rollout.correct is None else _grid(rollout.correct, g)
-    most = [_most_frequent(own) for own in votes]
     return CompletionStats(
         tokens=_grid(samples.lengths, g),
         ended=_grid(samples.ended, g) > 0,
-        sums={name: _grid(v.where(mask, 0).sum(1), g) for name, v in stats.items()},
+        sums={name: _grid(v.where(mask, 0).sum(1), g) for name, v in per_token.items()},
         answered=np.array([[v is not None for v in own] for own in votes]),
-        majority=np.array(
-            [[float(v == m) if n > 1 else np.nan for v in own] for own, (m, n) in zip(votes, most, strict=True)]
-        ),
-        agreement=np.array([n / g for _, n in most]),
+        majority=np.array([_in_majority(own) for own in votes]),
+        agreement=np.array([_most_frequent(own)[1] / g for own in votes]),
         similarity=group_similarity(samples.completion_ids, mask, g).double().numpy(),
         correct=correct,
         majority_correct=None
         if correct is None
-        else np.array([maj_at_k(_words(v), list(c > 0), g) for v, c in zip(votes, correct, strict=True)]),
+        else np.array([_majority_is_right(v, c, g) for v, c in zip(votes, correct, strict=True)]),
     )
 
 
-def _words(votes: Sequence[int | None]) -> list[str | None]:
-    return [None if v is None else str(v) for v in votes]
+def _in_majority(votes: Sequence[int | None]) -> list[float]:
+    most, count = _most_frequent(votes)
+    return [float(v == most) if count > 1 else np.nan for v in votes]
+
+
+def _majority_is_right(votes: Sequence[int | None], correct: Array, group_size: int) -> float:
+    words = [None if v is None else str(v) for v in votes]
+    return maj_at_k(words, list(correct > 0), group_size)
 
 
 def _most_frequent(votes: Sequence[int | None]) -> tuple[int | None, int]:
@@ -207,10 +186,9 @@ def compare(m: CompletionStats) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, value in m.values.items():
         usable = ~m.gated[name]
-        spread = np.array([v[np.isfinite(v)].std(ddof=1) if np.isfinite(v).sum() > 1 else np.nan for v in value])
         own: dict[str, Any] = {
             "mean": _mean_of_known(value),
-            "spread": _mean_of_known(spread),
+            "spread": _mean_of_known(spreads_of(value)),
             "gated_fraction": float(m.gated[name].mean()),
         }
         for target in targets:
@@ -223,28 +201,30 @@ def compare(m: CompletionStats) -> dict[str, dict[str, Any]]:
     return found
 
 
+def spreads_of(values: Array) -> Array:
+    """Standard deviation of each group of values [P, G] with two or more that are known, in the order of groups."""
+    rows = [v[np.isfinite(v)] for v in values]
+    return np.array([v.std(ddof=1) for v in rows if len(v) > 1])
+
+
 def _mean_of_known(values: Array) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
-def difference(m: CompletionStats, one: str, other: str, target: Array) -> Estimate:
+def difference(m: CompletionStats, one: str, other: str, target: str) -> Estimate:
     """How much closer one reward is to a target than another, within groups, on the same resamples of prompts."""
-    counts = resample(len(m.tokens))
-    first, groups = correlation_within(m.values[one], target, ~m.gated[one])
-    second, _ = correlation_within(m.values[other], target, ~m.gated[other])
-    every = np.ones((1, len(m.tokens)))
-    value = float((first(every) - second(every))[0])
-    return estimate_of(value, first(counts) - second(counts), groups)
+    (first, groups), (second, _) = (
+        correlation_within(m.values[name], m.target(target), ~m.gated[name]) for name in (one, other)
+    )
+    return estimate(lambda counts: first(counts) - second(counts), resample(len(m.tokens)), groups)
 
 
 def value_correlations(m: CompletionStats) -> Tensor:
     """Correlations [K, K] of the rewards within groups, in groups that both can teach; nan where there are none."""
-    names = list(m.values)
-    every = np.ones((1, len(m.tokens)))
 
     def one(a: str, b: str) -> float:
         statistic, _ = correlation_within(m.values[a], m.values[b], ~m.gated[a] & ~m.gated[b])
-        return float(statistic(every)[0])
+        return at_once(statistic, len(m.tokens))
 
-    return torch.tensor([[one(a, b) for b in names] for a in names], dtype=torch.float64)
+    return torch.tensor([[one(a, b) for b in m.values] for a in m.values], dtype=torch.float64)

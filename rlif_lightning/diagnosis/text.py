@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ LIMITS = (
     "The thresholds come from few models: a reason to look, no forecast. All this is of the first step and says "
     "nothing about when to stop; on our toy, rewards that look alike here part later."
 )
+HALVES = "last: with itself on other prompts; as small as random's is noise"
 ROWS = {  # of the policy, in their order
     "entropy": "entropy (nats per token)",
     "logprob": "log-probability (nats per token)",
@@ -30,58 +32,51 @@ ROWS = {  # of the policy, in their order
 }
 
 
-def table(report: dict[str, Any]) -> str:
+def report_text(report: dict[str, Any]) -> str:
     """The report in lines: the policy, the rewards, the verdict."""
-    policy, answer = report["policy"], report["verdict"]
+    policy, rewards, answer = report["policy"], report["rewards"], report["verdict"]
     where = f"{report['prompts']} prompts of data.{report['split']} x {report['group_size']} completions"
     lines = [f"{report['model']}: {where}; [95 % intervals over prompts]", ""]
     extra = {k: k for k in policy if k.startswith(("pass@", "maj@")) and k != "pass@1"}
     lines += [f"  {what:<34}{policy[key]}" for key, what in {**ROWS, **extra}.items() if key in policy]
-    labels = "accuracy" in policy
-    head = [
-        "reward",
-        "spread",
-        "gated",
-        "with agreement",
-        *(["with correctness", "AUROC"] if labels else []),
-        "with length",
-    ]
-    rows = [head]
-    for name, r in report["rewards"].items():
-        numbers = [str(r["agreement"]["within"])]
-        numbers += [str(r["correct"]["within"]), f"{r['correct']['auroc_within'].value:.2f}"] if labels else []
-        rows.append([name, f"{r['spread']:.3g}", f"{r['gated_fraction']:.0%}", *numbers, str(r["tokens"]["within"])])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines += ["", "Within groups: correlation of each reward, AUROC of pairs of one prompt"]
-    lines += ["  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", *_matrix("Correlation of the rewards within groups", report["equivalence"]["values"], rows)]
-    gradients = report["equivalence"]["gradients"]
+    lines += _reward_table(rewards, labels="accuracy" in policy)
+    values, gradients = report["equivalence"]["values"], report["equivalence"]["gradients"]
+    lines += ["", "Correlation of the rewards within groups", *_matrix(list(rewards), values)]
     if gradients is not None:
-        lines += ["", *_matrix("Cosine of their gradients", gradients["cosines"], rows, gradients["between_halves"])]
+        halves = gradients["between_halves"]
+        rows = [[*own, halves[i][i]] for i, own in enumerate(gradients["cosines"])]
+        lines += ["", f"Cosine of their gradients; {HALVES}", *_matrix(list(rewards), rows)]
     reward = f", with {answer['reward']}" if answer["reward"] else ""
     lines += ["", f"VERDICT: {answer['level']}{reward}"]
     for sign, key in (("-", "reasons"), ("!", "cautions"), ("*", "notes")):
-        lines += [part for text in answer[key] for part in _wrapped(text, sign)]
-    lines += _wrapped(LIMITS, " ")
-    return "\n".join(lines)
+        lines += [part for text in answer[key] for part in _wrap(text, sign)]
+    return "\n".join([*lines, *_wrap(LIMITS, " ")])
 
 
-def _matrix(title: str, values: list[list[float]], rows: list[list[str]], halves: Any = None) -> list[str]:
-    names = [row[0] for row in rows[1:]]
+def _reward_table(rewards: dict[str, Any], labels: bool) -> list[str]:
+    columns = [
+        ["reward", *rewards],
+        ["spread", *(f"{r['spread']:.3g}" for r in rewards.values())],
+        ["gated", *(f"{r['gated_fraction']:.0%}" for r in rewards.values())],
+        ["with agreement", *(str(r["agreement"]["within"]) for r in rewards.values())],
+    ]
+    if labels:
+        columns.append(["with correctness", *(str(r["correct"]["within"]) for r in rewards.values())])
+        columns.append(["AUROC", *(f"{r['correct']['auroc_within'].value:.2f}" for r in rewards.values())])
+    columns.append(["with length", *(str(r["tokens"]["within"]) for r in rewards.values())])
+    padded = [[cell.ljust(max(map(len, cells))) for cell in cells] for cells in columns]
+    return [("  " + "  ".join(row)).rstrip() for row in zip(*padded, strict=True)]
+
+
+def _matrix(names: list[str], rows: list[list[float]]) -> list[str]:
     width = max(map(len, names))
-    beside = "" if halves is None else "; last: with itself on other prompts; as small as random's is noise"
-    lines = [title + beside]
-    for i, (name, own) in enumerate(zip(names, values, strict=True)):
-        numbers = [*own, *([halves[i][i]] if halves is not None else [])]
-        cells = ["    -" if math.isnan(v) else f"{v:5.2f}" for v in numbers]
-        lines.append(f"  {name:<{width}}  " + "  ".join(cells))
-    return lines
+    cells = [["    -" if math.isnan(v) else f"{v:5.2f}" for v in row] for row in rows]
+    return [f"  {name:<{width}}  " + "  ".join(row) for name, row in zip(names, cells, strict=True)]
 
 
-def _wrapped(text: str, sign: str) -> Iterator[str]:
-    import textwrap
-
-    yield from textwrap.wrap(text, WIDTH, initial_indent=f"  {sign} ", subsequent_indent="    ")
+def _wrap(text: str, sign: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"  {sign} ", subsequent_indent="    ")
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from rlif_lightning.diagnosis.association import Estimate
 
 Target = Literal["correct", "agreement"]
 Level = Literal["start", "try with care", "don't"]
+WORDS: dict[Target, str] = {"correct": "correctness", "agreement": "being in the group's majority"}
 
 # Where these come from: few models, so they are landmarks and no laws. On the toy (mixtures of base and tuned
 # weights, token entropy as reward, two seeds) entropy per token, agreement and the gain in accuracy went together:
@@ -38,6 +39,11 @@ GROUPS_LEAST = 16
 """Groups in which reward and target both vary, below which their correlation is left out of account (ours)."""
 
 
+Room = Literal["none", "little", "unclear", "yes"]
+Majority = Literal["unknown", "helps", "unclear", "hurts"]
+Fit = Literal["unknown", "none", "unclear", "yes"]
+
+
 @dataclass
 class Verdict:
     """The answer."""
@@ -64,133 +70,100 @@ def verdict(
     Args:
         policy: As :func:`rlif_lightning.diagnosis.measures.describe` gives it.
         rewards: As :func:`rlif_lightning.diagnosis.measures.compare` gives it.
-        internal: Of the rewards that may be chosen: whether it is made of the answers' agreement itself, so that
+        internal: Rewards that may be chosen, and whether each is made of the answers' agreement itself, so that
             agreement can't speak for it.
         group_size: G.
-        statistics_temperature: At which entropy was taken.
+        statistics_temperature: Temperature of the entropy.
         differs: (one, other, target): whether the data tell the two rewards' correlations apart; null: never asked.
     """
     out = Verdict("try with care", None)
-    entropy, agreement = policy["entropy"], policy["agreement"]
     answers = policy["answered_fraction"].value >= ANSWERED_LEAST
-    _caution(out, policy, group_size, statistics_temperature)
-    room = _room(out, entropy, agreement if answers else None)
-    majority = _majority(out, policy, group_size)
-    helps = _reward(out, rewards, internal, answers, differs)
-    if room == "none" or majority == "hurts" or helps == "none":
-        out.level = "don't"
-    elif room == "yes" and helps == "yes" and majority != "unclear":
-        out.level = "try with care" if out.cautions else "start"
-    if out.level == "don't":
-        out.reward = None
+    _add_cautions(out, policy, group_size, statistics_temperature)
+    room = _judge_room(out.reasons, policy["entropy"], policy["agreement"] if answers else None)
+    majority = _judge_majority(out.reasons, policy, group_size)
+    fit = _judge_rewards(out, rewards, internal, answers, differs)
+    if room == "none" or majority == "hurts" or fit == "none":
+        out.level, out.reward = "don't", None
+    elif room == "yes" and fit == "yes" and majority != "unclear" and not out.cautions:
+        out.level = "start"
     return out
 
 
-def _caution(out: Verdict, policy: Mapping[str, Any], group_size: int, temperature: float) -> None:
+def _add_cautions(out: Verdict, policy: Mapping[str, Any], group_size: int, temperature: float) -> None:
     prompts, truncated, answered = policy["entropy"].groups, policy["truncated_fraction"], policy["answered_fraction"]
     if prompts < PROMPTS_LEAST:
         out.cautions.append(f"only {prompts} prompts; take {PROMPTS_LEAST} or more to be told to start")
     if truncated.value > TRUNCATED_MOST:
-        out.cautions.append(
-            f"{truncated.value:.0%} of the completions are cut off: raise rollout.max_new_tokens, or check "
-            "model.end_tokens"
-        )
+        out.cautions.append(f"{truncated.value:.0%} of the completions are cut off: raise rollout.max_new_tokens, or "
+                            "check model.end_tokens")  # fmt: skip
     if answered.value < ANSWERED_LEAST:
-        out.cautions.append(
-            f"only {answered.value:.0%} of the completions state an answer that can be read: agreement is left "
-            "out of account; check data.answers and the prompt"
-        )
+        out.cautions.append(f"only {answered.value:.0%} of the completions state an answer that can be read: "
+                            "agreement is left out of account; check data.answers and the prompt")  # fmt: skip
     solved = policy.get(f"pass@{group_size}")
     if solved is not None and solved.high < SOLVED_LEAST:
-        out.cautions.append(
-            f"hardly any problem is solved in {group_size} tries ({solved}): first look at completions.jsonl, the "
-            "prompt and data.answers"
-        )
+        out.cautions.append(f"hardly any problem is solved in {group_size} tries ({solved}): first look at "
+                            "completions.jsonl, the prompt and data.answers")  # fmt: skip
     if temperature != 1.0:
         out.notes.append(f"entropy was taken at temperature {temperature:g}; the thresholds are those of 1")
 
 
-def _room(out: Verdict, entropy: Estimate, agreement: Estimate | None) -> Literal["none", "little", "unclear", "yes"]:
+def _judge_room(reasons: list[str], entropy: Estimate, agreement: Estimate | None) -> Room:
     """Whether there is something left to sharpen."""
+    little = "where mixtures on our toy gained 0.03 at most"
     if agreement is not None and agreement.low > AGREEMENT_SATURATED:
-        out.reasons.append(
-            f"agreement {agreement} is saturated (above {AGREEMENT_SATURATED}, where mixtures on our toy gained "
-            "0.03 at most): the completions of a prompt already give one answer"
-        )
+        reasons.append(f"agreement {agreement} is saturated (above {AGREEMENT_SATURATED}, {little}): the completions "
+                       "of a prompt already give one answer")  # fmt: skip
         return "none"
     if entropy.high < ENTROPY_NONE:
-        out.reasons.append(
-            f"initial entropy {entropy} nats is next to none (below {ENTROPY_NONE}, where mixtures on our toy gained "
-            "0.03 at most); instruction-tuned models are reported to gain little (arXiv 2506.17219)"
-        )
+        reasons.append(f"initial entropy {entropy} nats is next to none (below {ENTROPY_NONE}, {little}); "
+                       "instruction-tuned models are reported to gain little (arXiv 2506.17219)")  # fmt: skip
         return "none"
     differ = agreement is not None and agreement.high < AGREEMENT_ROOM
     if agreement is not None:
-        much = (
-            f"leaves room (below {AGREEMENT_ROOM})"
-            if differ
-            else f"leaves little room or can't be told from {AGREEMENT_ROOM}"
-        )
-        out.reasons.append(f"agreement {agreement} {much}; our toy gained 0.5 at 0.35, 0.15 at 0.7, 0.03 at 0.9")
+        unclear = f"leaves little room or can't be told from {AGREEMENT_ROOM}"
+        much = f"leaves room (below {AGREEMENT_ROOM})" if differ else unclear
+        reasons.append(f"agreement {agreement} {much}; our toy gained 0.5 at 0.35, 0.15 at 0.7, 0.03 at 0.9")
     if entropy.high < ENTROPY_ROOM:
-        out.reasons.append(
-            f"initial entropy {entropy} nats is low: reported gains vanished at about {ENTROPY_ROOM} and below "
-            "(arXiv 2506.17219, one family of models; tokenizer and task move it)"
-        )
+        reasons.append(f"initial entropy {entropy} nats is low: reported gains vanished at about {ENTROPY_ROOM} and "
+                       "below (arXiv 2506.17219, one family of models; tokenizer and task move it)")  # fmt: skip
         return "little"
     clear = entropy.low >= ENTROPY_ROOM
     much = "leaves room" if clear else f"can't be told from the landmark {ENTROPY_ROOM}"
-    out.reasons.append(
-        f"initial entropy {entropy} nats {much} (reported gains at 0.7 to 0.8, none at {ENTROPY_ROOM})"
-    )
+    reasons.append(f"initial entropy {entropy} nats {much} (reported gains at 0.7 to 0.8, none at {ENTROPY_ROOM})")
     return "yes" if differ or (clear and agreement is None) else "unclear"
 
 
-def _majority(
-    out: Verdict, policy: Mapping[str, Any], group_size: int
-) -> Literal["unknown", "helps", "unclear", "hurts"]:
+def _judge_majority(reasons: list[str], policy: Mapping[str, Any], group_size: int) -> Majority:
     """Whether the answer that sharpening leads to, the most frequent one, is better than a sample."""
     if "majority_gain" not in policy:
         return "unknown"
     gain, accuracy, majority = (policy[k] for k in ("majority_gain", "accuracy", f"maj@{group_size}"))
+    found: tuple[Majority, str] = ("unclear", "no sign that the most frequent answer is better than a sample")
+    if 0 <= gain.high < MAJORITY_LEAST:
+        found = ("unclear", "making the frequent answer more frequent would change little")
+    elif gain.low > 0:
+        found = ("helps", "making the frequent answer more frequent would help")
+    elif gain.high < 0:
+        found = ("hurts", "internal rewards are reported to end at the majority (arXiv 2603.08660), which is worse "
+                 "here than a sample")  # fmt: skip
     facts = f"majority of {group_size} against a single sample: {majority.value:.2f} - {accuracy.value:.2f} = {gain}"
-    if gain.high < MAJORITY_LEAST and gain.high >= 0:
-        out.reasons.append(f"{facts}: making the frequent answer more frequent would change little")
-        return "unclear"
-    if gain.low > 0:
-        out.reasons.append(f"{facts}: making the frequent answer more frequent would help")
-        return "helps"
-    if gain.high < 0:
-        out.reasons.append(f"{facts}: internal rewards are reported to end at the majority (arXiv 2603.08660), which "
-                           "is worse here than a sample")  # fmt: skip
-        return "hurts"
-    out.reasons.append(f"{facts}: no sign that the most frequent answer is better than a sample")
-    return "unclear"
+    reasons.append(f"{facts}: {found[1]}")
+    return found[0]
 
 
-def _reward(
+def _judge_rewards(
     out: Verdict,
     rewards: Mapping[str, Mapping[str, Any]],
     internal: Mapping[str, bool],
     answers: bool,
     differs: Callable[[str, str, str], bool] | None,
-) -> Literal["unknown", "none", "unclear", "yes"]:
+) -> Fit:
     """The reward nearest to what is right, or to what the group agrees on."""
-    target: Target
-    for target in ("correct", "agreement"):
-        fits = {
-            name: rewards[name][target]["within"]
-            for name, made_of_answers in internal.items()
-            if name in rewards and target in rewards[name] and not (target == "agreement" and made_of_answers)
-        }
-        fits = {n: e for n, e in fits.items() if e.groups >= GROUPS_LEAST and e.low == e.low}
-        if fits and (target == "correct" or answers):
-            out.against = target
-            break
-    else:
+    out.against, fits = _correlations(rewards, internal, answers)
+    if out.against is None:
         out.reasons.append("nothing to hold the rewards against: too few groups differ in answers or in correctness")
         return "unknown"
-    what = "correctness" if target == "correct" else "being in the group's majority"
+    target, what = out.against, WORDS[out.against]
     ranking = sorted(fits, key=lambda n: -fits[n].value)
     best = ranking[0]
     if fits[best].low <= 0:
@@ -206,22 +179,39 @@ def _reward(
     alike = [n for n in ranking[1:] if fits[n].low > 0 and differs is not None and not differs(best, n, target)]
     if alike:
         out.reasons.append(f"not told apart from it: {', '.join(alike)}")
-    against = [n for n in ranking if fits[n].high < 0]
+    against = [f"{n} {fits[n]}" for n in ranking if fits[n].high < 0]
     if against:
-        out.notes.append(f"runs against {what}: " + ", ".join(f"{n} {fits[n]}" for n in against))
-    chance = rewards["random"][target]["within"] if "random" in rewards else None
+        out.notes.append(f"runs against {what}: {', '.join(against)}")
+    _add_doubts(out, rewards, best, fits[best])
+    return "yes"
+
+
+def _correlations(
+    rewards: Mapping[str, Mapping[str, Any]], internal: Mapping[str, bool], answers: bool
+) -> tuple[Target | None, dict[str, Estimate]]:
+    """What the rewards are held against, correctness where it is known, and how strongly each goes with it."""
+    targets: list[Target] = ["correct", "agreement"] if answers else ["correct"]
+    for target in targets:
+        candidates = [n for n in internal if n in rewards and not (target == "agreement" and internal[n])]
+        fits = {n: rewards[n][target]["within"] for n in candidates if target in rewards[n]}
+        fits = {n: e for n, e in fits.items() if e.groups >= GROUPS_LEAST and e.low == e.low}  # no nan
+        if fits:
+            return target, fits
+    return None, {}
+
+
+def _add_doubts(out: Verdict, rewards: Mapping[str, Mapping[str, Any]], best: str, fit: Estimate) -> None:
+    """What speaks against trusting the choice: chance, missing spread, length."""
+    assert out.against is not None
+    chance = rewards["random"][out.against]["within"] if "random" in rewards else None
     if chance is not None and chance.excludes_zero():
-        out.notes.append(
-            f"even the random reward's interval excludes 0 ({chance}): one in twenty does by "
-            "chance, so trust no correlation of that size"
-        )
-    gated = rewards[best]["gated_fraction"]
+        out.notes.append(f"even the random reward's interval excludes 0 ({chance}): one in twenty does by chance, so "
+                         "trust no correlation of that size")  # fmt: skip
+    gated, length = rewards[best]["gated_fraction"], rewards[best]["tokens"]["within"]
     if gated > GATED_MOST:
         out.cautions.append(f"{gated:.0%} of the groups have no spread of {best} to learn from")
-    length = rewards[best]["tokens"]["within"]
-    if length.excludes_zero() and abs(length.value) > abs(fits[best].value):
+    if length.excludes_zero() and abs(length.value) > abs(fit.value):
+        longer = "longer" if length.value > 0 else "shorter"
         out.notes.append(
-            f"{best} goes with {'longer' if length.value > 0 else 'shorter'} completions ({length}) more than "
-            f"with {what}: watch the length"
+            f"{best} goes with {longer} completions ({length}) more than with {WORDS[out.against]}: watch the length"
         )
-    return "yes"

@@ -9,13 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.chunked import (
-    LinearHead,
-    chunk_rows,
-    chunked_logprobs,
-    chunked_logprobs_and_entropy,
-    chunked_stats,
-)
+from rlif_lightning.functional.chunked import LinearHead, chunk_rows, chunked_logprobs, chunked_stats
 from rlif_lightning.functional.token_stats import NOTHING, Statistic, TokenStats
 from rlif_lightning.models.fsdp2 import shares_prompts
 from rlif_lightning.models.lm_head import body_and_head
@@ -74,11 +68,6 @@ class CompletionScores:
     def logprobs(self, temperature: float) -> Tensor:
         """Log-probabilities [N, T] in nats of softmax(z / temperature)."""
         return self._padded(chunked_logprobs(self.hidden, self.head, self.ids, temperature, chunk=self.chunk))
-
-    def logprobs_and_entropy(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [N, T] in nats."""
-        both = chunked_logprobs_and_entropy(self.hidden, self.head, self.ids, temperature, chunk=self.chunk)
-        return self._padded(both[0]), self._padded(both[1])
 
     def stats(self, temperature: float, own: Mapping[str, Statistic] = NOTHING) -> TokenStats:
         """All statistics [N, T], see :func:`rlif_lightning.functional.token_stats.token_stats`."""

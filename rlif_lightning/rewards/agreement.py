@@ -34,9 +34,7 @@ class MajorityVote(Reward):
     def __init__(self, threshold: float = 0.0, weight: Weight = 1.0) -> None:
         super().__init__(weight)
         if not 0 <= threshold <= 1:
-            raise UserError(
-                "The threshold of the reward MajorityVote is no share", got=threshold, expected="from 0 to 1"
-            )
+            raise UserError("The threshold of MajorityVote is not a share", got=threshold, expected="from 0 to 1")
         self.threshold = threshold
 
     def __call__(self, rollout: Rollout) -> Tensor:

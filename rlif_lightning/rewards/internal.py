@@ -64,16 +64,16 @@ class InternalReward(Reward):
     @property
     def name(self) -> str:
         """The class's name in snake case, with what differs from the default."""
-        parts = [super().name, "" if self.aggregation == "mean" else self.aggregation]
-        return "_".join(p for p in [*parts, "" if self.annotator == "policy" else self.annotator] if p)
+        differs = [x for x in (self.aggregation, self.annotator) if x not in ("mean", "policy")]
+        return "_".join([super().name, *differs])
 
     @abstractmethod
     def statistic(self, logp: Tensor) -> Tensor:
         """What a token is worth by the distribution that it was drawn from, larger is better; without gradient.
 
         Args:
-            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Not to be written
-                to: other rewards read it, too.
+            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Other rewards read
+                it, too: write nothing into it.
 
         Returns:
             [...] floating-point numbers, none of them nan.
@@ -89,11 +89,7 @@ class InternalReward(Reward):
         return stats.own[self._statistic_name]
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N].
-
-        Raises:
-            UserError: The statistic of a token is nan.
-        """
+        """Rewards [N]."""
         values, mask = self.token_values(rollout.statistics(self.annotator)), rollout.samples.completion_mask
         if self.statistics and bool(values[mask].isnan().any()):
             raise UserError(
@@ -129,11 +125,9 @@ class _FromEveryRollout(InternalReward):
 
     @property
     def statistics(self) -> Mapping[str, Statistic]:
-        """None besides those."""
         return {}
 
     def statistic(self, logp: Tensor) -> Tensor:
-        """Never asked for."""
         raise NotImplementedError
 
 

@@ -61,8 +61,8 @@ def slice_loss(
     scores = CompletionScores(policy, samples, reference_forward)
     if settings.entropy_coefficient is None:
         return policy_loss(scores.logprobs(temperature), inputs, denominator, settings)
-    logprob, entropy = scores.logprobs_and_entropy(temperature)
-    return policy_loss(logprob, inputs, denominator, settings, entropy)
+    stats = scores.stats(temperature)
+    return policy_loss(stats.logprob, inputs, denominator, settings, stats.entropy)
 
 
 def takes_fused_loss(policy: nn.Module, settings: LossSettings) -> bool:

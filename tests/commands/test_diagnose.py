@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from rlif_lightning.diagnosis.association import Estimate
+from rlif_lightning.diagnosis.candidates import candidates
 from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
 from rlif_lightning.diagnosis.measures import (
-    candidates,
     compare,
     describe,
     difference,
@@ -223,8 +223,8 @@ def test_two_rewards_against_each_other():
         Given([1.0] * 160, "flat"),
     ]
     m, _, _ = measure([rollout], rewards, AdvantageSettings())
-    assert difference(m, "close", "far", m.target("correct")).low > 0
-    assert not difference(m, "close", "close", m.target("correct")).excludes_zero()
+    assert difference(m, "close", "far", "correct").low > 0
+    assert not difference(m, "close", "close", "correct").excludes_zero()
     table = value_correlations(m)
     assert table[0, 2] == pytest.approx(-1.0, abs=1e-6)
     assert table.diagonal()[:3].tolist() == pytest.approx([1.0] * 3)

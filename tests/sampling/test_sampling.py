@@ -514,4 +514,4 @@ def test_under_autocast_keys_take_no_more_memory_than_values(model_folder):
         decoder = PreallocatedDecoder(policy)
         decoder.prefill(ids, torch.ones_like(ids, dtype=torch.bool))
         decoder.step(ids[:, 0])
-    assert {x.dtype for layer in decoder.cache.preallocated for x in (layer.keys, layer.values)} == {torch.bfloat16}
+    assert {x.dtype for layer in decoder.cache.layers for x in (layer.keys, layer.values)} == {torch.bfloat16}

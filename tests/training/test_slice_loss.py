@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rlif_lightning.functional.loss_records import LossInputs, LossSettings
 from rlif_lightning.functional.losses import loss_denominator, policy_loss
-from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_stats
+from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.models.lora import add_lora
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.scoring import CompletionScores, completion_hidden, completion_logits
@@ -52,7 +52,7 @@ def rollout_of(policy, vocabulary, tau=0.8, lengths=(3, 19, 11), group=4, new=16
 def reference_loss(policy, rollout, old, denominator, settings):
     """The same by whole logits."""
     logits = completion_logits(policy, rollout.samples)
-    logprob, entropy = logprobs_and_entropy(logits, rollout.samples.completion_ids, rollout.temperature)
+    logprob, entropy = token_stats(logits, rollout.samples.completion_ids, rollout.temperature)[:2]
     inputs = LossInputs(
         rollout.advantages,
         rollout.loss_mask,

@@ -246,7 +246,7 @@ def test_autocast_sets_the_engines_dtype_and_stays_out_of_it(toy):
         _, off = draw(half, toy, Sampling(32))
         assert half._llm.llm_engine.model_config.dtype == torch.bfloat16
         assert 1e-4 < off < 0.5
-        exact = VLLMSampler(dtype="float32")
+        exact = VLLMSampler(engine={"dtype": "float32"})
         exact.update(toy, [END], PAD)
         drawn = exact.sample(PROMPTS, 4, SEEDS, Sampling(32))
     with torch.no_grad():

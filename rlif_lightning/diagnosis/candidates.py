@@ -1,0 +1,28 @@
+"""The rewards that a diagnosis compares."""
+
+import inspect
+from collections.abc import Sequence
+
+from rlif_lightning import rewards as room
+from rlif_lightning.rewards import Random, Reward, Verifiable
+
+CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
+"""Rewards that are no internal feedback: baselines and controls."""
+
+
+def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
+    """The rewards to compare: all internal ones there are, the recipe's, chance, and the label where there is one."""
+    classes = [getattr(room, name) for name in room.__all__ if name not in CONTROLS]
+    found = [cls() for cls in classes if not inspect.isabstract(cls) and _needs_no_settings(cls)]
+    controls = [Random(), *([Verifiable()] if labels else [])]
+    named = {r.name: r for r in [*found, *recipe, *controls]}
+    return [r for r in named.values() if labels or "labels" not in r.requires]
+
+
+def _needs_no_settings(cls: type) -> bool:
+    return all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
+
+
+def internal_rewards(rewards: Sequence[Reward]) -> dict[str, bool]:
+    """Names of those that may be chosen for training: whether each is made of the answers' agreement itself."""
+    return {r.name: "answers" in r.requires for r in rewards if not isinstance(r, Random | Verifiable)}
