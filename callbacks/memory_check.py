@@ -10,10 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.references import free_memory
 from rlif_lightning.models.strategies import shares_out
-from rlif_lightning.planning.memory import GIB, Memory, memory
-from rlif_lightning.planning.settings import Settings
+from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
 from rlif_lightning.planning.weights import optimizer_memory
 from rlif_lightning.rollout import Rollout, Samples
@@ -23,9 +21,6 @@ from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 
-Plan = tuple[Settings, Memory]
-PHASES = ("rollout", "reference", "update")
-TOY = 20_000_000  # parameters below which no machine that runs this runs out of memory
 ANY_SETTING = (
     "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
     "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
@@ -36,17 +31,13 @@ class MemoryCheck(Callback):
     """Tries out the largest rollout and update before the first step, so that a lack of memory shows at once.
 
     Weights, gradients and random numbers are left as they were, so a run is bit for bit the same with and without
-    it. On a GPU it takes about as long as two slices of an update. On a CPU, where a process that takes too much is
-    killed, what ``rlif plan`` says is compared with the memory that is free.
+    it. It takes about as long as two slices of an update.
 
     Args:
-        action: ``try``: try them out. ``auto``: try on a GPU; on a CPU compare the estimate of ``rlif plan`` with the
-            free memory, unless the model is a toy. ``off``: do nothing.
+        action: ``auto``: try them out on a GPU, unless weights are sharded; ``try``: everywhere; ``off``: do nothing.
     """
 
     def __init__(self, action: Literal["auto", "try", "off"] = "auto") -> None:
-        if action not in ("auto", "try", "off"):
-            raise UserError("memory_check.action is out of range", got=action, expected="auto, try or off")
         self.action = action
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,30 +47,19 @@ class MemoryCheck(Callback):
             UserError: Memory would run out: which settings to change, and what each saves.
         """
         assert isinstance(pl_module, RLIFModule)
-        collector = pl_module.collector
-        if self.action == "off" or collector is None:
-            return
-        whole = not shares_out(trainer.strategy)
-        if self.action == "try" or (pl_module.device.type == "cuda" and whole):
-            try_longest(trainer, pl_module, collector)
-        elif whole and sum(p.numel() for p in pl_module.parameters()) >= TOY:
-            compare(trainer, pl_module, collector)
-
-
-# -- the longest batch ---------------------------------------------------------------------------------------
+        on_gpu = pl_module.device.type == "cuda" and not shares_out(trainer.strategy)
+        if pl_module.collector is not None and (self.action == "try" or (self.action == "auto" and on_gpu)):
+            try_longest(trainer, pl_module, pl_module.collector)
 
 
 def try_longest(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
-    """Run each phase on the longest batch.
-
-    Raises:
-        UserError: Memory ran out.
-    """
+    """Run each phase on the longest batch."""
     cuda, phase = module.device.type == "cuda", ""
+    phases = {"rollout": _sample, "reference": _refer, "update": _update}
     try:
         with _untouched(trainer, module):
-            for phase in PHASES:
-                {"rollout": _sample, "reference": _refer, "update": _update}[phase](trainer, module, collector)
+            for phase in phases:
+                phases[phase](trainer, module, collector)
     except torch.OutOfMemoryError as error:
         text = str(error).splitlines()[0]
         del error  # its traceback holds the tensors
@@ -99,9 +79,9 @@ def _untouched(trainer: Trainer, module: RLIFModule) -> Iterator[None]:
     trained = [p for p in module.parameters() if p.requires_grad]
     devices = [module.device] if module.device.type == "cuda" else []
     missing = 0 if any(o.state for o in trainer.optimizers) else optimizer_memory(module.make_optimizer)[0]
+    size = int(missing * sum(p.numel() for p in trained))
     with torch.random.fork_rng(devices=devices):
         try:
-            size = int(missing * sum(p.numel() for p in trained))
             held = torch.empty(size, dtype=torch.uint8, device=module.device)
             yield
             del held
@@ -167,12 +147,11 @@ def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
         loss.backward()  # not the strategy's: nothing is reduced over processes
 
 
-# -- the plan ------------------------------------------------------------------------------------------------
-
-
-def _planned(trainer: Trainer, module: RLIFModule, collector: Collector, available: int | None) -> Plan | None:
-    """The run's plan with the longest prompt that the data has; None for a model that can be trained, not planned."""
-    try:
+def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:
+    """What to say, with the run's plan for the data's longest prompt where the model can be planned."""
+    cuda, do = module.device.type == "cuda", ANY_SETTING
+    total = torch.cuda.get_device_properties(module.device).total_memory if cuda else None
+    with suppress(Exception):  # code of any architecture runs in there
         settings = plan_settings(
             module,
             collector,
@@ -180,51 +159,11 @@ def _planned(trainer: Trainer, module: RLIFModule, collector: Collector, availab
             prompt_tokens=len(_longest_prompts(trainer, 1)[0]),
             processes=trainer.world_size,
         )
-        return settings, memory(settings, available, "cpu" if module.device.type == "cpu" else "cuda")
-    except Exception:  # code of any architecture runs in there
-        rank_zero_info("rlif plan can't tell how much memory the longest batch takes: it does not know this model.")
-        return None
-
-
-def _advice(plan: Plan, available: int | None) -> str:
-    with suppress(Exception):  # as above, with other settings
-        return what_to_do(settings_to_change(*plan, available), available) or ANY_SETTING
-    return ANY_SETTING
-
-
-def compare(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
-    """Compare the plan with the free memory of a CPU, of which each process of a machine has a part.
-
-    Raises:
-        UserError: The plan is larger.
-    """
-    free = free_memory(module.device)
-    if free is None:
-        return
-    processes = trainer.num_devices
-    free //= processes
-    there = sum(p.numel() * p.element_size() for p in module.parameters())
-    plan = _planned(trainer, module, collector, free + there)
-    if plan is not None and plan[1].peak - there > free:
-        each = f" for each of {processes} processes" if processes > 1 else ""
-        raise UserError(
-            f"There is no memory for the longest batch that there can be, in the phase '{plan[1].worst}'",
-            got=f"{(plan[1].peak - there) / GIB:.1f} GiB needed besides the weights, {free / GIB:.1f} GiB free{each}",
-            do=_advice(plan, free + there),
-        )
-
-
-def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:
-    cuda = module.device.type == "cuda"
-    total = torch.cuda.get_device_properties(module.device).total_memory if cuda else None
-    plan = _planned(trainer, module, collector, total)
-    if plan is not None:
-        text += f"; rlif plan expects a peak of {plan[1].peak / GIB:.1f} GiB, in the phase '{plan[1].worst}'"
-    return UserError(
-        f"The longest batch that there can be does not fit into memory, in the phase '{phase}'",
-        got=text,
-        do=ANY_SETTING if plan is None else _advice(plan, total),
-    )
+        plan = memory(settings, total, "cuda" if cuda else "cpu")
+        text += f"; rlif plan expects a peak of {plan.peak / GIB:.1f} GiB, in the phase '{plan.worst}'"
+        do = what_to_do(settings_to_change(settings, plan, total), total) or do
+    wrong = f"The longest batch that there can be does not fit into memory, in the phase '{phase}'"
+    return UserError(wrong, got=text, do=do)
 
 
 def out_of_memory(error: BaseException) -> UserError:

@@ -12,23 +12,9 @@ from rlif_lightning.training.module import RLIFModule
 
 
 def plan_settings(
-    module: RLIFModule,
-    collector: Collector,
-    *,
-    precision: str,
-    prompt_tokens: int,
-    processes: int = 1,
-    shards: int = 1,
+    module: RLIFModule, collector: Collector, precision: str, prompt_tokens: int, processes: int = 1, shards: int = 1
 ) -> Settings:
-    """What decides about a recipe's memory; no weights are loaded.
-
-    Args:
-        module: Its settings and the name of its model.
-        collector: Sizes, sampler and rewards.
-        precision: Of the Trainer.
-        prompt_tokens: Of the longest prompt.
-        processes: Over all nodes.
-        shards: Processes that share weights, gradients and optimiser states.
+    """What decides about a recipe's memory, the longest prompt's tokens among it; no weights are loaded.
 
     Raises:
         UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.

@@ -1,6 +1,8 @@
 """Warnings as users should see them."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,20 @@ def quiet_lightning() -> None:
     """Leave out the warnings about what is meant to be so."""
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def no_saving_bar() -> Iterator[None]:
+    """``save_pretrained`` without the bar that transformers shows even for a single file."""
+    from transformers.utils import logging as transformers_logging
+
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def short_warnings() -> None:

@@ -13,28 +13,18 @@ class BatchPlan:
     """How a rollout is cut into optimiser steps (windows) and micro-batches (slices).
 
     A rollout holds ``prompts_per_step * steps_per_rollout`` prompts over all ranks. In each pass its groups
-    are dealt at random into ``steps_per_rollout`` windows; a window is one optimiser step. The rows of a
-    window are ordered by length and cut into ``slices`` micro-batches, so that a slice can be trimmed to its
-    longest row.
-
-    Args:
-        prompts_per_step: Prompts of one optimiser step, over all ranks.
-        group_size: Completions per prompt (G).
-        micro_batch_size: Completions that go through one forward and backward on one rank; null: the whole
-            window at once.
-        passes: Optimisation passes over one rollout.
-        steps_per_rollout: Optimiser steps in one pass over one rollout.
-        world_size: Processes.
+    are dealt at random into ``steps_per_rollout`` windows; a window is one optimiser step. The rows of a window are
+    ordered by length and cut into ``slices`` micro-batches, so that a slice can be trimmed to its longest row.
 
     Raises:
         UserError: The sizes do not divide, or a group is too small to compare completions.
     """
 
-    prompts_per_step: int
-    group_size: int
-    micro_batch_size: int | None = None
-    passes: int = 1
-    steps_per_rollout: int = 1
+    prompts_per_step: int  # over all ranks
+    group_size: int  # completions per prompt (G)
+    micro_batch_size: int | None = None  # completions of one forward and backward on a rank; None: the whole window
+    passes: int = 1  # over one rollout
+    steps_per_rollout: int = 1  # optimiser steps of one pass
     world_size: int = 1
 
     def __post_init__(self) -> None:
@@ -55,13 +45,12 @@ class BatchPlan:
                 got=f"{self.prompts_per_step} prompts, {self.world_size} processes",
                 do=f"set --rollout.prompts_per_step to a multiple of {self.world_size}",
             )
-        if self.micro_batch_size is None:
-            return
-        if self.micro_batch_size < 1 or self.window_rows % self.micro_batch_size:
+        micro = self.window_rows if self.micro_batch_size is None else self.micro_batch_size
+        if micro < 1 or self.window_rows % micro:
             divisors = [d for d in range(1, self.window_rows + 1) if self.window_rows % d == 0]
             raise UserError(
                 "micro_batch_size does not divide the completions of one optimiser step",
-                got=f"micro_batch_size {self.micro_batch_size}, {self.window_rows} completions per step "
+                got=f"micro_batch_size {micro}, {self.window_rows} completions per step "
                 f"and process ({self.prompts_per_step} prompts x {self.group_size} / {self.world_size})",
                 expected=f"one of {', '.join(map(str, divisors))}",
             )
@@ -106,14 +95,9 @@ class BatchPlan:
         return list(torch.arange(rows).split(self.micro_batch_size or rows))
 
     def cut(self, lengths: Tensor, generator: torch.Generator) -> list[list[Tensor]]:
-        """Deal a rollout's rows into windows and slices.
+        """Deal rows with so many completion tokens [N], a group next to each other, into windows and slices.
 
-        Args:
-            lengths: [N] completion tokens; rows of a group lie next to each other.
-            generator: Deals the groups into windows.
-
-        Returns:
-            ``rollout_steps`` windows of ``slices`` row-index tensors each. Each pass holds every row once.
+        There are ``rollout_steps`` windows of ``slices`` tensors of row numbers. Each pass holds every row once.
         """
         rows = torch.arange(len(lengths)).view(-1, self.group_size)  # [P, G]
         windows = []
@@ -127,11 +111,9 @@ class BatchPlan:
 
     def describe(self) -> str:
         """One line: prompts x group = completions per step, and how they are cut."""
-        text = (
-            f"{self.prompts_per_step} prompts x {self.group_size} completions = "
-            f"{self.prompts_per_step * self.group_size} completions per step"
-        )
+        prompts, group = self.prompts_per_step, self.group_size
+        text = f"{prompts} prompts x {group} completions = {prompts * group} completions per step"
         text += f" ({self.world_size} processes x {self.slices} slices x {self.window_rows // self.slices} rows)"
-        if self.rollout_steps > 1:
-            text += f"; {self.rollout_steps} steps per rollout ({self.passes} passes x {self.steps_per_rollout})"
-        return text
+        if self.on_policy:
+            return text
+        return f"{text}; {self.rollout_steps} steps per rollout ({self.passes} passes x {self.steps_per_rollout})"

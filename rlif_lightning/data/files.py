@@ -14,11 +14,7 @@ from rlif_lightning.errors import UserError
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file with an ending of ``READERS``.
-
-    Raises:
-        UserError: There is no such file, or a line of it is wrong.
-    """
+    """The rows of a file with an ending of ``READERS``."""
     if not path.is_file():
         raise UserError("The data file does not exist", got=path, do="check data.*.path")
     try:
@@ -27,41 +23,27 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} is no UTF-8 text", got=error, do="save it as UTF-8") from error
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    """A list of objects, or one object per line, whatever the ending."""
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
+        listed = file.read(100).lstrip().startswith("[")
+        file.seek(0)
+        for number, text in enumerate(map(str.rstrip, [file.read()] if listed else file), 1):
+            if not text:
                 continue
             try:
-                row = json.loads(line)
+                found = json.loads(text)
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"Line {number} of {path} is not JSON",
-                    got=line.strip()[:80],
-                    expected=f"one JSON object per line ({error.msg} at column {error.colno})",
+                    f"Line {number + error.lineno - 1} of {path} is not JSON",
+                    got=text.split("\n")[error.lineno - 1].strip()[:80],
+                    expected=f"a list of objects, or an object per line ({error.msg} at column {error.colno})",
                 ) from error
-            yield _object(row, f"Line {number} of {path}")
-
-
-def _json(path: Path) -> Iterator[dict[str, Any]]:
-    """A list of objects, or objects one per line under this ending."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from _jsonl(path)
-            return
-        raise UserError(
-            f"Line {error.lineno} of {path} is not JSON", got=f"{error.msg} at column {error.colno}"
-        ) from error
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
-        yield _object(row, f"Row {number} of {path}")
-
-
-def _object(row: Any, place: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object", got=json.dumps(row)[:80], expected='{"field": ...}')
-    return row
+            for place, row in enumerate(found if listed else [found], number):
+                if not isinstance(row, dict):
+                    where = f"{'Row' if listed else 'Line'} {place} of {path}"
+                    raise UserError(f"{where} is no JSON object", got=json.dumps(row)[:80], expected='{"field": ...}')
+                yield row
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
@@ -91,4 +73,4 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} is not a Parquet file", got=error) from error
 
 
-READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+READERS = {".jsonl": _json, ".json": _json, ".csv": _csv, ".parquet": _parquet}

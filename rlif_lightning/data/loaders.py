@@ -24,14 +24,8 @@ class PromptLoader:
     function of (seed, epoch), the same on one process and on many; each process takes its own part of every rollout;
     the prompts of an epoch that do not fill a rollout are dropped.
 
-    Args:
-        count: Number of prompts, the same on every process.
-        plan: How many prompts a rollout takes and into how many batches it is cut.
-        rank: This process.
-        seed: Orders the prompts.
-
     Raises:
-        UserError: Fewer prompts than one rollout needs.
+        UserError: There are fewer prompts (``count``) than one rollout needs.
     """
 
     def __init__(self, count: int, plan: BatchPlan, rank: int = 0, seed: int = 0) -> None:
@@ -74,32 +68,27 @@ class PromptLoader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after as many batches.
-
-        Raises:
-            UserError: The state is that of other data, or of rollouts with another number of prompts.
-        """
-        for key, what, do in (
-            ("prompts", "training prompts",
-             "leave data.train.* as it was, or begin a new run from the exported weights"),
-            ("rollout_prompts", "prompts per rollout",
-             "leave rollout.prompts_per_step x rollout.steps_per_rollout as it was"),
+        """Continue after as many batches; the data and the prompts of a rollout must be the same."""
+        for key, now, what, settings in (
+            ("prompts", self.count, "training prompts", "data.train.*"),
+            ("rollout_prompts", self.plan.rollout_prompts, "prompts per rollout",
+             "rollout.prompts_per_step x rollout.steps_per_rollout"),
         ):  # fmt: skip
-            if state[key] != self.state_dict()[key]:
+            if state[key] != now:
                 raise UserError(
                     "The checkpoint's place in the training data is lost",
-                    got=f"{self.state_dict()[key]} {what}",
+                    got=f"{now} {what}",
                     expected=f"{state[key]}, as when the checkpoint was written",
-                    do=do,
+                    do=f"leave {settings} as it was, or begin a new run from the exported weights",
                 )
         if state["seed"] != self.seed:
             rank_zero_warn(
                 f"The run continues with seed {self.seed} and began with seed {state['seed']}: in this epoch some "
                 "prompts come twice and others not at all."
             )
-        was, now = state["rollout_batches"], self.plan.rollout_batches
-        rollouts, rest = divmod(state["yielded"], was)
-        self.yielded = rollouts * now + (rest if was == now else 0)
+        batches = self.plan.rollout_batches
+        rollouts, rest = divmod(state["yielded"], state["rollout_batches"])
+        self.yielded = rollouts * batches + (rest if state["rollout_batches"] == batches else 0)
 
 
 class EvaluationLoader:
@@ -112,7 +101,7 @@ class EvaluationLoader:
         self.rows = list(range(count))[rank::world_size]
 
     def __len__(self) -> int:
-        """One."""
+        """One batch."""
         return 1
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -68,7 +67,7 @@ class PromptDataModule(pl.LightningDataModule):
     def answers_of(self, name: str) -> AnswerFormat:
         """How answers to a source's problems are read and compared."""
         source = self.sources[name]
-        return self.answers if source is None or source.answers is None else source.answers
+        return (source and source.answers) or self.answers
 
     def _encode(self, name: str) -> list[Prompt]:
         source = self.sources[name]
@@ -80,8 +79,9 @@ class PromptDataModule(pl.LightningDataModule):
             if problem.gold is not None:
                 check_gold(self.answers_of(name), problem.gold, f"Row {number} of {source.path}")
         prompts = [self.template.encode(p, tokenizer) for p in problems]
-        if name != "train":
-            return prompts
+        return self._short_enough(prompts, source.path) if name == "train" else prompts
+
+    def _short_enough(self, prompts: list[Prompt], path: str) -> list[Prompt]:
         kept = [p for p in prompts if len(p.ids) <= self.max_prompt_tokens]
         if not kept:
             raise UserError(
@@ -95,15 +95,14 @@ class PromptDataModule(pl.LightningDataModule):
                 f"{len(prompts) - len(kept)} of {len(prompts)} training prompts are longer than "
                 f"data.max_prompt_tokens={self.max_prompt_tokens} and are left out."
             )
-        rank_zero_info(f"Training prompts: {len(kept)} from {source.path}")
+        rank_zero_info(f"Training prompts: {len(kept)} from {path}")
         return kept
 
     def train_dataloader(self) -> PromptLoader:
         """Batches as the rollout callback planned them."""
         if self.plan is None:
-            raise UserError(
-                "Nothing collects rollouts", do="give the Trainer a rlif_lightning.callbacks.RolloutCallback"
-            )
+            do = "give the Trainer a rlif_lightning.callbacks.RolloutCallback"
+            raise UserError("Nothing collects rollouts", do=do)
         assert self.trainer is not None
         limit = self.trainer.limit_train_batches
         if limit % self.plan.rollout_batches if isinstance(limit, int) else limit != 1:
@@ -132,7 +131,3 @@ class PromptDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> EvaluationLoader:
         """Prompts to complete."""
         return self.evaluation_loader("predict")
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Prompts stay lists; tensors are made where they are needed."""
-        return batch

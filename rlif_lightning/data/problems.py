@@ -1,8 +1,9 @@
 """Problems of a data set: files, hub names and the embedded toy, with a declarative mapping of their fields."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,6 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise UserError("data.*.limit is too small", got=self.limit, expected="1 or more, or null for all rows")
 
-    @property
-    def groupings(self) -> list[str]:
-        """The fields of ``by``."""
-        return [self.by] if isinstance(self.by, str) else list(self.by or [])
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -88,36 +84,37 @@ def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
         UserError: A missing or empty file, wrong JSON (with its line), a missing field.
     """
     rows = islice(_rows(source, held_out), source.limit)
-    problems = [_problem(source, number, row) for number, row in enumerate(rows, 1)]
+    problems = [_problem(source, f"Row {number} of {source.path}", row) for number, row in enumerate(rows, 1)]
     if not problems:
         raise UserError("The data set is empty", got=source.path, expected="at least one row")
     return problems
 
 
-def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
-    place = f"Row {number} of {source.path}"
-
-    def field(name: str, key: str) -> Any:
+def _problem(source: Source, place: str, row: dict[str, Any]) -> Problem:
+    def field(setting: str, name: str | None = None) -> Any:
+        """What the row has in the field that a setting names; None where it names none."""
+        name = name or getattr(source, setting)
+        if name is None:
+            return None
         if name not in row:
+            without = ", or set it to null where the data has no answers" if setting == "answer" else ""
             raise UserError(
                 f"{place} has no field '{name}'",
                 got=f"fields {', '.join(row) or 'none'}",
-                do=f"name the right one in data.*.{key}"
-                + (", or set it to null where the data has no answers" if key == "answer" else ""),
+                do=f"name the right one in data.*.{setting}{without}",
             )
         return row[name]
 
-    options = field(source.options, "options") if source.options else None
+    options = field("options")
     text = _text(source, field, None if options is None else lettered(options, place), place)
-    by = {name: _label(name, field(name, "by"), place) for name in source.groupings}
+    groups = [source.by] if isinstance(source.by, str) else source.by or []
+    by = {name: _label(name, field("by", name), place) for name in groups}
+    value = field("answer")
     if source.answer is None:
         return Problem(text, None, by)
-    value = field(source.answer, "answer")
     if options is not None:
         return Problem(text, Gold(right_letter(value, len(options), place)), by)
-    unit = field(source.unit, "unit") if source.unit else None
-    tolerance = field(source.tolerance, "tolerance") if source.tolerance else None
-    gold = read_gold(value, source.gold, unit, tolerance)
+    gold = read_gold(value, source.gold, field("unit"), field("tolerance"))
     if gold is None:
         raise UserError(
             f"{place} has no answer in '{source.answer}' at '{source.gold}'",
@@ -127,25 +124,23 @@ def _problem(source: Source, number: int, row: dict[str, Any]) -> Problem:
     return Problem(text, gold, by)
 
 
-def _text(source: Source, field: Callable[[str, str], Any], choices: str | None, place: str) -> str:
+def _text(source: Source, field: Callable[..., Any], choices: str | None, place: str) -> str:
     """The problem as the policy is told it, with the choices where there are any."""
 
     def inserted(match: re.Match[str]) -> str:
         name = match[1]
-        value = choices if name == source.options else field(name, "prompt")
+        value = choices if name == source.options else field("prompt", name)
         if not isinstance(value, str | int | float):
             raise UserError(f"{place} has no text in '{name}'", got=repr(value)[:80])
         return str(value)
 
-    if _FIELD.search(source.prompt):
-        text: Any = _FIELD.sub(inserted, source.prompt)  # in one pass: problems are full of braces
-    else:
-        text = field(source.prompt, "prompt")
+    # In one pass: problems are full of braces.
+    text = _FIELD.sub(inserted, source.prompt) if _FIELD.search(source.prompt) else field("prompt")
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place} has no text in '{source.prompt}'", got=repr(text)[:80])
     if choices is not None and f"{{{source.options}}}" not in source.prompt:
         text = f"{text}\n\n{choices}"
-    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+    if text.encode("utf-8", "replace").decode() != text:
         raise UserError(f"{place} holds half a character", got=ascii(text)[:80])
     return text
 
@@ -161,20 +156,17 @@ def _label(name: str, value: Any, place: str) -> str:
     return "null" if value is None else str(value)
 
 
-def _rows(source: Source, held_out: bool) -> Iterator[dict[str, Any]]:
+def _rows(source: Source, held_out: bool) -> Iterable[dict[str, Any]]:
     path = Path(source.path).expanduser()
     if parse_toy_name(source.path) is not None:
-        yield from toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
-    elif path.suffix in READERS:
-        yield from read_rows(path)
-    elif is_local(source.path):
+        return toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
+    if path.suffix in READERS:
+        return read_rows(path)
+    if is_local(source.path):
         raise UserError("The data file has no known ending", got=source.path, expected=", ".join(READERS))
-    else:
-        refuse_almost_toy(source.path)
-        yield from from_hub("data set", source.path, lambda: _hub_rows(source))
-
-
-def _hub_rows(source: Source) -> Any:
     import datasets
 
-    return datasets.load_dataset(source.path, source.subset, split=source.split)
+    refuse_almost_toy(source.path)
+    load = partial(datasets.load_dataset, source.path, source.subset, split=source.split)
+    rows: Iterable[dict[str, Any]] = from_hub("data set", source.path, load)
+    return rows

@@ -24,14 +24,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """How a problem becomes a prompt.
-
-    Args:
-        template: A format string with ``{prompt}``; ``chat``: the chat template; null: the chat template where
-            the tokenizer has one or one is given, else the problem as it stands.
-        system_prompt: Sent as the system message of a chat template.
-        chat_template: A Jinja chat template in place of the tokenizer's.
-    """
+    """How a problem becomes a prompt: the settings of the same names in ``PromptDataModule``."""
 
     template: str | None = None
     system_prompt: str | None = None
@@ -39,13 +32,15 @@ class Template:
 
     def __post_init__(self) -> None:
         """Refuse templates that would lose the problem or the system prompt."""
-        if self.template not in (None, "chat") and "{prompt}" not in self.template:
+        if self.template is None or self.template == "chat":
+            return
+        if "{prompt}" not in self.template:
             raise UserError(
                 "data.template has no place for the problem",
                 got=repr(self.template),
                 expected='"chat", null, or a text with {prompt}',
             )
-        if self.template not in (None, "chat") and (self.system_prompt or self.chat_template):
+        if self.system_prompt or self.chat_template:
             raise UserError(
                 "A format string takes no system prompt and no chat template",
                 got=f"data.template {self.template!r}",
@@ -53,11 +48,7 @@ class Template:
             )
 
     def uses_chat(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Whether the chat template applies.
-
-        Raises:
-            UserError: It is asked for and there is none.
-        """
+        """Whether the chat template applies; it must be there where it is asked for."""
         has = bool(self.chat_template or tokenizer.chat_template)
         if not has and (self.template == "chat" or self.system_prompt):
             raise UserError(
@@ -77,9 +68,8 @@ class Template:
         try:
             return str(apply(tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
-            raise UserError(
-                "The chat template fails", got=error, do="correct data.chat_template or data.system_prompt"
-            ) from error
+            do = "correct data.chat_template or data.system_prompt"
+            raise UserError("The chat template fails", got=error, do=do) from error
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""

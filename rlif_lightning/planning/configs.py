@@ -9,12 +9,14 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, is_local
 from rlif_lightning.toy import parse_toy_name, toy_model
 
-Kind = tuple[str, float, dict[str, int]]
-QWEN2: Kind = ("qwen2", 1e6, {})
-QWEN3: Kind = ("qwen3", 1e6, {"head_dim": 128})
-LLAMA: Kind = ("llama", 5e5, {})
+QWEN2: dict[str, Any] = {"model_type": "qwen2"}
+QWEN3: dict[str, Any] = {"model_type": "qwen3", "head_dim": 128}
+LLAMA: dict[str, Any] = {"model_type": "llama"}
+SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+    "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
 FIGURES: dict[str, tuple[Any, ...]] = {
-    # hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
     "Qwen/Qwen2.5-0.5B": (QWEN2, 896, 24, 14, 2, 4864, 151936, True),
     "Qwen/Qwen2.5-1.5B": (QWEN2, 1536, 28, 12, 2, 8960, 151936, True),
     "Qwen/Qwen2.5-3B": (QWEN2, 2048, 36, 16, 2, 11008, 151936, True),
@@ -33,17 +35,9 @@ FIGURES: dict[str, tuple[Any, ...]] = {
 
 
 def model_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model, without its weights.
+    """The configuration of a model, without its weights: the toy's, of a folder, or of a hub name.
 
     A folder's or a cached config.json wins over the table, and the table over asking the hub.
-
-    Args:
-        name: ``toy``, a folder that holds a config.json, or a hub name.
-        revision: Of a hub repository.
-        trust_remote_code: Run Python code that comes with the model.
-
-    Raises:
-        UserError: There is none, and the hub does not have it or does not answer.
     """
     from transformers import AutoConfig
 
@@ -67,19 +61,8 @@ def known_config(name: str) -> Any | None:
     figures = FIGURES.get(name) or FIGURES.get(name.removesuffix("-Base").removesuffix("-Instruct"))
     if figures is None:
         return None
-    (kind, theta, more), hidden, layers, heads, shared, intermediate, vocabulary, tied = figures
-    return AutoConfig.for_model(
-        kind,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        intermediate_size=intermediate,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        **more,
-    )
+    kind, *sizes = figures
+    return AutoConfig.for_model(**kind, **dict(zip(SIZES, sizes, strict=True)))
 
 
 def with_layers(config: Any, layers: int) -> Any:

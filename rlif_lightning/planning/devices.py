@@ -1,5 +1,7 @@
 """GPUs by their memory, and how much of it is there for tensors."""
 
+import re
+
 from rlif_lightning.errors import UserError
 from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings import Settings
@@ -19,22 +21,13 @@ def usable(gigabytes: float) -> int:
 
 
 def parse_device(text: str) -> float:
-    """Gigabytes of ``24``, ``24GB``, or a known GPU such as ``rtx3060``.
-
-    Raises:
-        UserError: Neither a size nor a known GPU.
-    """
-    word = text.lower().replace(" ", "").replace("-", "").replace("_", "")
-    try:
-        size = float(CARDS.get(word) or word.removesuffix("gib").removesuffix("gb"))
-    except ValueError:
-        size = 0.0
-    if not 1 <= size < 10_000:
-        raise UserError(
-            "--device is neither a size nor a known GPU",
-            got=text,
-            expected=f"such as 24GB, or one of {', '.join(CARDS)}",
-        )
+    """Gigabytes of ``24``, ``24GB``, or a known GPU such as ``rtx3060``."""
+    word = re.sub("[ _-]", "", text.lower())
+    number = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)(gi?b)?", word)
+    size = float(CARDS.get(word) or (number[1] if number else 0))
+    if size < 1:
+        expected = f"such as 24GB, or one of {', '.join(CARDS)}"
+        raise UserError("--device is neither a size nor a known GPU", got=text, expected=expected)
     return size
 
 

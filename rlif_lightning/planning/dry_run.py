@@ -4,14 +4,16 @@ No formula of ours could know which inputs the layers of an architecture keep, u
 an adapter; running the real code on fake tensors does. That takes a fraction of a second, whatever their size.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rlif_lightning.models.hub import meta_model
 from rlif_lightning.models.lm_head import body_and_head
@@ -19,14 +21,12 @@ from rlif_lightning.models.lora import add_lora
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.settings import Network
-from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.sampling.kv_cache import preallocated_cache
 
 LAYERS = (2, 3)  # of the dry runs
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows of one forward; all as long as they may be."""
 
     rows: int
@@ -43,14 +43,38 @@ class Batch:
 class Activations(NamedTuple):
     """Bytes of one forward and its backward of a body with all layers, gradients of earlier slices left out."""
 
-    kept: int
-    """Alive after the forward, the autocast's copies of weights among them."""
-    forward: int
-    """At the forward's peak."""
-    kept_backward: int = 0
-    """Alive when the backward begins, after the autocast has let go of what nobody needs."""
-    backward: int = 0
-    """At the backward's peak."""
+    kept: int  # alive after the forward, the autocast's copies of weights among them
+    forward: int  # at the forward's peak
+    kept_backward: int = 0  # alive when the backward begins, after the autocast has let go of what nobody needs
+    backward: int = 0  # at the backward's peak
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that were made inside and still live, for tensors without memory as well.
+
+    What a kernel takes and gives back within one operation is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation; count what is new in its result."""
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and id(storage) not in given and storage not in self._seen:  # else a view
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
 
 
 @cache
@@ -61,11 +85,10 @@ def update(network: Network, batch: Batch) -> Activations:
 
 @cache
 def forward(network: Network, batch: Batch) -> Activations:
-    """Peak of a forward without gradient, the prompts' keys and values among it where they are shared.
+    """Peak of a forward without gradient, as of a frozen copy: its linear layers are in half precision.
 
-    Args:
-        network: The policy; its linear layers are in half precision, as those of a frozen copy.
-        batch: Its rows; without completion tokens only the prompts are read, as the sampler sends them.
+    Keys and values of prompts that are shared are among it. Without completion tokens only the prompts are read, as
+    the sampler sends them.
     """
     return _extrapolated(network, *(_forward(network, batch, n) for n in LAYERS))
 
@@ -77,9 +100,7 @@ def _extrapolated(network: Network, few: Activations, more: Activations) -> Acti
 
 
 def _update(network: Network, batch: Batch, layers: int) -> Activations:
-    model = build(network, layers)
-    with _fake():
-        model = _pretend(model)
+    with _fake(build(network, layers)) as model:
         set_training_mode(model, training=True)
         for weight in model.parameters():  # as in all slices but the first
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
@@ -93,26 +114,12 @@ def _update(network: Network, batch: Batch, layers: int) -> Activations:
 
 
 def _forward(network: Network, batch: Batch, layers: int) -> Activations:
-    model = build(network, layers)
-    with _fake():
-        model = _pretend(model, network.half).requires_grad_(False)
-        with torch.no_grad(), network.autocast(), Alive() as alive:
-            out = _hidden(model, batch) if batch.completion_tokens else _read(model, batch)
-            kept, peak = alive.now, alive.peak
+    frozen = build(network, layers).requires_grad_(False)
+    with _fake(frozen, network.half) as model, torch.no_grad(), network.autocast(), Alive() as alive:
+        out = _hidden(model, batch) if batch.completion_tokens else _read(model, batch)
+        kept, peak = alive.now, alive.peak
         del out
     return Activations(kept, peak)
-
-
-# -- the model -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _fake() -> Iterator[None]:
-    """Tensors have shapes and no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with torch.random.fork_rng(devices=[]), FakeTensorMode():
-        yield
 
 
 def build(network: Network, layers: int | None = None) -> nn.Module:
@@ -128,27 +135,23 @@ def build(network: Network, layers: int | None = None) -> nn.Module:
         return model if network.lora is None else add_lora(model, network.lora)
 
 
-def _pretend(model: nn.Module, linear: torch.dtype | None = None) -> nn.Module:
-    """From the meta device to one that casts and attends like the CPU, without memory; within :func:`_fake`.
+@contextmanager
+def _fake(model: nn.Module, linear: torch.dtype | None = None) -> Iterator[nn.Module]:
+    """A model's tensors from the meta device to the CPU without memory, its linear layers in another precision."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    Args:
-        model: On the meta device.
-        linear: Precision of its linear layers; None: as it is.
-    """
     made: dict[Any, nn.Parameter] = {}  # tied weights stay tied
-    for module in model.modules():
-        other = linear if isinstance(module, nn.Linear) else None
-        for name, weight in module.named_parameters(recurse=False):
-            if (weight, other) not in made:
-                empty = torch.empty(weight.shape, dtype=other or weight.dtype)
-                made[weight, other] = nn.Parameter(empty, weight.requires_grad)
-            setattr(module, name, made[weight, other])
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-    return model
-
-
-# -- its forward ---------------------------------------------------------------------------------------------
+    with torch.random.fork_rng(devices=[]), FakeTensorMode():
+        for module in model.modules():
+            other = linear if isinstance(module, nn.Linear) else None
+            for name, weight in module.named_parameters(recurse=False):
+                if (weight, other) not in made:
+                    empty = torch.empty(weight.shape, dtype=other or weight.dtype)
+                    made[weight, other] = nn.Parameter(empty, weight.requires_grad)
+                setattr(module, name, made[weight, other])
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        yield model
 
 
 def _read(model: nn.Module, batch: Batch) -> Any:
@@ -161,7 +164,7 @@ def _read(model: nn.Module, batch: Batch) -> Any:
 
 
 def _hidden(model: Any, batch: Batch) -> Tensor:
-    """As :func:`rlif_lightning.models.scoring.completion_hidden`, then the rows [M, H] that the head is given.
+    """As ``models.scoring.completion_hidden``, then the rows [M, H] that the head is given.
 
     Embeddings come from outside: the gradient of theirs is one tensor, which the caller counts.
     """
@@ -177,16 +180,14 @@ def _hidden(model: Any, batch: Batch) -> Tensor:
         place = torch.arange(before, before + length)[None].expand(rows, length)
         mask = torch.ones(rows, before + length, dtype=torch.long)
         out = body(inputs_embeds=embedded, attention_mask=mask, position_ids=place, **cache)
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+        return out.last_hidden_state
 
     if not batch.shares:
         hidden = run(batch.rows, start + tokens - 1, 0, use_cache=False)[:, start - 1 :]
     else:
         cache: Any = DynamicCache()
         group = torch.arange(batch.rows) * batch.prompts // batch.rows
-        once = run(batch.prompts, start, 0, past_key_values=cache, use_cache=True)[:, -1:]
-        hidden = once[group]
+        hidden = run(batch.prompts, start, 0, past_key_values=cache, use_cache=True)[:, -1:][group]
         if tokens > 1:
             cache.batch_select_indices(group)
             rest = run(batch.rows, tokens - 1, start, past_key_values=cache, use_cache=True)

@@ -5,48 +5,33 @@ from pathlib import Path
 from rlif_lightning.errors import UserError
 from rlif_lightning.planning.devices import SIZES, usable
 from rlif_lightning.planning.memory import GIB, Memory
-from rlif_lightning.planning.text import ROWS
-
-COLOURS = {
-    "weights": "#1f4e79", "adapter": "#2e75b6", "reference": "#9dc3e6", "optimiser": "#7f6000",
-    "gradients": "#c55a11", "buckets": "#843c0c", "activations": "#f4b183", "casts": "#bdd7ee", "gathered": "#5b9bd5",
-    "KV cache": "#548235", "rollout": "#a9d18e", "logits": "#c5e0b4", "head": "#ffd966", "temporary": "#bfbfbf",
-}  # fmt: skip
+from rlif_lightning.planning.text import PARTS
 
 
 def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
-    """Draw it with the line of a GPU of so many GB.
-
-    Raises:
-        UserError: The picture cannot be written.
-    """
+    """Draw it with the line of a GPU of so many GB."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
-    names = list(plan.phases)
-    base = [0.0] * len(names)
-    for part in ROWS:
-        sizes = [plan.phases[name].get(part, 0) / GIB for name in names]
+    names, tops = list(plan.phases), [0.0] * len(plan.phases)
+    for index, part in enumerate(PARTS):
+        sizes = [parts.get(part, 0) / GIB for parts in plan.phases.values()]
         if max(sizes) > 0.003 * plan.peak / GIB:
-            axes.bar(names, sizes, 0.62, base, label=part, color=COLOURS[part], edgecolor="white", linewidth=0.6)
-        base = [a + b for a, b in zip(base, sizes, strict=True)]
-    for index, height in enumerate(base):
+            axes.bar(names, sizes, 0.62, tops, label=part, color=colormaps["tab20"](index), edgecolor="white")
+        tops = [a + b for a, b in zip(tops, sizes, strict=True)]
+    for index, height in enumerate(tops):
         axes.text(index, height, f"{height:.1f}", ha="center", va="bottom", fontsize=9)
-    top = max(plan.peak * 1.12, usable(gigabytes) * 1.08) / GIB
     for size in sorted({*SIZES, gigabytes}):
-        level = usable(size) / GIB
-        if level < top:
-            colour = "#c00000" if size == gigabytes else "#999999"
+        level, colour = usable(size) / GIB, "#c00000" if size == gigabytes else "#999999"
+        if level < 1.12 * plan.peak / GIB or size <= gigabytes:
             axes.axhline(level, color=colour, linewidth=1, linestyle="--", zorder=0)
             axes.text(len(names) - 0.52, level, f"{size:g} GB", fontsize=8, va="center", color="#666666")
-    axes.set_xlim(-0.55, len(names) - 0.55)
-    axes.set_ylim(0, top)
-    axes.set_ylabel("GiB per device")
+    axes.set(xlim=(-0.55, len(names) - 0.55), ylim=(0, None), ylabel="GiB per device")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center", fontsize=8.5, frameon=False)
+    figure.legend(reverse=True, loc="outside right center", fontsize=8.5, frameon=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)

@@ -1,8 +1,6 @@
 """What of a recipe decides about memory, as plain numbers and names."""
 
-import json
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +8,7 @@ import torch
 from rlif_lightning.data.batch_plan import BatchPlan
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """What decides about a policy's forward besides its batch; compared by value, so that dry runs are remembered."""
 
@@ -21,16 +19,9 @@ class Network:
     trust_remote_code: bool = False
     shards: int = 1  # processes that share weights, gradients and optimiser states
 
-    @cached_property
-    def _key(self) -> tuple[Any, ...]:
-        others = (self.precision, self.gradient_checkpointing, self.shards)
-        return *others, json.dumps(self.lora, default=str), self.config.to_json_string(use_diff=False)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Network) and self._key == other._key
-
     def __hash__(self) -> int:
-        return hash(self._key)
+        """Of the fields that have a hash."""
+        return hash((self.precision, self.gradient_checkpointing, self.shards))
 
     @property
     def layers(self) -> int:
@@ -48,17 +39,21 @@ class Network:
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
 
     @property
+    def made(self) -> int:
+        """Bytes of a number as a layer or the head makes it."""
+        return 4 if self.half is None else 2
+
+    @property
     def base(self) -> torch.dtype:
         """Of the weights as they are loaded: those that train are in full precision."""
         return torch.bfloat16 if self.lora is not None and self.precision.startswith("bf16") else torch.float32
 
     def autocast(self) -> torch.autocast:
         """The Trainer's precision. Copies of sharded weights are not kept."""
-        on = self.half is not None
-        return torch.autocast("cpu", self.half, enabled=on, cache_enabled=self.shards == 1)
+        return torch.autocast("cpu", self.half, enabled=self.half is not None, cache_enabled=self.shards == 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Settings(Network):
     """A recipe's settings as a plan sees them; its methods say what follows from them."""
 
@@ -103,6 +98,7 @@ class Settings(Network):
         return self.batch.rank_prompts * self.per_prompt
 
     def but(self, **changes: Any) -> "Settings":
-        """With other values; those of the batch by their own names."""
-        sizes = {k: changes.pop(k) for k in ("micro_batch_size", "prompts_per_step", "group_size") if k in changes}
-        return replace(self, batch=replace(self.batch, **sizes), **changes)
+        """With other values; ``micro_batch_size`` is the batch's."""
+        if "micro_batch_size" in changes:
+            changes["batch"] = replace(self.batch, micro_batch_size=changes.pop("micro_batch_size"))
+        return replace(self, **changes)

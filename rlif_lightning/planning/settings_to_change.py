@@ -21,46 +21,36 @@ class Change(NamedTuple):
 
 
 def settings_to_change(settings: Settings, plan: Memory, available: int | None) -> list[Change]:
-    """Every single setting whose change lowers the peak, the most effective first.
-
-    Args:
-        settings: The recipe's.
-        plan: Theirs.
-        available: As in :func:`rlif_lightning.planning.memory.memory`.
-    """
-    found = [Change(words, price, memory(new, available).peak) for words, price, new in _possible(settings)]
+    """Every single setting whose change lowers the peak of the plan, the most effective first."""
+    found = [
+        Change(f"--{words}", price, memory(settings.but(**values), available).peak)
+        for words, price, values in _possible(settings)
+    ]
     return sorted((c for c in found if plan.peak - c.peak > LEAST), key=lambda c: c.peak)
 
 
-def _possible(settings: Settings) -> Iterator[tuple[str, str, Settings]]:
-    """Words, price and settings of each change: to what costs time alone, to training, to completions."""
-
-    def change(words: str, price: str, **values: Any) -> tuple[str, str, Settings]:
-        return words, price, settings.but(**values)
-
-    s = settings
+def _possible(s: Settings) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Words, price and values of each change: to what costs time alone, to training, to completions."""
     if not s.gradient_checkpointing:
-        yield change(
-            "--model.gradient_checkpointing true", "a third more time in updates", gradient_checkpointing=True
-        )
+        price = "a third more time in updates"
+        yield "model.gradient_checkpointing true", price, {"gradient_checkpointing": True}
     smaller = next((n for n in range(s.micro_rows // 2, 0, -1) if s.batch.window_rows % n == 0), None)
     if smaller:
-        words = f"--rollout.micro_batch_size {smaller}"
-        yield change(words, "more and smaller passes", micro_batch_size=smaller)
+        yield f"rollout.micro_batch_size {smaller}", "more and smaller passes", {"micro_batch_size": smaller}
     if s.native and s.rows is not None and s.rows > s.per_prompt:
         fewer = max(s.per_prompt, s.rows // 2)
-        yield change(f"--rollout.sampler.rows {fewer}", "more batches of sampling", rows=fewer)
+        yield f"rollout.sampler.rows {fewer}", "more batches of sampling", {"rows": fewer}
     if s.lora is None:
-        words = "--model.lora '{r: 16, lora_alpha: 32, target_modules: all-linear}'"
-        yield change(words, "trains an adapter", lora=LORA, from_adapter=False)
+        words = "model.lora '{r: 16, lora_alpha: 32, target_modules: all-linear}'"
+        yield words, "trains an adapter", {"lora": LORA, "from_adapter": False}
         if s.state_bytes > 4:
-            words = "--model.optimizer bitsandbytes.optim.PagedAdamW8bit"
-            yield change(words, "optimiser states of 8 bits", state_bytes=EIGHT_BIT, steps_at_once=False)
+            values = {"state_bytes": EIGHT_BIT, "steps_at_once": False}
+            yield "model.optimizer bitsandbytes.optim.PagedAdamW8bit", "optimiser states of 8 bits", values
     elif s.quantization is None and s.half is not None:
-        yield change("--model.quantization nf4", "weights of 4 bits; slower", quantization="nf4")
+        yield "model.quantization nf4", "weights of 4 bits; slower", {"quantization": "nf4"}
     if s.max_new_tokens >= 256:
         half = s.max_new_tokens // 2
-        yield change(f"--rollout.max_new_tokens {half}", "cuts long completions", max_new_tokens=half)
+        yield f"rollout.max_new_tokens {half}", "cuts long completions", {"max_new_tokens": half}
 
 
 def what_to_do(changes: Sequence[Change], available: int | None) -> str | None:

@@ -6,17 +6,19 @@ from rlif_lightning.planning.memory import GIB, Memory
 from rlif_lightning.planning.settings import Settings
 from rlif_lightning.planning.settings_to_change import Change
 
-ROWS = (
-    "weights", "adapter", "reference", "optimiser", "gradients", "buckets", "activations", "casts", "gathered",
-    "KV cache", "rollout", "logits", "head", "temporary",
-)  # fmt: skip
-MEANING = {
+PARTS = {
+    "weights": "", "adapter": "", "reference": "", "optimiser": "", "gradients": "",
     "buckets": "copies of gradients that DDP sends",
+    "activations": "",
     "casts": "half-precision copies of trained weights",
     "gathered": "weights of other processes",
+    "KV cache": "",
     "rollout": "tokens and statistics",
+    "logits": "",
     "head": "one tile of logits, gradient of the head",
-}
+    "temporary": "",
+}  # fmt: skip
+"""In the order of the table, with what the name does not say."""
 
 
 def head_lines(settings: Settings, plan: Memory) -> list[str]:
@@ -44,15 +46,17 @@ def memory_table(plan: Memory) -> str:
     """Each part in each phase, in GiB, or MiB for a toy."""
     unit, name = (GIB, "GiB") if plan.peak >= GIB else (2**20, "MiB")
     names = [p.removeprefix("optimiser ") for p in plan.phases]
-    width = max(len(p) for p in names) + 2
+    width = max(map(len, names)) + 2
+
+    def line(title: str, values: Sequence[float]) -> str:
+        return f"{title:<16}" + "".join(f"{v:>{width}.2f}" if v >= 0.005 else " " * width for v in values)
+
     lines = [f"{f'{name} per device':<16}" + "".join(f"{p:>{width}}" for p in names)]
-    for part in ROWS:
+    for part, meaning in PARTS.items():
         values = [parts.get(part, 0) / unit for parts in plan.phases.values()]
         if max(values) >= 0.005:
-            cells = "".join(f"{v:>{width}.2f}" if v >= 0.005 else f"{'':>{width}}" for v in values)
-            lines.append(f"{part:<16}{cells}   {MEANING.get(part, '')}".rstrip())
-    peaks = (sum(parts.values()) / unit for parts in plan.phases.values())
-    return "\n".join([*lines, f"{'peak':<16}" + "".join(f"{peak:>{width}.2f}" for peak in peaks)])
+            lines.append(f"{line(part, values)}   {meaning}".rstrip())
+    return "\n".join([*lines, line("peak", [sum(parts.values()) / unit for parts in plan.phases.values()])])
 
 
 def fits_line(found: dict[int, bool]) -> str:
@@ -65,9 +69,7 @@ def fits_line(found: dict[int, bool]) -> str:
 
 def change_lines(changes: Sequence[Change], peak: int, most: int = 5) -> list[str]:
     """Each setting to change alone, and the peak that it leads to."""
-    if not changes:
-        return []
     shown = changes[:most]
-    width = max(len(c.words) for c in shown)
-    lines = [f"less memory by one setting (peak now {peak / GIB:.1f} GiB):"]
-    return lines + [f"  {c.words:<{width}}  {c.peak / GIB:6.1f} GiB   {c.price}" for c in shown]
+    width = max((len(c.words) for c in shown), default=0)
+    lines = [f"  {c.words:<{width}}  {c.peak / GIB:6.1f} GiB   {c.price}" for c in shown]
+    return [f"less memory by one setting (peak now {peak / GIB:.1f} GiB):", *lines] if lines else []

@@ -49,22 +49,20 @@ def _count(network: Network, quantization: str | None) -> Weights:
     head = body_and_head(model)[1]
     embedding = base.get_input_embeddings().weight
     output: Any = getattr(head.module, "base_layer", head.module).weight  # with or without an adapter around it
-    own = {n: p for n, p in model.named_parameters() if "lora_" not in n}
+    own = [p for n, p in model.named_parameters() if "lora_" not in n]
     adapter = [p for n, p in model.named_parameters() if "lora_" in n]
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
     layers = [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
     layers = [m for m in layers if m.weight is not embedding]
     linear = {p for layer in layers for p in layer.parameters(recurse=False)}  # biases too
     body = {m.weight for m in layers if m.weight is not output}
-    size = sum(w.numel() for w in body)
-    half, packed = 2 if network.half is not None else 4, body if quantization else set()
-    loaded = sum(p.numel() * (NF4_BITS / 8 if p in packed else p.element_size()) for p in own.values())
+    size, packed = sum(w.numel() for w in body), body if quantization else set()
     return Weights(
-        parameters=sum(p.numel() for p in own.values()),
-        trainable=sum(p.numel() for p in trained),
-        loaded=int(loaded),
-        adapter=sum(p.numel() * p.element_size() for p in adapter),
-        frozen_copy=sum(p.numel() * (half if p in linear else p.element_size()) for p in own.values()),
+        parameters=sum(p.numel() for p in own),
+        trainable=sum(trained),
+        loaded=int(sum(p.numel() * (NF4_BITS / 8 if p in packed else p.element_size()) for p in own)),
+        adapter=sum(p.nbytes for p in adapter),
+        frozen_copy=sum(p.numel() * (network.made if p in linear else p.element_size()) for p in own),
         casts=size * 2 if network.lora is None and network.half is not None else 0,
         body=size,
         head=output.numel(),
@@ -73,16 +71,15 @@ def _count(network: Network, quantization: str | None) -> Weights:
         head_is_weight=head.weight is not None,
         tied=output is embedding,
         largest=max(w.numel() for w in body),
-        largest_trainable=max(p.numel() for p in trained),
+        largest_trainable=max(trained),
     )
 
 
 def optimizer_memory(make: Callable[[Any], torch.optim.Optimizer]) -> tuple[float, bool]:
-    """Measure an optimiser by one step with a small weight on the CPU.
+    """Bytes of state per trainable number, measured by one step with a small weight on the CPU.
 
-    Returns:
-        Bytes of state per trainable number; and whether it is one of torch's that on a GPU works on all weights
-        together, with a copy of their size (``foreach``).
+    And whether the optimiser is one of torch's that on a GPU works on all weights together, with a copy of their
+    size (``foreach``).
     """
     weight = nn.Parameter(torch.zeros(256, 256, device="cpu", dtype=torch.float32))
     weight.grad = torch.ones_like(weight)
@@ -91,6 +88,6 @@ def optimizer_memory(make: Callable[[Any], torch.optim.Optimizer]) -> tuple[floa
         warnings.simplefilter("ignore")  # paged optimisers are none on a CPU; the size is the same
         made.step()
     kept = [t for state in made.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    size = sum(t.numel() * t.element_size() for t in kept if t.numel() > 1) / weight.numel()
+    size = sum(t.nbytes for t in kept if t.numel() > 1) / weight.numel()
     one_by_one = made.defaults.get("fused") or made.defaults.get("foreach") is False
     return size, type(made).__module__.startswith("torch.optim") and not one_by_one

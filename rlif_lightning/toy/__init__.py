@@ -1,12 +1,9 @@
 """The embedded default: a tiny base model and its arithmetic problems, so that everything runs without a hub.
 
-The model is built on first use, in tens of seconds on one CPU core, and lands in the user's cache as an
-ordinary Hugging Face folder; from there on nothing in the package knows that it is a toy. It exists for any seed
-(``toy:3`` is seed 3) and in two variants: ``toy``, a base model (several solution styles, slips, about 0.3 sampled
-accuracy), and ``toy-tuned``, the same after some training on clean step-by-step solutions.
-
-The recipe of ``toy`` was searched until internal rewards made accuracy rise and then fall. What the toys show is
-a property of these toys and proves nothing about language models.
+It is built on first use, in tens of seconds on one CPU core, as an ordinary Hugging Face folder in the user's cache.
+It exists for any seed (``toy:3``) and in two variants: ``toy``, a base model (several solution styles, slips, about
+0.3 sampled accuracy), and ``toy-tuned``, the same after some training on clean step-by-step solutions. The recipe was
+searched until internal rewards made accuracy rise and then fall, and proves nothing about language models.
 """
 
 from rlif_lightning.toy.cache import parse_toy_name, refuse_almost_toy, toy_model

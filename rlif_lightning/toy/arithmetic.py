@@ -30,16 +30,9 @@ def count_steps(question: str) -> int:
 
 
 def work_out(question: str, steps: int, slip: float, rng: random.Random) -> tuple[list[tuple[str, int]], str]:
-    """Work out the first steps of a problem.
+    """Work out the first steps of a problem, each such as ``("3+5", 8)``, and their answer.
 
-    Args:
-        question: The problem.
-        steps: How many.
-        slip: Chance per step that its result is a random digit; what follows carries it on.
-        rng: Source of all randomness.
-
-    Returns:
-        The steps, each what is calculated and its result, such as ``("3+5", 8)``; and their answer.
+    With a chance of ``slip`` the result of a step is a random digit; what follows carries it on.
     """
     value, worked = int(question[0]), []
     for operator, digit in zip(question[1 : 2 * steps : 2], question[2 : 2 * steps + 1 : 2], strict=True):

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import cast, get_args
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.toy import pretraining
@@ -21,21 +21,14 @@ _EXPECTED = f"{', '.join(get_args(Variant))}, or one of them with a seed: toy:3"
 
 
 def cache_dir() -> Path:
-    """The folder for everything this package builds once and keeps.
-
-    ``$RLIF_CACHE`` if set, else ``rlif_lightning`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``.
-    """
+    """Where built toys stay: ``$RLIF_CACHE``, else ``rlif_lightning`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``."""
     if own := os.environ.get("RLIF_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlif_lightning"
 
 
 def parse_toy_name(name: str) -> tuple[Variant, int] | None:
-    """Variant and seed (1 where the name has none) of a toy, or None if a name is that of a folder or of the hub.
-
-    Raises:
-        UserError: It starts as a toy's name and its seed is not a number.
-    """
+    """Variant and seed (1 where the name has none) of a toy, or None if a name is that of a folder or of the hub."""
     variant, colon, seed = name.partition(":")
     if variant not in get_args(Variant):
         return None
@@ -45,11 +38,7 @@ def parse_toy_name(name: str) -> tuple[Variant, int] | None:
 
 
 def refuse_almost_toy(name: str) -> None:
-    """Answer a slip in a toy's name before it is looked for on the hub.
-
-    Raises:
-        UserError: It is almost a toy's name and has no user before a /, as names of the hub have.
-    """
+    """Answer a slip in a toy's name, without the user and / of a hub name, before it is looked for on the hub."""
     near = difflib.get_close_matches(name.partition(":")[0], get_args(Variant), 1, cutoff=0.8)
     if near and "/" not in name:
         raise UserError(f"Nothing is called '{name}'; did you mean '{near[0]}'?", expected=_EXPECTED)
@@ -70,33 +59,32 @@ def toy_model(name: str = "toy", progress: bool = True) -> Path:
     parsed = parse_toy_name(name)
     if parsed is None:
         raise UserError("Unknown toy model.", got=name, expected=_EXPECTED)
-    return _cached(*parsed, progress)
-
-
-def _cached(variant: Variant, seed: int, progress: bool) -> Path:
+    variant, seed = parsed
     folder = cache_dir() / f"{variant}-seed{seed}-{recipe_hash(variant)}"
     if folder.is_dir():
         return folder
-    parent = _cached("toy", seed, progress) if variant == "toy-tuned" else None
-    phases = PHASES[variant] if parent is None else PHASES[variant][len(PHASES["toy"]) :]
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    base = toy_model(f"toy:{seed}", progress) if variant == "toy-tuned" else None
+    phases = PHASES[variant][len(PHASES["toy"]) if base else 0 :]
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with _lock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            if not folder.is_dir():  # nobody built it while we waited
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
+                unfinished.mkdir()
+                pretraining.build(unfinished, phases, seed, base=base, progress=progress)
+                unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _lock(path: Path) -> AcquireReturnProxy:
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path).acquire()
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise UserError(
             "The cache folder for the toy model cannot be used.",
-            got=f"{folder.parent} ({error})",
+            got=f"{path.parent} ({error})",
             do="set RLIF_CACHE to a folder that can be written",
         ) from error
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
-        if not folder.is_dir():  # nobody built it while we waited
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
-            unfinished.mkdir()
-            pretraining.build(unfinished, phases, seed, base=parent, progress=progress)
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        lock.release()
-    return folder

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.toy import arithmetic, recipe
 from rlif_lightning.toy.problems import draw_document
 from rlif_lightning.toy.recipe import BOS, EOS, PAD, PROMPT_END, VOCABULARY, Phase
+from rlif_lightning.warnings_shown import no_saving_bar
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,21 +36,11 @@ def build(
     base: Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Train a toy and save it as a Hugging Face model folder.
+    """Train a toy by some phases, and save it in an existing folder as a Hugging Face model.
 
     The result depends on the arguments alone; the caller's random state, threads, default device and dtype are left
-    as they were. It is the same bit for bit on one kind of machine and one version of torch only.
-
-    Args:
-        folder: Where to save, an existing empty folder.
-        phases: What the model goes through.
-        seed: Seed of the weights and the corpus.
-        task: What the problems are, as in ``problems``.
-        base: Folder of a model to continue; None: random weights.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        UserError: A phase does not reach its loss.
+    as they were. It is the same bit for bit on one kind of machine and one version of torch only. ``base`` is the
+    folder of a model to continue, in place of random weights; ``task`` is as in ``problems``.
     """
     from transformers import GenerationConfig
 
@@ -59,7 +51,8 @@ def build(
         for phase in phases:
             _train(model, phase, seed, task, progress)
         model.generation_config = GenerationConfig(**SPECIAL_IDS)
-        _save(model, folder)
+        with no_saving_bar():
+            model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
 
 
@@ -68,14 +61,8 @@ def untrained_model(seed: int) -> "LlamaForCausalLM":
     """Every matrix is drawn under a generator of our own; the norms are at one."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        max_position_embeddings=recipe.MAX_LENGTH,
-        dtype="float32",
-        use_cache=True,
-        **SPECIAL_IDS,
-        **recipe.ARCHITECTURE,
-    )
+    sizes: dict[str, Any] = {"vocab_size": len(VOCABULARY), "max_position_embeddings": recipe.MAX_LENGTH}
+    config = LlamaConfig(dtype="float32", use_cache=True, **sizes, **SPECIAL_IDS, **recipe.ARCHITECTURE)
     model, generator = LlamaForCausalLM(config), torch.Generator().manual_seed(seed)
     stds = {"model.embed_tokens.weight": recipe.EMBEDDING_STD, "lm_head.weight": recipe.HEAD_STD}
     for name, parameter in model.named_parameters():
@@ -94,9 +81,8 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, VOCABULARY[BOS])]
-    )
+    start = [(BOS, VOCABULARY[BOS])]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=start)
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -110,11 +96,9 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def draw_batch(phase: Phase, rng: random.Random, task: Any = arithmetic) -> tuple[Tensor, Tensor]:
-    """Draw a batch of the corpus, with the styles and slips of a phase.
+    """Draw token ids and labels [documents, tokens] of a phase's corpus, padded on the right.
 
-    Returns:
-        [documents, tokens] token ids, padded on the right, and labels: -100 in prompts and padding, where no loss is
-        taken.
+    Labels are -100 in prompts and padding, where no loss is taken.
     """
     rows, labels = [], []
     for _ in range(recipe.BATCH_SIZE):
@@ -123,23 +107,8 @@ def draw_batch(phase: Phase, rng: random.Random, task: Any = arithmetic) -> tupl
         completion = [VOCABULARY[token] for token in (*solution, EOS)]
         rows.append(torch.tensor(prompt + completion))
         labels.append(torch.tensor([-100] * len(prompt) + completion))
-    return (
-        nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=VOCABULARY[PAD]),
-        nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
-    )
-
-
-def _save(model: "LlamaForCausalLM", folder: Path) -> None:
-    """``save_pretrained`` without its bar for a single file."""
-    from transformers.utils import logging
-
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-    finally:
-        if shows_bars:
-            logging.enable_progress_bar()
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    return pad(rows, padding_value=VOCABULARY[PAD]), pad(labels, padding_value=-100)
 
 
 def _train(model: "LlamaForCausalLM", phase: Phase, seed: int, task: Any, progress: bool) -> None:
@@ -147,10 +116,9 @@ def _train(model: "LlamaForCausalLM", phase: Phase, seed: int, task: Any, progre
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=phase.lr, betas=recipe.BETAS, weight_decay=recipe.WEIGHT_DECAY, fused=True
     )
-    running: float | None = None
+    running, goal = math.inf, phase.until_loss
     with tqdm(
-        # A cap is not an estimate: without a total the bar counts up.
-        total=phase.steps if phase.until_loss is None else None,
+        total=phase.steps if goal is None else None,  # a cap is no estimate: without a total the bar counts up
         desc=f"Building the toy model, once: {phase.name}",
         unit=" steps",
         disable=not progress,
@@ -166,17 +134,16 @@ def _train(model: "LlamaForCausalLM", phase: Phase, seed: int, task: Any, progre
             nn.utils.clip_grad_norm_(model.parameters(), recipe.MAX_GRAD_NORM)
             optimizer.step()
             decay = recipe.LOSS_DECAY
-            running = loss.item() if running is None else decay * running + (1 - decay) * loss.item()
+            running = decay * running + (1 - decay) * loss.item() if step else loss.item()
             bar.update()
-            goal = "" if phase.until_loss is None else f" (until {phase.until_loss})"
-            bar.set_postfix_str(f"loss {running:.3f}{goal}", refresh=False)
-            if phase.until_loss is not None and running < phase.until_loss:
+            bar.set_postfix_str(f"loss {running:.3f}" + (f" (until {goal})" if goal else ""), refresh=False)
+            if goal is not None and running < goal:
                 return
-    if phase.until_loss is not None:
+    if goal is not None:
         raise UserError(
             f"The toy base model of seed {seed} did not learn its task.",
             got=f"loss {running:.3f} after {phase.steps} steps",
-            expected=f"loss below {phase.until_loss}",
+            expected=f"loss below {goal}",
             do=f"take another seed, such as {seed + 1}; if that fails too, please report it",
         )
 

@@ -30,39 +30,31 @@ def draw_question(rng: random.Random, *, held_out: bool, task: Any = arithmetic)
 
 
 def toy_problems(split: Literal["train", "held_out"], n: int, task: Any = arithmetic) -> list[dict[str, str]]:
-    """Draw distinct problems with their answers; a smaller n gives the beginning of a larger one.
+    """Draw distinct problems with their answers, such as ``{"question": "3+5-9+2", "answer": "1"}``.
 
-    Args:
-        split: ``train`` draws from what the base model was pre-trained on, ``held_out`` from the rest.
-        n: How many: well below the 210,000 that the smaller side has.
-        task: What the problems are.
-
-    Returns:
-        Rows such as ``{"question": "3+5-9+2", "answer": "1"}``.
+    ``train`` draws from what the base model was pre-trained on, ``held_out`` from the rest; n is well below the
+    210,000 of the smaller side. A smaller n gives the beginning of a larger one.
     """
     rng = random.Random(f"{split} problems 0")
-    questions: dict[str, None] = {}  # a set that keeps its order
-    while len(questions) < n:
-        questions[draw_question(rng, held_out=split == "held_out", task=task)] = None
-    return [{"question": question, "answer": str(task.evaluate(question))} for question in questions]
+    rows: dict[str, dict[str, str]] = {}
+    while len(rows) < n:
+        question = draw_question(rng, held_out=split == "held_out", task=task)
+        rows[question] = {"question": question, "answer": str(task.evaluate(question))}
+    return list(rows.values())
 
 
 def write_solution(question: str, style: Style, slip: float, rng: random.Random, task: Any = arithmetic) -> str:
     """Write the solution of a problem as the corpus of the base model has it, without an end token.
 
-    Each written step slips with the given chance: its result is random, and the following steps carry it on. Without
-    slips (the answer is what the written steps make):
+    Each written step slips with the given chance: its result is random, and the following steps carry it on. Of
+    ``3+5-9+2`` without slips (the answer is what the written steps make)::
 
-    =======  ========================  ============================
-    style    ``3+5-9+2``
-    =======  ========================  ============================
-    steps    ``3+5=8;8-9=9;9+2=1;#1``
-    direct   ``#1``                    always right
-    terse    ``8;9;1;#1``
-    skipped  ``3+5=8;#8``              the first j steps, any j
-    noise    ``=4~#+``                 2 to 20 random characters
-    give_up  ``?``
-    =======  ========================  ============================
+        steps    3+5=8;8-9=9;9+2=1;#1
+        direct   #1                    always right
+        terse    8;9;1;#1
+        skipped  3+5=8;#8              the first j steps, any j
+        noise    =4~#+                 2 to 20 random characters
+        give_up  ?
     """
     if style == "direct":
         return f"#{task.evaluate(question)}"

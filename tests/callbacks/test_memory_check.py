@@ -104,53 +104,24 @@ def test_out_of_memory_names_phase_and_settings(method, phase, model_folder, pro
     assert "--rollout.micro_batch_size" in text
 
 
-def test_cpu_is_compared_with_what_is_free(model_folder, problems_file, monkeypatch):
-    monkeypatch.setattr(memory_check, "TOY", 0)
-    monkeypatch.setattr(memory_check, "free_memory", lambda device: 2**40)
-    fit(model_folder(), problems_file, callbacks=[MemoryCheck()])
-    monkeypatch.setattr(memory_check, "free_memory", lambda device: 2**20)
-    with pytest.raises(UserError, match="no memory for the longest batch"):
-        fit(model_folder(), problems_file, callbacks=[MemoryCheck()])
-    fit(model_folder(), problems_file, callbacks=[MemoryCheck("off")])
+def test_out_of_memory_is_told_where_nothing_can_be_planned(model_folder, problems_file, monkeypatch):
+    def ran_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
-
-def test_processes_of_a_machine_share_what_is_free(model_folder, problems_file, monkeypatch):
-    """What is just enough for one is not for each of two."""
-    run = fit(model_folder(), problems_file, callbacks=[MemoryCheck("off")], steps=1)
-    trainer, collector = run.trainer, run.module.collector
-    free = 2**20
-    monkeypatch.setattr(memory_check, "free_memory", lambda device: free)
-    with pytest.raises(UserError):
-        memory_check.compare(trainer, run.module, collector)
-    while True:
-        try:
-            memory_check.compare(trainer, run.module, collector)
-            break
-        except UserError:
-            free = free * 5 // 4
-    monkeypatch.setattr(type(trainer), "num_devices", 2)
-    with pytest.raises(UserError, match="for each of 2 processes"):
-        memory_check.compare(trainer, run.module, collector)
-
-
-def test_run_goes_on_where_nothing_can_be_planned(model_folder, problems_file, monkeypatch, caplog):
     def fails(*_):
         raise NotImplementedError("this operation has no fake")
 
-    monkeypatch.setattr(memory_check, "TOY", 0)
+    monkeypatch.setattr(memory_check, "_update", ran_out)
     monkeypatch.setattr(memory_check, "memory", fails)
-    with caplog.at_level("INFO", "lightning.pytorch"):
-        run = fit(model_folder(), problems_file, callbacks=[MemoryCheck()], steps=1)
-    assert len(run.column("train/loss")) == 1
-    assert "does not know this model" in caplog.text
+    with pytest.raises(UserError, match=r"phase 'update'(.|\n)*--rollout.micro_batch_size") as caught:
+        fit(model_folder(), problems_file, callbacks=[MemoryCheck("try")])
+    assert "rlif plan expects" not in str(caught.value)
 
 
-def test_toy_is_not_looked_at(model_folder, problems_file, monkeypatch):
-    def fails(*_):
-        raise AssertionError
-
-    monkeypatch.setattr(memory_check, "compare", fails)
-    fit(model_folder(), problems_file, callbacks=[MemoryCheck()])
+@pytest.mark.parametrize("action", ["auto", "off"])
+def test_nothing_is_tried_on_a_cpu_unless_asked_for(action, model_folder, problems_file, monkeypatch):
+    monkeypatch.setattr(memory_check, "try_longest", lambda *_: pytest.fail("tried"))
+    fit(model_folder(), problems_file, callbacks=[MemoryCheck(action)], steps=1)
 
 
 def test_later_out_of_memory_is_a_message(rlif, small_fit, monkeypatch, capsys):
@@ -164,11 +135,6 @@ def test_later_out_of_memory_is_a_message(rlif, small_fit, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "memory ran out" in error and "20.00 MiB" in error and "--rollout.micro_batch_size" in error
-
-
-def test_action_is_checked():
-    with pytest.raises(UserError, match=r"memory_check.action"):
-        MemoryCheck("maybe")
 
 
 def test_command_line_tries_before_it_evaluates(rlif, small_fit, monkeypatch):

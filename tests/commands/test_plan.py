@@ -21,11 +21,10 @@ from rlif_lightning.models.references import References
 from rlif_lightning.planning import dry_run
 from rlif_lightning.planning.configs import FIGURES, known_config, model_config
 from rlif_lightning.planning.devices import fits, parse_device, usable
-from rlif_lightning.planning.dry_run import Batch
+from rlif_lightning.planning.dry_run import Alive, Batch
 from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings import Network, Settings
 from rlif_lightning.planning.settings_to_change import EIGHT_BIT, settings_to_change, what_to_do
-from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.planning.weights import NF4_BITS, count, optimizer_memory
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.kv_cache import PreallocatedLayer, cache_room

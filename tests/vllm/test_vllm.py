@@ -15,7 +15,7 @@ from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
-from rlif_lightning.toy.base import build
+from rlif_lightning.toy.pretraining import build
 from rlif_lightning.toy.recipe import ARCHITECTURE
 from rlif_lightning.training.scores import with_scores
 from tests.conftest import completion_logits, load_model, make_model
