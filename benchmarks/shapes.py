@@ -36,7 +36,7 @@ class Work:
             forward, which is our self-certainty and the other side's text.
         steps: That are run, those to warm up included.
         fixed_length: Whether no completion ends before ``new_tokens``.
-        precision: As Lightning names it. Weights that train are float32 in both.
+        precision: As Lightning names it. Weights that train are float32 in any; others are bfloat16 in bf16-mixed.
         lora: Train an adapter (``LORA``) in place of all weights.
     """
 

@@ -116,8 +116,10 @@ def make_trainer(work: Work, gate: Gate, output: str) -> GRPOTrainer:
         dataloader_pin_memory=False,
         seed=0,
     )
+    # Without this a PEFT model, whose generate() no autocast surrounds, would sample in float32.
+    dtype = torch.bfloat16 if bf16 and work.lora else torch.float32
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(work.folder, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype),
         reward_funcs=counted(gate, certainty if work.reward == "self_certainty" else text),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": read_prompts(work.folder, "question")}),
