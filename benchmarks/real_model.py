@@ -25,7 +25,7 @@ QUESTIONS = (
 
 
 def link(model: Path, target: Path, questions: Path | None = None) -> str:
-    """A folder with links to the model's files, and beyond them the prompts; returns its name.
+    """A folder with links to the model's files, and the prompts; returns its name.
 
     Args:
         model: Folder with weights, tokenizer and chat template; nothing is written into it.
