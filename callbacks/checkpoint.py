@@ -11,17 +11,18 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration, recompute
-from rlif_lightning.errors import UserError
+from rlif_lightning.callbacks.logging import run_folder
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
-from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, replacing
-from rlif_lightning.training.module import RLIFModule
+from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT
 
 
 class RolloutCheckpoint(Checkpoint):
-    """Saves at the boundary of a rollout, where a run can be continued exactly.
+    """Saves checkpoints between rollouts, where a run can be continued exactly.
 
     A continued run takes the optimiser's state and the place in the schedule from the checkpoint, and settings
     that have been changed since (learning rate, weight decay, betas ...) from the recipe and the command line.
@@ -29,16 +30,15 @@ class RolloutCheckpoint(Checkpoint):
     ask for a save at the next boundary and then stop the run (a second one ends it at once).
 
     Args:
-        every: Optimiser steps between two saves; the end of training is always saved.
-        keep: Also keep this many numbered checkpoints, the newest; null: all.
+        every: Optimiser steps between two checkpoints; the end of training is always saved.
+        keep: Number of numbered checkpoints to keep besides ``last.ckpt``, the newest ones; null: all.
     """
 
     def __init__(self, every: int = 10, keep: int | None = 0) -> None:
-        if every < 1:
-            raise UserError("checkpoint.every is too small", got=every, expected="1 or more")
+        check_ranges("checkpoint", ("every", every, every >= 1, "1 or more"))
         self.every, self.keep = every, keep
         self._saved_step = -1
-        self._module: RLIFModule | None = None  # whom a signal is told
+        self._module: Any = None  # whom a signal is told
         self._at_boundary = True
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
@@ -55,25 +55,25 @@ class RolloutCheckpoint(Checkpoint):
         """Write and read checkpoints safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
-        plan = getattr(trainer.datamodule, "plan", None)  # type: ignore[attr-defined]
-        if plan is not None and trainer.training:
-            loop = checkpoint["loops"]["fit_loop"]
-            (place,) = loop["state_dict"]["combined_loader"]
-            trainer.datamodule.train_dataloader().load_state_dict(place)  # type: ignore[attr-defined] # refuses other data
-            before, here = place.get("world_size", trainer.world_size), trainer.world_size
-            if before != here:
-                dealt = plan.steps_per_rollout > 1
-                rank_zero_info(
-                    f"Continued by {here} process{'es' if here > 1 else ''}; the checkpoint was written by {before}. "
-                    "The same prompts follow, but the run is no longer the same bit by bit"
-                    + (", and a rollout's prompts come in another order." if dealt else ".")
-                )
-            was, now = place["rollout_batches"], plan.rollout_batches
-            for counts in (loop["epoch_loop.batch_progress"][k] for k in ("total", "current")):
-                rollouts = counts["ready"] // was
-                counts.update({k: n + rollouts * (now - was) for k, n in counts.items()})
+        if not trainer.training:
+            return
+        plan, loop = trainer.datamodule.plan, checkpoint["loops"]["fit_loop"]
+        (place,) = loop["state_dict"]["combined_loader"]
+        trainer.datamodule.train_dataloader().load_state_dict(place)  # refuses other data
+        before, here = place["world_size"], trainer.world_size
+        if before != here:
+            dealt = plan.steps_per_rollout > 1
+            rank_zero_info(
+                f"Continued by {here} process{'es' if here > 1 else ''}; the checkpoint was written by {before}. "
+                "The same prompts follow, but the run is no longer the same bit by bit"
+                + (", and a rollout's prompts come in another order." if dealt else ".")
+            )
+        was, now = place["rollout_batches"], plan.rollout_batches
+        for counts in (loop["epoch_loop.batch_progress"][k] for k in ("total", "current")):
+            rollouts = counts["ready"] // was
+            counts.update({k: n + rollouts * (now - was) for k, n in counts.items()})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how the optimisers are configured, before the checkpoint's settings take their place."""
@@ -87,18 +87,16 @@ class RolloutCheckpoint(Checkpoint):
                     do="continue with the optimiser that the run began with, or begin a new run",
                 )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Bring changed settings back; take SIGTERM over from Lightning, which would stop within a rollout."""
         for optimizer, now, was in zip(trainer.optimizers, self._optimizers, self._stored, strict=False):
             changes = bring_back(optimizer, now["groups"], was["groups"])
             if changes:
                 rank_zero_info(f"Changed since the checkpoint: {', '.join(changes)}")
-        if self._stored:
-            for config in trainer.lr_scheduler_configs:
-                if isinstance(config.scheduler, LambdaLR):
-                    recompute(config.scheduler)
+        for config in trainer.lr_scheduler_configs if self._stored else []:
+            if isinstance(config.scheduler, LambdaLR):
+                recompute(config.scheduler)
         self._stored = []
-        assert isinstance(pl_module, RLIFModule)
         self._saved_step, self._at_boundary = trainer.global_step, True
         self._module, pl_module.asked_to_stop = pl_module, None
         self._make_last(trainer)
@@ -108,7 +106,7 @@ class RolloutCheckpoint(Checkpoint):
 
     def _make_last(self, trainer: Trainer) -> None:
         """A run that goes back to an older checkpoint gives up what came after it, before its logs are cut."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS
+        folder = run_folder(trainer) / CHECKPOINTS
         start = Path(trainer.ckpt_path) if trainer.ckpt_path else None
         if not trainer.is_global_zero or start is None or start.name == LAST_CHECKPOINT:
             return
@@ -126,17 +124,13 @@ class RolloutCheckpoint(Checkpoint):
         return steps
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        assert self._module is not None
         if self._module.asked_to_stop:
             raise SystemExit(128 + number)
         self._module.asked_to_stop = signal.Signals(number).name
         print("\nStopping when this rollout has been used; once more ends the run at once.", file=sys.stderr)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where due; stop where asked to."""
-        assert isinstance(pl_module, RLIFModule)
         self._at_boundary = batch["last"]
         if not self._at_boundary:
             return
@@ -160,7 +154,7 @@ class RolloutCheckpoint(Checkpoint):
             )
 
     def _save(self, trainer: Trainer) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS
+        folder = run_folder(trainer) / CHECKPOINTS
         step = self._saved_step = trainer.global_step
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         if not trainer.is_global_zero:
@@ -175,3 +169,44 @@ class RolloutCheckpoint(Checkpoint):
             shutil.copyfile(folder / LAST_CHECKPOINT, numbered)
         for old in sorted(steps)[: -self.keep] if self.keep else []:
             steps[old].unlink()
+
+
+# -- an optimiser's settings when a run continues: what was changed since the checkpoint wins, the rest stays -----
+
+
+def configuration(optimizer: Optimizer) -> dict[str, Any]:
+    """The class of an optimiser and the settings of its groups; the learning rate is that of the start."""
+    kind = type(optimizer)
+    groups = [
+        {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
+        | {"lr": group.get("initial_lr", group["lr"])}
+        for group in optimizer.param_groups
+    ]
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "groups": groups}
+
+
+def bring_back(optimizer: Optimizer, now: list[dict[str, Any]], was: list[dict[str, Any]]) -> list[str]:
+    """Set what is configured otherwise now than in the checkpoint, and say what that is.
+
+    Everything else stays as restored: an optimiser may keep state of its own next to its settings.
+    """
+    said = []
+    for group, new, old in zip(optimizer.param_groups, now, was, strict=True):
+        for key, value in new.items():
+            if value != old.get(key):
+                group["initial_lr" if key == "lr" and "initial_lr" in group else key] = value
+                said.append(f"{key} {old.get(key)} -> {value}")
+    return said
+
+
+def recompute(scheduler: LambdaLR) -> None:
+    """Compute the current step's learning rate from the schedule as it is configured now.
+
+    If nothing was changed, this is the restored rate to the last bit.
+    """
+    groups = scheduler.optimizer.param_groups
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+    scheduler._last_lr = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
+    for group, lr in zip(groups, scheduler._last_lr, strict=True):
+        group["lr"] = lr

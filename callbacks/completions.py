@@ -9,32 +9,36 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import collected_metrics
-from rlif_lightning.errors import UserError
+from rlif_lightning.callbacks.logging import collected_metrics, run_logger
+from rlif_lightning.errors import check_ranges
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.runs.folder import COMPLETIONS
+
+SHOWN = 4  # completions of a rollout in TensorBoard
 
 
 class Completions(Callback):
     """Writes completions with their rewards and advantages to ``completions.jsonl`` and TensorBoard.
 
-    Both show the first groups of the first process: whole groups, so that advantages can be read.
+    The file holds the first groups of the first process, whole groups, so that advantages can be read; TensorBoard
+    shows the first 4 completions.
 
     Args:
-        every: Optimiser steps between two rollouts that are kept; 0: none.
-        keep: Completions of a rollout in the file, rounded up to whole groups; null: all.
-        show: Completions of a rollout as text in TensorBoard.
+        every: Optimiser steps between two rollouts that are written; 0: write none.
+        keep: Completions per rollout in the file, rounded up to whole groups; null: all.
     """
 
-    def __init__(self, every: int = 1, keep: int | None = 32, show: int = 4) -> None:
-        for name, value in (("every", every), ("keep", keep), ("show", show)):
-            if value is not None and value < 0:
-                raise UserError(f"completions.{name} is negative", got=value, expected="0 or more")
-        self.every, self.keep, self.show = every, keep, show
+    def __init__(self, every: int = 1, keep: int | None = 32) -> None:
+        check_ranges(
+            "completions",
+            ("every", every, every >= 0, "0 or more"),
+            ("keep", keep, keep is None or keep >= 0, "0 or more, or null"),
+        )
+        self.every, self.keep = every, keep
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where nothing will be written."""
-        if stage == "fit" and self.every and not any(isinstance(x, RunLogger) for x in trainer.loggers):
+        if stage == "fit" and self.every and run_logger(trainer) is None:
             rank_zero_warn("Completions are not kept: that takes a rlif_lightning.runs.logger.RunLogger as logger.")
 
     def on_train_batch_start(
@@ -45,22 +49,21 @@ class Completions(Callback):
         if batch["slice"] or not trainer.is_global_zero or not self._due(step, trainer):
             return
         collected_metrics(batch)
-        logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
+        logger = run_logger(trainer)
         if logger is None:
             return
         rollout = batch["collected"].rollout
-        groups = -(-len(rollout.texts) // rollout.group_size)
+        count, g = len(rollout.texts), rollout.group_size
         if self.keep is not None:
-            groups = min(groups, -(-self.keep // rollout.group_size))
-        rows = [_row(rollout, batch, step, i) for i in range(groups * rollout.group_size)]
-        with (Path(logger.log_dir) / "completions.jsonl").open(
-            "a", encoding="utf-8", errors="backslashreplace"
-        ) as file:
+            count = min(count, math.ceil(self.keep / g) * g)
+        rows = [_row(rollout, batch, step, i) for i in range(count)]
+        path = Path(logger.log_dir) / COMPLETIONS
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        for number, row in enumerate(rows[: self.show]):
+        for number, row in enumerate(rows[:SHOWN]):
             logger.log_text(f"completions/{number}", _markdown(row), step)
-        for name, values in _distributions(rollout):
-            logger.log_histogram(name, values, step)
+        for name, values in _distributions(rollout).items():
+            logger.log_histogram(f"distribution/{name}", values, step)
 
     def _due(self, step: int, trainer: Trainer) -> bool:
         """Whether a multiple of ``every`` lies in the steps from the rollout before this one to this one."""
@@ -69,7 +72,9 @@ class Completions(Callback):
 
 
 def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:
+    """Completion i for the file."""
     prompt = batch["prompts"][i // rollout.group_size]
+    rewards = {name: float(values[i]) for name, values in rollout.rewards.items()}
     assert rollout.advantages is not None
     row: dict[str, Any] = {
         "step": step,
@@ -77,7 +82,7 @@ def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str
         "completion": rollout.texts[i],
         "tokens": int(rollout.samples.lengths[i]),
         "ended": bool(rollout.samples.ended[i]),
-        "rewards": {name: _finite(values[i]) for name, values in rollout.rewards.items()},
+        "rewards": {name: x if math.isfinite(x) else None for name, x in rewards.items()},
         "advantage": float(rollout.advantages[i]),
     }
     if rollout.answers:
@@ -86,11 +91,6 @@ def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str
         row["gold"] = prompt.problem.gold.text
         row["correct"] = bool(rollout.correct[i])
     return row
-
-
-def _finite(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def _markdown(row: dict[str, Any]) -> str:
@@ -110,13 +110,13 @@ def _code(text: str) -> str:
     return "\n".join("    " + line for line in text.splitlines()) if text.strip() else "(empty)"
 
 
-def _distributions(rollout: Rollout) -> list[tuple[str, Tensor]]:
+def _distributions(rollout: Rollout) -> dict[str, Tensor]:
+    """Numbers by name; the logger leaves out those that are not finite."""
     samples = rollout.samples
     assert samples.stats is not None and rollout.advantages is not None
-    found = [(f"distribution/reward/{k}", v[~v.isnan()]) for k, v in rollout.rewards.items()]
-    found += [
-        ("distribution/advantage", rollout.advantages),
-        ("distribution/completion_tokens", samples.lengths.float()),
-        ("distribution/entropy", samples.stats.entropy[samples.completion_mask]),
-    ]
-    return [(name, values.float().cpu()) for name, values in found if values.numel()]
+    return {
+        **{f"reward/{name}": values for name, values in rollout.rewards.items()},
+        "advantage": rollout.advantages,
+        "completion_tokens": samples.lengths,
+        "entropy": samples.stats.entropy[samples.completion_mask],
+    }

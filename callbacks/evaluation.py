@@ -3,18 +3,15 @@
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.callbacks.logging import log_now
-from rlif_lightning.callbacks.progress import counting, evaluation_progress
-from rlif_lightning.callbacks.sampling import check_sampler
+from rlif_lightning.callbacks.logging import everyones, log_now, run_folder
+from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.evaluation.answering import (
     Answered,
     Attempts,
@@ -25,6 +22,7 @@ from rlif_lightning.evaluation.answering import (
 )
 from rlif_lightning.evaluation.results import by_table, generator_name, versions, write_outputs, write_rows
 from rlif_lightning.grading import Grader
+from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 from rlif_lightning.training.module import RLIFModule
@@ -37,7 +35,7 @@ LOGGED = (
 
 
 class Evaluation(Callback):
-    """Answers held-out problems, always the same ones with the same seeds and no filters.
+    """Answers held-out problems, always the same ones with the same seeds, without filters.
 
     While fitting it logs ``val/accuracy`` (greedy) and ``val/accuracy_sampled`` before the first step, every
     so many steps, and after the last. ``rlif validate`` and ``rlif test`` write ``results.json`` and one row
@@ -45,17 +43,17 @@ class Evaluation(Callback):
     results as one.
 
     Args:
-        every: Optimiser steps between evaluations while fitting; 0: only before and after.
-        n: Problems of an evaluation while fitting, the first of the data; null: all. The commands take all
-            problems, or as many as ``data.*.limit`` says.
-        samples: Completions per problem at the temperature; 0: greedy only.
-        greedy: Also take the greedy completion.
-        temperature: Of the samples.
-        max_new_tokens: Longest completion.
+        every: Optimiser steps between evaluations during training; 0: only before the first step and after the last.
+        n: Problems of an evaluation during training, from the first on; null: all. The commands take all problems, or
+            as many as ``data.*.limit`` says.
+        samples: Sampled completions per problem; 0: none.
+        greedy: Also decode one completion per problem greedily.
+        temperature: Sampling temperature of the samples.
+        max_new_tokens: Longest completion in tokens.
         batch_size: Problems answered at the same time.
-        predictions: What ``rlif predict`` writes. rows: ``predictions.jsonl``, as the other commands' rows.
-            alpaca_eval: ``model_outputs.json`` in AlpacaEval's format, with one completion per instruction.
-        sampler: The engine; null: that of the rollout.
+        predictions: Format that ``rlif predict`` writes. ``rows``: ``predictions.jsonl``, with the rows of the other
+            commands. ``alpaca_eval``: ``model_outputs.json`` for AlpacaEval, with one completion per instruction.
+        sampler: Class that samples; null: the sampler of the rollout.
     """
 
     def __init__(
@@ -70,19 +68,15 @@ class Evaluation(Callback):
         predictions: Literal["rows", "alpaca_eval"] = "rows",
         sampler: Sampler | None = None,
     ) -> None:
-        for name, value, least in (
-            ("every", every, 0), ("n", n, 1), ("samples", samples, 0), ("batch_size", batch_size, 1)
-        ):  # fmt: skip
-            if value is not None and value < least:
-                raise UserError(f"evaluation.{name} is too small", got=value, expected=f"{least} or more")
-        if samples and temperature <= 0:
-            raise UserError(
-                "Samples need a temperature above 0",
-                got=f"evaluation.temperature {temperature}",
-                do="set --evaluation.samples 0 for greedy answers only",
-            )
-        if not samples and not greedy:
-            raise UserError("evaluation.samples is 0 and evaluation.greedy is false: nothing to evaluate")
+        check_ranges(
+            "evaluation",
+            ("every", every, every >= 0, "0 or more"),
+            ("n", n, n is None or n >= 1, "1 or more, or null"),
+            ("samples", samples, samples >= 0, "0 or more"),
+            ("samples", samples, samples or greedy, "1 or more, or evaluation.greedy true"),
+            ("temperature", temperature, temperature > 0 or not samples, "above 0, or --evaluation.samples 0"),
+            ("batch_size", batch_size, batch_size >= 1, "1 or more"),
+        )
         if predictions == "alpaca_eval" and samples + greedy != 1:
             raise UserError(
                 "AlpacaEval takes one output per instruction",
@@ -90,23 +84,21 @@ class Evaluation(Callback):
                 expected="samples 0 with greedy true, or samples 1 with greedy false",
             )
         self.predictions, self.every, self.n = predictions, every, n
-        self.attempts = Attempts(
-            Sampling(max_new_tokens, temperature=temperature or 1.0), samples, greedy, batch_size
-        )
+        sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
+        self.attempts = Attempts(sampling, samples, greedy, batch_size)
         self.sampler: Sampler | None = sampler
-        self.latest: tuple[int, dict[str, float]] = (-1, {})
-        """Step and metrics of the newest evaluation of this fit."""
+        self._latest: tuple[int, dict[str, float]] = (-1, {})  # step and metrics of this fit's newest evaluation
         self._grader: Grader | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make a grader; find the engine."""
-        assert isinstance(pl_module, RLIFModule)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
         pl_module.evaluation = self
-        if isinstance(datamodule, PromptDataModule):
-            prompts = datamodule.prompts.get(SPLITS[stage], [])[: self.n if stage == "fit" else None]
-            check_sampler(self.engine(pl_module), trainer, self.attempts.sampling, prompts)
-            self._grader = Grader(datamodule.answers_of(SPLITS[stage]))
+        data, split = trainer.datamodule, SPLITS[stage]
+        if isinstance(data, PromptDataModule):
+            prompts = [p.ids for p in data.prompts.get(split, [])][: self.n if stage == "fit" else None]
+            device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
+            self.engine(pl_module).check(prompts, self.attempts.sampling, device, trainer.world_size)
+            self._grader = Grader(data.answers_of(split))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the grader's process."""
@@ -121,15 +113,13 @@ class Evaluation(Callback):
 
     # -- while fitting ---------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Evaluate the start; after a resume again what the interrupted run had evaluated, where it was due."""
-        self.latest = (-1, {})
+        self._latest = (-1, {})
         if trainer.global_step == 0 or self._due(trainer):
             self.evaluate(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Evaluate the weights after every so many optimiser steps."""
         if self._due(trainer):
             self.evaluate(trainer, pl_module)
@@ -137,58 +127,49 @@ class Evaluation(Callback):
     def _due(self, trainer: Trainer) -> bool:
         return bool(self.every) and trainer.global_step % self.every == 0
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Evaluate the end; not where a signal asked to stop, which may be followed by a kill."""
-        assert isinstance(pl_module, RLIFModule)
         if not pl_module.is_asked_to_stop():
             self.evaluate(trainer, pl_module)
 
-    def evaluate(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+    def evaluate(self, trainer: Trainer, module: RLIFModule) -> dict[str, float]:
         """Evaluate the weights of the current step and log that, once per step; returns ``val/*``."""
-        if self.latest[0] != trainer.global_step:
+        if self._latest[0] != trainer.global_step:
             start = time.perf_counter()
             metrics = self.held_out(trainer, module)
-            self.latest = (trainer.global_step, metrics)
+            self._latest = (trainer.global_step, metrics)
             if metrics:
                 log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
-        return self.latest[1]
+        return self._latest[1]
 
-    def held_out(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+    def held_out(self, trainer: Any, module: RLIFModule) -> dict[str, float]:
         """Answer the held-out problems with the policy as it stands: ``val/*``; nothing without such problems.
 
         To be called on all processes.
         """
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not datamodule.prompts.get("val"):
+        data = trainer.datamodule
+        if not data.prompts.get("val"):
             return {}
-        (rows,) = datamodule.evaluation_loader("val", self.n)
-        summary = summarise(self._answer(trainer, module, "val", rows, evaluation_progress(trainer)))
+        (rows,) = data.evaluation_loader("val", self.n)
+        progress = getattr(trainer.progress_bar_callback, "evaluating", None)
+        summary = summarise(self._answer(trainer, module, "val", rows, progress))
         return {f"val/{name}": summary[name] for name in LOGGED if name in summary}
 
     def _answer(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        split: str,
-        rows: list[int],
-        progress: EvaluationProgress | None,
+        self, trainer: Any, module: RLIFModule, split: str, rows: list[int], progress: EvaluationProgress | None
     ) -> list[Answered]:
         """What all processes answered, in the order of the data, on every process."""
-        assert isinstance(module, RLIFModule) and module.policy is not None and self._grader is not None
-        prompts = trainer.datamodule.prompts[split]  # type: ignore[attr-defined]
+        assert self._grader is not None
+        prompts = trainer.datamodule.prompts[split]
         problems = [(row, prompts[row]) for row in rows]
         own = answer_problems(self.engine(module), module.policy, problems, self.attempts, self._grader, progress)
-        return sorted((r for part in _everyones(trainer, own) for r in part), key=lambda r: r.index)
+        return sorted((r for part in everyones(trainer, own) for r in part), key=lambda r: r.index)
 
     # -- validate, test, predict: one batch holds all problems of a process -----------------------------------
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: list[int], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: list[int], *_: Any) -> None:
         """Answer the problems and write the results."""
-        assert isinstance(pl_module, RLIFModule)
-        command = str(trainer.state.fn.value)
-        split = SPLITS[command]
+        split = SPLITS[trainer.state.fn.value]
         what = {"val": "Validating", "test": "Testing", "predict": "Predicting"}[split]
         with counting(trainer.progress_bar_callback, what, "problem", len(batch)) as tell:
 
@@ -197,13 +178,13 @@ class Evaluation(Callback):
 
             results = self._answer(trainer, pl_module, split, batch, progress)
             tell(len(batch))
-        write = self._write_predictions if command == "predict" else self._write_results
+        write = self._write_predictions if split == "predict" else self._write_results
         write(trainer, pl_module, split, results)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def _write_predictions(self, trainer: Trainer, module: RLIFModule, split: str, results: list[Answered]) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
@@ -213,26 +194,24 @@ class Evaluation(Callback):
             path = write_rows(folder / "predictions.jsonl", results)
         rank_zero_info(f"Completions of {len(results)} problems: {path}")
 
-    def _write_results(self, trainer: Trainer, module: RLIFModule, split: str, results: list[Answered]) -> None:
-        assert self._grader is not None and module.policy is not None
-        identity, summary = module.policy.identity, summarise(results, intervals=True)
-        timeouts = sum(_everyones(trainer, self._grader.timeouts))
+    def _write_results(self, trainer: Any, module: RLIFModule, split: str, results: list[Answered]) -> None:
+        assert self._grader is not None
+        summary = summarise(results, intervals=True)
+        timeouts = sum(everyones(trainer, self._grader.timeouts))
         log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder, parts = run_folder(trainer), summarise_by(results)
         if not trainer.is_global_zero:
             return
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        parts = summarise_by(results)
-        attempts = self.attempts
+        identity, data, attempts = module.policy.identity, trainer.datamodule, self.attempts
         report = {
             **summary,
             "by": parts,
             "model": identity.model,
             "fingerprint": identity.fingerprint,
             "checkpoint": trainer.ckpt_path,
-            "data": {k: v for k, v in asdict(datamodule.sources[split]).items() if k != "answers"},
-            "answers": asdict(datamodule.answers_of(split)),
-            "template": asdict(datamodule.template),
+            "data": {k: v for k, v in asdict(data.sources[split]).items() if k != "answers"},
+            "answers": asdict(data.answers_of(split)),
+            "template": asdict(data.template),
             "evaluation": {"samples": attempts.samples, "greedy": attempts.greedy, **attempts.sampling.settings()},
             "lora": identity.lora,
             "adapter": identity.adapter,
@@ -243,8 +222,7 @@ class Evaluation(Callback):
             "grading_timeouts": timeouts,
             "versions": versions(),
         }
-        rows = write_rows(folder / "problems.jsonl", results)
-        file = folder / "results.json"
+        rows, file = write_rows(folder / "problems.jsonl", results), folder / "results.json"
         file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         width = max(map(len, summary))
         for key, value in summary.items():
@@ -252,12 +230,3 @@ class Evaluation(Callback):
         for field, values in parts.items():
             rank_zero_info("\n".join(by_table(field, values)))
         rank_zero_info(f"Results: {file}\nProblems: {rows}")
-
-
-def _everyones(trainer: Trainer, own: Any) -> list[Any]:
-    """What each process has, on every process."""
-    if trainer.world_size == 1:
-        return [own]
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, own)
-    return parts

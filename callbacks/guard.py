@@ -1,26 +1,29 @@
 """Notice a collapse without labels, and keep the weights from before it."""
 
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from rlif_lightning.callbacks.logging import collected_metrics, log_now
-from rlif_lightning.errors import UserError
-from rlif_lightning.guard.decision_file import write_decision
+from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder, run_logger
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
-from rlif_lightning.guard.settings import SIGNALS, Signal, check_settings
 from rlif_lightning.models.fsdp2 import is_sharded
-from rlif_lightning.models.trainable import Weights, put_weights, trainable_weights
-from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
-from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.models.trainable import put_weights, trainable_weights
+from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS, replacing
 from rlif_lightning.training.module import RLIFModule
+
+Signal = Literal["agreement", "similarity", "start_logprob"]
+SIGNALS: dict[Signal, str] = {"agreement": AGREEMENT, "similarity": SIMILARITY, "start_logprob": REFERENCE}
 
 
 class CollapseGuard(Callback):
-    """Watches agreement and the frozen reference's log-likelihood of the rollouts, and decides once.
+    """Watches the rollouts for signs of collapse, and decides once.
 
     A rollout is measured before its update, so its signals are those of the weights in place at that moment. The
     weights of the signal's best step are kept in ``checkpoints/guard/weights.safetensors`` (trainable ones only);
@@ -31,16 +34,19 @@ class CollapseGuard(Callback):
     the rule was changed so that it would not have fired. With warn it decides once and then only watches on.
 
     Args:
-        action: off; ``warn``: say it and train on; ``stop``: end the run after the present rollout; ``restore``: end
-            it with the kept weights in the policy and in the last checkpoint.
-        signals: What is watched: agreement, similarity (of the completions in a group) and start_logprob;
-            null: agreement, or similarity where no completion ever has an answer; and start_logprob where there
-            is a reference. The first that fires hands back its own best step; until then it is the first one's.
-        drop: Drop of agreement or similarity below its best that counts, as a share of its best.
-        reference_drop: Drop of the reference's log-likelihood per token, as a share of that of the first rollouts.
-        patience: Consecutive rollouts below that fire.
+        action: What to do when a collapse has begun. ``off``: watch nothing. ``warn``: warn and train on. ``stop``:
+            end the run after the current rollout. ``restore``: end it with the kept weights in the policy and in the
+            last checkpoint.
+        signals: Signals to watch: ``agreement``, ``similarity`` (of the completions in a group) and
+            ``start_logprob``. The first that falls decides, and the weights of its own best step are handed back;
+            until one falls, the first signal's best step counts. null: agreement, or similarity if no completion ever
+            has an answer; and start_logprob if there is a frozen reference.
+        drop: Drop of agreement or similarity below its best that counts, as a share of the best.
+        reference_drop: Drop of the frozen reference's log-likelihood per token that counts, as a share of its mean
+            over the first rollouts.
+        patience: Consecutive rollouts below the threshold after which the guard acts.
         smoothing: Weight of a new value in the signal's moving average.
-        warmup: First rollouts, which are not judged.
+        warmup: Number of first rollouts that are not judged.
     """
 
     def __init__(
@@ -53,14 +59,26 @@ class CollapseGuard(Callback):
         smoothing: float = 0.3,
         warmup: int = 3,
     ) -> None:
+        check_ranges(
+            "guard",
+            ("action", action, action in ("off", "warn", "stop", "restore"), "off, warn, stop or restore"),
+            ("signals", signals, signals is None or 0 < len(signals) == len({*signals}), "null, or each signal once"),
+            ("drop", drop, 0 < drop < 1, "above 0 and below 1, such as 0.05 for 5 per cent"),
+            ("reference_drop", reference_drop, reference_drop > 0, "above 0, such as 0.15 for 15 per cent"),
+            ("patience", patience, patience >= 1, "1 or more"),
+            ("smoothing", smoothing, 0 < smoothing <= 1, "above 0 and up to 1"),
+            ("warmup", warmup, warmup >= 0, "0 or more"),
+        )
+        for signal in signals or ():
+            if signal not in SIGNALS:
+                raise UserError("guard.signals names an unknown signal", got=signal, expected=", ".join(SIGNALS))
         self.settings: dict[str, Any] = {
             "drop": drop, "reference_drop": reference_drop, "patience": patience, "smoothing": smoothing,
             "warmup": warmup,
         }  # fmt: skip
-        check_settings(action, signals, **self.settings)
         self.action, self.signals = action, signals
-        self.rule: CollapseRule | None = None
-        """What has been seen and decided in this fit; None where the guard is off."""
+        self.rule = CollapseRule([])
+        """What has been seen and decided in this fit; without watches where the guard is off."""
         self.accuracy: dict[str, dict[str, float]] = {}
         """``val/*`` at the start, of the weights handed back and at the end, as far as known."""
         self.taken = "none"
@@ -69,13 +87,11 @@ class CollapseGuard(Callback):
 
     # -- before training -------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the signals that this run has."""
-        self.rule = None
-        if stage != "fit" or self.action == "off":
-            return
-        assert isinstance(pl_module, RLIFModule)
-        self.rule = default_rule(signals=self._available(pl_module), **self.settings)
+        watching = stage == "fit" and self.action != "off"
+        signals = self._available(pl_module) if watching else []
+        self.rule = default_rule(signals=signals, **self.settings)
         self.accuracy, self.taken, self._kept = {}, "none", KeptWeights()
 
     def _available(self, module: RLIFModule) -> list[str]:
@@ -97,7 +113,7 @@ class CollapseGuard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The signals so far; weights are in a file of their own."""
-        return {} if self.rule is None else {**self.rule.state_dict(), "start": self.accuracy.get("start", {})}
+        return {**self.rule.state_dict(), "start": self.accuracy.get("start", {})} if self.rule.watches else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
@@ -105,7 +121,7 @@ class CollapseGuard(Callback):
         Raises:
             UserError: The guard has ended this run.
         """
-        if self.rule is None or not state_dict:
+        if not self.rule.watches or not state_dict:
             return
         self.rule.load_state_dict(state_dict)
         self.accuracy = {"start": state_dict["start"]} if state_dict["start"] else {}
@@ -118,12 +134,11 @@ class CollapseGuard(Callback):
                 )
             self.taken = "recorded"
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Note the start's accuracy; take up the weights that were kept before."""
-        if self.rule is None:
+        if not self.rule.watches:
             return
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
-        assert isinstance(pl_module, RLIFModule)
+        self._folder = run_folder(trainer)
         if trainer.global_step == 0 and pl_module.evaluation is not None:
             self.accuracy["start"] = pl_module.evaluation.evaluate(trainer, pl_module)
         if not trainer.is_global_zero:
@@ -135,163 +150,145 @@ class CollapseGuard(Callback):
 
     def _read_kept(self, folder: Path) -> None:
         """Read what the checkpoint's state asks for; files of later steps have no place in this run."""
-        assert self.rule is not None
         others = self._kept.read(folder, self.rule.needed_steps)
-        if others:
-            steps = ", ".join(map(str, sorted(others)))
-            rank_zero_info(f"Collapse guard: kept weights of step {steps} don't belong to this checkpoint: ignored")
         missing = self.rule.needed_steps - set(self._kept.steps)
+        if others:
+            rank_zero_info(
+                f"Collapse guard: kept weights of step {_listed(others)} don't belong to this checkpoint: ignored"
+            )
         if missing:
-            steps = ", ".join(map(str, sorted(missing)))
             rank_zero_warn(
-                f"Collapse guard: the weights of step {steps} are not in {folder} and can't be handed back."
+                f"Collapse guard: weights of step {_listed(missing)} are not in {folder} and can't be handed back."
             )
 
     # -- while training --------------------------------------------------------------------------------------
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Judge a rollout that was just collected, with the weights that it came from still in place."""
-        if self.rule is None or batch["slice"]:
+        if not self.rule.watches or batch["slice"]:
             return
-        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
-        step, known = trainer.global_step, collected_metrics(batch)
+        known, model = collected_metrics(batch), pl_module.policy.model
         values = {w.signal: known[w.signal] for w in self.rule.watches if w.signal in known}
         if not values.get(AGREEMENT):
             values.pop(AGREEMENT, None)  # no completion holds an answer: with labels that is logged as 0
-        self._check_signals(values)
-        decision = self.rule.update(step, values)
-        if trainer.is_global_zero or is_sharded(pl_module.policy.model):
-            self._kept.keep(self.rule.needed_steps, step, pl_module.policy.model, trainer.is_global_zero)
+            if not self.rule.steps and "agreement" in (self.signals or ()):
+                raise UserError(
+                    "The guard is to watch agreement, and no completion of the first rollout holds an answer",
+                    do="say in data.answers.completion where an answer stands, or let the guard watch similarity",
+                )
+        decision = self.rule.update(trainer.global_step, values)
+        if trainer.is_global_zero or is_sharded(model):
+            self._kept.keep(self.rule.needed_steps, trainer.global_step, model, trainer.is_global_zero)
         shown = {f"guard/{w.signal.split('/')[-1]}": w.smoothed[-1] for w in self.rule.watches if w.steps}
         if self.rule.best_step is not None:
             shown["guard/best_step"] = float(self.rule.best_step)
         log_now(trainer, shown)
         if decision.verdict == "fired":
             self.taken = "recorded"
-            self._say(trainer, pl_module)
+            self._say(trainer, pl_module, decision.reason)
 
-    def _check_signals(self, values: dict[str, float]) -> None:
-        """The first rollout shows whether answers can be found at all."""
-        assert self.rule is not None
-        if (
-            self.signals is not None
-            and "agreement" in self.signals
-            and not self.rule.steps
-            and AGREEMENT not in values
-        ):
-            raise UserError(
-                "The guard is to watch agreement, and no completion of the first rollout holds an answer",
-                do="say in data.answers.completion where an answer stands, or let the guard watch similarity",
-            )
-
-    def _say(self, trainer: Trainer, module: RLIFModule) -> None:
+    def _say(self, trainer: Trainer, module: RLIFModule, reason: str) -> None:
         """Tell what was decided wherever a reader may look."""
-        assert self.rule is not None and self.rule.fired is not None
         then = {"warn": "Training goes on", "stop": "The run ends after this rollout"}
         then["restore"] = f"{then['stop']}, with the weights of that step"
         text = (
-            f"Collapse guard: {self.rule.fired.reason}. The weights of step {self.rule.best_step} are kept in "
+            f"Collapse guard: {reason}. The weights of step {self.rule.best_step} are kept in "
             f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
         )
         rank_zero_warn(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.log_text("guard/decision", text, trainer.global_step)
+        logger = run_logger(trainer)
+        if logger is not None:
+            logger.log_text("guard/decision", text, trainer.global_step)
         if trainer.is_global_zero:
             self._write_weights(module)
             self._write_decision()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """End the run where that was decided: between two rollouts, before the checkpoint is written."""
-        if self.rule is not None and self.rule.fired is not None and self.action != "warn" and batch["last"]:
+        if self.rule.fired is not None and self.action != "warn" and batch["last"]:
             self._end(trainer, pl_module)
 
-    def _end(self, trainer: Trainer, module: LightningModule) -> None:
+    def _end(self, trainer: Trainer, module: RLIFModule) -> None:
         restored = self.action == "restore" and self._hand_back(trainer, module, stay=True)
         self.taken = "restored" if restored else "stopped"
         trainer.should_stop = True
         rank_zero_info(f"Stopped by the collapse guard after step {trainer.global_step}.")
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Bring the weights to the disk first: after a kill in between, the continued run comes to them again."""
-        if self.rule is not None and trainer.is_global_zero:
+        if self.rule.watches and trainer.is_global_zero:
             self._write_weights(pl_module)
 
     # -- after training --------------------------------------------------------------------------------------
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Evaluate what is handed back; write it all down."""
-        if self.rule is None:
-            return
         if self.rule.fired is not None:
             if self.action == "restore" and self.taken == "recorded":  # training ended within the rollout
                 self._end(trainer, pl_module)
             elif self.action != "restore":
                 self._hand_back(trainer, pl_module, stay=False)
-        if trainer.is_global_zero:
+        if self.rule.watches and trainer.is_global_zero:
             self._write_weights(pl_module)
             self._write_decision()
 
-    def _hand_back(self, trainer: Trainer, module: LightningModule, stay: bool) -> bool:
-        """Put the kept weights into the policy and evaluate them; unless they stay, the present ones return.
+    def _hand_back(self, trainer: Trainer, module: RLIFModule, stay: bool) -> bool:
+        """Put the kept weights into the policy and evaluate them; unless they stay, the current ones return.
 
         Nothing is evaluated where a signal asked to stop. Returns whether there were weights to put there.
         """
-        assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
         evaluation = None if module.is_asked_to_stop() else module.evaluation
         if evaluation is None and not stay:
             return False
         if evaluation is not None:
             self.accuracy["end"] = evaluation.evaluate(trainer, module)  # if that has not been done yet
-        first, end = trainer.is_global_zero, None
-        if not stay and (first or is_sharded(module.policy.model)):
-            end = trainable_weights(module.policy.model, keep=first) or None
-        kept = None if self.rule.best_step is None else self._kept.steps.get(self.rule.best_step)
-        if not self._put(trainer, module, kept):
-            rank_zero_warn(f"Collapse guard: the weights of step {self.rule.best_step} are not there to hand back.")
+        model, first, end, handed = module.policy.model, trainer.is_global_zero, None, self.rule.best_step
+        if not stay and (first or is_sharded(model)):
+            end = trainable_weights(model, keep=first) or None
+        kept = None if handed is None else self._kept.steps.get(handed)
+        if not trainer.strategy.broadcast(kept is not None):  # the first process has them, for all
+            rank_zero_warn(f"Collapse guard: the weights of step {handed} are not there to hand back.")
             return False
+        put_weights(model, kept)
         try:
             if evaluation is not None:
                 self.accuracy["handed_back"] = evaluation.held_out(trainer, module)
         finally:
             if not stay:
-                self._put(trainer, module, end)
-        return True
-
-    @staticmethod
-    def _put(trainer: Trainer, module: RLIFModule, weights: Weights | None) -> bool:
-        """Give every process the weights of the first; False where that one has none."""
-        if not trainer.strategy.broadcast(weights is not None):
-            return False
-        assert module.policy is not None
-        put_weights(module.policy.model, weights)
+                put_weights(model, end)
         return True
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def _write_weights(self, module: LightningModule) -> None:
-        assert self.rule is not None and isinstance(module, RLIFModule) and module.policy is not None
+    def _write_weights(self, module: RLIFModule) -> None:
         handed = self.rule.best_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
         folder = (self._folder / GUARD_WEIGHTS).parent
         self._kept.write(folder, handed, **module.policy.identity.to_facts(), **signals)
 
     def _write_decision(self) -> None:
-        """What was seen, decided and done, as ``guard.json``."""
-        assert self.rule is not None
-        handed = self.rule.best_step
-        weights = GUARD_WEIGHTS if handed in self._kept.steps else None
-        known = {name: values for name, values in self.accuracy.items() if values}
-        write_decision(
-            self._folder / GUARD,
-            self.rule,
-            action=self.action,
-            settings=self.settings,
-            weights=weights,
-            taken=self.taken,
-            accuracy=known,
-        )
+        """What was seen, decided and done, as ``guard.json``: one key per line."""
+        rule, handed = self.rule, self.rule.best_step
+        decision = {
+            "action": self.action,
+            "settings": self.settings,
+            "fired": None if rule.fired is None else {**asdict(rule.fired), "reason": rule.fired.reason},
+            "best_step": handed,
+            "handed_back_step": handed,
+            "weights": GUARD_WEIGHTS if handed in self._kept.steps else None,
+            "taken": self.taken,
+            "accuracy": {name: values for name, values in self.accuracy.items() if values},
+            "signals": {
+                w.signal: {"steps": w.steps, "raw": w.raw, "smoothed": w.smoothed} for w in rule.watches if w.steps
+            },
+        }
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in decision.items()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / GUARD) as file:
+            file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def _listed(steps: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(steps)))

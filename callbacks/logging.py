@@ -1,19 +1,26 @@
-"""One way to log: now, at the step that the numbers belong to."""
+"""What is logged of a rollout, and one way to log: now, at the step that the numbers belong to."""
 
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.functional.losses import kl_estimate
+from rlif_lightning.functional.similarity import group_similarity
+from rlif_lightning.grading import agreement
+from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.training.collector import Collected
 
 
 def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Send metrics to every logger at an optimiser step (null: the present one), and show them to callbacks.
+    """Send metrics to every logger at an optimiser step (null: the current one), and show them to callbacks.
 
     Not ``self.log``: under accumulation it passes on a window's last slice only, and it repeats the numbers
     of a rollout at each of its steps.
@@ -38,17 +45,42 @@ def collected_metrics(batch: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
+def run_folder(trainer: Trainer) -> Path:
+    """Where the run's files are: the logger's folder, without one the Trainer's; to be called on all processes."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def run_logger(trainer: Trainer) -> RunLogger | None:
+    """The logger of the run's folder, if there is one."""
+    return next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
+
+
+def everyones(trainer: Trainer, own: Any) -> list[Any]:
+    """What each process has, on every process."""
+    if trainer.world_size == 1:
+        return [own]
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, own)
+    return parts
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process: of the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 class Means:
     """Sums and counts that become means over all processes with one reduction."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.pairs: list[Tensor] = []
+        self.pairs: dict[str, Tensor] = {}
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add one mean as its total and its count."""
-        self.names.append(name)
-        self.pairs.append(torch.stack([torch.as_tensor(x).double().cpu() for x in (total, count)]))
+        self.pairs[name] = torch.stack([torch.as_tensor(x).double().cpu() for x in (total, count)])
 
     def rows(self, name: str, values: Tensor) -> None:
         """Add the mean of a tensor's entries that are numbers."""
@@ -57,26 +89,76 @@ class Means:
 
     def reduce(self, trainer: Trainer) -> dict[str, float]:
         """The means over all processes; names in the order added, those with nothing counted left out."""
-        if not self.names:
-            return {}
-        pairs = torch.stack(self.pairs)
+        pairs = torch.stack(list(self.pairs.values()))
         if trainer.world_size > 1:  # not on one process: not every device has float64
             pairs = torch.as_tensor(trainer.strategy.reduce(pairs.to(trainer.strategy.root_device), reduce_op="sum"))
-        return {n: t / c for n, (t, c) in zip(self.names, pairs.tolist(), strict=True) if c}
+        return {n: t / c for n, (t, c) in zip(self.pairs, pairs.tolist(), strict=True) if c}
 
 
-def all_values(trainer: Trainer, values: Tensor) -> Tensor:
-    """The values [n] of all processes, in their order, on every process; n may differ."""
-    if trainer.world_size == 1:
-        return values
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, values.cpu())
-    return torch.cat(parts).to(values.device)
+def rollout_metrics(trainer: Trainer, collected: Collected) -> dict[str, float]:
+    """``rollout/*``: means over all processes, reduced once.
+
+    Statistics are means over tokens (nats), the others over completions or groups. ``rollout/reward`` is the
+    weighted sum of the rewards; several are logged one by one as well.
+    """
+    rollout, samples, means = collected.rollout, collected.rollout.samples, Means()
+    mask, g = samples.completion_mask, rollout.group_size
+    _add_rewards(means, rollout, collected.weights)
+    for name, values in _by_token(rollout).items():
+        means.add(f"rollout/{name}", values.sum(), mask.sum())
+    means.rows("rollout/completion_tokens", samples.lengths.float())
+    means.rows("rollout/truncated_fraction", (~samples.ended).float())
+    means.rows("rollout/gated_fraction", collected.gated.float())
+    if collected.filtered is not None:
+        means.rows("rollout/filtered_fraction", collected.filtered.float())
+    assert rollout.advantages is not None
+    means.rows("rollout/advantage_size", rollout.advantages.abs())
+    means.rows("rollout/answered_fraction", torch.tensor([float(a is not None) for a in rollout.answers]))
+    if samples.kept_mass is not None:
+        means.add("rollout/kept_mass", samples.kept_mass[mask].sum(), mask.sum())
+    means.rows("rollout/similarity", group_similarity(samples.completion_ids, mask, g))
+    means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
+    if rollout.correct is not None:
+        means.rows("rollout/accuracy", rollout.correct)
+    means.add("rollout/tokens_per_second", mask.sum() * trainer.world_size, collected.sampling_seconds)
+    metrics = means.reduce(trainer)
+    if samples.engine_logprob is not None and samples.logprob is not None:
+        largest = (samples.logprob - samples.engine_logprob)[mask].max().exp()
+        metrics["rollout/engine_ratio_max"] = float(trainer.strategy.reduce(largest, reduce_op="max"))
+    if rollout.correct is None and not metrics["rollout/answered_fraction"]:
+        del metrics["rollout/agreement"]  # open-ended texts: no answer to agree on, on any process
+    return metrics
 
 
-def peak_memory_mb(module: LightningModule) -> float:
-    """Peak memory of this process: of the GPU where there is one, else resident."""
-    if module.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(module.device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+def _add_rewards(means: Means, rollout: Rollout, weights: list[float]) -> None:
+    total = torch.zeros_like(rollout.samples.lengths, dtype=torch.float32)  # [N], where a schedule has only zeros
+    for weight, values in zip(weights, rollout.rewards.values(), strict=True):
+        if weight:
+            total = total + weight * values
+    means.rows("rollout/reward", total)
+    means.rows("rollout/reward_std", total.view(-1, rollout.group_size).std(1))
+    if len(weights) > 1:
+        for name, values in rollout.rewards.items():
+            means.rows(f"rollout/reward/{name}", values)
+
+
+def _by_token(rollout: Rollout) -> dict[str, Tensor]:
+    """Numbers of each token [tokens], by the metric whose mean they have; in nats but for the shares."""
+    samples, mask = rollout.samples, rollout.samples.completion_mask
+    assert samples.stats is not None and samples.logprob is not None
+    logprob = samples.logprob[mask]
+    found = {
+        "self_certainty": samples.stats.self_certainty[mask],
+        "entropy": samples.stats.entropy[mask],
+        "logprob": logprob,
+    }
+    if rollout.start_logprob is not None:
+        found["start_logprob"] = rollout.start_logprob[mask]
+    if rollout.kl_logprob is not None:
+        found["kl"] = kl_estimate(logprob, rollout.kl_logprob[mask])
+    if samples.engine_logprob is not None:
+        engine = samples.engine_logprob[mask]
+        found["engine_kl"] = kl_estimate(engine, logprob)
+        if rollout.importance is not None:
+            found["importance_capped"] = logprob - engine > rollout.importance[mask].log() + 1e-6
+    return found

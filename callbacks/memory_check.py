@@ -18,7 +18,6 @@ from rlif_lightning.planning.settings_to_change import settings_to_change, what_
 from rlif_lightning.planning.weights import optimizer_memory
 from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler
-from rlif_lightning.sampling.longest import sample_last_token
 from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
@@ -34,14 +33,15 @@ ANY_SETTING = (
 
 
 class MemoryCheck(Callback):
-    """Tries a rollout's last token, a reference's slice and an update's, all as long as they may be.
+    """Tries out the largest rollout and update before the first step, so that a lack of memory shows at once.
 
     Weights, gradients and random numbers are left as they were, so a run is bit for bit the same with and without
     it. On a GPU it takes about as long as two slices of an update. On a CPU, where a process that takes too much is
     killed, what ``rlif plan`` says is compared with the memory that is free.
 
     Args:
-        action: ``auto``: try on a GPU, compare on a CPU unless the model is a toy; ``try``; or ``off``.
+        action: ``try``: try them out. ``auto``: try on a GPU; on a CPU compare the estimate of ``rlif plan`` with the
+            free memory, unless the model is a toy. ``off``: do nothing.
     """
 
     def __init__(self, action: Literal["auto", "try", "off"] = "auto") -> None:
@@ -124,7 +124,7 @@ def _sample(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     if isinstance(sampler, NativeSampler):
         with up_to_date(sampler, module.policy):
             prompts = _longest_prompts(trainer, collector.plan.rank_prompts)
-            sample_last_token(sampler, prompts, collector.drawn, collector.sampling)
+            sampler.sample_last_token(prompts, collector.drawn, collector.sampling)
 
 
 def _longest_slice(trainer: Trainer, module: RLIFModule, collector: Collector) -> Rollout:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rlif_lightning.models.lora import adapter_settings, off_is_the_start
+from rlif_lightning.models.lora import find_adapter, off_is_the_start
 from rlif_lightning.planning.configs import model_config
 from rlif_lightning.planning.settings import Settings
 from rlif_lightning.planning.weights import optimizer_memory
@@ -44,11 +44,10 @@ def plan_settings(
         prompt_tokens=prompt_tokens,
         state_bytes=state_bytes,
         steps_at_once=steps_at_once,
-        lora=policy.lora if policy.adapter is None else adapter_settings(policy.adapter),
+        lora=policy.lora if policy.adapter is None else find_adapter(policy.adapter, weights=False).lora,
         from_adapter=not off_is_the_start(policy.lora, policy.adapter),
         quantization=policy.quantization,
         gradient_checkpointing=policy.gradient_checkpointing,
-        attn_implementation=policy.attn_implementation,
         trust_remote_code=policy.trust_remote_code,
         fused_loss=module.loss.is_separable,
         versions=frozenset({*module.needs, *collector.annotators}),

@@ -10,9 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from rlif_lightning.evaluation.answering import EvaluationProgress
-from rlif_lightning.sampling.protocol import Progress
-
 SHOWN = {
     "reward": "rollout/reward",
     "entropy": "rollout/entropy",
@@ -36,12 +33,11 @@ class StepProgressBar(ProgressBar):
     def __init__(self, seconds: float = 15.0) -> None:
         super().__init__()
         self.seconds = seconds
-        self._enabled = True
+        self._enabled, self._open = True, False
         self._bar: Any = None  # a tqdm, made when there is something to show: messages come before it
         self._what, self._unit, self._total, self._first, self._done = "", "", 0, 0, 0
         self._values: dict[str, str] = {}
         self._opened = self._shown = 0.0
-        self._open = False
 
     def disable(self) -> None:
         """Show nothing: Lightning asks for it on all processes but the first."""
@@ -53,58 +49,68 @@ class StepProgressBar(ProgressBar):
 
     # -- fit -------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin at the step that the run starts from."""
-        self._begin("Training", "step", pl_module.total_steps(), trainer.global_step)  # type: ignore[operator]
+        self.begin("Training", "step", pl_module.total_steps(), trainer.global_step)
 
     def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
         """A rollout has been collected, if one was due: show its numbers."""
-        self._show(values=_values(trainer))
+        self._take_values(trainer)
+        self.show()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Move on when an optimiser step was taken."""
-        self._show(done=trainer.global_step, values=_values(trainer))
+        self._take_values(trainer)
+        self.show(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last evaluation and end."""
-        self._show(values=_values(trainer))
-        self._end()
-
-    def sampling(self, token: int, most: int) -> None:
-        """How far a rollout is."""
-        self._show(note=f"Sampling token {token}/{most}")
-
-    def evaluating(self, problem: int, problems: int, token: int, most: int) -> None:
-        """How far an evaluation is."""
-        self._show(note=f"Evaluating {problem}/{problems}, token {token}/{most}")
+        self._take_values(trainer)
+        self.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the line to the message."""
-        self._end()
+        self.end()
+
+    def sampling(self, token: int, most: int) -> None:
+        """How far a rollout is."""
+        self.show(note=f"Sampling token {token}/{most}")
+
+    def evaluating(self, problem: int, problems: int, token: int, most: int) -> None:
+        """How far an evaluation is."""
+        self.show(note=f"Evaluating {problem}/{problems}, token {token}/{most}")
+
+    def _take_values(self, trainer: Trainer) -> None:
+        known = trainer.callback_metrics
+        self._values = {name: f"{float(known[key]):.3f}" for name, key in SHOWN.items() if key in known}
 
     # -- showing ---------------------------------------------------------------------------------------------
 
-    def _begin(self, what: str, unit: str, total: int, done: int = 0) -> None:
+    def begin(self, what: str, unit: str, total: int, done: int = 0) -> None:
+        """Count some units of work from now on, until :meth:`end`."""
         self._what, self._unit, self._total, self._first, self._done = what, unit, total, done, done
         self._values, self._open = {}, self._enabled
         self._opened = self._shown = time.monotonic()
 
-    def _show(self, done: int | None = None, values: dict[str, str] | None = None, note: str | None = None) -> None:
-        if not self._open:
-            return
+    def show(self, done: int | None = None, note: str | None = None) -> None:
+        """Tell how much is done, and what is under way; shown if the last time is long enough ago."""
+        terminal, now = sys.stderr.isatty(), time.monotonic()
         moved = done is not None and done != self._done
         if done is not None:
             self._done = done
-        if values is not None:
-            self._values = values
-        now = time.monotonic()
-        if not sys.stderr.isatty():
-            if now - self._shown >= self.seconds:
-                self._shown = now
-                self._write(note)
-        elif moved or now - self._shown >= REDRAW:
+        waited = now - self._shown >= (REDRAW if terminal else self.seconds)
+        if self._open and (waited or (moved and terminal)):
             self._shown = now
-            self._draw(note)
+            (self._draw if terminal else self._write)(note)
+
+    def end(self) -> None:
+        """Show where it ended, and nothing more."""
+        if self._open:
+            (self._draw if sys.stderr.isatty() else self._write)(None)
+        self._open = False
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _draw(self, note: str | None) -> None:
         if self._bar is None:
@@ -124,44 +130,15 @@ class StepProgressBar(ProgressBar):
             parts.append(f"{(time.monotonic() - self._opened) / (self._done - self._first):.2g} s/{self._unit}")
         print(", ".join(parts), file=sys.stderr, flush=True)
 
-    def _end(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        if sys.stderr.isatty():
-            self._draw(None)
-        else:
-            self._write(None)
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _values(trainer: Trainer) -> dict[str, str]:
-    known = trainer.callback_metrics
-    return {name: f"{float(known[key]):.3f}" for name, key in SHOWN.items() if key in known}
-
 
 @contextmanager
 def counting(bar: Any, what: str, unit: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show the progress of work without a Trainer: yields ``tell(done, note)``; no bar shows nothing."""
-    if not isinstance(bar, StepProgressBar):
-        yield lambda done, note=None: None
-        return
-    bar._begin(what, unit, total)
+    """Show the progress of work that is no fit: yields ``tell(done, note)``; another bar, or none, shows nothing."""
+    if isinstance(bar, StepProgressBar):
+        bar.begin(what, unit, total)
+    else:
+        bar = StepProgressBar()  # not begun: silent
     try:
-        yield lambda done, note=None: bar._show(done=done, note=note)
+        yield bar.show
     finally:
-        bar._end()
-
-
-def sampling_progress(trainer: Trainer) -> Progress | None:
-    """What tells the bar how far a rollout is."""
-    bar = trainer.progress_bar_callback
-    return bar.sampling if isinstance(bar, StepProgressBar) else None
-
-
-def evaluation_progress(trainer: Trainer) -> EvaluationProgress | None:
-    """What tells the bar how far an evaluation is while fitting."""
-    bar = trainer.progress_bar_callback
-    return bar.evaluating if isinstance(bar, StepProgressBar) else None
+        bar.end()

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.runs.report import write_report
+from rlif_lightning.runs.curves import write_report
 from rlif_lightning.runs.summary import summary_table
 
 

@@ -1,6 +1,5 @@
 """The callback that feeds training: a rollout from the current policy before each group of updates."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -10,55 +9,55 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import all_values, log_now, peak_memory_mb
-from rlif_lightning.callbacks.progress import sampling_progress
-from rlif_lightning.callbacks.rollout_metrics import rollout_metrics
-from rlif_lightning.callbacks.sampling import check_sampler
+from rlif_lightning.callbacks.logging import everyones, log_now, peak_memory_mb, rollout_metrics
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
+from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import Collected, Collector
-from rlif_lightning.training.first_rollout import check_first_rollout
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
 
 
 class RolloutCallback(Callback):
-    """Collects a rollout with the present policy, rewards it, and hands it to the updates slice by slice.
+    """Collects a rollout with the current policy, rewards it, and hands it to the updates in slices.
 
     Args:
         prompts_per_step: Prompts of one optimiser step, over all processes.
         group_size: Completions per prompt.
-        micro_batch_size: Completions in one forward and backward of one process; null: all of a step at once.
+        micro_batch_size: Completions in one forward and backward pass of one process; null: all of a step at once.
         passes: Optimisation passes over one rollout.
-        steps_per_rollout: Optimiser steps in one pass over one rollout.
-        max_new_tokens: Longest completion.
-        temperature: Of the sampler; log-probabilities are those of softmax(logits / temperature).
-        top_k: Sample among the k most likely tokens; 0: all.
-        top_p: Sample among the most likely tokens that reach this probability; 1: all.
-        min_p: Leave out tokens less likely than this share of the most likely one; 0: none.
-        statistics_temperature: Temperature of the statistics that are rewarded: ``sampling``, or a number.
-        rewards: A reward, or a list: several are standardised in the group, weighted and summed.
-        votes: Completions per prompt whose answers count for rewards of answers and for ``agreement_band``; more
-            than ``group_size`` are sampled for that alone. null: the group.
-        scale: Divide advantages by the standard deviation of the ``group``, of the whole rollout (``batch``), or
-            by nothing (``none``).
-        baseline: What a reward is compared with: the ``mean`` of its group, or that of the others
+        steps_per_rollout: Optimiser steps in one pass over a rollout.
+        max_new_tokens: Longest completion in tokens.
+        temperature: Sampling temperature; log-probabilities are those of softmax(logits / temperature).
+        top_k: Sample among the k most likely tokens; 0: among all.
+        top_p: Sample among the most likely tokens that together reach this probability; 1: among all.
+        min_p: Leave out tokens that are less likely than this share of the most likely one; 0: leave out none.
+        statistics_temperature: Temperature of the distributions that internal rewards read: ``sampling`` for that of
+            the sampler, or a number.
+        rewards: Rewards by class path. The advantages of several are standardised within the group, weighted and
+            added up. null: SelfCertainty.
+        votes: Completions per prompt whose answers are counted by rewards on answers and by ``agreement_band``; those
+            beyond ``group_size`` are sampled for the count only. null: the group.
+        scale: What advantages are divided by: the standard deviation of the ``group``, that of the whole rollout
+            (``batch``), or nothing (``none``).
+        baseline: What is subtracted from a reward: the ``mean`` of its group, or the mean of the others in it
             (``leave_one_out``).
-        min_spread: Groups whose rewards have no larger standard deviation than this (in the reward's unit, nats
-            for the internal ones) teach nothing.
-        mask_truncated: Leave completions without an end out of statistics and loss.
-        agreement_band: Keep prompts whose agreement lies in ``[low, high]``, the others are left out of the
-            loss; null: all.
-        sampler: The engine.
-        importance_cap: Where the engine is not the policy itself (VLLMSampler), a token's surrogate is multiplied by
-            min(policy / engine, this cap), by the probabilities that the two gave it when it was sampled; null: off.
+        min_spread: Smallest standard deviation of a group's rewards, in the reward's unit (nats for the internal
+            ones); a group at or below it teaches nothing.
+        mask_truncated: Leave completions that were cut off out of the statistics and the loss.
+        agreement_band: Keep the prompts whose agreement lies in ``[low, high]`` and leave the others out of the loss;
+            null: keep all.
+        sampler: Class that samples; null: NativeSampler.
+        importance_cap: Correct for a sampler that is not the policy itself (VLLMSampler): a token's surrogate is
+            multiplied by min(policy / sampler, cap), the ratio of the probabilities that the two gave it when it was
+            sampled. null: no correction.
     """
 
     def __init__(
@@ -84,13 +83,8 @@ class RolloutCallback(Callback):
         sampler: Sampler | None = None,
         importance_cap: float | None = 2.0,
     ) -> None:
-        if temperature <= 0:
-            raise UserError(
-                "Training samples its completions, so the temperature must be above 0: at 0 every group "
-                "holds one completion many times and teaches nothing",
-                got=f"rollout.temperature {temperature}",
-                do="set --rollout.temperature 1.0",
-            )
+        why = "above 0, such as 1.0: at 0 every group holds one completion many times and teaches nothing"
+        check_ranges("rollout", ("temperature", temperature, temperature > 0, why))
         statistics = None if statistics_temperature == "sampling" else statistics_temperature
         self.collector = Collector(
             sampler or NativeSampler(),
@@ -103,25 +97,26 @@ class RolloutCallback(Callback):
         )
         self._collected: Collected | None = None  # of this process; None between two rollouts
         self._rollout: Rollout | None = None  # with the tokens that learn in the current optimiser step
-        self._checked = False
         self._update_start = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Derive the batch arithmetic and check that the rewards find what they need."""
-        assert isinstance(pl_module, RLIFModule)
-        pl_module.collector = self.collector
+        collector = pl_module.collector = self.collector
         if stage != "fit":
             return
-        datamodule = _datamodule(trainer)
-        collector = self.collector
-        check_sampler(collector.sampler, trainer, collector.sampling, datamodule.prompts["train"])
+        data = trainer.datamodule
+        if not isinstance(data, PromptDataModule):
+            raise UserError("Training takes its prompts from a PromptDataModule", got=type(data).__name__)
+        device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
+        prompts = [p.ids for p in data.prompts["train"]]
+        collector.sampler.check(prompts, collector.sampling, device, trainer.world_size)
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches is derived from the rollout's sizes",
                 got=trainer.accumulate_grad_batches,
                 do="set --rollout.micro_batch_size instead",
             )
-        collector.open(trainer.world_size, datamodule.answers_of("train"), datamodule.has_labels("train"))
+        collector.open(trainer.world_size, data.answers_of("train"), data.has_labels("train"))
         plan = collector.plan
         if trainer.max_steps > 0 and trainer.max_steps % plan.rollout_steps:
             raise UserError(
@@ -130,18 +125,17 @@ class RolloutCallback(Callback):
                 expected=f"a multiple of {plan.rollout_steps}",
             )
         trainer.accumulate_grad_batches = plan.slices
-        datamodule.plan = plan
-        datamodule.train_dataloader()  # refuses too few prompts before the weights are loaded
+        data.plan = plan
+        data.train_dataloader()  # refuses too few prompts before the weights are loaded
         pl_module.needs.update(collector.annotators)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the grader's process."""
         self.collector.close()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what is about to happen."""
-        collector, plan = self.collector, self.collector.plan
-        steps = pl_module.total_steps() if isinstance(pl_module, RLIFModule) else trainer.max_steps
+        collector, plan, steps = self.collector, self.collector.plan, pl_module.total_steps()
         tokens = steps // plan.rollout_steps * plan.rollout_prompts * collector.drawn
         tokens *= collector.sampling.max_new_tokens
         rank_zero_info(
@@ -160,13 +154,10 @@ class RolloutCallback(Callback):
                 f"temperature). {told}"
             )
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect at the first slice of a rollout; put what the update and other callbacks need into the batch."""
-        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         plan, number = self.collector.plan, batch["slice"]
-        prompts = _datamodule(trainer).prompts["train"]
+        prompts = trainer.datamodule.prompts["train"]
         batch["prompts"] = [prompts[row] for row in batch["rows"]]
         batch["collected"] = None
         batch["last"] = number + 1 == plan.rollout_batches
@@ -177,22 +168,19 @@ class RolloutCallback(Callback):
             self._rollout = self._collected.rollout
         collected = self._collected
         window, part = divmod(number, plan.slices)
-        if part == 0 and pl_module.top_entropy_fraction < 1:
-            gather = partial(all_values, trainer)
-            self._rollout = learning_tokens(collected, window, pl_module.top_entropy_fraction, gather)
-        assert self._rollout is not None
-        rollout = self._rollout.slice(collected.windows[window][part])
-        batch["rollout"] = rollout
-        batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
-        batch["denominator"] = collected.denominators[window]
         if part == 0:
             self._update_start = pl_module.policy.clock()
+            if pl_module.top_entropy_fraction < 1:
+                self._rollout = learning_tokens(collected, window, pl_module.top_entropy_fraction, trainer)
+        assert self._rollout is not None
+        rollout = batch["rollout"] = self._rollout.slice(collected.windows[window][part])
+        batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
+        batch["denominator"] = collected.denominators[window]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Log a finished optimiser step; let go of a finished rollout."""
-        assert isinstance(pl_module, RLIFModule) and pl_module.policy is not None
         if (batch["slice"] + 1) % self.collector.plan.slices == 0:
             metrics = pl_module.window_metrics()
             metrics["time/update"] = pl_module.policy.clock() - self._update_start
@@ -203,7 +191,6 @@ class RolloutCallback(Callback):
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> Collected:
         """A rollout with the current weights; its metrics are logged and put into the batch."""
-        assert module.policy is not None
         collected = self.collector.collect(
             batch["prompts"],
             batch["positions"],
@@ -213,45 +200,34 @@ class RolloutCallback(Callback):
             loss=module.loss,
             references=module.needs,
             kl_reference=module.reference,
-            head_weight_only=module.one_pass,
             total=partial(trainer.strategy.reduce, reduce_op="sum"),
-            progress=sampling_progress(trainer),
+            progress=getattr(trainer.progress_bar_callback, "sampling", None),
         )
         metrics = rollout_metrics(trainer, collected)
-        if not self._checked and trainer.global_step == 0:  # a continued run has shown that its rewards can work
-            check_first_rollout(metrics, self.collector)
-        self._checked = True
+        if trainer.global_step == 0:  # a continued run has shown that its rewards can work
+            self.collector.check_first(metrics)
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:
             metrics["time/reference"] = collected.reference_seconds
-        metrics["memory/peak"] = peak_memory_mb(module)
+        metrics["memory/peak"] = peak_memory_mb(module.device)
         log_now(trainer, metrics)
         batch["metrics"] = metrics
         return collected
 
 
-def learning_tokens(
-    collected: Collected, window: int, fraction: float, gather: Callable[[Tensor], Tensor]
-) -> Rollout:
-    """The rollout with a mask of the tokens that learn from the advantage in an optimiser step.
+def learning_tokens(collected: Collected, window: int, fraction: float, trainer: Trainer) -> Rollout:
+    """The rollout with a mask of the tokens that learn from the advantage in an optimiser step (window).
 
-    Args:
-        collected: With the entropies at sampling.
-        window: Number of the optimiser step; another pass deals other ones.
-        fraction: Share of the step's tokens, those of the highest entropy.
-        gather: The values of all processes.
+    They are the share of the step's tokens with the highest entropy at sampling, over all processes.
     """
     rollout = collected.rollout
     assert rollout.loss_mask is not None
     rows = torch.cat(collected.windows[window]).to(rollout.loss_mask.device)
     own = torch.zeros_like(rollout.loss_mask)
     own[rows] = rollout.loss_mask[rows]
+
+    def gather(values: Tensor) -> Tensor:
+        return torch.cat(everyones(trainer, values.cpu())).to(values.device)
+
     mask = top_entropy_mask(rollout.statistics().entropy, own, fraction, gather)
     return replace(rollout, surrogate_mask=mask)
-
-
-def _datamodule(trainer: Trainer) -> PromptDataModule:
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(datamodule, PromptDataModule):
-        raise UserError("Training takes its prompts from a PromptDataModule", got=type(datamodule).__name__)
-    return datamodule

@@ -1,5 +1,8 @@
 """The one exception for a user's mistake."""
 
+import re
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """A mistake that its message can mend; the command line shows it without a traceback.
@@ -18,35 +21,41 @@ class UserError(Exception):
         super().__init__("\n".join(lines))
 
 
-def users_mistake(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an exception: libraries between us and the command line wrap it."""
-    while error is not None and not isinstance(error, UserError):
+def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> None:
+    """Refuse the first setting of a section (name, value, whether it is right, what would be) that is wrong.
+
+    Raises:
+        UserError: It is out of range.
+    """
+    for name, value, right, expected in settings:
+        if not right:
+            raise UserError(f"{section}.{name} is out of range", got=value, expected=expected)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those behind it: libraries between us and the command line wrap them."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error
+
+
+def users_mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception."""
+    return next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
 
 
 DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
-LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Timed out",
-    "Socket Timeout",
-    "communicator was aborted",
-    "remote process exited",
-)
+LOST = "reset by peer|closed by peer|Broken pipe|Timed out|Socket Timeout|communicator was aborted|process exited"
 
 
 def lost_process(error: BaseException | None) -> UserError | None:
     """What to say where another process of the run has gone: gloo and NCCL only report a lost connection."""
-    while error is not None:
-        said = str(error)
-        distributed = "gloo" in said or type(error).__name__ in DISTRIBUTED
-        if distributed and any(words in said for words in LOST):
+    for cause in causes(error):
+        said = str(cause)
+        if ("gloo" in said or type(cause).__name__ in DISTRIBUTED) and re.search(LOST, said):
             return UserError(
                 "Another process of this run has ended or does not answer, so this one ends as well",
                 got=said.splitlines()[0][:200],
                 do="look for the first error among the processes' messages; continue with --ckpt_path last",
             )
-        error = error.__cause__ or error.__context__
     return None

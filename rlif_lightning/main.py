@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rlif_lightning.cli.command_table import COMMANDS
+from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.errors import UserError, lost_process, users_mistake
 from rlif_lightning.version import __version__
@@ -34,33 +34,33 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def dispatch(arguments: list[str]) -> None:
-    """Run the command that the first word names; its module, and with it torch, is only imported now.
-
-    Raises:
-        UserError: There is no such command.
-    """
-    first = arguments[0] if arguments else None
-    if first in (None, "-h", "--help"):
+    """Run the command that the first word names; its module, and with it torch, is only imported now."""
+    first, *rest = arguments or ["--help"]
+    if first in ("-h", "--help"):
         print(overview())
-        if first is None:
+        if not arguments:
             raise SystemExit(2)
     elif first == "--version":
         print(f"rlif-lightning {__version__}")
     elif first in COMMANDS:
-        command = COMMANDS[first]
-        import_module(command.module).main(arguments if command.of_trainer else arguments[1:])
+        module = COMMANDS[first].module
+        import_module(module).main(arguments if module == TRAINER else rest)
     else:
-        raise _unknown_command(str(first))
+        raise _unknown_command(first)
 
 
 def overview() -> str:
     """The commands, each in a line."""
-    lines = ["RL from internal feedback: train a language model on its own confidence, without labels.", ""]
-    lines += ["usage: rlif COMMAND [--config RECIPE ...] [--setting VALUE ...]", ""]
     width = max(map(len, COMMANDS))
-    lines += [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
-    lines += ["", "Settings of a command: rlif COMMAND --help", "First try: rlif fit --config quickstart"]
-    return "\n".join(lines)
+    commands = "\n".join(f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items())
+    return f"""RL from internal feedback: train a language model on its own confidence, without labels.
+
+usage: rlif COMMAND [--config RECIPE ...] [--setting VALUE ...]
+
+{commands}
+
+Settings of a command: rlif COMMAND --help
+First try: rlif fit --config quickstart"""
 
 
 def _unknown_command(word: str) -> UserError:
@@ -69,8 +69,5 @@ def _unknown_command(word: str) -> UserError:
         return UserError("The command comes first", got=word, do=f"rlif fit {word} ...; commands: {known}")
     near = difflib.get_close_matches(word, COMMANDS, 1)
     near = near or [f"fit --config {name}" for name in difflib.get_close_matches(word, shipped_recipes(), 1, 0.8)]
-    return UserError(
-        f"No command is called '{word}'",
-        expected=f"one of {known}",
-        do=f"did you mean rlif {near[0]}?" if near else None,
-    )
+    do = f"did you mean rlif {near[0]}?" if near else None
+    return UserError(f"No command is called '{word}'", expected=f"one of {known}", do=do)

@@ -1,7 +1,8 @@
 """What a sampler returns, and a rollout: samples with their rewards and advantages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -25,9 +26,7 @@ class Samples:
     logprob: Tensor | None = None  # [N, T] log softmax(z / tau) of the token, unfiltered
     stats: TokenStats | None = None  # [N, T] each, at the statistics temperature
     kept_mass: Tensor | None = None  # [N, T] probability that top-p, top-k and min-p left to choose from
-    engine_logprob: Tensor | None = (
-        None  # [N, T] as logprob, by the engine that drew it, where that is another program
-    )
+    engine_logprob: Tensor | None = None  # [N, T] as logprob, by the engine that drew it, if another program
 
     @property
     def lengths(self) -> Tensor:
@@ -42,22 +41,15 @@ class Samples:
     def rows(self, index: Tensor) -> "Samples":
         """Some rows, trimmed to their longest prompt and completion."""
         index = index.to(self.completion_ids.device)
-        mask = self.completion_mask[index]
-        start, width = left_trim(self.prompt_mask[index]), int(mask.sum(1).max())
-
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[index, :width]
-
+        start, width = left_trim(self.prompt_mask[index]), int(self.lengths[index].max())
         return Samples(
             prompt_ids=self.prompt_ids[index, start:],
             prompt_mask=self.prompt_mask[index, start:],
             completion_ids=self.completion_ids[index, :width],
-            completion_mask=mask[:, :width],
+            completion_mask=self.completion_mask[index, :width],
             ended=self.ended[index],
-            logprob=cut(self.logprob),
             stats=None if self.stats is None else self.stats.map(lambda x: x[index, :width]),
-            kept_mass=cut(self.kept_mass),
-            engine_logprob=cut(self.engine_logprob),
+            **_cut(self, ("logprob", "kept_mass", "engine_logprob"), index, width),
         )
 
 
@@ -95,10 +87,7 @@ class Rollout:
         samples = self.samples.rows(index)
         width = samples.completion_ids.shape[1]
         index = index.to(samples.completion_ids.device)
-
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[index, :width]
-
+        names = ("answer_mask", "kl_logprob", "loss_mask", "surrogate_mask", "importance")
         return replace(
             self,
             samples=samples,
@@ -107,13 +96,15 @@ class Rollout:
             answers=[],
             votes=[],
             correct=None,
-            answer_mask=cut(self.answer_mask),
             rewards={},
             annotations={},
             start_logprob=None,
-            kl_logprob=cut(self.kl_logprob),
             advantages=None if self.advantages is None else self.advantages[index],
-            loss_mask=cut(self.loss_mask),
-            surrogate_mask=cut(self.surrogate_mask),
-            importance=cut(self.importance),
+            **_cut(self, names, index, width),
         )
+
+
+def _cut(whole: Any, names: Sequence[str], index: Tensor, width: int) -> dict[str, Any]:
+    """Some rows of the optional fields [N, T], as wide as the longest of them."""
+    fields = {name: getattr(whole, name) for name in names}
+    return {name: None if x is None else x[index, :width] for name, x in fields.items()}

@@ -1,9 +1,6 @@
 """Warnings as users should see them."""
 
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,27 +21,13 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-@contextmanager
-def lightning_warns_only() -> Iterator[None]:
-    """Let Lightning warn, but not inform."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
 def short_warnings() -> None:
     """On the command line a warning of this package is its text; others keep their place in the code."""
-    spec = find_spec("rlif_lightning.callbacks")
-    homes = (Path(__file__).parent, Path(str(spec.origin)).parent if spec else Path(__file__).parent)
     usual = warnings.formatwarning
     if usual.__module__ == __name__:
         return
+    specs = [find_spec(name) for name in ("rlif_lightning", "rlif_lightning.callbacks")]
+    homes = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
 
     def format_warning(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
         if any(home in Path(filename).parents for home in homes):

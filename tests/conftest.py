@@ -57,6 +57,26 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, **settings: Any) -
     return Policy.load(PolicySettings(name, **settings), dtype=dtype).model
 
 
+def completion_logits(model: Any, samples: Any) -> torch.Tensor:
+    """Logits [N, T, V] that predict each completion token, by Hugging Face's own forward."""
+    from rlif_lightning.models.scoring import positions
+
+    ids = torch.cat([samples.prompt_ids, samples.completion_ids], 1)  # [N, L+T]
+    mask = torch.cat([samples.prompt_mask, samples.completion_mask], 1)
+    start = samples.prompt_ids.shape[1] - 1  # the last prompt token predicts the first completion token
+    # Indices, not a number: with a number the head gets a view, which torch multiplies by another kernel where
+    # the head is frozen, and the divergence from a frozen copy would not start at exactly 0.
+    keep = torch.arange(start, ids.shape[1] - 1, device=ids.device)
+    out = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions(mask),
+        use_cache=False,
+        logits_to_keep=keep,
+    )
+    return out.logits
+
+
 def make_tokenizer(chat_template: str | None = None) -> Any:
     """A byte-level BPE tokenizer as Qwen's are: no BOS, an end token, a chat end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

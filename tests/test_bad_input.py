@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlif_lightning.cli.run_folder import discard_run_folder
 from rlif_lightning.main import main
+from rlif_lightning.runs.folder import discard_run_folder
 
 
 @pytest.fixture
@@ -252,12 +252,12 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
         (["--rollout.group_size=1"], ["group_size is too small", "2 or more"]),
         (["--rollout.micro_batch_size=3"], ["does not divide", "8 completions", "one of 1, 2, 4, 8"]),
         (["--rollout.prompts_per_step=0"], ["prompts_per_step must be at least 1"]),
-        (["--rollout.temperature=0"], ["temperature must be above 0"]),
-        (["--rollout.temperature=-1"], ["temperature must be above 0"]),
+        (["--rollout.temperature=0"], ["rollout.temperature is out of range", "teaches nothing"]),
+        (["--rollout.temperature=-1"], ["rollout.temperature is out of range", "teaches nothing"]),
         (["--rollout.top_p=0"], ["top_p is out of range"]),
         (["--rollout.max_new_tokens=0"], ["max_new_tokens is out of range"]),
         (["--rollout.steps_per_rollout=2", "--trainer.max_steps=3"], ["middle of a rollout", "a multiple of 2"]),
-        (["--rollout.importance_cap=0.5"], ["importance_cap is too small", "1 or more"]),
+        (["--rollout.importance_cap=0.5"], ["importance_cap is out of range", "1 or more"]),
         (["--trainer.accumulate_grad_batches=2"], ["derived from", "--rollout.micro_batch_size"]),
         (["--rollout.rewards=[Random,Random]"], ["named twice"]),
         (["--rollout.rewards=[Random]", "--rollout.rewards.weight=0"], ["weight 0"]),
@@ -267,11 +267,11 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
         (["--model.warmup_ratio=1"], ["warmup_ratio is out of range"]),
         (["--model.lora.rr=4"], ["no setting 'rr'", "'r'"]),
         (["--model.optimizer.lr=-1"], ["optimizer refuses", "Invalid learning rate"]),
-        (["--evaluation.samples=0", "--evaluation.greedy=false"], ["nothing to evaluate"]),
-        (["--evaluation.temperature=0"], ["temperature above 0", "--evaluation.samples 0"]),
-        (["--evaluation.n=0"], ["evaluation.n is too small"]),
-        (["--checkpoint.every=0"], ["checkpoint.every is too small"]),
-        (["--completions.keep=-1"], ["completions.keep is negative"]),
+        (["--evaluation.samples=0", "--evaluation.greedy=false"], ["evaluation.samples", "evaluation.greedy true"]),
+        (["--evaluation.temperature=0"], ["evaluation.temperature", "above 0, or --evaluation.samples 0"]),
+        (["--evaluation.n=0"], ["evaluation.n is out of range"]),
+        (["--checkpoint.every=0"], ["checkpoint.every is out of range"]),
+        (["--completions.keep=-1"], ["completions.keep is out of range"]),
         (["--ckpt_path=last"], ["no checkpoint to continue"]),
         (["--ckpt_path=nosuch.ckpt"], ["checkpoint does not exist", "nosuch.ckpt"]),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlif_lightning.cli.run_folder import recipe_name
+from rlif_lightning.runs.folder import recipe_name
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "slurm.sbatch"
 

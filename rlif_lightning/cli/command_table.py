@@ -4,20 +4,19 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A command: the module whose ``main`` runs it, what it is for, and whether Lightning's Trainer runs it."""
+    """A command: the module whose ``main`` runs it, and what it is for."""
 
     module: str
     purpose: str
-    of_trainer: bool = False
 
 
 TRAINER = "rlif_lightning.cli.trainer"
 ROOM = "rlif_lightning.commands"
 COMMANDS = {
-    "fit": Command(TRAINER, "train a model; a run folder holds checkpoints, curves and completions", True),
-    "validate": Command(TRAINER, "evaluate on the validation problems", True),
-    "test": Command(TRAINER, "evaluate on the test problems", True),
-    "predict": Command(TRAINER, "complete problems and write what the model says", True),
+    "fit": Command(TRAINER, "train a model; a run folder holds checkpoints, curves and completions"),
+    "validate": Command(TRAINER, "evaluate on the validation problems"),
+    "test": Command(TRAINER, "evaluate on the test problems"),
+    "predict": Command(TRAINER, "complete problems and write what the model says"),
     "plan": Command(f"{ROOM}.plan", "compute the memory that a recipe needs, before anything is loaded"),
     "diagnose": Command(f"{ROOM}.diagnose", "find out whether internal rewards suit a model, and which of them"),
     "mix": Command(f"{ROOM}.mix", "interpolate the weights of two models and measure every mixture"),

@@ -8,14 +8,9 @@ SAID_BY_LIGHTNING = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit
 
 
 def prepare() -> None:
-    """Make the modules in the current folder importable, and silence the libraries."""
-    silence_libraries()
+    """Make the modules in the current folder importable, and silence what users can do nothing about."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # class paths in recipes may name the user's own files
-
-
-def silence_libraries() -> None:
-    """Silence what users of this package can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not sys.stderr.isatty():

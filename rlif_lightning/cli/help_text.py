@@ -26,11 +26,9 @@ OUR_WORDS = {  # where Lightning speaks of what is not here
 
 
 def arrange_help(parser: Any, everything: bool) -> None:
-    """Put the groups of a parser's help in order; a parser that has none of the recipes' settings stays as it is.
+    """Put the groups of a command's help in order; ``everything``: with the settings of Lightning's Trainer.
 
-    Args:
-        parser: The command's parser; it is only good for its help afterwards.
-        everything: Also list the settings of Lightning's Trainer.
+    A parser without the recipes' settings stays as it is; another is only good for its help afterwards.
     """
     actions = {action.dest: action for action in parser._actions}
     if "model.name" not in actions:

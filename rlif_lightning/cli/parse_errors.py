@@ -5,23 +5,24 @@ against the settings and their type hints; wrong is what jsonargparse refuses wh
 """
 
 import difflib
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
+from functools import partial
+from textwrap import shorten
+from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile
 
 from rlif_lightning.cli import type_hints as hints
-from rlif_lightning.cli.recipes import GONE, shipped_recipes
+from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.errors import UserError
+
+Pairs = Iterable[tuple[Any, Any]]  # nodes of names and values
+one_line = partial(shorten, width=300, placeholder=" ...")
 
 
 class MistakeFinder:
-    """Walks what was given in its order and raises the first mistake.
-
-    Args:
-        parser: Of the command.
-    """
+    """Walks what was given to a command's parser in its order and raises the first mistake."""
 
     def __init__(self, parser: Any) -> None:
         self.parser, self.settings = parser, hints.settings_of(parser)
@@ -29,26 +30,26 @@ class MistakeFinder:
         self.node: Any = None  # the name or the value that is looked at
         self.given: set[str] = set()
         self.chosen: dict[str, str] = {}  # setting -> the class path that it was given last
-        self.lacking: dict[str, UserError] = {}  # settings without which a class can't be made
+        self.needed: dict[str, UserError] = {}  # settings without which the command can't run or a class be made
+        for name in self.settings.required:
+            do = f"give --{name}, or a recipe with --config"
+            self.needed[name] = self._mistake(f"The setting --{name} is missing", do=do)
 
     def explain(self, message: str, recipes: Sequence[tuple[str, str]], words: Sequence[str]) -> UserError:
-        """Say in at most three lines what the user can act upon; else what jsonargparse says, shortened.
+        """Say in at most three lines what the user can act upon; else the message of jsonargparse, shortened.
 
-        Args:
-            message: Of jsonargparse.
-            recipes: Name and text of the recipes that were read, in their order.
-            words: Of the command line, without the command.
+        Recipes are pairs of name and text, in their order; the words are those after the command.
         """
-        lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
         try:
             for self.recipe, text in recipes:
                 self._walk_recipe(text)
             self.recipe = None
             self._walk_words(list(words))
-            self._look_for_missing()
-            self._refuse(" ".join(lines[:2]))
         except UserError as mistake:
             return mistake
+        missing = [mistake for name, mistake in self.needed.items() if name not in self.given]
+        lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+        return missing[0] if missing else self._mistake(" ".join(lines[:2]))
 
     def _walk_recipe(self, text: str) -> None:
         try:
@@ -60,7 +61,7 @@ class MistakeFinder:
         if not isinstance(root, yaml.MappingNode):
             wrong = "the recipe is empty" if root is None else "the recipe holds no settings"
             raise UserError(f"{self.recipe}: {wrong}", expected="a YAML mapping, such as rollout: {group_size: 8}")
-        self._check_mapping(root, self.settings)
+        self._check_settings(root.value, self.settings)
 
     def _walk_words(self, words: list[str]) -> None:
         """Every ``--a.b value`` is looked at like ``a: {b: value}`` in a recipe."""
@@ -69,31 +70,23 @@ class MistakeFinder:
             if not word.startswith("-"):
                 near = difflib.get_close_matches(word, shipped_recipes(), 1, 0.8)
                 do = f"did you mean --config {near[0]}?" if near else "settings begin with --: --rollout.group_size 8"
-                self._refuse(f"The word '{word}' belongs to no setting", do=do)
+                raise self._mistake(f"The word '{word}' belongs to no setting", do=do)
             if word.endswith(".help") and words:  # --rollout.rewards.help CLASS
                 word = f"{word.removesuffix('.help')}+"
             action = self.parser._option_string_actions.get(word)
             if action is not None and action.nargs is not None:  # --help, --print_config, or several values
                 while action.nargs == "+" and words and not words[0].startswith("--"):
-                    self._check_mapping(_mapping(action.dest, words.pop(0)), self.settings)
+                    self._check_settings(_pairs(action.dest, words.pop(0)), self.settings)
                 continue
             missing = not equals and (not words or words[0].startswith("--"))
             text = "" if missing else value if equals else words.pop(0)
             if not isinstance(action, ActionConfigFile) and not (action is not None and missing):
-                self._check_mapping(_mapping(word.removeprefix("--"), text), self.settings)
+                self._check_settings(_pairs(word.removeprefix("--"), text), self.settings)
             if missing:
-                self._refuse(f"The setting {word} has no value", do=f"write {word} VALUE")
+                raise self._mistake(f"The setting {word} has no value", do=f"write {word} VALUE")
 
-    def _look_for_missing(self) -> None:
-        for mistake in (mistake for key, mistake in self.lacking.items() if key not in self.given):
-            raise mistake
-        for name in (name for name in self.settings.required if name not in self.given):
-            self._refuse(f"The setting --{name} is missing", do=f"give --{name}, or a recipe with --config")
-
-    # -- rule 1: unknown settings --------------------------------------------------------------------------------
-
-    def _check_mapping(self, node: Any, known: hints.Settings, prefix: str = "") -> None:
-        for self.node, value in node.value:
+    def _check_settings(self, pairs: Pairs, known: hints.Settings, prefix: str = "") -> None:
+        for self.node, value in pairs:
             self._check_setting(prefix + self.node.value, value, known)
 
     def _check_setting(self, name: str, node: Any, known: hints.Settings) -> None:
@@ -105,74 +98,71 @@ class MistakeFinder:
             self.given.add(key)
             hint = known.hints[single]
             self._check_value(key, node, (single != name and hints.item_of(hint)) or hint)
-        elif inner is not None and isinstance(node, yaml.MappingNode):
-            self._check_mapping(node, known, f"{name}.")
-        elif inner is not None and node.value not in ("", "null"):
-            self._takes_settings(key, node, inner)
-        elif inner is None and (name not in GONE or GONE[name] != self._value(node)):
-            while isinstance(node, yaml.MappingNode) and node.value:
-                self.node, node = node.value[0]
-                name += f".{self.node.value}"
-            self._unknown_setting(name, known)
+        elif inner is None:
+            raise self._unknown_setting(name, node, known)
+        elif isinstance(node, yaml.MappingNode):
+            self._check_settings(node.value, known, f"{name}.")
+        elif node.value not in ("", "null"):
+            raise self._takes_settings(key, node, inner)
 
-    def _unknown_setting(self, name: str, known: hints.Settings) -> NoReturn:
+    def _unknown_setting(self, name: str, node: Any, known: hints.Settings) -> UserError:
+        while isinstance(node, yaml.MappingNode) and node.value:
+            self.node, node = node.value[0]
+            name += f".{self.node.value}"
         near = difflib.get_close_matches(name, known.hints, 1)
         if known.key:
-            owner = f" for {known.owner}" if known.owner else ""
             do = f"did you mean {near[0]}?" if near else f"it has {', '.join(known.hints)}"
-            self._refuse(f"{known.key} has no setting '{name}'{owner}", do=do)
+            return self._mistake(f"{known.key} has no setting '{name}'{known.owner and ' for ' + known.owner}", do=do)
         dashes = "" if self.recipe or name.startswith("-") else "--"
-        self._refuse(f"No setting is called '{dashes}{name}'", do=near and f"did you mean {dashes}{near[0]}?")
+        return self._mistake(f"No setting is called '{dashes}{name}'", do=near and f"did you mean {dashes}{near[0]}?")
 
-    def _takes_settings(self, key: str, node: Any, first: str) -> NoReturn:
-        self.node, value = node, self._value(node)
+    def _takes_settings(self, key: str, node: Any, first: str) -> UserError:
+        self.node, value = node, _value(node)
         do = f"did you mean {first}: {value}?" if self.recipe else f"did you mean --{first} {value}?"
-        self._refuse(f"{key} takes settings, not '{value}'", do=do)
-
-    # -- rule 2: unknown classes ---------------------------------------------------------------------------------
+        return self._mistake(f"{key} takes settings, not '{value}'", do=do)
 
     def _check_class(self, key: str, node: Any, base: Any, skip: int) -> None:
         """Look at a class path and its ``init_args``; on the command line each may come alone."""
-        parts = {k.value: (k, v) for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
-        at = self.node = parts["class_path"][1] if "class_path" in parts else node
-        cls = self._find_class(key, base)
-        known = hints.settings_of_class(cls, key, skip)
-        arguments = dict(parts["init_args"][1].value) if "init_args" in parts else {}
-        for name in parts.keys() - {"class_path", "init_args", "dict_kwargs"}:
-            self.node, value = parts[name]
+        parts: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
+        named = {name.value: value for name, value in parts}
+        at = self.node = named.get("class_path", node)
+        known = hints.settings_of_class(self._find_class(key, base), key, skip)
+        arguments = list(named["init_args"].value) if "init_args" in named else []
+        for self.node, value in parts:
+            if self.node.value in ("class_path", "init_args", "dict_kwargs"):
+                continue
             if self.recipe:
-                self._refuse(f"{key} takes class_path and init_args, not '{name}'", do="write it below init_args")
-            arguments[self.node] = value
-        for self.node, value in arguments.items():
-            self._check_setting(self.node.value, value, known)
+                wrong = f"{key} takes class_path and init_args, not '{self.node.value}'"
+                raise self._mistake(wrong, do="write it below init_args")
+            arguments.append((self.node, value))
+        self._check_settings(arguments, known)
         self.node = at
-        for name in set(known.required) - {name.value for name in arguments}:
+        for name in set(known.required) - {name.value for name, _ in arguments}:
             do = f"give --{key}.{name} VALUE, or {name} below init_args in a recipe"
-            wrong = self._placed(f"{key}: {known.owner} needs its setting '{name}'")
-            self.lacking.setdefault(f"{key}.{name}", UserError(wrong, do=do))
+            self.needed.setdefault(
+                f"{key}.{name}", self._mistake(f"{key}: {known.owner} needs its setting '{name}'", do=do)
+            )
 
     def _find_class(self, key: str, base: Any) -> type:
-        examples = f"one of {hints.package_of(base)}: {', '.join(hints.offered_classes(base))}"
-        path = self.chosen.get(key)
+        offered, path = hints.offered_classes(base), self.chosen.get(key)
+        examples = f"one of {hints.package_of(base)}: {', '.join(offered)}"
         if path is None:
-            self._refuse(f"{key}: the class comes before its settings", expected=examples)
-        found = hints.class_named(path, base)
+            raise self._mistake(f"{key}: the class comes before its settings", expected=examples)
+        module, _, name = offered.get(path, path).rpartition(".")
+        found = hints.classes_in(module).get(name)
         if found is None:
-            module, _, name = path.rpartition(".")
-            offered = hints.offered_classes(base, module)
+            offered |= hints.offered_classes(base, module)
             near = difflib.get_close_matches(name, offered, 1)
             do = f"did you mean {offered[near[0]]}?" if near else "give the whole path: package.module.Class"
-            self._refuse(f"{key}: there is no class '{path}'", do=do)
+            raise self._mistake(f"{key}: there is no class '{path}'", do=do)
         if not hints.extends(found, base):
-            self._refuse(f"{key}: {path} is no {base.__name__}", expected=examples)
+            raise self._mistake(f"{key}: {path} is no {base.__name__}", expected=examples)
         return found
-
-    # -- rule 3: wrong values ------------------------------------------------------------------------------------
 
     def _check_value(self, key: str, node: Any, hint: Any) -> None:
         """Find what jsonargparse refuses of a value: all of it, an item, a class, or a setting of that class."""
         self._remember_class(key, node)
-        if hint is None or hints.accepts(hint, self._value(node)):
+        if hint is None or hints.accepts(hint, _value(node)):
             return
         item, source, is_mapping = hints.item_of(hint), hints.dataclass_of(hint), isinstance(node, yaml.MappingNode)
         base, skip = hints.base_of(item if is_mapping and item else hint)
@@ -182,12 +172,12 @@ class MistakeFinder:
         elif source is not None:
             known = hints.settings_of_class(source, key)
             if not is_mapping:
-                self._takes_settings(key, node, f"{key}.{next(iter(known.hints))}")
-            self._check_mapping(node, known)
+                raise self._takes_settings(key, node, f"{key}.{next(iter(known.hints))}")
+            self._check_settings(node.value, known)
         elif base is not None and (is_mapping or not set(hints.describe(hint)) - {"a list", "null"}):
             self._check_class(key, node, base, skip)
         else:
-            self._wrong_value(key, node, hint)
+            raise self._wrong_value(key, node, hint)
 
     def _remember_class(self, key: str, node: Any) -> None:
         last = node.value[-1] if isinstance(node, yaml.SequenceNode) and node.value else node
@@ -195,31 +185,32 @@ class MistakeFinder:
             last = next((value for name, value in last.value if name.value == "class_path"), last)
         if isinstance(last, yaml.ScalarNode):
             self.chosen[key] = last.value
-            self.lacking = {name: lack for name, lack in self.lacking.items() if not name.startswith(f"{key}.")}
+            self.needed = {name: lack for name, lack in self.needed.items() if not name.startswith(f"{key}.")}
 
-    def _wrong_value(self, key: str, node: Any, hint: Any) -> NoReturn:
-        self.node, value, takes = node, self._value(node), hints.describe(hint)
+    def _wrong_value(self, key: str, node: Any, hint: Any) -> UserError:
+        self.node, value, takes = node, _value(node), hints.describe(hint)
         said = "null" if value is None else str(value)
         if "a list" in takes and hints.base_of(hints.item_of(hint))[0] and "[" not in said:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
-            self._refuse(f"{key} takes a list, not '{said}'", do=do)
+            return self._mistake(f"{key} takes a list, not '{said}'", do=do)
         near = difflib.get_close_matches(said, takes, 1)
         expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
-        self._refuse(f"{key} can't be '{said}'", expected=expected, do=near and f"did you mean {near[0]}?")
+        return self._mistake(f"{key} can't be '{said}'", expected=expected, do=near and f"did you mean {near[0]}?")
 
-    def _value(self, node: Any) -> Any:
-        """As jsonargparse gets it: a word of the command line as it is."""
-        return node.word if hasattr(node, "word") else yaml.safe_load(yaml.serialize(node))
-
-    def _placed(self, wrong: str) -> str:
-        return _short(f"{self.recipe}, line {self.node.start_mark.line + 1}: {wrong}" if self.recipe else wrong)
-
-    def _refuse(self, wrong: str, *, expected: str | None = None, do: Any = None) -> NoReturn:
+    def _mistake(self, wrong: str, *, expected: str | None = None, do: Any = None) -> UserError:
+        """What is wrong with the node that is looked at; the help is named where there is nothing else to do."""
+        if self.recipe:
+            wrong = f"{self.recipe}, line {self.node.start_mark.line + 1}: {wrong}"
         do = do or (None if expected else f"see {self.parser.prog.replace(' [options]', '')} --help")
-        raise UserError(self._placed(wrong), expected=expected and _short(expected), do=do and _short(do))
+        return UserError(one_line(wrong), expected=expected and one_line(expected), do=do and one_line(do))
 
 
-def _mapping(key: str, text: str) -> yaml.MappingNode:
+def _value(node: Any) -> Any:
+    """As jsonargparse gets it: a word of the command line as it is."""
+    return node.word if hasattr(node, "word") else yaml.safe_load(yaml.serialize(node))
+
+
+def _pairs(key: str, text: str) -> Pairs:
     """A setting of the command line as YAML; values are taken apart where they are lists or mappings."""
     node: Any
     try:
@@ -231,10 +222,4 @@ def _mapping(key: str, text: str) -> yaml.MappingNode:
     node.word = text
     for name in reversed(key.split(".")):
         node = yaml.MappingNode("tag:yaml.org,2002:map", [(yaml.ScalarNode("tag:yaml.org,2002:str", name), node)])
-    return node
-
-
-def _short(text: str) -> str:
-    """One line of bearable length."""
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:297]}..."
+    return node.value

@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
-from rlif_lightning.cli.recipes import forget_replaced_sources, recipe_path, shipped_recipes, without_gone
+from rlif_lightning.cli.recipes import forget_replaced_sources, recipe_path, shipped_recipes
 from rlif_lightning.errors import UserError, users_mistake
 
 
@@ -54,26 +54,14 @@ class Parser(LightningArgumentParser):
             self.error("A group of settings was given as one value")  # which the base class lets through
         return parsed
 
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class; the recipe of an earlier version's run is read as well."""
-        return super().parse_string(without_gone(content), *args, **kwargs)
-
     def format_help(self, *args: Any) -> str:
-        """The settings that matter most come first; the pages of usage that repeat every setting are left out.
-
-        Lightning's settings of the Trainer are only listed for ``--help all``.
-        """
-        prog = self.prog.replace(" [options]", "")
-        self.usage = f"{prog} [--config RECIPE ...] [--setting VALUE ...]"
+        """The settings that matter most come first; the pages of usage that repeat every setting are left out."""
+        self.usage = f"{self.prog.replace(' [options]', '')} [--config RECIPE ...] [--setting VALUE ...]"
         arrange_help(self, everything=self._given[-1:] == ["all"])
         return super().format_help(*args)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, where, and the nearest right name, in three lines at most.
-
-        Raises:
-            UserError: Always, but for the parsers of single values: the caller may know another reading.
-        """
+        """Raise what is wrong, where, and the nearest right name; a value's own parser leaves this to its caller."""
         mistake = users_mistake(ex)
         if mistake is not None:
             raise mistake
@@ -84,6 +72,5 @@ class Parser(LightningArgumentParser):
 
     def _command_parser(self) -> "Parser":
         """The parser whose settings the message is about: that of the command."""
-        action = getattr(self, "_subcommands_action", None)
-        choices = getattr(action, "choices", None) or {}
-        return choices.get(next(iter(self._given), "")) or self
+        choices = getattr(getattr(self, "_subcommands_action", None), "choices", None) or {}
+        return choices.get(next(iter(self._given), ""), self)

@@ -1,7 +1,6 @@
 """Recipes to objects, for commands that take the settings of ``rlif fit`` and run no loop of the Trainer's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +26,20 @@ Split = Literal["train", "val", "test", "predict"]
 STAGES = {"train": "fit", "val": "validate", "test": "test", "predict": "predict"}
 
 
-@dataclass
-class RecipeObjects:
-    """What a recipe names. Nothing is read and no weights are loaded before :meth:`prompts` and :meth:`policy`."""
+class RecipeObjects(RLIFCLI):
+    """What a recipe names. Nothing is read and no weights are loaded before :meth:`prompts` and :meth:`policy`.
 
-    command: str
+    Args:
+        command: Its name; the words after it are read like those after ``rlif fit``.
+        arguments: These words.
+        add_options: Adds the command's own options to a parser.
+        description: For ``--help``.
+
+    Raises:
+        UserError: A word or a recipe is wrong.
+        SystemExit: After ``--help`` or ``--print_config``.
+    """
+
     module: RLIFModule  # its settings; the policy is a thing of its own here
     data: PromptDataModule
     collector: Collector
@@ -40,7 +48,42 @@ class RecipeObjects:
     precision: str  # trainer.precision by its longer name
     bar: StepProgressBar | None
     options: Any  # the command's own options, by name
-    cli: RLIFCLI
+
+    def __init__(
+        self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str
+    ) -> None:
+        prepare()
+        self.command, self.add_options = command, add_options
+        # No `save_config_callback`: it belongs to a Trainer that runs.
+        settings = {**self.settings(arguments), "save_config_callback": None}
+        settings["parser_kwargs"] = {"prog": f"rlif {command}", "description": description}
+        super().__init__(RLIFModule, PromptDataModule, run=False, **settings)
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """The command's own options first."""
+        self.add_options(parser)
+        weights = "Weights of a checkpoint: a file, a run folder, or 'last'."
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=weights)
+        super().add_arguments_to_parser(parser)
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """No Trainer: of its settings only device, precision and progress bar are taken."""
+        settings = self.config_init.trainer
+        devices = settings.devices[:1] if isinstance(settings.devices, list) else 1
+        try:
+            self.device = Fabric(accelerator=settings.accelerator, devices=devices).device
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.precision = precision_name(settings.precision, self.device.type)
+
+    def after_instantiate_classes(self) -> None:
+        """Name the objects."""
+        self.module, self.data, self.options = self.model, self.datamodule, self.config_init
+        self.collector, self.evaluation = self.options.rollout.collector, self.options.evaluation
+        self.module.collector = self.collector  # whose engine evaluates as well, where no other is given
+        self.bar = StepProgressBar() if self.options.trainer.enable_progress_bar is not False else None
 
     def prompts(self, split: Split = "train") -> list[Prompt]:
         """Read and encode the problems of a split; this loads the tokenizer only."""
@@ -66,108 +109,11 @@ class RecipeObjects:
         return policy
 
     def output(self, folder: str | None = None) -> Path:
-        """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml.
-
-        Raises:
-            UserError: It can't be created.
-        """
-        if folder is None:
-            path = next_run_folder(self.cli.root / self.cli.recipe, self.command)
-        else:
-            path = Path(folder).expanduser()
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError("The output folder can't be made", got=f"{path}: {error.strerror}") from error
-        self.cli.parser.save(self.cli.config, path / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml."""
+        path = Path(folder).expanduser() if folder else next_run_folder(self.root / self.recipe, self.command)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError("The output folder can't be made", got=f"{path}: {error.strerror}") from error
+        self.parser.save(self.config, path / CONFIG, skip_none=False, overwrite=True, multifile=False)
         return path
-
-
-def load(
-    command: str,
-    arguments: list[str],
-    add_options: Callable[[Any], None],
-    description: str | None = None,
-    make: "type[PlainCLI] | None" = None,
-) -> RecipeObjects:
-    """Read the words after ``rlif <command>`` like those after ``rlif fit``.
-
-    Args:
-        command: Its name.
-        arguments: The words after it.
-        add_options: Adds the command's own options to a parser.
-        description: For ``--help``.
-        make: Another class that reads the settings.
-
-    Raises:
-        UserError: A word or a recipe is wrong.
-        SystemExit: After ``--help`` or ``--print_config``.
-    """
-    prepare()
-    cli = (make or PlainCLI)(command, arguments, add_options, description)
-    init = cli.config_init
-    cli.model.collector = init.rollout.collector  # whose engine evaluates as well, where no other is given
-    return RecipeObjects(
-        command,
-        cli.model,
-        cli.datamodule,
-        init.rollout.collector,
-        init.evaluation,
-        cli.device,
-        cli.precision,
-        StepProgressBar() if init.trainer.enable_progress_bar is not False else None,
-        init,
-        cli,
-    )
-
-
-class PlainCLI(RLIFCLI):
-    """The settings of ``rlif fit`` for a command that is none of the Trainer's.
-
-    Args:
-        command: Its name.
-        arguments: The words after it.
-        add_options: Adds the command's own options to the parser.
-        description: For ``--help``.
-    """
-
-    def __init__(
-        self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str | None
-    ) -> None:
-        self.add_options = add_options
-        # No `save_config_callback`: it belongs to a Trainer that runs.
-        settings = {**self.settings(arguments), "save_config_callback": None}
-        settings["parser_kwargs"] = {"prog": f"rlif {command}", "description": description}
-        super().__init__(RLIFModule, PromptDataModule, run=False, **settings)
-
-    def add_arguments_to_parser(self, parser: Any) -> None:
-        """The command's own options first."""
-        self.add_options(parser)
-        parser.add_argument("--ckpt_path", type=str | None, default=None,
-                            help="Weights of a checkpoint: a file, a run folder, or 'last'.")  # fmt: skip
-        super().add_arguments_to_parser(parser)
-
-    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """No Trainer: of its settings only device, precision and progress bar are taken."""
-        settings = self.config_init.trainer
-        self.device = one_device(settings.accelerator, settings.devices)
-        self.precision = precision_name(settings.precision, self.device.type)
-
-
-def one_device(accelerator: Any, devices: Any) -> torch.device:
-    """The device of a command that takes one.
-
-    Args:
-        accelerator: ``trainer.accelerator``.
-        devices: ``trainer.devices``: of a list the first is taken.
-
-    Raises:
-        UserError: There is no such device on this machine.
-    """
-    try:
-        device = Fabric(accelerator=accelerator, devices=devices[:1] if isinstance(devices, list) else 1).device
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-        raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,33 +27,18 @@ from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser
-from rlif_lightning.cli.run_folder import discard_run_folder, recipe_name, run_root
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
-from rlif_lightning.runs.folder import CONFIG, find_checkpoint, latest_run_folder, next_run_folder, run_folder_of
+from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.warnings_shown import short_warnings
 
 RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
-TRAINER_DEFAULTS = {
-    "log_every_n_steps": 1,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-}
-
-
-def main(arguments: list[str]) -> None:
-    """Parse and run a command of the Trainer.
-
-    Args:
-        arguments: The command and the words after it.
-    """
-    prepare()
-    RLIFCLI.run(arguments)
+TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+TRAINER_DEFAULTS |= {"enable_model_summary": False, "use_distributed_sampler": False}
 
 
 class RLIFCLI(LightningCLI):
@@ -64,14 +49,15 @@ class RLIFCLI(LightningCLI):
 
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
-        """Parse and run one command."""
+        """Parse and run one command: its name and the words after it."""
+        prepare()
         try:
             return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error) from error
         except BaseException:
             if cls.created is not None:
-                discard_run_folder(cls.created)
+                runs.discard_run_folder(cls.created)
             raise
         finally:
             cls.created = None
@@ -110,9 +96,8 @@ class RLIFCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """As in the base class, with our own description: the Trainer's is about the Trainer, and cut short."""
-        return super()._prepare_subcommand_parser(
-            klass, subcommand, **{**kwargs, "description": f"{COMMANDS[subcommand].purpose.capitalize()}."}
-        )
+        kwargs["description"] = f"{COMMANDS[subcommand].purpose.capitalize()}."
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse; the base class warns when arguments are given, which is how ``main`` always calls it."""
@@ -127,41 +112,38 @@ class RLIFCLI(LightningCLI):
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
-        self.root = run_root(config.runs)
-        self.recipe = recipe_name(config.config)
+        self.root = runs.run_root(config.runs)
+        self.recipe = runs.recipe_name(config.config)
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
             if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
-                raise UserError(
-                    "Training can't continue from weights alone: the optimiser's state is missing",
-                    got=config.ckpt_path,
-                    do="use them with test, validate, predict, diagnose or mix, or train with --guard.action restore",
-                )
+                wrong = "Training can't continue from weights alone: the optimiser's state is missing"
+                do = "use them with test, validate, predict, diagnose or mix, or train with --guard.action restore"
+                raise UserError(wrong, got=config.ckpt_path, do=do)
             # Read here: a file that is no checkpoint is refused before anything is loaded.
-            self.checkpoint_step = read_checkpoint(config.ckpt_path, mmap=True)["global_step"]
+            self.checkpoint_step = read_checkpoint(config.ckpt_path)["global_step"]
 
     def _find_checkpoint(self, ckpt_path: str) -> Path:
         """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""
-        names = self.recipe.split("+")
-        tries = ["+".join(names[:n]) for n in range(len(names), 0, -1)] if self.subcommand != "fit" else [self.recipe]
-        for recipe in tries[:-1]:
-            if ckpt_path == "last" and latest_run_folder(self.root, recipe) is not None:
-                return find_checkpoint(ckpt_path, self.root, recipe)
-        return find_checkpoint(ckpt_path, self.root, tries[-1])
+        recipe, names = self.recipe, self.recipe.split("+")
+        if self.subcommand != "fit":
+            longest_first = ("+".join(names[:n]) for n in range(len(names), 0, -1))
+            recipe = next((tried for tried in longest_first if runs.latest_run_folder(self.root, tried)), names[0])
+        return runs.find_checkpoint(ckpt_path, self.root, recipe)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs into the run's folder."""
         config = self.config_init[self.subcommand]
-        trainer = config.trainer
-        asked = trainer.logger
+        trainer, asked = config.trainer, config.trainer.logger
         if asked is not False and not trainer.fast_dev_run:
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
-        callbacks: list[Callback] = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
-        if self.subcommand == "fit":
-            callbacks.append(Report())
-        trainer.callbacks = [*(trainer.callbacks or []), *callbacks]
-        return self.make_trainer(**kwargs)
+        bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
+        trainer.callbacks = [*(trainer.callbacks or []), *bar, *([Report()] if self.subcommand == "fit" else [])]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
 
     def before_fit(self) -> None:
         """Refuse a number of processes that does not divide the prompts, before those processes start."""
@@ -169,37 +151,21 @@ class RLIFCLI(LightningCLI):
             if isinstance(callback, RolloutCallback):
                 replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
-    def make_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer of the settings.
-
-        Raises:
-            UserError: It refuses them.
-        """
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
-
     def _run_logger(self, ckpt_path: str | None) -> RunLogger:
         """A logger for a new run folder, or for the checkpoint's folder when a fit continues."""
-        if self.subcommand == "fit" and ckpt_path is not None:
-            folder = run_folder_of(Path(ckpt_path))
-            if folder is not None:
-                step = self.checkpoint_step
-                most = self.config_init[self.subcommand].trainer.max_steps
-                if 0 < most <= step:
-                    raise UserError(
-                        "The run has nothing left to do",
-                        got=f"a checkpoint of step {step}, trainer.max_steps {most}",
-                        do="raise --trainer.max_steps to train on",
-                    )
-                rank_zero_info(f"Continuing the run in {folder} from step {step}")
-                return RunLogger(folder, resume_step=step)
+        resumed = runs.run_folder_of(Path(ckpt_path)) if self.subcommand == "fit" and ckpt_path is not None else None
+        if resumed is not None:
+            step, most = self.checkpoint_step, self.config_init[self.subcommand].trainer.max_steps
+            if 0 < most <= step:
+                got = f"a checkpoint of step {step}, trainer.max_steps {most}"
+                raise UserError("The run has nothing left to do", got=got, do="raise --trainer.max_steps to train on")
+            rank_zero_info(f"Continuing the run in {resumed} from step {step}")
+            return RunLogger(resumed, resume_step=step)
         if RUN_FOLDER in os.environ:
             return RunLogger(os.environ[RUN_FOLDER])
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
-        folder = RLIFCLI.created = next_run_folder(self.root, self.recipe)
+        folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)
@@ -210,14 +176,11 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the old file, then write the new one."""
-        logger = next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
-        if (
-            trainer.is_global_zero
-            and not self.already_saved
-            and logger is not None
-            and logger.resume_step is not None
-        ):
-            config = Path(logger.log_dir) / CONFIG
-            if config.is_file():
-                shutil.copyfile(config, config.with_name(f"config.until-step-{logger.resume_step}.yaml"))
+        if trainer.is_global_zero and not self.already_saved and isinstance(trainer.logger, RunLogger):
+            step, config = trainer.logger.resume_step, trainer.logger.folder / runs.CONFIG
+            if step is not None and config.is_file():
+                shutil.copyfile(config, config.with_name(f"config.until-step-{step}.yaml"))
         super().setup(trainer, pl_module, stage)
+
+
+main = RLIFCLI.run

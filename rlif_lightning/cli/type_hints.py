@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -89,33 +89,23 @@ def base_of(hint: Any) -> tuple[Any, int]:
     return None, 0
 
 
-def class_named(path: str, base: type) -> type | None:
-    """The class that a path names; a name without dots is that of a subclass which has been imported."""
-    module, _, name = path.rpartition(".")
-    if not module:
-        return next((cls for cls in _subclasses(base) if cls.__name__ == name), None)
-    try:
-        found = getattr(import_module(module), name, None)
-    except ImportError:
-        return None
-    return found if inspect.isclass(found) else None
-
-
 def package_of(base: type) -> str:
     """The package that offers a base class and those that extend it."""
     return base.__module__.rpartition(".")[0] or base.__module__
 
 
-def offered_classes(base: type, module: str = "") -> dict[str, str]:
-    """Name to path of the classes that fit, in the base class's package and in another module."""
-    offered: dict[str, str] = {}
-    for place in filter(None, (package_of(base), module)):
-        try:
-            names = vars(import_module(place)).items()
-        except ImportError:
-            continue
-        offered |= {n: f"{place}.{n}" for n, cls in names if inspect.isclass(cls) and extends(cls, base)}
-    return offered
+def classes_in(module: str) -> dict[str, type]:
+    """The classes of a module by name; none where there is no such module."""
+    try:
+        return {name: found for name, found in vars(import_module(module)).items() if inspect.isclass(found)}
+    except (ImportError, ValueError):  # ValueError: no name at all
+        return {}
+
+
+def offered_classes(base: type, module: str | None = None) -> dict[str, str]:
+    """Name to path of the classes in a module that fit; None: in the base class's package."""
+    place = package_of(base) if module is None else module
+    return {name: f"{place}.{name}" for name, cls in classes_in(place).items() if extends(cls, base)}
 
 
 def extends(cls: type, base: Any) -> bool:
@@ -124,10 +114,3 @@ def extends(cls: type, base: Any) -> bool:
         methods = {name for name, value in vars(base).items() if callable(value) and not name.startswith("_")}
         return cls is not base and all(hasattr(cls, name) for name in methods)
     return issubclass(cls, base) and not inspect.isabstract(cls) and cls is not base
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    cls: type
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)

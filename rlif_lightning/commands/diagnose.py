@@ -9,8 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.callbacks.sampling import check_engine
-from rlif_lightning.cli.recipe_objects import RecipeObjects, Split, load
+from rlif_lightning.cli.recipe_objects import RecipeObjects, Split
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
@@ -46,10 +45,11 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: The words are wrong, or there are too few prompts.
     """
-    objects = load("diagnose", arguments, _add_options, DESCRIPTION)
+    objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
-    check_engine(objects.collector.sampler, objects.collector.sampling, prompts, objects.device)
-    rewards = candidates(objects.collector.rewards, objects.data.has_labels(objects.options.split))
+    collector = objects.collector
+    collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+    rewards = candidates(collector.rewards, objects.data.has_labels(objects.options.split))
     policy = objects.policy(training=True)  # before the first step every reference is the policy itself
     rows = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(run_seed()))
     chosen = {row: prompts[row] for row in rows[: objects.options.prompts].tolist()}
@@ -106,10 +106,11 @@ def _gradients(
     """The rewards' gradients against each other, where they are wanted."""
     wanted, size = objects.options.gradients, gradient_bytes(policy.model, len(advantages[0]))
     if wanted is None and size > GRADIENT_BYTES:
+        wanted = False
         rank_zero_info(
             f"Gradients are left out: they would take {size / 2**30:.0f} GiB. --gradients true takes them."
         )
-    if wanted is False or (wanted is None and size > GRADIENT_BYTES):
+    if wanted is False:
         return None
     sizes = (objects.collector.sampling.max_new_tokens, objects.collector.plan.micro_batch_size)
     set_training_mode(policy.model, training=True)
@@ -119,11 +120,7 @@ def _gradients(
 
 
 def _report(
-    objects: RecipeObjects,
-    model: Policy,
-    rollouts: list[Rollout],
-    rewards: list[Reward],
-    prompts: list[Prompt],
+    objects: RecipeObjects, model: Policy, rollouts: list[Rollout], rewards: list[Reward], prompts: list[Prompt]
 ) -> None:
     """Everything after sampling: numbers, verdict, files, table."""
     collector, identity, options = objects.collector, model.identity, objects.options

@@ -9,24 +9,21 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from rlif_lightning.cli.recipe_objects import PlainCLI, RecipeObjects, load
-from rlif_lightning.cli.run_folder import recipe_name, run_root
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
 from rlif_lightning.exporting.card import portable_name, write_card
 from rlif_lightning.exporting.check import LogitCheck
 from rlif_lightning.exporting.folder import check_export_folder, export_folder
-from rlif_lightning.exporting.generation import generation_config
 from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
-from rlif_lightning.exporting.source import choose_checkpoint, run_settings
-from rlif_lightning.exporting.weights import Format, load_trained, save_adapter, save_merged
+from rlif_lightning.exporting.weights import Format, load_trained, save_adapter, save_generation_config
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.hub import resolve_model
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
-from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, GUARD_WEIGHTS, LAST_CHECKPOINT, run_folder_of
+from rlif_lightning.runs import folder as runs
 
 DESCRIPTION = (
     "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
@@ -37,13 +34,10 @@ DESCRIPTION = (
 def main(args: list[str]) -> None:
     """Run the command.
 
-    Args:
-        args: The words after ``rlif export``.
-
     Raises:
         UserError: The words are wrong, there are no such weights, or the export computes something else.
     """
-    objects = load("export", run_settings(args), _add_options, DESCRIPTION, ExportCLI)
+    objects = ExportCLI("export", run_settings(args), _add_options, DESCRIPTION)
     folder = Export(objects).write()
     print(f"written: {folder}")
     if objects.options.push_to_hub is not None:
@@ -51,42 +45,69 @@ def main(args: list[str]) -> None:
 
 
 def _add_options(parser: Any) -> None:
+    dtypes = Literal["float32", "bfloat16", "float16"] | None
     for name, kind, default, text in (
         ("format", Format, "merged", "A whole model with any adapter merged in, or the adapter alone for PEFT."),
-        ("dtype", Literal["float32", "bfloat16", "float16"] | None, None,
-         "Precision of a merged model's weights. null: that of the run."),
-        ("output", str | None, None,
-         "Folder of the export; an earlier export there is replaced. null: <run>/export/<format>."),
-        ("push_to_hub", str | None, None,
-         "Also upload the folder to this repository, such as you/model; a new one is private."),
-    ):  # fmt: skip
+        ("dtype", dtypes, None, "Precision of a merged model's weights. null: that of the run."),
+        ("output", str | None, None, "Folder; an earlier export there is replaced. null: <run>/export/<format>."),
+        (
+            "push_to_hub",
+            str | None,
+            None,
+            "Repository to upload to as well, such as you/model; a new one is private.",
+        ),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
-class ExportCLI(PlainCLI):
+def run_settings(words: list[str]) -> list[str]:
+    """Replace a run folder, as the first word of a command line, by the settings that it holds."""
+    if not words or words[0].startswith("-"):
+        return words
+    run = Path(words[0]).expanduser()
+    runs.check_run_folder(run, runs.CONFIG)
+    if not (run / runs.CHECKPOINTS).is_dir():
+        runs.find_checkpoint(str(run), run.parent.parent, run.parent.name)  # raises
+    # The settings of a continued run name the checkpoint that it began with.
+    return ["--config", str(run / runs.CONFIG), "--ckpt_path=null", *words[1:]]
+
+
+def choose_checkpoint(asked: str | None, run: Path | None, root: Path, recipe: str) -> Path:
+    """The file that holds the weights to export: as asked, else what the guard hands back, else the last checkpoint.
+
+    Without a run's folder the newest run of the recipe is meant.
+    """
+    if asked not in (None, "last"):
+        run = Path(str(asked)).expanduser()
+        if not (run / runs.CHECKPOINTS).is_dir():
+            return runs.find_checkpoint(str(asked), root, recipe)
+        asked = None
+    run = run or runs.latest_run_folder(root, recipe)
+    if asked is None and run is not None and (run / runs.GUARD_WEIGHTS).is_file():
+        return run / runs.GUARD_WEIGHTS
+    return runs.find_checkpoint("last" if run is None else str(run), root, recipe)
+
+
+class ExportCLI(RecipeObjects):
     """The settings of the run that is exported, and its weights."""
 
-    asked: str | None = None
-    """The value of ``--ckpt_path``."""
-
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Find the weights before anything is loaded; a run's own settings take the place of the recipe's.
+        """Find the weights before anything is loaded; the settings of their run take the place of the recipe's.
 
         The run may have been started with more settings than the recipe's; those on the command line still win.
         """
         super().parse_arguments(parser, args)
-        self.asked = self.config.ckpt_path
         last = Path(str(self.config.config[-1])) if self.config.config else Path()
-        own = last.parent if last.name == CONFIG and (last.parent / CHECKPOINTS).is_dir() else None
-        checkpoint = choose_checkpoint(self.asked, own, run_root(self.config.runs), recipe_name(self.config.config))
-        run = run_folder_of(checkpoint)
-        if own is None and run is not None and (run / CONFIG).is_file():
-            super().parse_arguments(parser, ["--config", str(run / CONFIG), *_without_recipes(args)])
+        own = last.parent if last.name == runs.CONFIG and (last.parent / runs.CHECKPOINTS).is_dir() else None
+        root, recipe = runs.run_root(self.config.runs), runs.recipe_name(self.config.config)
+        checkpoint = choose_checkpoint(self.config.ckpt_path, own, root, recipe)
+        run = runs.run_folder_of(checkpoint)
+        if own is None and run is not None and (run / runs.CONFIG).is_file():
+            super().parse_arguments(parser, ["--config", str(run / runs.CONFIG), *_without_recipes(args)])
         self.config.ckpt_path = str(checkpoint)
 
     def before_instantiate_classes(self) -> None:
-        """Name the folder of all runs."""
-        self.root, self.recipe = run_root(self.config.runs), recipe_name(self.config.config)
+        """Nothing: the checkpoint has been found, and no run folder is made."""
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Any machine can export: the run's GPU is not looked for."""
@@ -101,21 +122,14 @@ def _without_recipes(words: list[str]) -> list[str]:
 
 
 class Export:
-    """One export: what is asked for, checked before weights are loaded.
-
-    Args:
-        objects: The settings of the run and the command's options.
-
-    Raises:
-        UserError: A setting, the checkpoint's file or the target folder is wrong.
-    """
+    """One export: what is asked for, checked before weights are loaded."""
 
     def __init__(self, objects: RecipeObjects) -> None:
         self.model_settings, self.objects = objects.module.policy_settings, objects
-        cli, options = objects.cli, objects.options
-        self.settings: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-        self.asked, self.source = getattr(cli, "asked", None), Path(options.ckpt_path)
-        self.run, self.form = run_folder_of(self.source), options.format
+        options = objects.options
+        self.settings: dict[str, Any] = yaml.safe_load(objects.parser.dump(objects.config, skip_none=False))
+        self.source, self.form = Path(options.ckpt_path), options.format
+        self.run = runs.run_folder_of(self.source)
         name = self.model_settings.name
         self.base = name if is_on_hub(name) else str(Path(resolve_model(name)).absolute())
         if self.form == "adapter":
@@ -129,37 +143,28 @@ class Export:
         self.dtype: torch.dtype = getattr(torch, dtype)
         if self.source.is_dir():
             raise UserError("A checkpoint in shards cannot be exported", got=self.source)
-        self.checkpoint = read_checkpoint(self.source, mmap=True)
+        self.checkpoint = read_checkpoint(self.source)
         step = int(self.checkpoint["global_step"])
-        by_guard = self.source.as_posix().endswith(GUARD_WEIGHTS)
+        by_guard = self.source.as_posix().endswith(runs.GUARD_WEIGHTS)
         origin = f"what the collapse guard hands back (step {step})" if by_guard else f"those of step {step}"
         self.facts = {"form": self.form, "dtype": dtype, "step": step, "origin": origin, "versions": versions()}
         self.facts["repository"] = options.push_to_hub
 
     def _check_adapter(self, options: Any) -> None:
-        if self.model_settings.lora is None and self.model_settings.adapter is None:
-            raise UserError(
-                "The run trained all weights: there is no adapter to export",
-                got="--format adapter, model.lora null",
-                do="take --format merged",
-            )
-        if options.push_to_hub is not None and not is_on_hub(self.model_settings.name):
-            raise UserError(
-                "Others could not load this adapter: its base model is not on the hub",
-                got=self.model_settings.name,
-                do="take --format merged",
-            )
+        settings, do = self.model_settings, "take --format merged"
+        if settings.lora is None and settings.adapter is None:
+            got = "--format adapter, model.lora null"
+            raise UserError("The run trained all weights: there is no adapter to export", got=got, do=do)
+        if options.push_to_hub is not None and not is_on_hub(settings.name):
+            wrong = "Others could not load this adapter: its base model is not on the hub"
+            raise UserError(wrong, got=settings.name, do=do)
         if options.dtype is not None:
             raise UserError("An adapter is always written in float32", do="leave out --dtype")
 
     def write(self) -> Path:
-        """Load, write, read again, compare; the folder appears only if all is well.
-
-        Raises:
-            UserError: The checkpoint belongs to another model, or the export can't be written or differs.
-        """
+        """Load, write, read again, compare; the folder appears only if all is well."""
         print(f"weights: {self.source}, {self.facts['origin']}")
-        if self.source.name != LAST_CHECKPOINT and self.asked is None:
+        if self.source.as_posix().endswith(runs.GUARD_WEIGHTS):
             print("         --ckpt_path last takes those of the last step")
         tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
         policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer)
@@ -185,12 +190,11 @@ class Export:
         """Weights, then what must not be overwritten with the base's: generation settings and tokenizer."""
         base_generation = policy.model.generation_config
         if self.form == "merged":
-            save_merged(merge(policy.model, self.dtype), folder)
+            merge(policy.model, self.dtype).save_pretrained(folder, max_shard_size="4GB")
         else:
             save_adapter(policy.model, folder, self.base)
         evaluation = self.settings["evaluation"]
         temperature = evaluation["temperature"] if evaluation["samples"] else None
-        generation = generation_config(base_generation, policy.tokenizer, policy.end_ids, temperature)
-        generation.save_pretrained(folder)
+        save_generation_config(base_generation, policy, temperature, folder)
         self.facts["end_tokens"] = policy.tokenizer.convert_ids_to_tokens(policy.end_ids)
         self.facts["prompt_differs"] = save_tokenizer(self.objects.data.template, policy.tokenizer, folder)

@@ -16,8 +16,7 @@ import yaml
 from jsonargparse import dict_to_namespace
 
 from rlif_lightning.callbacks.progress import counting
-from rlif_lightning.callbacks.sampling import check_engine
-from rlif_lightning.cli.recipe_objects import RecipeObjects, load
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
 from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> None:
         UserError: The words are wrong, the two models do not fit, or what ``rlif fit`` raises.
         SystemExit: 130 after Ctrl-C; the same command with the same ``--output`` continues.
     """
-    mixing = Mixing(load("mix", arguments, _add_options, DESCRIPTION))
+    mixing = Mixing(RecipeObjects("mix", arguments, _add_options, DESCRIPTION))
     path, picture = mixing.output / TABLE, mixing.output / PICTURE
     rows = results.read_rows(path)
     stopped = False
@@ -99,16 +98,16 @@ class Mixing:
         self.objects, self.options, settings = objects, objects.options, objects.module.policy_settings
         self.ratios, self.steps = check_ratios(self.options.ratios), self.options.steps
         self._check_options()
-        source = (settings.revision, settings.attn_implementation, settings.trust_remote_code)
-        self.pair = Pair(self.options.base or settings.name, self.options.tuned, *source)
+        base = self.options.base or settings.name
+        self.pair = Pair(base, self.options.tuned, settings.revision, settings.trust_remote_code)
         self.pair.check()
         self._choose_model(self.pair.base)  # whose tokenizer all mixtures have
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
-        held_out = [prompt for _, prompt in self.problems]
-        check_engine(collector.sampler, collector.sampling, prompts, objects.device)
-        check_engine(self.engine, evaluation.attempts.sampling, held_out, objects.device)
+        held_out = [prompt.ids for _, prompt in self.problems]
+        collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+        self.engine.check(held_out, evaluation.attempts.sampling, objects.device)
         self._check_output()
         self.output = objects.output(self.options.output)
         collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))
@@ -130,14 +129,13 @@ class Mixing:
 
     def _check_output(self) -> None:
         """Refuse to add to results of other settings."""
-        folder = None if self.options.output is None else Path(self.options.output).expanduser()
-        if folder is None or not (folder / CONFIG).is_file():
+        if self.options.output is None:
             return
-        if not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
+        folder = Path(self.options.output).expanduser()
+        if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
-        cli = self.objects.cli
         before = _flat((folder / CONFIG).read_text(encoding="utf-8"))
-        now = _flat(cli.parser.dump(cli.config, skip_none=False))
+        now = _flat(self.objects.parser.dump(self.objects.config, skip_none=False))
         for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
             if before.get(key) != now.get(key):
                 raise UserError(
@@ -177,8 +175,6 @@ class Mixing:
                 if not any(own.iterdir()):
                     own.rmdir()
 
-    # -- the policy as it starts -----------------------------------------------------------------------------
-
     def _measure(self, model: Path, label: str) -> Row:
         self._choose_model(str(model))
         policy = self.objects.policy()
@@ -187,8 +183,7 @@ class Mixing:
         for engine in engines:  # let go of the weights: the next mixture, or a fit, needs the memory
             engine.policy = None
         del policy
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return row
 
     def _statistics(self, policy: Policy, label: str) -> Row:
@@ -210,8 +205,8 @@ class Mixing:
                 shares += [agreement(votes[: rollout.group_size]) for votes in rollout.votes]
                 labelled |= rollout.correct is not None
                 tell(len(shares))
-        row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens}
-        row["completions"] = float(len(rows) * collector.plan.group_size)
+        completions = float(len(rows) * collector.plan.group_size)
+        row = {"entropy": entropy / tokens, "self_certainty": certainty / tokens, "completions": completions}
         if labelled or any(shares):  # else open-ended texts: no answer to agree on
             row["agreement"] = sum(shares) / len(shares)
         return row
@@ -220,11 +215,10 @@ class Mixing:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         if not self.problems:
             return {}
-        attempts, grader = self.objects.evaluation.attempts, self.grader
-        assert grader is not None
+        attempts = self.objects.evaluation.attempts
         with counting(self.objects.bar, f"{label}: answering", "problem", len(self.problems)) as tell:
             answered = answer_problems(
-                self.engine, policy, self.problems, attempts, grader, lambda done, *_: tell(done)
+                self.engine, policy, self.problems, attempts, self.grader, lambda done, *_: tell(done)
             )
         summary = summarise(answered, intervals=True)
         return {name: float(value) for name, value in summary.items() if name in COLUMNS}

@@ -28,7 +28,7 @@ def measure_gain(folder: Path, model: Path, settings: Path, steps: int) -> Row:
         KeyboardInterrupt: Ctrl-C stopped the fit after its rollout.
     """
     run = latest_run_folder(folder, FIT)
-    done = 0 if run is None else read_checkpoint(run / CHECKPOINTS / LAST_CHECKPOINT, mmap=True)["global_step"]
+    done = 0 if run is None else read_checkpoint(run / CHECKPOINTS / LAST_CHECKPOINT)["global_step"]
     if done < steps:
         recipe = _write_recipe(folder, model, settings, steps)
         try:

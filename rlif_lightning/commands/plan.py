@@ -1,14 +1,14 @@
 """``rlif plan``: memory of a recipe before anything is loaded, and what it fits on."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
-from rlif_lightning.cli.environment import prepare
-from rlif_lightning.cli.recipe_objects import PlainCLI
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.devices import SIZES, fits, parse_device, usable
@@ -17,14 +17,10 @@ from rlif_lightning.planning.memory import GIB, Memory, memory
 from rlif_lightning.planning.settings import Settings
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
 from rlif_lightning.planning.text import change_lines, fits_line, head_lines, memory_table
-from rlif_lightning.warnings_shown import lightning_warns_only
 
 
 def main(arguments: list[str]) -> None:
     """Run the command. No weights are loaded and no data are read.
-
-    Args:
-        arguments: The words after ``rlif plan``.
 
     Raises:
         UserError: The words are wrong, or the model's config.json can't be found.
@@ -58,65 +54,56 @@ def main(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
-    prepare()
-    with lightning_warns_only():  # nothing about this machine's devices, and seeds
+    logging.disable(logging.INFO)  # nothing about this machine's devices, and seeds
+    try:
         cli = _PlanCLI("plan", arguments, _options, "Memory of a recipe, before anything is loaded.")
+    finally:
+        logging.disable(logging.NOTSET)
     trainer = cli.config.trainer
     processes = device_count(trainer.devices) * int(trainer.num_nodes)
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
     settings = plan_settings(
-        cli.model,
-        cli.config_init.rollout.collector,
+        cli.module,
+        cli.collector,
         precision=precision_name(trainer.precision),
-        prompt_tokens=cli.datamodule.max_prompt_tokens,
+        prompt_tokens=cli.data.max_prompt_tokens,
         processes=processes,
         shards=processes if "fsdp2" in strategy.lower() else 1,
     )
-    return settings, cli.config_init
+    return settings, cli.options
 
 
-class _PlanCLI(PlainCLI):
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """None: the recipe's Trainer may need a GPU that this machine does not have."""
-        return None
+class _PlanCLI(RecipeObjects):
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Nothing: the recipe's Trainer may need a GPU that this machine does not have."""
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("--device", type=str | None, default=None,
-                        help="Memory or name of the GPU: 24GB, rtx3060. The command fails where the recipe does not "
-                        "fit; null: the smallest that does.")  # fmt: skip
-    parser.add_argument("--picture", type=str | None, default=None, help="File for a picture of the memory by phase.")
-    parser.add_argument("--json", type=str | None, default=None, help="File for all numbers, in bytes.")
+    for name, text in (
+        ("device", "Memory or name of the GPU: 24GB, rtx3060. The command fails where the recipe does not fit."),
+        ("picture", "File for a picture of the memory by phase."),
+        ("json", "File for all numbers, in bytes."),
+    ):
+        parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
 
 
 def _write_json(path: str, plan: Memory, settings: Settings, held: dict[int, bool]) -> None:
-    report = {
-        "model": settings.model,
-        "phases": plan.phases,
-        "peak": plan.peak,
-        "weights": asdict(plan.weights),
-        "rows": plan.rows,
-        "fits": held,
-    }
+    report = {"model": settings.model, "phases": plan.phases, "peak": plan.peak}
+    report |= {"weights": asdict(plan.weights), "rows": plan.rows, "fits": held}
     try:
         Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            "The file cannot be written", got=f"{path}: {error.strerror}", do="choose another --json"
-        ) from error
+        got = f"{path}: {error.strerror}"
+        raise UserError("The file cannot be written", got=got, do="choose another --json") from error
 
 
 def device_count(devices: Any) -> int:
-    """Processes on a machine; ``auto`` and -1 are counted as one, since a plan is for no machine.
-
-    Raises:
-        UserError: No number can be read out of it.
-    """
+    """Processes on a machine; ``auto`` and -1 are counted as one, since a plan is for no machine."""
     if devices in ("auto", -1, "-1"):
         return 1
-    words = [w for w in str(devices).strip("[] ").split(",") if w.strip()]
-    if isinstance(devices, list) or "," in str(devices):
-        return len(words)
-    if len(words) != 1 or not words[0].isdigit() or int(words[0]) < 1:
+    text = str(devices)
+    if isinstance(devices, list) or "," in text:
+        return len([word for word in text.strip("[] ").split(",") if word.strip()])
+    if not text.isdigit() or int(text) < 1:
         raise UserError("trainer.devices is no number", got=devices, do="set --trainer.devices 1")
-    return int(words[0])
+    return int(text)

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.curves import draw_curves
-from rlif_lightning.runs.report import CURVES, write_report
+from rlif_lightning.runs.curves import CURVES, draw_curves, write_report
 from rlif_lightning.runs.summary import load_run, summary_table
 
 
@@ -14,27 +13,9 @@ def main(args: list[str]) -> None:
     One run: curves.png and summary.txt in its folder are replaced. Several runs: one picture shows the curves of all.
     The tables are printed.
 
-    Args:
-        args: The words after ``rlif report``.
-
     Raises:
         UserError: The words are wrong, or a run cannot be read or drawn.
     """
-    runs, output = _parse(args)
-    for run in runs:
-        load_run(run)  # a mistake in the last run shows before anything is written
-    written = list(write_report(runs[0])) if len(runs) == 1 else []
-    if len(runs) > 1 or output is not None:
-        picture = output or Path(CURVES)
-        draw_curves(runs, picture)
-        written.append(picture)
-    for run in runs:
-        print(summary_table(run))
-    for path in written:
-        print(f"written: {path}")
-
-
-def _parse(args: list[str]) -> tuple[list[Path], Path | None]:
     from jsonargparse import ArgumentError, ArgumentParser
 
     description = "Redraw the curves and the table of a run, or overlay the curves of several runs."
@@ -45,10 +26,13 @@ def _parse(args: list[str]) -> tuple[list[Path], Path | None]:
     try:
         parsed = parser.parse_args(args)
     except ArgumentError as error:
-        raise UserError(
-            "rlif report does not understand its arguments.",
-            got=f"{' '.join(args) or 'nothing'} ({error})",
-            expected="rlif report RUN... [--output FILE]",
-            do="see rlif report --help",
-        ) from error
-    return [Path(run) for run in parsed.runs], parsed.output and Path(parsed.output)
+        got, expected = f"{' '.join(args) or 'nothing'} ({error})", "rlif report RUN... [--output FILE]"
+        raise UserError("rlif report does not understand its arguments.", got=got, expected=expected) from error
+    runs = [Path(run) for run in parsed.runs]
+    for run in runs:
+        load_run(run)  # a mistake in the last run shows before anything is written
+    written = list(write_report(runs[0])) if len(runs) == 1 else []
+    if len(runs) > 1 or parsed.output is not None:
+        written.append(Path(parsed.output or CURVES))
+        draw_curves(runs, written[-1])
+    print("\n".join([*map(summary_table, runs), *(f"written: {path}" for path in written)]))

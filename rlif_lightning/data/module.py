@@ -19,15 +19,16 @@ class PromptDataModule(pl.LightningDataModule):
     """Problems for training, validation, test and prediction.
 
     Args:
-        train: Problems to train on; answers are optional.
-        val: Held-out problems, evaluated while training and by ``rlif validate``.
+        train: Problems to train on; reference answers are optional.
+        val: Held-out problems, evaluated during training and by ``rlif validate``.
         test: Problems of ``rlif test``.
         predict: Problems of ``rlif predict``; null: those of ``test``.
-        answers: How an answer is read from a completion and compared, where a source does not say that itself.
-        template: A format string with ``{prompt}``; ``chat``; null: the chat template where there is one.
-        system_prompt: System message of the chat template.
-        chat_template: A Jinja chat template in place of the tokenizer's.
-        max_prompt_tokens: Longer training prompts are left out, and counted.
+        answers: How an answer is found in a completion and compared, unless a source says that itself.
+        template: How a problem becomes a prompt: a format string with ``{prompt}``, or ``chat`` for the chat
+            template; null: the chat template if the tokenizer has one.
+        system_prompt: System message for the chat template.
+        chat_template: Jinja chat template that replaces the tokenizer's.
+        max_prompt_tokens: Longest training prompt in tokens; longer ones are left out and counted.
     """
 
     def __init__(

@@ -20,22 +20,24 @@ _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 @dataclass
 class Source:
-    r"""Where problems come from and which fields hold what.
+    r"""Where problems come from, and which fields hold what.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, ``toy``, or a data set's name on the hub.
-        prompt: Field of the problem's text, or a text with fields in braces: ``"{code}\nassert f({input}) == ??"``.
-        answer: Field of the reference answer; null: the data has no answers and nothing label-based is computed.
-        gold: Where in that field the answer stands: ``whole``, ``boxed``, ``last_number``, or a regular
-            expression with one group, such as ``'####\s*(.+)'``.
-        options: Field of a list of choices. They read as lines ``A. first``, ``B. second`` below the problem, or
-            where the prompt names the field in braces; the answer is then one of these letters.
-        by: Field, or list of fields, by whose values results are given apart as well, such as a subject or a level.
-        unit: Field of the answer's unit, which a completion may write or leave out.
-        tolerance: Field of the absolute error that an answer may have.
-        subset: Configuration of a hub data set.
-        split: Split of a hub data set.
-        limit: Take the first rows only.
+        path: A .jsonl, .json, .csv or .parquet file, ``toy``, or the name of a data set on the hub.
+        prompt: Field that holds the problem's text, or a text with fields in braces:
+            ``"{code}\nassert f({input}) == ??"``.
+        answer: Field that holds the reference answer; null: the data have no answers, and nothing that needs labels
+            is computed.
+        gold: Place of the answer in that field: ``whole``, ``boxed``, ``last_number``, or a regular expression with
+            one group, such as ``'####\s*(.+)'``.
+        options: Field that holds a list of choices. They are shown as lines ``A. first``, ``B. second`` below the
+            problem, or where the prompt names the field in braces; the answer is then one of these letters.
+        by: Field or list of fields by whose values results are also reported, such as a subject or a level.
+        unit: Field that holds the answer's unit, which a completion may write or leave out.
+        tolerance: Field that holds the absolute error that an answer may have.
+        subset: Configuration of a data set on the hub.
+        split: Split of a data set on the hub.
+        limit: Number of rows to take, from the first on; null: all.
         answers: How answers to these problems are read and compared; null: as ``data.answers`` says.
     """
 

@@ -2,7 +2,8 @@
 
 Completions of one prompt are no independent evidence: intervals come from drawing whole prompts with replacement
 (cluster bootstrap). So every statistic here is a function of how often each prompt was drawn: counts [R, P] to
-values [R]; all counts 1 give the estimate itself.
+values [R]; all counts 1 give the estimate itself. Of two numbers x, y [P, G] per completion, nan marks a completion
+to leave out, and the number of prompts that say anything comes with the statistic.
 """
 
 from collections.abc import Callable
@@ -75,13 +76,7 @@ def ratio(totals: Array, sizes: Array) -> Statistic:
 
 
 def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
-    """Pearson's correlation over all completions of x, y [P, G]; rows with nan are left out.
-
-    For y of 0 and 1 it is the point-biserial correlation.
-
-    Returns:
-        The statistic, and how many prompts have a completion in it.
-    """
+    """Pearson's correlation over all completions; for y of 0 and 1 the point-biserial correlation."""
     known = np.isfinite(x) & np.isfinite(y)
     # Counted from the mean, so that the sums of squares don't cancel.
     x, y = (np.where(known, v - v[known].mean() if known.any() else 0, 0) for v in (x, y))
@@ -97,18 +92,15 @@ def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
 
 
 def correlation_within(x: Array, y: Array, use: Array | None = None) -> tuple[Statistic, int]:
-    """Pearson's correlation of x, y [P, G] after the mean of each group was taken off, as GRPO takes it off.
+    """Pearson's correlation after the mean of each group was taken off, as GRPO takes it off.
 
     Differences between prompts (easy prompts make confident completions) play no part in it. Groups in which x or y
     is constant, which teach nothing about their relation, are left out.
 
     Args:
-        x: [P, G]; nan marks a completion to leave out.
-        y: [P, G]; the same.
+        x: [P, G].
+        y: [P, G].
         use: [P] bool, groups to look at; null: all.
-
-    Returns:
-        The statistic, and in how many groups both vary.
     """
     known = np.isfinite(x) & np.isfinite(y)
     vary = known.any(1) if use is None else known.any(1) & use
@@ -134,10 +126,7 @@ def centred(values: Array, known: Array) -> Array:
 def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
     """Chance that a completion labelled 1 scores above one labelled 0, over all pairs; a tie counts half.
 
-    The Mann-Whitney statistic by ranks: scores and labels [P, G], rows with nan left out.
-
-    Returns:
-        The statistic, and how many prompts have a completion in it.
+    The Mann-Whitney statistic by ranks.
     """
     known = np.isfinite(scores) & np.isfinite(labels)
     group = np.nonzero(known)[0]  # [N] of each completion
@@ -158,11 +147,7 @@ def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
 
 
 def auroc_within(scores: Array, labels: Array, use: Array | None = None) -> tuple[Statistic, int]:
-    """The same over pairs of completions of one prompt only: whether the better one of a group is told apart.
-
-    Returns:
-        The statistic, and how many groups hold both labels.
-    """
+    """The same over pairs of completions of one prompt only: whether the better one of a group is told apart."""
     known = np.isfinite(scores) & np.isfinite(labels)
     if use is not None:
         known = known & use[:, None]

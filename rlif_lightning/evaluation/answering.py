@@ -1,10 +1,9 @@
 """Answer problems and say how well: greedily, and by samples at a temperature."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.functional.seeds import completion_seeds
@@ -13,9 +12,8 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 
+# Told (problems answered, problems, tokens sampled so far, most tokens there can be).
 EvaluationProgress = Callable[[int, int, int, int], None]
-"""Told (problems answered, problems, tokens sampled so far, most tokens there can be)."""
-
 SEED = 20_250_519  # the same completions' seeds in every evaluation, whatever the seed of the run
 
 
@@ -42,26 +40,15 @@ class Answered:
     samples: list[Attempt] = field(default_factory=list)
     by: dict[str, str] = field(default_factory=dict)  # field -> value, by which results are given apart
 
-    def row(self) -> dict[str, Any]:
-        """For a JSONL file."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Attempts:
-    """How a problem is attempted.
+    """How a problem is attempted."""
 
-    Args:
-        sampling: Longest completion, and temperature of the samples.
-        samples: Per problem at that temperature; 0: none.
-        greedy: Whether to take the greedy completion as well.
-        batch_size: Problems answered at the same time.
-    """
-
-    sampling: Sampling
-    samples: int = 1
-    greedy: bool = True
-    batch_size: int = 64
+    sampling: Sampling  # longest completion, and temperature of the samples
+    samples: int = 1  # per problem at that temperature; 0: none
+    greedy: bool = True  # whether to take the greedy completion as well
+    batch_size: int = 64  # problems answered at the same time
 
 
 def answer_problems(
@@ -74,13 +61,8 @@ def answer_problems(
 ) -> list[Answered]:
     """Complete each prompt greedily and by samples at the temperature, and grade every text.
 
-    Args:
-        sampler: Takes the policy's weights once.
-        policy: Where its weights are shared out over processes, to be called on all.
-        problems: Each with its index in the data, which seeds its samples.
-        attempts: How.
-        grader: Reads and compares answers.
-        progress: Told how far it is.
+    The index of each problem in the data seeds its samples. Where processes share the policy's weights out, to be
+    called on all; the sampler takes the weights once.
     """
     results: list[Answered] = []
     with up_to_date(sampler, policy):
@@ -144,8 +126,7 @@ def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str,
             accuracy = [fmean(float(bool(a.correct)) for a in own) for own in attempts]
             summary[f"accuracy{suffix}"] = fmean(accuracy)
             if intervals:
-                low, high = bootstrap_interval(accuracy)
-                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = low, high
+                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = bootstrap_interval(accuracy)
         summary[f"mean_tokens{suffix}"] = fmean(a.tokens for a in flat)
         summary[f"truncated_fraction{suffix}"] = fmean(float(not a.ended) for a in flat)
     count = len(results[0].samples) if results else 0
@@ -164,14 +145,11 @@ def summarise_by(results: Sequence[Answered]) -> dict[str, dict[str, dict[str, f
 
     Values come in their order, numbers as numbers.
     """
-    fields = list(results[0].by) if results else []
-    return {
-        name: {
-            value: summarise([r for r in results if r.by[name] == value], intervals=True)
-            for value in sorted({r.by[name] for r in results}, key=_order)
-        }
-        for name in fields
-    }
+    parts: dict[str, dict[str, dict[str, float]]] = {}
+    for name in results[0].by if results else ():
+        values = sorted({r.by[name] for r in results}, key=_order)
+        parts[name] = {v: summarise([r for r in results if r.by[name] == v], intervals=True) for v in values}
+    return parts
 
 
 def _order(value: str) -> tuple[bool, int, str]:

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,25 @@ from rlif_lightning.runs.folder import run_folder_of
 
 def write_rows(path: Path, results: Sequence[Answered]) -> Path:
     """One JSON object per problem."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps(r.row(), ensure_ascii=False) + "\n" for r in results)
-    return path
+    return _write(path, "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results))
 
 
 def write_outputs(path: Path, results: Sequence[Answered], generator: str) -> Path:
-    """One JSON list as AlpacaEval reads it.
+    """One JSON list as AlpacaEval reads it, of results with one completion each.
 
-    Args:
-        path: The file.
-        results: Of one completion each.
-        generator: Who wrote the outputs.
-
-    Returns:
-        The file: of each problem its instruction, output, generator and the fields of ``by``, such as dataset.
+    Of each problem its instruction, output, generator (who wrote the output) and the fields of ``by``, such as
+    dataset.
     """
     rows = [
         {"instruction": r.problem, "output": (r.greedy + r.samples)[0].text, "generator": generator, **r.by}
         for r in results
     ]
+    return _write(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -11,9 +11,9 @@ from jinja2 import Environment, StrictUndefined
 
 from rlif_lightning.exporting.hub import is_on_hub
 from rlif_lightning.models.hub import is_local, resolve_model
+from rlif_lightning.runs.curves import CURVES
 from rlif_lightning.runs.folder import METRICS
-from rlif_lightning.runs.report import CURVES
-from rlif_lightning.runs.summary import SUMMARY_METRICS, best_cells, load_guard, load_run, short_number
+from rlif_lightning.runs.summary import key_curves, load_guard, load_run, short_number, start_and_best
 from rlif_lightning.toy import parse_toy_name
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -23,14 +23,7 @@ LONGEST_QUOTE = 4000  # characters
 def write_card(folder: Path, settings: dict[str, Any], run: Path | None, facts: dict[str, Any]) -> None:
     """Write README.md into an export, and the picture of the run's curves where there is one.
 
-    Args:
-        folder: The export.
-        settings: The settings of the run, as in its config.yaml.
-        run: The run's folder; None for a checkpoint outside of one.
-        facts: ``form``, merged or adapter; ``step``, optimiser steps that the weights have behind them; ``origin`` of
-            the weights and ``check``, the comparison with the policy, in words; ``dtype`` by name; ``end_tokens``;
-            ``prompt_differs``, whether ``apply_chat_template`` gives other tokens than training did; ``versions`` of
-            the libraries by name; ``repository`` on the hub or None.
+    ``settings`` are those of the run's config.yaml, ``facts`` what else the template names (it refuses a lack).
     """
     picture = None if run is None or not (run / CURVES).is_file() else run / CURVES
     if picture is not None:
@@ -41,9 +34,8 @@ def write_card(folder: Path, settings: dict[str, Any], run: Path | None, facts: 
 
 def _fill_template(settings: dict[str, Any], run: Path | None, facts: dict[str, Any]) -> str:
     rewards = settings["rollout"]["rewards"] or [{"class_path": "SelfCertainty"}]
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.keep_trailing_newline = True
     filters = {"code": code, "fenced": fenced, "call": _call, "portable": portable_name, "source": _data_source}
     environment.filters |= filters | {"plain": _without_markup}
     known = settings | facts | {"rewards": rewards}
@@ -128,18 +120,14 @@ def _data_source(source: dict[str, Any]) -> str:
     return ", ".join([portable_name(path), *parts])
 
 
-def _results(run: Path | None, step: int) -> list[tuple[str, ...]] | None:
+def _results(run: Path | None, step: int) -> list[list[str]] | None:
     """Cells of each metric: start, best, and the value at the exported step or the last one before it."""
     if run is None or not (run / METRICS).is_file():
         return None
-    curves = load_run(run)
-    rows: list[tuple[str, ...]] = []
-    for metric, has_best in SUMMARY_METRICS:
-        curve = curves.get(metric)
-        if curve:
-            last = max((n for n in curve if n <= step), default=None)
-            exported = "" if last is None else short_number(curve[last])
-            note = "" if last in (None, step) else f" (at step {last})"
-            best = best_cells(curve) if has_best else ("", "")
-            rows.append((metric, short_number(curve[min(curve)]), *best, exported + note))
+    rows = []
+    for metric, curve in key_curves(load_run(run)):
+        last = max((n for n in curve if n <= step), default=None)
+        exported = "" if last is None else short_number(curve[last])
+        note = "" if last in (None, step) else f" (at step {last})"
+        rows.append([*start_and_best(metric, curve), exported + note])
     return rows

@@ -9,6 +9,7 @@ from torch import Tensor
 from rlif_lightning.errors import UserError
 from rlif_lightning.exporting.weights import Format
 from rlif_lightning.models.lora import adapter_off
+from rlif_lightning.models.policy import PolicySettings
 
 # Largest difference of a logit that is a rounding, as a share of the largest logit. In float32 the sums of a merged
 # layer come in another order; in half precision the merged weights are rounded once more.
@@ -25,13 +26,7 @@ class Difference(NamedTuple):
 
 
 class LogitCheck:
-    """Compares the policy's logits before the export with those of the export.
-
-    Args:
-        prompts: Token ids of a few texts.
-        form: The format of the export.
-        dtype: Dtype of its weights.
-    """
+    """Compares the policy's logits over a few prompts, as token ids, with those of the export."""
 
     def __init__(self, prompts: list[list[int]], form: Format, dtype: torch.dtype) -> None:
         self.prompts, self.form, self.dtype = prompts, form, dtype
@@ -41,12 +36,7 @@ class LogitCheck:
         self.quantized = ""
 
     def take_policy(self, policy: Any, instead_of: str | None = None) -> None:
-        """Keep a policy's logits.
-
-        Args:
-            policy: What the export is to compute.
-            instead_of: The quantization under which it was trained, and whose logits were taken before.
-        """
+        """Keep the logits to compute; ``instead_of`` names a quantization whose logits were taken before."""
         before, self.expected = self.expected, probe_logits(policy, self.prompts)
         if hasattr(policy, "peft_config"):
             with adapter_off(policy) as base:
@@ -59,12 +49,8 @@ class LogitCheck:
                 f"the 4-bit policy by up to {float((self.expected - before).abs().max()):.2g}."
             )
 
-    def read_again(self, folder: Path, settings: Any, base: str) -> str:
-        """Load the export as others will, and say how close it is.
-
-        Raises:
-            UserError: As :func:`compare`.
-        """
+    def read_again(self, folder: Path, settings: PolicySettings, base: str) -> str:
+        """Load the export as others will, and say how close it is."""
         assert self.expected is not None
         logits = probe_logits(reload(folder, self.form, self.dtype, settings, base), self.prompts)
         found = compare(logits, self.expected, self.base_logits, self.dtype)
@@ -88,44 +74,28 @@ def probe_logits(model: Any, prompts: list[list[int]]) -> Tensor:
     return torch.cat(rows)
 
 
-def reload(folder: Path, form: Format, dtype: torch.dtype, settings: Any, base: str) -> Any:
-    """Load an export by transformers, or by transformers and PEFT, alone.
-
-    Args:
-        folder: The export.
-        form: Its format.
-        dtype: Dtype of the weights.
-        settings: What else loads the model: trust_remote_code, attn_implementation, revision.
-        base: Name or path of an adapter's base model.
-    """
+def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySettings, base: str) -> Any:
+    """Load an export by transformers, or the base and the export by transformers and PEFT, alone."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder if form == "merged" else base,
         revision=None if form == "merged" else settings.revision,
         dtype=dtype,
         use_safetensors=True,
-        attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
     )
-    if form == "merged":
-        return model.eval()
-    from peft import PeftModel
+    if form == "adapter":
+        from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+        model = PeftModel.from_pretrained(model, str(folder))
+    return model.eval()
 
 
 def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
-    """Compare an export's logits with the policy's.
+    """Compare an export's logits [positions, V] with the policy's, and with those of the policy without its adapter.
 
-    Args:
-        found: Logits [positions, V] of the export.
-        expected: Logits of the policy.
-        base_logits: Logits of the policy without its adapter, where it has one.
-        dtype: Dtype of the export.
-
-    Raises:
-        UserError: They differ by more than rounding, by as much as the adapter changes, or are not finite.
+    Refused is more than rounding, as much as the adapter changes, and what is not finite.
     """
     largest, size = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
     tolerance = TOLERANCE[dtype] * size

@@ -16,39 +16,20 @@ EXPORT_FACTS = "rlif_export.json"
 
 
 def check_export_folder(folder: Path, model: str) -> None:
-    """Refuse a folder that holds anything but an earlier export.
-
-    Args:
-        folder: Where the export will be.
-        model: The base model, as resolved.
-
-    Raises:
-        UserError: It is a file, a folder that holds something else, or the base model itself.
-    """
+    """Refuse a file, a folder that holds anything but an earlier export, and the base model's own folder."""
     if not folder.exists():
         return
+    do = "give another --output"
     if Path(model).is_dir() and folder.samefile(model):
-        raise UserError("The export would replace the model that was trained", got=folder, do="give another --output")
+        raise UserError("The export would replace the model that was trained", got=folder, do=do)
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / EXPORT_FACTS).is_file()):
-        raise UserError(
-            "The folder for the export holds something else",
-            got=folder,
-            expected="no such folder, an empty one, or an earlier export",
-            do="give another --output",
-        )
+        expected = "no such folder, an empty one, or an earlier export"
+        raise UserError("The folder for the export holds something else", got=folder, expected=expected, do=do)
 
 
 @contextmanager
 def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
-    """A folder next to the target that takes its place when the block ends without an error.
-
-    Args:
-        folder: The target, as :func:`check_export_folder` allows.
-        facts: Content of the file that marks the export.
-
-    Raises:
-        UserError: It can't be written.
-    """
+    """A folder next to the target that takes its place when the block ends without an error, marked by ``facts``."""
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
     try:
         for left in (unfinished, old):  # of a command that was killed
@@ -60,9 +41,8 @@ def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
             folder.rename(old)
         unfinished.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            "The export cannot be written", got=f"{folder}: {error}", do="make room or give another --output"
-        ) from error
+        do = "make room or give another --output"
+        raise UserError("The export cannot be written", got=f"{folder}: {error}", do=do) from error
     finally:
         for left in (unfinished, old):
             shutil.rmtree(left, ignore_errors=True)

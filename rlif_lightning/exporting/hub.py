@@ -1,7 +1,6 @@
 """Send an export to the Hugging Face hub."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
@@ -18,48 +17,26 @@ def is_on_hub(name: str) -> bool:
 
 
 def check_hub(repository: str) -> None:
-    """Refuse a push that can't work, before a model is loaded.
-
-    Raises:
-        UserError: The name is impossible, the hub can't be reached, or nobody is logged in.
-    """
+    """Refuse a push that can't work, before a model is loaded."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UserError(
-            "--push_to_hub takes the name of a repository", got=repository, expected="such as you/model"
-        ) from error
+        wrong = "--push_to_hub takes the name of a repository"
+        raise UserError(wrong, got=repository, expected="such as you/model") from error
     if not hub_answers():
-        raise UserError(
-            "The Hugging Face hub does not answer or is off (HF_HUB_OFFLINE), so nothing can be pushed",
-            do="leave out --push_to_hub; later: hf upload NAME FOLDER",
-        )
+        wrong = "The Hugging Face hub does not answer or is off (HF_HUB_OFFLINE), so nothing can be pushed"
+        raise UserError(wrong, do="leave out --push_to_hub; later: hf upload NAME FOLDER")
     if get_token() is None:
         raise UserError("Nobody is logged in to the Hugging Face hub", do="run hf auth login, or set HF_TOKEN")
 
 
-def push(folder: Path, repository: str, api: Any = None) -> str:
-    """Upload a folder; a new repository is private.
-
-    Args:
-        folder: The export.
-        repository: Its name on the hub.
-        api: A ``huggingface_hub.HfApi``; None: a new one.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        UserError: The hub refuses it. The folder stays.
-    """
-    api = api or HfApi()
+def push(folder: Path, repository: str) -> str:
+    """Upload an export and return the commit's address; a new repository is private."""
+    api = HfApi()
     try:
         made = api.create_repo(repository, repo_type="model", private=True, exist_ok=True)
         return str(api.upload_folder(folder_path=str(folder), repo_id=made.repo_id, repo_type="model"))
     except Exception as error:  # errors of the hub's http library too, which differs by version
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            "The Hugging Face hub refuses the export",
-            got=f"{repository}: {reason}",
-            do=f"the folder is complete; later: hf upload {repository} {folder}",
-        ) from error
+        do = f"the folder is complete; later: hf upload {repository} {folder}"
+        raise UserError("The Hugging Face hub refuses the export", got=f"{repository}: {reason}", do=do) from error

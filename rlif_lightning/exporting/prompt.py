@@ -1,6 +1,7 @@
 """The prompt of training as a chat template, so that ``apply_chat_template`` of an export gives the same tokens."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,6 @@ def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     without one. Where training used a format string, it is that string around each user's message, after the tokens
     that the tokenizer puts in front of a text, and with the end token after each message of the model.
 
-    Args:
-        template: The recipe's template.
-        tokenizer: The model's tokenizer.
-
     Returns:
         The template; templates by name where the tokenizer has several.
     """
@@ -37,27 +34,18 @@ def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     own = template.chat_template or tokenizer.chat_template
     if not template.system_prompt:
         return own
-    first = (
-        "{%- if messages[0]['role'] != 'system' %}{%- set messages = [{'role': 'system', 'content': "
-        + _literal(template.system_prompt)
-        + "}] + messages %}{%- endif -%}\n"
-    )
+    message = f"{{'role': 'system', 'content': {_literal(template.system_prompt)}}}"
+    added = f"{{%- set messages = [{message}] + messages %}}"
+    first = f"{{%- if messages[0]['role'] != 'system' %}}{added}{{%- endif -%}}\n"
     return {name: first + t for name, t in own.items()} if isinstance(own, dict) else first + own
 
 
 def differing_prompts(template: Template, tokenizer: Any, exported: Any) -> list[str]:
-    """The probes for which the export's ``apply_chat_template`` gives other tokens than training did.
-
-    Args:
-        template: The recipe's template.
-        tokenizer: The tokenizer of training.
-        exported: The same with the exported chat template.
-    """
+    """The probes for which ``apply_chat_template`` of the exported tokenizer gives other tokens than training did."""
     found = []
     for text in PROBES:
-        chat = exported.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=True, add_generation_prompt=True, return_dict=True
-        )
+        conversation = [{"role": "user", "content": text}]
+        chat = exported.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)
         if list(chat["input_ids"]) != list(template.encode(Problem(text, None), tokenizer).ids):
             found.append(text)
     return found
@@ -84,22 +72,22 @@ def probe_prompts(template: Template, tokenizer: Any, vocabulary: int) -> list[l
     return [*prompts, ids.clamp(max=vocabulary - 1).tolist()]
 
 
+TURNS = """{{- FRONT -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- USER -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- message['content'] + END -}}
+{%- else -%}
+{{- raise_exception('The model was trained without messages of the role ' + message['role']) -}}
+{%- endif -%}
+{%- endfor -%}"""
+
+
 def _turns(user: str, tokenizer: Any) -> str:
     """A chat template of turns without a system message; ``user`` is a Jinja expression."""
-    front = _literal("".join(_front_tokens(tokenizer)))
-    end = _literal(tokenizer.eos_token)
-    return (
-        f"{{{{- {front} -}}}}\n"
-        "{%- for message in messages -%}\n"
-        "{%- if message['role'] == 'user' -%}\n"
-        f"{{{{- {user} -}}}}\n"
-        "{%- elif message['role'] == 'assistant' -%}\n"
-        f"{{{{- message['content'] + {end} -}}}}\n"
-        "{%- else -%}\n"
-        "{{- raise_exception('The model was trained without messages of the role ' + message['role']) -}}\n"
-        "{%- endif -%}\n"
-        "{%- endfor -%}"
-    )
+    front, end = _literal("".join(_front_tokens(tokenizer))), _literal(tokenizer.eos_token)
+    return re.sub("FRONT|USER|END", lambda word: {"FRONT": front, "USER": user, "END": end}[word[0]], TURNS)
 
 
 def _front_tokens(tokenizer: Any) -> list[str]:

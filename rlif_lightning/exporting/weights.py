@@ -7,28 +7,18 @@ from typing import Any, Literal
 import torch
 
 from rlif_lightning.models.checkpoints import weights_of
-from rlif_lightning.models.merging import is_large
 from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.models.trainable import put_weights
 
 Format = Literal["merged", "adapter"]
-FILE_SIZE = "4GB"  # largest weight file of a merged model
 
 
 def load_trained(
     settings: PolicySettings, checkpoint: dict[str, Any], dtype: torch.dtype, tokenizer: Any, quantized: bool = True
 ) -> Policy:
-    """The policy with the weights of a checkpoint, on the CPU.
+    """The policy of training with the weights of a checkpoint, on the CPU; float16 is computed in float32.
 
-    Args:
-        settings: Those of training.
-        checkpoint: Of the run.
-        dtype: Dtype of the export; float16 is computed in float32.
-        tokenizer: The model's tokenizer.
-        quantized: As in training, so that the checkpoint can be checked; False: without quantization, unchecked.
-
-    Raises:
-        UserError: The checkpoint belongs to another model.
+    Only a policy that is ``quantized`` as in training can be checked against the checkpoint.
     """
     settings = replace(settings, gradient_checkpointing=False)
     settings = settings if quantized else replace(settings, quantization=None)
@@ -41,28 +31,27 @@ def load_trained(
     return policy
 
 
-def save_merged(model: Any, folder: Path) -> None:
-    """Write weights and configuration, in several files where they are large; a small model shows no bar."""
-    from transformers.utils import logging
-
-    shows_bar = logging.is_progress_bar_enabled()
-    if not is_large(model):
-        logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder, max_shard_size=FILE_SIZE)
-    finally:
-        if shows_bar:
-            logging.enable_progress_bar()
-
-
 def save_adapter(policy: Any, folder: Path, base: str) -> None:
-    """Write an adapter as PEFT does.
-
-    Args:
-        policy: With the adapter.
-        folder: Where to.
-        base: Name or path from which PEFT will load the base model.
-    """
+    """Write an adapter as PEFT does; from ``base``, a name or a path, PEFT will load its base model."""
     for config in policy.peft_config.values():
         config.base_model_name_or_path = base
     policy.save_pretrained(folder, save_embedding_layers=False)
+
+
+def save_generation_config(base: Any, policy: Policy, temperature: float | None, folder: Path) -> None:
+    """Write the settings under which accuracy was measured: every end token, and the sampling of the evaluation.
+
+    What the base model brings along, such as a repetition penalty or a top-k filter, never acted in training. No
+    longest completion: vLLM's server would take it for a limit, and lm-evaluation-harness could not set its own.
+    Of the base model's config only the beginning token is taken; without a temperature decoding is greedy.
+    """
+    from transformers import GenerationConfig
+
+    # top_k 0: transformers would otherwise sample among the 50 most likely tokens.
+    sampled = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    GenerationConfig(
+        bos_token_id=getattr(base, "bos_token_id", None),
+        pad_token_id=policy.tokenizer.pad_token_id,
+        eos_token_id=policy.end_ids,
+        **({"do_sample": False} if temperature is None else sampled),
+    ).save_pretrained(folder)

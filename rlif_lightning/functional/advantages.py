@@ -79,14 +79,10 @@ def group_advantages(
 
 
 def batch_std(rewards: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-    """Unbiased standard deviation of all finite rewards of a rollout, over all processes.
+    """Unbiased standard deviation [] in float64 of all finite rewards of a rollout, over all processes.
 
-    Args:
-        rewards: [N] of this process.
-        total: Sums a tensor over the processes.
-
-    Returns:
-        [] float64; 0 where fewer than two rewards are finite.
+    Rewards [N] are those of this process, ``total`` sums a tensor over the processes. 0 where fewer than two rewards
+    are finite.
     """
     r = rewards.detach().double()
     r = r[r.isfinite()]
@@ -99,22 +95,6 @@ def combine_advantages(parts: Sequence[Tensor], weights: Sequence[float]) -> Ten
     """Advantages of several rewards as one: A = sum_k weight_k * A_k.
 
     The sum is not standardised again, so a weight is the share of its reward in the gradient, and doubling
-    all weights doubles it. A negative weight turns a reward round.
-
-    Args:
-        parts: One tensor [N] per reward.
-        weights: One number per reward.
-
-    Returns:
-        [N].
-
-    Raises:
-        ValueError: Not one weight per part, no part at all, or parts of different shapes.
+    all weights doubles it. A negative weight turns a reward round. Each part is a tensor [N], as is their sum.
     """
-    if len(parts) != len(weights) or not parts or len({p.shape for p in parts}) != 1:
-        raise ValueError(
-            "advantages do not combine\n"
-            f"  got: parts {[list(p.shape) for p in parts]}, {len(weights)} weights\n"
-            "  expected: at least one part, all of one shape [N], and one weight for each"
-        )
     return torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0)

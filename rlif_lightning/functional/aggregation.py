@@ -1,8 +1,5 @@
 """Internal rewards: one number per completion from one number per token.
 
-The numbers per token are statistics of softmax(z / tau), turned so that larger is more certain: with the temperature
-tau of the sampler by default, with another one where ``rollout.statistics_temperature`` says so.
-
 No reward carries a gradient (the reward of a sample is a constant of the policy-gradient step, arXiv 2505.19590).
 A row without a token in the mask gets NaN: it is unusable, not bad, and
 :func:`~rlif_lightning.functional.advantages.group_advantages` leaves it out.
@@ -17,16 +14,17 @@ from torch import Tensor
 Aggregation = Literal["mean", "sum", "last_k", "bottom_q"]
 
 
-def aggregate(values: Tensor, mask: Tensor, aggregation: Aggregation = "mean", k: int = 16, q: float = 0.2) -> Tensor:
+def aggregate(
+    values: Tensor,  # [N, T], larger is more certain; anything, nan and inf included, outside the mask
+    mask: Tensor,  # [N, T] bool, the tokens that count
+    aggregation: Aggregation = "mean",
+    k: int = 16,  # tokens of last_k, at least 1
+    q: float = 0.2,  # share of bottom_q, above 0 and at most 1
+) -> Tensor:
     """One number per completion from one number per token, without gradient.
 
-    Args:
-        values: [N, T], larger is more certain; anything, nan and inf included, outside the mask.
-        mask: [N, T] bool, the tokens that count.
-        aggregation: ``mean`` or ``sum`` over the tokens; ``last_k``: mean over the last k tokens (all, where there
-            are fewer); ``bottom_q``: mean over the ceil(q * tokens) least certain tokens, those of lowest value.
-        k: Tokens of ``last_k``, at least 1.
-        q: Share of ``bottom_q``, above 0 and at most 1.
+    ``mean`` or ``sum`` over the tokens; ``last_k``: mean over the last k tokens (all, where there are fewer);
+    ``bottom_q``: mean over the ceil(q * tokens) least certain tokens, those of lowest value.
 
     Returns:
         [N] fp32 (float64 for float64 values), NaN where a row has no token.

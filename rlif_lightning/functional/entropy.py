@@ -7,18 +7,15 @@ from torch import Tensor
 
 
 def top_entropy_mask(
-    entropy: Tensor, mask: Tensor, fraction: float, gather: Callable[[Tensor], Tensor] = lambda x: x
+    entropy: Tensor,  # [N, T] in nats; may hold anything outside the mask
+    mask: Tensor,  # [N, T] bool, the tokens to choose among
+    fraction: float,  # share of them to keep, above 0; 1 keeps all
+    gather: Callable[[Tensor], Tensor] = lambda x: x,  # joins [n] with those of other processes, whose n differs
 ) -> Tensor:
     """The tokens with the highest entropy (arXiv 2506.01939: the best fifth carries the learning).
 
     The threshold is the (1 - fraction) quantile of all entropies in the mask, over rows and processes; tokens at the
     threshold are in, so at least one is, and equal entropies may add some.
-
-    Args:
-        entropy: [N, T] in nats; may hold anything outside the mask.
-        mask: [N, T] bool, the tokens to choose among.
-        fraction: Share of them to keep, above 0; 1 keeps all.
-        gather: Joins a tensor [n] with those of the other processes, whose n differs.
 
     Returns:
         [N, T] bool, within the mask.
@@ -47,12 +44,7 @@ def adapted_coefficient(coefficient: float, entropy: float, target: float, step:
     """The entropy bonus's coefficient after an optimiser step (Skywork-OR1, arXiv 2505.22312, section 4).
 
     One step up where the entropy is below the target, one step down otherwise, never below 0. The paper, too,
-    applies the coefficient only while the entropy is below the target; that is left to the caller.
-
-    Args:
-        coefficient: At the step just taken.
-        entropy: Mean over that step's tokens, in nats.
-        target: In nats.
-        step: The paper's 0.005.
+    applies the coefficient only while the entropy is below the target; that is left to the caller. Coefficient and
+    entropy, a mean over tokens in nats, are those of the step just taken; ``step`` is the paper's.
     """
     return max(0.0, coefficient + (step if entropy < target else -step))

@@ -22,37 +22,26 @@ from torch.autograd.function import once_differentiable
 
 from rlif_lightning.functional.chunked import LinearHead, chunk_rows, exponentials
 from rlif_lightning.functional.loss_records import LossInputs, LossSettings, PolicyLoss
-from rlif_lightning.functional.losses import policy_loss, token_loss, token_weights
+from rlif_lightning.functional.losses import nonzero, policy_loss, token_loss, token_weights
 
 
 def fused_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    ids: Tensor,
-    completion_mask: Tensor,
-    inputs: LossInputs,
-    denominator: Tensor | float,
-    settings: LossSettings,
+    hidden: Tensor,  # [N, T, H] that predict the tokens; anything outside the completion mask
+    weight: Tensor,  # [V, H] of the output embeddings, trainable or frozen, tied or not
+    ids: Tensor,  # [N, T] token ids, in 0 .. V-1 inside the completion mask
+    completion_mask: Tensor,  # [N, T] bool, the tokens that go through the head
+    inputs: LossInputs,  # their mask lies within the completion mask
+    denominator: Tensor | float,  # D of the window
+    settings: LossSettings,  # of a separable loss
     *,
-    temperature: float = 1.0,
-    scale: float = 1.0,
-    chunk: int | None = None,
+    temperature: float = 1.0,  # divides the logits
+    scale: float = 1.0,  # multiplies the logits
+    chunk: int | None = None,  # tokens at a time; None: chunked.chunk_rows
 ) -> PolicyLoss:
     """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both.
 
-    Args:
-        hidden: [N, T, H] that predict the tokens; anything outside the completion mask.
-        weight: [V, H] of the output embeddings, trainable or frozen, tied or not.
-        ids: [N, T] token ids, in 0 .. V-1 inside the completion mask.
-        completion_mask: [N, T] bool, the tokens that go through the head. Where a reference was scored over the same
-            ones in the same chunks (:func:`chunked.chunked_logprobs` with a :class:`chunked.LinearHead`, under the
-            same autocast), equal weights have a KL of exactly 0.
-        inputs: As in :func:`policy_loss`; their mask lies within the completion mask.
-        denominator: D of the window, see :func:`policy_loss`.
-        settings: Of a separable loss.
-        temperature: Divides the logits.
-        scale: Multiplies the logits.
-        chunk: Tokens at a time; None: :func:`chunked.chunk_rows`.
+    Where a reference was scored over the same completion mask in the same chunks (:func:`chunked.chunked_logprobs`
+    with a :class:`chunked.LinearHead`, under the same autocast), equal weights have a KL of exactly 0.
 
     Returns:
         The loss with gradient in ``hidden`` and ``weight``, to be taken once; detached sums to log, the entropy's 0.
@@ -68,7 +57,8 @@ def fused_policy_loss(
         return x.flatten(0, 1).index_select(0, chosen)  # [M, ...]
 
     tokens = inputs.by_token().map(flat)
-    weights = flat(token_weights(mask, settings, denominator, torch.promote_types(hidden.dtype, torch.float32)))
+    weights = token_weights(mask, settings, torch.promote_types(hidden.dtype, torch.float32))  # [N, T]
+    weights = flat(weights / nonzero(denominator, mask.device))
 
     def weighted(logprob: Tensor, rows: slice) -> Tensor:
         return token_loss(logprob, tokens.map(lambda x: x[rows]), settings).loss * weights[rows]
@@ -92,17 +82,15 @@ def _check(hidden: Tensor, inputs: LossInputs, settings: LossSettings, ids: Tens
         raise ValueError(
             f"the fused loss needs a separable one\n  got: {got}\n  expected: any loss but gspo, without an entropy"
         )
-    if hidden.ndim != 3:
-        raise ValueError(f"hidden has a wrong shape\n  got: {list(hidden.shape)}\n  expected: [N, T, H]")
     inputs.check_shapes(hidden[..., 0], ids=ids, completion_mask=completion_mask)
     if (inputs.mask & ~completion_mask).any():
         raise ValueError("mask holds tokens outside the completion mask\n  expected: a part of it")
 
 
 def fused_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    ids: Tensor,
+    hidden: Tensor,  # [M, H] that predict the tokens
+    weight: Tensor,  # [V, H]
+    ids: Tensor,  # [M] token ids in 0 .. V-1
     loss: Callable[[Tensor, slice], Tensor],
     *,
     temperature: float = 1.0,
@@ -111,24 +99,16 @@ def fused_loss(
 ) -> tuple[Tensor, Tensor]:
     """The sum of a separable loss over tokens, with gradient in the hidden states and the weight.
 
-    Products are in the dtype of autocast where it is enabled, everything else in fp32 at least: the gradient of
-    the weight is a sum in fp32 over chunks.
-
-    Args:
-        hidden: [M, H] that predict the tokens.
-        weight: [V, H].
-        ids: [M] token ids in 0 .. V-1.
-        loss: Log-probabilities [chunk] of the tokens of a slice to their losses [chunk], weights and denominator
-            included. A token's loss takes no gradient from another's log-probability.
-        temperature: Divides the logits.
-        scale: Multiplies the logits.
-        chunk: Tokens at a time.
+    ``loss`` takes the log-probabilities [chunk] of a slice of the tokens to their losses [chunk], weights and
+    denominator included; a token's loss takes no gradient from another's log-probability. Products are in the dtype
+    of autocast where it is enabled, everything else in fp32 at least: the gradient of the weight is a sum in fp32
+    over chunks.
 
     Returns:
         The loss [], and the log-probabilities [M] in nats without gradient.
 
     Raises:
-        ValueError: The ids do not match the hidden states, or the temperature or the chunk is not positive.
+        ValueError: The ids do not match the hidden states, or the temperature is not positive.
         RuntimeError: In a second backward: the gradients are given away in the first.
     """
     total, logprob = _FusedLoss.apply(hidden, weight, ids, loss, temperature, scale, chunk, torch.is_grad_enabled())

@@ -31,24 +31,16 @@ LOSSES: dict[Loss, tuple[Callable[..., Surrogate], Normalization]] = {
 class LossSettings:
     """Which loss it is.
 
-    Args:
-        name: Surrogate and weights of the tokens.
-        clip_low: The ratio is clipped below at 1 - clip_low; cispo has no lower bound.
-        clip_high: The ratio is clipped above at 1 + clip_high.
-        kl_coefficient: Weight of the KL estimate; 0 with a reference only reports the KL.
-        kl_estimator: See :func:`~rlif_lightning.functional.losses.kl_estimate`.
-        entropy_coefficient: Weight of the entropy bonus; 0 only reports the entropy; None: nobody asks for it.
-
     Raises:
         ValueError: A name is unknown, or a number is negative.
     """
 
-    name: Loss = "grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coefficient: float = 0.0
-    kl_estimator: KLEstimator = "k3"
-    entropy_coefficient: float | None = None
+    name: Loss = "grpo"  # surrogate and weights of the tokens
+    clip_low: float = 0.2  # the ratio is clipped below at 1 - clip_low; cispo has no lower bound
+    clip_high: float = 0.2  # the ratio is clipped above at 1 + clip_high
+    kl_coefficient: float = 0.0  # weight of the KL estimate; 0 with a reference only reports the KL
+    kl_estimator: KLEstimator = "k3"  # see losses.kl_estimate
+    entropy_coefficient: float | None = None  # weight of the bonus; 0 only reports the entropy; None: nobody asks
 
     def __post_init__(self) -> None:
         for what, value, known in (("loss", self.name, Loss), ("kl_estimator", self.kl_estimator, KLEstimator)):
@@ -102,15 +94,7 @@ class LossInputs:
         return LossInputs(**{name: function(x) for name, x in given.items() if x is not None})
 
     def check_shapes(self, logprob: Tensor, **per_token: Tensor | None) -> None:
-        """Refuse what broadcasting would accept in silence.
-
-        Args:
-            logprob: [N, T], or another tensor of that shape.
-            per_token: Others that must have the same shape.
-
-        Raises:
-            ValueError: A shape is another one.
-        """
+        """Refuse what broadcasting would accept in silence: shapes other than that of logprob [N, T]."""
         if logprob.ndim != 2:
             raise ValueError(f"logprob has a wrong shape\n  got: {list(logprob.shape)}\n  expected: [N, T]")
         given = {**{f.name: getattr(self, f.name) for f in fields(self)}, **per_token}
@@ -121,21 +105,14 @@ class LossInputs:
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of one slice, and what to log: sums over its tokens, so a window's mean is sum / sum."""
+    """The loss of one slice, and what to log: sums over its tokens, so a window's mean is sum / sum.
 
-    loss: Tensor  # [] divided by the denominator, with gradient
+    Of :func:`~rlif_lightning.functional.losses.token_loss`: the same of each token [...], 0 outside the mask.
+    """
+
+    loss: Tensor  # [] divided by the denominator, with gradient; of a token before weights
     ratio: Tensor  # [] sum of pi / pi_old; for gspo each token counts its sequence's
     clipped: Tensor  # [] tokens whose gradient the clip cuts, or for cispo lowers
     kl: Tensor  # [] sum of the estimate of KL(pi || reference) in nats, 0 without a reference
     entropy: Tensor  # [] sum of the entropies in nats, 0 where none were given
     tokens: Tensor  # [] tokens in the mask
-
-
-class TokenLoss(NamedTuple):
-    """The loss of each token, and what to log; all 0 outside the mask."""
-
-    loss: Tensor  # [...] l, with gradient, before weights
-    ratio: Tensor  # [...] pi / pi_old; for gspo that of the token's sequence
-    clipped: Tensor  # [...] bool
-    kl: Tensor  # [...] estimate of KL(pi || reference) in nats, 0 without a reference
-    entropy: Tensor  # [...] in nats, 0 where none was given

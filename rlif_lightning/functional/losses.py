@@ -7,20 +7,15 @@ tokens that is divided by a denominator of the *whole window*, so the gradient d
 import torch
 from torch import Tensor
 
-from rlif_lightning.functional.loss_records import KLEstimator, LossInputs, LossSettings, PolicyLoss, TokenLoss
+from rlif_lightning.functional.loss_records import KLEstimator, LossInputs, LossSettings, PolicyLoss
 
 
 def loss_denominator(mask: Tensor, settings: LossSettings, max_tokens: int) -> Tensor:
-    """What these rows add to the window's denominator D; the caller sums it over slices and ranks.
+    """What these rows add to the window's denominator D, [] fp32; the caller sums it over slices and ranks.
 
-    Args:
-        mask: [N, T] bool, the tokens that enter the loss.
-        settings: grpo, gspo: rows with at least one token. dapo, bnpo, cispo: tokens. dr_grpo: all rows, empty ones
-            too, times ``max_tokens``.
-        max_tokens: Longest completion the sampler allows, whatever T is after trimming.
-
-    Returns:
-        [] fp32.
+    With the mask [N, T] bool of the tokens that enter the loss. grpo, gspo: rows with at least one token. dapo, bnpo,
+    cispo: tokens. dr_grpo: all rows, empty ones too, times ``max_tokens``, the longest completion that the sampler
+    allows, whatever T is after trimming.
     """
     if settings.normalization == "sequence":
         return mask.any(1).sum().float()
@@ -30,11 +25,11 @@ def loss_denominator(mask: Tensor, settings: LossSettings, max_tokens: int) -> T
 
 
 def policy_loss(
-    logprob: Tensor,
+    logprob: Tensor,  # [N, T] of the policy, with gradient; may hold anything outside the mask
     inputs: LossInputs,
-    denominator: Tensor | float,
-    settings: LossSettings,
-    entropy: Tensor | None = None,
+    denominator: Tensor | float,  # D of the window, the sum of loss_denominator; 0 (nothing to learn from): loss 0
+    settings: LossSettings,  # those of the denominator
+    entropy: Tensor | None = None,  # [N, T] of the policy in nats, with gradient where it is rewarded
 ) -> PolicyLoss:
     """Surrogate with a KL penalty and an entropy bonus, to be minimised.
 
@@ -49,13 +44,6 @@ def policy_loss(
     weights: sequences weigh equally for grpo and gspo, tokens for dapo, bnpo and cispo; for dr_grpo it is that
     of tokens times their share of N x max_tokens. Factors for accumulation and world size are the caller's.
 
-    Args:
-        logprob: [N, T] of the policy, with gradient; may hold anything outside the mask.
-        inputs: Advantages, masks and other log-probabilities.
-        denominator: D of the window, the sum of :func:`loss_denominator`. 0 (nothing to learn from): loss 0.
-        settings: Those of the denominator.
-        entropy: [N, T] of the policy in nats, with gradient where it is rewarded.
-
     Returns:
         The loss with gradient in ``logprob`` and ``entropy`` alone, and detached sums to log.
 
@@ -63,32 +51,21 @@ def policy_loss(
         ValueError: Shapes differ, or a KL is asked for without a reference or a bonus without an entropy.
     """
     inputs.check_shapes(logprob, entropy=entropy)
-    _check_given("a KL penalty", "kl_coefficient", settings, "reference_logprob", inputs.reference_logprob)
-    _check_given("an entropy bonus", "entropy_coefficient", settings, "entropy", entropy)
+    _check_given("reference_logprob", inputs.reference_logprob, "kl_coefficient", settings)
+    _check_given("entropy", entropy, "entropy_coefficient", settings)
     mask, token = inputs.mask, token_loss(logprob, inputs.by_token(), settings, entropy)
     dtype = token.loss.dtype
-    return PolicyLoss(
-        loss=(token.loss * _row_weights(mask, settings, dtype)).sum() / _nonzero(denominator, mask.device),
-        ratio=token.ratio.sum(),
-        clipped=token.clipped.sum().to(dtype),
-        kl=token.kl.sum(),
-        entropy=token.entropy.sum(),
-        tokens=mask.sum().to(dtype),
-    )
+    loss = (token.loss * token_weights(mask, settings, dtype)).sum() / nonzero(denominator, mask.device)
+    return PolicyLoss(loss, *(x.sum().to(dtype) for x in token[1:]))
 
 
 def token_loss(
     logprob: Tensor, inputs: LossInputs, settings: LossSettings, entropy: Tensor | None = None
-) -> TokenLoss:
+) -> PolicyLoss:
     """The loss l of each token, before weights; the formula is that of :func:`policy_loss`.
 
-    A separable loss takes tokens in any shape, so that a few of them can be done at a time; gspo needs whole rows.
-
-    Args:
-        logprob: [...] of the policy, with gradient; [N, T] for gspo, like all tensors that follow.
-        inputs: [...] each, advantages as well: see :meth:`LossInputs.by_token`.
-        settings: Which loss.
-        entropy: [...] of the policy in nats.
+    Log-probability, inputs (advantages as well, see :meth:`LossInputs.by_token`) and entropy have one shape, any
+    one for a separable loss, so that a few tokens can be done at a time; gspo needs whole rows [N, T].
     """
     mask, dtype = inputs.mask, torch.promote_types(logprob.dtype, torch.float32)
 
@@ -113,28 +90,11 @@ def token_loss(
         bonus = unpad(entropy)
     if settings.entropy_coefficient:
         value = value - settings.entropy_coefficient * bonus
-    return TokenLoss(value, ratio.detach().where(mask, 0), clipped, kl.detach(), bonus.detach())
-
-
-def token_weights(
-    mask: Tensor, settings: LossSettings, denominator: Tensor | float, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The factor c / D of each token's loss in :func:`policy_loss`, whose loss is the sum of the products.
-
-    Args:
-        mask: [N, T] bool, the tokens that enter the loss, in whole rows.
-        settings: Whose weights.
-        denominator: D of the window.
-        dtype: Of the answer.
-
-    Returns:
-        [N, T], 0 outside the mask.
-    """
-    return _row_weights(mask, settings, dtype) / _nonzero(denominator, mask.device)
+    return PolicyLoss(value, ratio.detach().where(mask, 0), clipped, kl.detach(), bonus.detach(), mask)
 
 
 def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
-    """An estimate of KL(policy || reference) from tokens of the policy, per token, in nats.
+    """An estimate of KL(policy || reference) from tokens of the policy, per token [...], in nats.
 
     With d = reference - logprob (Schulman, "Approximating KL divergence", 2020)::
 
@@ -144,11 +104,6 @@ def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3
     As a penalty it is the mean gradient that counts. On policy that of k2 is the gradient of this divergence; that
     of k3 is the gradient of KL(reference || policy), the same to first order near the reference. (The mean gradient
     of Schulman's k1 = -d is 0: it holds nothing back.)
-
-    Args:
-        logprob: [...] of the policy.
-        reference: [...] of the reference.
-        estimator: k2 or k3.
     """
     d = reference - logprob
     if estimator == "k2":
@@ -156,25 +111,22 @@ def kl_estimate(logprob: Tensor, reference: Tensor, estimator: KLEstimator = "k3
     return torch.expm1(d) - d  # exp(d) - 1 would lose a small d, and the estimate its sign
 
 
-def _row_weights(mask: Tensor, settings: LossSettings, dtype: torch.dtype) -> Tensor:
-    """Weight c [N, T] of each token's loss; 0 outside the mask."""
+def token_weights(mask: Tensor, settings: LossSettings, dtype: torch.dtype) -> Tensor:
+    """The weight c [N, T] of each token's loss in :func:`policy_loss`, from the mask [N, T]; 0 outside it."""
     if settings.normalization == "sequence":
         return mask.to(dtype) / mask.sum(1, keepdim=True).clamp(min=1)
     return mask.to(dtype)
 
 
-def _nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
+def nonzero(denominator: Tensor | float, device: torch.device) -> Tensor:
     """The denominator [], or 1 where it is 0: a window without a token has loss 0, not nan."""
     d = torch.as_tensor(denominator, device=device)
     return d.masked_fill(d == 0, 1)
 
 
-def _check_given(what: str, setting: str, settings: LossSettings, name: str, needed: Tensor | None) -> None:
+def _check_given(name: str, given: Tensor | None, setting: str, settings: LossSettings) -> None:
     """Refuse a coefficient of something that was not handed over."""
     coefficient = getattr(settings, setting)
-    if coefficient and needed is None:
-        raise ValueError(
-            f"{what} lacks its {name}\n"
-            f"  got: {setting} {coefficient}, no {name}\n"
-            f"  expected: {name} [N, T], or {setting} 0"
-        )
+    if coefficient and given is None:
+        got = f"{setting} {coefficient}, no {name}"
+        raise ValueError(f"the loss lacks {name}\n  got: {got}\n  expected: {name} [N, T], or {setting} 0")

@@ -4,15 +4,14 @@ import torch
 from torch import Tensor
 
 
-def group_similarity(ids: Tensor, mask: Tensor, group_size: int) -> Tensor:
+def group_similarity(
+    ids: Tensor,  # [N, T] completion tokens, rows of a group next to each other
+    mask: Tensor,  # [N, T] bool, one run of tokens per row, padding behind it
+    group_size: int,  # G, completions per prompt
+) -> Tensor:
     """Mean over the pairs of a group of the Jaccard similarity of their sets of token bigrams.
 
     1: all alike; 0: no two completions share a bigram. Two completions without any bigram are alike.
-
-    Args:
-        ids: [N, T] completion tokens, rows of a group next to each other.
-        mask: [N, T] bool, one run of tokens per row, padding behind it.
-        group_size: Completions per prompt (G).
 
     Returns:
         [N / G] float32 on the CPU; nan for groups of one.

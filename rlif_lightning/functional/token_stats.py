@@ -42,7 +42,10 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    logits: Tensor, ids: Tensor, temperature: float = 1.0, own: Mapping[str, Statistic] = NOTHING
+    logits: Tensor,  # [..., V] that predict the tokens; bf16 and fp16 are raised to fp32
+    ids: Tensor,  # [...] token ids in 0 .. V-1, at padding too
+    temperature: float = 1.0,  # divides the logits first
+    own: Mapping[str, Statistic] = NOTHING,  # further statistics by name, functions of log p [..., V]
 ) -> TokenStats:
     """Log-probability, entropy and self-certainty of each token, differentiable in the logits.
 
@@ -57,12 +60,6 @@ def token_stats(
     A vocabulary entry with a logit of -inf has probability 0: it adds nothing to the entropy and makes the
     self-certainty +inf, its true value. Hand over unfiltered logits where self-certainty is the reward.
 
-    Args:
-        logits: [..., V], the rows that predict the tokens; bf16 and fp16 are raised to fp32.
-        ids: [...] token ids in 0 .. V-1, at padding too.
-        temperature: Divides the logits first.
-        own: Further statistics by name, each a function of log p [..., V].
-
     Returns:
         Tensors [...], fp32 (float64 for float64 logits).
 
@@ -72,29 +69,15 @@ def token_stats(
     log_p = _log_softmax(logits, ids, temperature)  # [..., V]
     return TokenStats(
         logprob=_pick(log_p, ids),
-        entropy=_entropy(log_p.exp(), log_p),
+        entropy=_entropy(log_p),
         self_certainty=-log_p.mean(-1) - math.log(log_p.shape[-1]),
         own={name: statistic(log_p) for name, statistic in own.items()},
     )
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """The log-probability alone, for the forward with gradient. Arguments and errors: :func:`token_stats`.
-
-    Returns:
-        [...] log p(token) in nats, bit for bit that of :func:`token_stats`.
-    """
+    """The log-probabilities [...] alone, in nats, bit for bit as :func:`token_stats`, with its errors."""
     return _pick(_log_softmax(logits, ids, temperature), ids)
-
-
-def logprobs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy alone, with gradient through both. Arguments and errors: :func:`token_stats`.
-
-    Returns:
-        [...] log p(token) and [...] H(p) in nats, bit for bit those of :func:`token_stats`.
-    """
-    log_p = _log_softmax(logits, ids, temperature)  # [..., V]
-    return _pick(log_p, ids), _entropy(log_p.exp(), log_p)
 
 
 def _log_softmax(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
@@ -119,11 +102,11 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive\n  got: {temperature}\n  expected: a number above 0")
 
 
-def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+def _entropy(log_p: Tensor) -> Tensor:
     """Entropy [...] of distributions [..., V]."""
     # Written with log p = z - logsumexp(z): the same quantity without the cancellation that large logits
     # would bring. The clamp turns 0 * -inf, which is nan, into 0 * (lowest number) = 0, in the gradient too.
-    return -(p * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def _pick(log_p: Tensor, ids: Tensor) -> Tensor:

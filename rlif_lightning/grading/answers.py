@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.compare import Several
 from rlif_lightning.grading.extraction import Found, check_where, extract, locate
-from rlif_lightning.grading.literals import is_literal
+from rlif_lightning.grading.literals import read_literal
 
 Compare = Literal["math", "text", "exact", "literal"]
 
@@ -19,14 +19,7 @@ class Gold:
 
     text: str
     unit: str | None = None  # that an answer may repeat
-    tolerance: float | tuple[float, ...] | None = None  # allowed absolute difference, or one per part of several
-
-    @property
-    def tolerances(self) -> tuple[float, ...]:
-        """The tolerance as a tuple; empty where there is none."""
-        if self.tolerance is None:
-            return ()
-        return self.tolerance if isinstance(self.tolerance, tuple) else (self.tolerance,)
+    tolerance: tuple[float, ...] = ()  # allowed absolute differences: none, one for all parts, or one per part
 
 
 @dataclass(frozen=True)
@@ -38,15 +31,15 @@ class AnswerFormat:
     counts.
 
     Args:
-        completion: The place of the answer in a completion; several are tried in their order.
-        compare: `math`: equal in value (numbers exactly, formulas by math-verify). `text`: equal after
-            normalisation of numbers, spaces and LaTeX. `exact`: equal letter for letter. `literal`: equal as
-            values of Python, which are read and never run.
-        several: Where the right answer is a comma-separated list: `one` takes it as a single answer,
-            `ordered` compares part by part, `set` in any order. A point or interval in brackets is one part.
-        relative_tolerance: Share of the right number by which a number may differ. 0 compares integers and
-            fractions exactly and decimals to six significant digits.
-        unfinished_is_wrong: Whether a completion that did not end by itself has no answer.
+        completion: Place of the answer in a completion; of several places the first that holds an answer counts.
+        compare: How answers are compared. ``math``: equal in value (numbers exactly, formulas by math-verify).
+            ``text``: equal after normalisation of numbers, spaces and LaTeX. ``exact``: equal letter by letter.
+            ``literal``: equal as Python values, which are read and never run.
+        several: How a right answer that is a comma-separated list is compared: ``one`` takes it as a single answer,
+            ``ordered`` compares part by part, ``set`` in any order. A point or an interval in brackets is one part.
+        relative_tolerance: Relative error that a number may have. 0 compares integers and fractions exactly and
+            decimals to six significant digits.
+        unfinished_is_wrong: Give no answer to a completion that was cut off at its longest length.
     """
 
     completion: str | list[str] = "boxed"
@@ -62,44 +55,26 @@ class AnswerFormat:
             check_where(where)
         for name, value, kind in (("compare", self.compare, Compare), ("several", self.several, Several)):
             if value not in get_args(kind):
-                expected = " | ".join(get_args(kind))
-                raise UserError(f"Unknown setting of answers.{name}", got=repr(value), expected=expected)
+                raise UserError(f"Unknown answers.{name}", got=repr(value), expected=" | ".join(get_args(kind)))
         if not 0 <= self.relative_tolerance < 1:
-            raise UserError(
-                "The setting answers.relative_tolerance is out of range",
-                got=self.relative_tolerance,
-                expected="a number from 0 to below 1, such as 0.01 for one per cent",
-            )
+            expected = "a number from 0 to below 1, such as 0.01 for one per cent"
+            raise UserError("answers.relative_tolerance is wrong", got=self.relative_tolerance, expected=expected)
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def places(self) -> list[str]:
         """The places in a completion, first choice first."""
-        return (self.completion,) if isinstance(self.completion, str) else tuple(self.completion)
-
-    def find(self, completion: str, ended: bool = True) -> str | None:
-        """The text of the answer that `locate` finds, or None."""
-        found = self.locate(completion, ended)
-        return found.text if found else None
+        return [self.completion] if isinstance(self.completion, str) else self.completion
 
     def locate(self, completion: str, ended: bool = True) -> Found | None:
-        """The answer in a completion, and which of its characters say it.
-
-        Args:
-            completion: The completion's text.
-            ended: Whether it ended by itself (False: it was cut off at its longest length).
-        """
+        """The answer in a completion, which ended by itself or (False) was cut off at its longest length."""
         if self.unfinished_is_wrong and not ended:
             return None
         return next((found for where in self.places if (found := locate(completion, where))), None)
 
 
 def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
-    """Refuse a right answer that no completion could equal; `place` says which row it is from.
-
-    Raises:
-        UserError: Literals are compared, and it is none.
-    """
-    if format.compare == "literal" and not is_literal(gold.text):
+    """Refuse a right answer that no completion could equal with a UserError; `place` says which row it is from."""
+    if format.compare == "literal" and not read_literal(gold.text):
         raise UserError(
             f"{place}: the right answer is no Python literal",
             got=repr(gold.text)[:80],
@@ -109,20 +84,13 @@ def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
 
 
 def read_gold(value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None) -> Gold | None:
-    """Read the right answer from the fields of a data set's row; None where there is none at that place.
-
-    Args:
-        value: What the answer field holds, see `gold_text`.
-        where: The place of the answer in it, see `locate`.
-        unit: What the unit field holds, if there is one.
-        tolerance: What the tolerance field holds, see `read_tolerance`.
+    """Read the right answer from the fields of a row; None where the answer field has none at `where`.
 
     Raises:
-        UserError: A field holds something that is no answer.
+        UserError: A field holds something that is no answer, or no tolerance.
     """
     text = extract(gold_text(value), where)
-    unit_text = str(unit).strip() if unit is not None else ""
-    return Gold(text, unit_text or None, read_tolerance(tolerance)) if text else None
+    return Gold(text, str(unit or "").strip() or None, read_tolerance(tolerance)) if text else None
 
 
 def gold_text(value: Any) -> str:
@@ -131,9 +99,7 @@ def gold_text(value: Any) -> str:
     Raises:
         UserError: It holds no text, finite number, boolean, or list of these.
     """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):  # True and False as well
+    if isinstance(value, str | int):  # True and False as well
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)
@@ -147,23 +113,18 @@ def gold_text(value: Any) -> str:
     )
 
 
-def read_tolerance(value: Any) -> float | tuple[float, ...] | None:
-    """The difference that a tolerance field allows, or one per part ("1e-1,1e-2"); None where it is empty.
+def read_tolerance(value: Any) -> tuple[float, ...]:
+    """The absolute differences that a tolerance field allows: none, one, or one per part ("1e-1,1e-2").
 
     Raises:
         UserError: It holds anything but null, a number not below 0, or several with commas between them.
     """
-    if value is None or value == "":
-        return None
-    parts = value.split(",") if isinstance(value, str) else [value]
+    parts = [] if value is None or value == "" else str(value).split(",")
     try:
-        numbers = tuple(0.0 if str(part).strip() in ("", "null", "None") else float(part) for part in parts)
-    except (TypeError, ValueError):
+        numbers = tuple(0.0 if part.strip() in ("", "null", "None") else float(part) for part in parts)
+    except ValueError:
         numbers = (-1.0,)
-    if not all(0 <= number < math.inf for number in numbers):
-        raise UserError(
-            "The tolerance field holds no tolerance",
-            got=repr(value),
-            expected="null, a number not below 0, or text such as 1e-1 or 1e-1,1e-2",
-        )
-    return numbers[0] if len(numbers) == 1 else numbers
+    if all(0 <= number < math.inf for number in numbers):
+        return numbers
+    expected = "null, a number not below 0, or text such as 1e-1 or 1e-1,1e-2"
+    raise UserError("The tolerance field holds no tolerance", got=repr(value), expected=expected)

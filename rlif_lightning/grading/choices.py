@@ -26,8 +26,7 @@ def find_choice(text: str) -> tuple[int, int] | None:
     capital letter that stands alone.
     """
     for pattern in (_BOXED, _STATED, _ALONE):
-        spans = [match.span(1) for match in pattern.finditer(text)]
-        if spans:
+        if spans := [match.span(1) for match in pattern.finditer(text)]:
             return spans[-1]
     return None
 
@@ -36,15 +35,12 @@ def lettered(options: Any, place: str) -> str:
     """Options, 2 to 26 texts or numbers, as lines ``A. first``, ``B. second``.
 
     Raises:
-        UserError: They are anything else; `place` says which row they are from.
+        UserError: They are anything else, in the row that `place` names.
     """
-    expected = f"a list of 2 to {len(ascii_uppercase)} texts or numbers"
-    if not isinstance(options, Sequence) or isinstance(options, str | bytes):
-        raise UserError(f"{place}: the options are no list", got=repr(options)[:80], expected=expected)
-    if not 2 <= len(options) <= len(ascii_uppercase):
-        raise UserError(f"{place}: too few or too many options", got=f"{len(options)} options", expected=expected)
-    if not all(isinstance(option, str | int | float) for option in options):
-        raise UserError(f"{place}: an option is no text", got=repr(options)[:80], expected=expected)
+    is_list = isinstance(options, Sequence) and not isinstance(options, str | bytes)
+    if not (is_list and 2 <= len(options) <= 26 and all(isinstance(x, str | int | float) for x in options)):
+        expected = "a list of 2 to 26 texts or numbers"
+        raise UserError(f"{place}: these are no options", got=repr(options)[:80], expected=expected)
     return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
@@ -59,8 +55,5 @@ def right_letter(answer: Any, count: int, place: str) -> str:
         return letters[answer]
     if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
         return answer.strip().upper()
-    raise UserError(
-        f"{place}: the answer is none of the options",
-        got=repr(answer)[:80],
-        expected=f"a letter from A to {letters[-1]}, or the option's number from 0 to {count - 1}",
-    )
+    expected = f"a letter from A to {letters[-1]}, or the option's number from 0 to {count - 1}"
+    raise UserError(f"{place}: the answer is none of the options", got=repr(answer)[:80], expected=expected)

@@ -6,12 +6,12 @@ cannot decide (None), and in the worker with one. So both agree by construction.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from rlif_lightning.grading.normalise import MAX_ANSWER, clean, normalise, split_answers, without_name
+from rlif_lightning.grading.normalise import MAX_ANSWER, answer_key, clean, normalise, split_answers, without_name
 from rlif_lightning.grading.number import as_number, same_number
 
 Several = Literal["one", "ordered", "set"]
@@ -50,14 +50,15 @@ class Rule:
 
 def too_costly(answer: str) -> bool:
     """Whether an answer is longer, deeper or higher than any honest one, at a glance."""
-    if len(answer) > MAX_ANSWER or _TOO_HIGH.search(answer):
-        return True
-    if answer.count("^") + answer.count("**") > MAX_POWERS or answer.count("!") > MAX_FACTORIALS:
-        return True
-    # A power of a power, all in digits, with an exponent of a million or more.
-    if any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in _TOWER.finditer(answer)):
-        return True
-    return max(_depths(answer), default=0) > MAX_NESTING
+    return (
+        len(answer) > MAX_ANSWER
+        or _TOO_HIGH.search(answer) is not None
+        or answer.count("^") + answer.count("**") > MAX_POWERS
+        or answer.count("!") > MAX_FACTORIALS
+        # A power of a power, all in digits, with an exponent of a million or more.
+        or any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in _TOWER.finditer(answer))
+        or max(_depths(answer), default=0) > MAX_NESTING
+    )
 
 
 def _depths(text: str) -> list[int]:
@@ -66,41 +67,34 @@ def _depths(text: str) -> list[int]:
 
 
 def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic | None = None) -> bool | None:
-    """Compare an answer with the right one.
-
-    Returns:
-        True or False, or None where only `symbolic` could tell and there is none.
-    """
+    """Whether an answer equals the right one; None where only `symbolic` could tell and there is none."""
     if too_costly(answer):
         return gold.strip() == answer.strip()
-    if rule.several != "one":
-        wanted = split_answers(gold)
-        if len(wanted) > 1:
-            given = split_answers(answer)
-            compare = _ordered if rule.several == "ordered" else _unordered
-            return compare(wanted, given, rule, symbolic)
+    wanted = split_answers(gold) if rule.several != "one" else []
+    if len(wanted) > 1:
+        compare = _ordered if rule.several == "ordered" else _unordered
+        return compare(wanted, split_answers(answer), rule, symbolic)
     return _one(gold, answer, rule, rule.tolerance(0), symbolic)
 
 
 def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
     if len(wanted) != len(given) or len(given) > MAX_PARTS:
         return False
-    open_question = False
+    sure = True
     for place, (gold, answer) in enumerate(zip(wanted, given, strict=True)):
         verdict = _one(gold, answer, rule, rule.tolerance(place), symbolic)
         if verdict is False:
             return False
-        open_question |= verdict is None
-    return None if open_question else True
+        sure &= verdict is True
+    return sure or None
 
 
 def _unordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
     """Every right answer given once and nothing else; repeated answers count as one if that is needed."""
     verdict = _matching(wanted, given, rule, symbolic)
-    if verdict is False:
-        once, given_once = _distinct(wanted), _distinct(given)
-        if (len(once), len(given_once)) != (len(wanted), len(given)):
-            return _matching(once, given_once, rule, symbolic)
+    once, given_once = (list({answer_key(part): part for part in parts}.values()) for parts in (wanted, given))
+    if verdict is False and (once, given_once) != (wanted, given):
+        return _matching(once, given_once, rule, symbolic)
     return verdict
 
 
@@ -128,17 +122,16 @@ def _matching(wanted: list[str], given: list[str], rule: Rule, symbolic: Symboli
     return True
 
 
-def _distinct(parts: Sequence[str]) -> list[str]:
-    return list({normalise(without_name(part)[1]): part for part in parts}.values())
-
-
 def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic | None) -> bool | None:
     """Compare single answers: as text, as numbers, as brackets of parts, at last as formulas."""
     if normalise(gold, rule.unit) == normalise(answer, rule.unit):
         return True
     if _WORDS.fullmatch(gold):  # else the letters of a word would count as factors in any order
         return normalise(gold).casefold() == normalise(answer).casefold()
-    wanted, given = _without_names(clean(gold, rule.unit), clean(answer, rule.unit))
+    wanted, given = clean(gold, rule.unit), clean(answer, rule.unit)
+    (name, value), (other_name, other_value) = without_name(wanted), without_name(given)
+    if not (name and other_name and name != other_name):
+        wanted, given = value, other_value
     if not given:
         return False
     if normalise(wanted) == normalise(given):
@@ -149,10 +142,10 @@ def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic
     if _BASED.fullmatch(normalise(wanted)) and _BASED.fullmatch(normalise(given)):
         return False  # 52_8 is not 52_9, though math-verify drops the base
     if _shape(wanted) and _shape(wanted) == _shape(given):
-        part_rule = Rule("ordered", None, (absolute,), rule.relative)
-        parts, answers = split_answers(wanted[1:-1]), split_answers(given[1:-1])
+        parts = split_answers(wanted[1:-1])
         if len(parts) > 1:
-            return _ordered(parts, answers, part_rule, symbolic)
+            part_rule = Rule("ordered", None, (absolute,), rule.relative)
+            return _ordered(parts, split_answers(given[1:-1]), part_rule, symbolic)
     return symbolic(wanted, given, absolute, rule.relative) if symbolic else None
 
 
@@ -161,11 +154,3 @@ def _shape(text: str) -> tuple[str, str] | None:
     if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or 0 in _depths(text)[:-1]:
         return None
     return text[0], text[-1]
-
-
-def _without_names(gold: str, answer: str) -> tuple[str, str]:
-    """Drop the `x =` that only one side has, or that both have alike."""
-    (gold_name, gold_value), (name, value) = without_name(gold), without_name(answer)
-    if gold_name and name and gold_name != name:
-        return gold, answer
-    return gold_value, value

@@ -6,7 +6,9 @@ nesting; patterns see the last characters only, and their search ends after `PAT
 
 import difflib
 import re
+import sys
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,14 +18,10 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.grading.choices import find_choice
 from rlif_lightning.grading.literals import find_literal
 
-PLACES = ("whole", "boxed", "last_number", "choice", "literal")
-
+WINDOWS = {"whole": sys.maxsize, "literal": sys.maxsize, "boxed": 100_000}
 PATTERN_WINDOW = 4_000
-"""Patterns, `last_number` and `choice` see this many characters at the end of a text, where an answer stands:
+"""Patterns and the other places see this many characters at the end of a text, where an answer stands:
 it bounds a quadratic search to some tens of milliseconds."""
-
-WINDOWS = {"whole": None, "literal": None, "boxed": 100_000}
-"""The places that see more; None: all of the text."""
 
 PATTERN_SECONDS = 1.0
 """CPU time after which the search for a pattern is given up; an honest one takes microseconds."""
@@ -56,32 +54,23 @@ class Found(NamedTuple):
 
 
 def check_where(where: str) -> None:
-    """Refuse a place that `locate` could not use.
-
-    Raises:
-        UserError: It is neither one of `PLACES` nor a regular expression with exactly one capture group.
-    """
+    """Refuse a place that `locate` could not use with a UserError."""
     if where in PLACES:
         return
-    expected = f"{', '.join(PLACES)}, or a regular expression with exactly one capture group"
-    near = difflib.get_close_matches(where.lower(), PLACES, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else None
     try:
-        groups = _compiled(where).groups
+        if (groups := _compiled(where).groups) == 1:
+            return
+        wrong = f"Where to find the answer must be a pattern with one group, not with {groups} groups"
+        do = "put ( ) around the answer and (?: ) around everything else"
     except (regex.error, ValueError) as error:
-        raise UserError(
-            f"Where to find the answer is no valid regular expression: {error}",
-            got=repr(where),
-            expected=expected,
-            do=hint or "correct the expression",
-        ) from None
-    if groups != 1:
-        raise UserError(
-            "Where to find the answer must capture one group",
-            got=f"{where!r} with {groups} groups",
-            expected=expected,
-            do=hint or "put ( ) around the answer and (?: ) around everything else",
-        )
+        wrong, do = f"Where to find the answer is no valid regular expression: {error}", "correct the expression"
+    near = difflib.get_close_matches(where.lower(), PLACES, n=1, cutoff=0.6)
+    raise UserError(
+        wrong,
+        got=repr(where),
+        expected=f"{', '.join(PLACES)}, or a regular expression with exactly one capture group",
+        do=f"did you mean {near[0]!r}?" if near else do,
+    )
 
 
 def extract(text: str, where: str) -> str | None:
@@ -91,36 +80,20 @@ def extract(text: str, where: str) -> str | None:
 
 
 def locate(text: str, where: str) -> Found | None:
-    r"""Find an answer in a text.
+    r"""Find an answer, and leave out surrounding white space (of a number commas and currency as well).
 
     Args:
         text: A completion, or the value of a data set's answer field.
         where: `"whole"`: all of the text. `"boxed"`: the inside of the last closed `\boxed{}`, `\fbox{}` or
             `\framebox{}`. `"last_number"`: the last number, with sign, thousands commas, decimals, exponent
-            or as a fraction. `"choice"`: the letter of an option, see
-            :func:`~rlif_lightning.grading.choices.find_choice`. `"literal"`: a Python literal, see
-            :func:`~rlif_lightning.grading.literals.find_literal`. Anything else is a regular expression whose one
-            group is the answer; its last match counts.
-
-    Returns:
-        The answer without surrounding white space (a number without commas and currency as well), or None where
-        there is none.
+            or as a fraction. `"choice"`: see `find_choice`. `"literal"`: see `find_literal`. Anything else is a
+            regular expression whose one group is the answer; its last match counts.
     """
-    window = WINDOWS.get(where, PATTERN_WINDOW)
-    begin = max(len(text) - window, 0) if window else 0
+    begin = max(len(text) - WINDOWS.get(where, PATTERN_WINDOW), 0)
     tail = text[begin:]
     if where == "last_number":
         return _last_number(tail, begin)
-    if where == "whole":
-        span: tuple[int, int] | None = (0, len(tail))
-    elif where == "boxed":
-        span = _last_box(tail)
-    elif where == "choice":
-        span = find_choice(tail)
-    elif where == "literal":
-        span = find_literal(tail)
-    else:
-        span = _last_match(tail, where)
+    span = FINDERS[where](tail) if where in FINDERS else _last_match(tail, where)
     if span is None:
         return None
     inside = tail[slice(*span)]
@@ -135,14 +108,12 @@ def _compiled(where: str) -> regex.Pattern[str]:
 
 
 def _last_match(text: str, where: str) -> tuple[int, int] | None:
-    span = (-1, -1)
     try:
-        for match in _compiled(where).finditer(text, timeout=PATTERN_SECONDS):
-            span = match.span(1)
+        matches = list(_compiled(where).finditer(text, timeout=PATTERN_SECONDS))
     except TimeoutError:
         _warn_of_timeout(where)
         return None
-    return span if span[0] >= 0 else None
+    return matches[-1].span(1) if matches and matches[-1].start(1) >= 0 else None
 
 
 @lru_cache(maxsize=64)
@@ -157,29 +128,36 @@ def _warn_of_timeout(where: str) -> None:
 
 def _last_box(text: str) -> tuple[int, int] | None:
     """Inside of the closed box that starts last; one pass with a stack, so linear in the text."""
-    opened: list[int | None] = []  # where the inside of a box starts; None for any other brace
-    bare = last = (-1, -1)
+    opened: list[int] = []  # where the inside of a box starts; -1 for any other brace
+    last = (-1, -1)
     for token in _BOX_TOKENS.finditer(text):
-        if token["box"] is not None and token["brace"]:
-            opened.append(token.end())
-        elif token["box"] is not None:
-            if found := _BARE_BOX.match(text, token.end()):
-                bare, last = (token.end(), token.end() + len(found.group().rstrip(".,"))), (-1, -1)
+        begin = token.end()
+        if token["brace"]:
+            opened.append(begin)
+        elif token["box"]:
+            if bare := _BARE_BOX.match(text, begin):
+                last = (begin, begin + len(bare.group().rstrip(".,")))
         elif token.group() == "{":
-            opened.append(None)
-        elif token.group() == "}" and opened:
-            begin = opened.pop()
-            if begin is not None and begin > max(last[0], bare[0]):
-                last = (begin, token.start())
-    found_last = last if last[0] >= 0 else bare
-    return found_last if found_last[0] >= 0 else None
+            opened.append(-1)
+        elif token.group() == "}" and opened and (begin := opened.pop()) > last[0]:
+            last = (begin, token.start())
+    return last if last[0] >= 0 else None
 
 
 def _last_number(text: str, begin: int) -> Found | None:
+    """The last number of a text that begins at `begin`, without commas, spaces and currency."""
     matches = list(_NUMBER.finditer(text))
     if not matches:
         return None
-    last = matches[-1]
-    value = last["value"].replace(",", "").replace(" ", "")
-    start = last.start("sign" if last["sign"] else "value")
-    return Found(("-" if last["sign"] else "") + value, begin + start, begin + last.end())
+    last, sign = matches[-1], "-" if matches[-1]["sign"] else ""
+    start = last.start("sign" if sign else "value")
+    return Found(sign + last["value"].replace(",", "").replace(" ", ""), begin + start, begin + last.end())
+
+
+FINDERS: dict[str, Callable[[str], tuple[int, int] | None]] = {
+    "whole": lambda text: (0, len(text)),
+    "boxed": _last_box,
+    "choice": find_choice,
+    "literal": find_literal,
+}
+PLACES = (*FINDERS, "last_number")

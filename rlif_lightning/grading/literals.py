@@ -8,6 +8,7 @@ import ast
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 MAX_LITERAL = 10_000
@@ -35,45 +36,28 @@ _AROUND = "`*$ \t\r\n"
 _OPEN, _CLOSE = "[ANSWER]", "[/ANSWER]"
 
 
-def read_literal(text: str) -> Any:
-    """The value of a number, string, bytes, boolean, None, or a list, tuple, dictionary or set of these.
-
-    Raises:
-        ValueError: It is no literal, or longer or deeper than any honest one.
-    """
+def read_literal(text: str) -> tuple[Any, ...]:
+    """The one value of a literal; empty where a text is none, or longer or deeper than any honest one."""
     text = text.strip()
-    if not _looks_literal(text):
-        raise ValueError("no Python literal")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "\d" is read as Python reads it, with a warning
-            return ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, OverflowError) as error:
-        raise ValueError(f"no Python literal: {type(error).__name__}") from None
-
-
-def is_literal(text: str) -> bool:
-    """Whether :func:`read_literal` reads it."""
-    try:
-        read_literal(text)
-    except ValueError:
-        return False
-    return True
+            return (ast.literal_eval(text),) if _looks_literal(text) else ()
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, OverflowError):
+        return ()
 
 
 def same_literal(gold: str, answer: str) -> bool:
     """Whether ``assert gold == answer`` would hold: 1 equals 1.0 and True, [1] does not equal (1,)."""
-    try:
-        return bool(read_literal(gold) == read_literal(answer))
-    except ValueError:
-        return False
+    wanted = read_literal(gold)
+    return bool(wanted) and wanted == read_literal(answer)
 
 
 def canonical_literal(text: str) -> str | None:
     """One text for all literals of equal value, by which answers can be grouped; None for what is no literal."""
     try:
-        return _canonical(read_literal(text))
-    except ValueError:
+        return next(map(_canonical, read_literal(text)), None)
+    except ValueError:  # an integer too long to be written
         return None
 
 
@@ -85,28 +69,24 @@ def find_literal(text: str) -> tuple[int, int] | None:
     all that follows a ``==``, as in ``assert f(2) == 4``, or a mark such as ``=``, ``:`` or ``is``.
     """
     begin = 0
-    for _ in range(MAX_PLACES):
-        close = text.find(_CLOSE, begin)
-        if close < 0:
-            break
-        mark = text.rfind(_OPEN, begin, close)
-        found = _answer_in(text, mark + len(_OPEN), close) if mark >= 0 else None
-        if found is not None:
+    for close in islice(re.finditer(re.escape(_CLOSE), text), MAX_PLACES):
+        mark = text.rfind(_OPEN, begin, close.start())
+        if mark >= 0 and (found := _answer_in(text, mark + len(_OPEN), close.start())):
             return found
-        begin = close + len(_CLOSE)
+        begin = close.end()
     mark = text.rfind(_OPEN, begin)
     return _answer_in(text, mark + len(_OPEN), len(text)) if mark >= 0 else _answer_in(text, *_last_line(text))
 
 
 def _last_line(text: str) -> tuple[int, int]:
     """Where the last line with an answer's letters begins and ends; (0, 0) where there is none."""
-    place, span = max(len(text) - 2 * MAX_LITERAL, 0), (0, 0)
-    for line in text[place:].splitlines(keepends=True):
-        inside = line.splitlines()[0]
+    end = len(text)
+    for line in reversed(text[-2 * MAX_LITERAL :].splitlines(keepends=True)):
+        begin, inside = end - len(line), line.splitlines()[0]
         if inside.strip(_AROUND):
-            span = (place, place + len(inside))
-        place += len(line)
-    return span
+            return begin, begin + len(inside)
+        end = begin
+    return 0, 0
 
 
 def _answer_in(text: str, begin: int, end: int) -> tuple[int, int] | None:
@@ -116,7 +96,7 @@ def _answer_in(text: str, begin: int, end: int) -> tuple[int, int] | None:
         place = begin + len(inside) - len(answer)
         answer = answer.rstrip(_AROUND)
         for form in (answer, answer.removesuffix(".").rstrip(_AROUND)):
-            if is_literal(form):
+            if read_literal(form):
                 return place, place + len(form)
     return None
 
@@ -133,25 +113,19 @@ def _starts(text: str) -> Iterator[int]:
 
 def _looks_literal(text: str) -> bool:
     """Whether a text has the letters of a literal: linear in its length, and all that the parser needs to be safe."""
-    if not text or len(text) > MAX_LITERAL or "\0" in text:
+    if len(text) > MAX_LITERAL or "\0" in text:
         return False
     place, depth, after = 0, 0, ""
-    while place < len(text):
-        token = _TOKEN.match(text, place)
-        if token is None:
-            return False
+    while token := _TOKEN.match(text, place):
         place, kind = token.end(), str(token.lastgroup)
         begins = kind in ("string", "value", "open")
         if begins and after not in ("", "open", "colon", "comma") and (kind, after) != ("string", "string"):
             return False  # 1 -2 -3 -4 or [0][0][0]: a tree as deep as the text is long
-        if kind == "open":
-            depth += 1
-        elif kind == "close":
-            depth -= 1
+        depth += (kind == "open") - (kind == "close")
         if not 0 <= depth <= MAX_DEPTH or (kind == "colon" and not depth):
             return False
         after = after if kind == "space" else kind
-    return depth == 0
+    return bool(text) and place == len(text) and not depth
 
 
 def _canonical(value: Any) -> str:

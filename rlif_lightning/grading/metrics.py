@@ -21,28 +21,18 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
     """Whether the most frequent answer of the first k completions of one problem is right: 1.0 or 0.0.
 
-    Ties go to the answer that occurs first. A missing answer never wins. The verdict is that of the winning
+    Ties go to the answer that occurs first. A missing answer (None) never wins. The verdict is that of the winning
     answer's first occurrence. The first k completions are used, not an average over choices of k, so the
     figure depends on nothing but the order in which completions were sampled. The mean over problems is maj@k.
-
-    Args:
-        answers: Normalised answers, None where there is none.
-        correct: Verdicts in the same order.
-        k: How many completions vote.
 
     Raises:
         ValueError: The lengths differ, or k is not from 1 to that length.
     """
-    if len(answers) != len(correct) or not 1 <= k <= len(answers):
-        raise ValueError(
-            f"maj_at_k needs as many answers as verdicts and 1 <= k <= n, "
-            f"got {len(answers)} answers, {len(correct)} verdicts, k={k}"
-        )
+    if not 1 <= k <= len(answers) == len(correct):
+        raise ValueError(f"maj_at_k needs 1 <= k <= {len(answers)} answers = {len(correct)} verdicts, got k={k}")
     votes = Counter(answer for answer in answers[:k] if answer is not None)
-    if not votes:
-        return 0.0
-    winner = max(votes, key=votes.__getitem__)  # the first of equals: a Counter keeps the order of insertion
-    return float(correct[list(answers).index(winner)])
+    winners = votes.most_common(1)  # the first of equals: a Counter keeps the order of insertion
+    return float(correct[list(answers).index(winners[0][0])]) if winners else 0.0
 
 
 def agreement(answers: Sequence[Hashable | None]) -> float:
@@ -59,32 +49,22 @@ def agreement(answers: Sequence[Hashable | None]) -> float:
     return max(votes.values(), default=0) / len(answers)
 
 
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Lower and upper end of the confidence interval of a mean over problems: the percentile bootstrap.
+def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
+    """Lower and upper end of the 95 % confidence interval of a mean over problems: the percentile bootstrap.
 
-    Problems are drawn with replacement `resamples` times; the interval holds the middle `level` of the means.
-    The same arguments give the same interval.
+    Problems are drawn with replacement `resamples` times, in the same way for the same number of problems.
 
     Raises:
-        ValueError: No values, a level outside (0, 1), or no resamples.
+        ValueError: No values, or no resamples.
     """
     import numpy as np
 
-    if len(values) == 0 or not 0 < level < 1 or resamples < 1:
-        raise ValueError(
-            f"bootstrap_interval needs values, 0 < level < 1 and resamples >= 1, "
-            f"got {len(values)} values, level={level}, resamples={resamples}"
-        )
+    if not len(values) or resamples < 1:
+        raise ValueError(f"bootstrap_interval needs values and resamples, got {len(values)} and {resamples}")
     data = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    chunk = max(1, 1_000_000 // len(data))  # at most about 8 MB of indices at a time
-    means = np.concatenate(
-        [
-            data[generator.integers(len(data), size=(min(chunk, resamples - done), len(data)))].mean(axis=1)
-            for done in range(0, resamples, chunk)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    generator = np.random.default_rng(0)
+    rows = max(1, 1_000_000 // len(data))  # at most about 8 MB of indices at a time
+    sizes = [(min(rows, resamples - done), len(data)) for done in range(0, resamples, rows)]
+    means = np.concatenate([data[generator.integers(len(data), size=size)].mean(axis=1) for size in sizes])
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)

@@ -4,25 +4,17 @@ Every pattern is simple and the callers cap the length, so hostile answers cost 
 """
 
 import re
-from collections.abc import Iterator
 
 from rlif_lightning.grading.number import as_number
 
 MAX_ANSWER = 1_000
 """A longer answer is no answer to a question with a number or a formula as its answer."""
 
-_UNICODE = str.maketrans("\u2212\u2013\u00a0\u2009\u202f", "--   ") | str.maketrans(
-    {
-        "\u00d7": r"\times ",
-        "\u00b7": r"\cdot ",
-        "\u03c0": r"\pi ",
-        "\u221e": r"\infty ",
-        "\u00b0": r"^{\circ}",
-        "\u2264": r"\leq ",
-        "\u2265": r"\geq ",
-        "\u222a": r"\cup ",
-    }
-)
+_UNICODE = str.maketrans({
+    "\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u00b0": r"^{\circ}",
+    "\u2264": r"\leq ", "\u2265": r"\geq ", "\u222a": r"\cup ",
+})  # fmt: skip
 _WRAPPERS = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname|rm)(?![A-Za-z])"
 
 _REWRITES = tuple(
@@ -55,7 +47,7 @@ _UNIT = re.compile(
     rf"(?<=[0-9A-Za-z}})])[\s/]*(?:\\cdot\s*)?{_WRAPPERS}\s*\{{(?!\s*[iexyznkabcdf]\s*\}})[^{{}}]*\}}"
     r"\s*(?:\^\s*\{?\s*-?[0-9]\s*\}?)?$"
 )
-_CHOICE = re.compile(r"\(([A-Z])\)")
+_CHOICE = re.compile(r"^\(([A-Z])\)$")
 _ASSIGNED = re.compile(
     r"(?P<name>[A-Za-z\\(][A-Za-z0-9\\_{}', ()]{0,40}?)\s*(?:=|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>].*)",
     re.DOTALL,
@@ -68,21 +60,15 @@ def clean(answer: str, unit: str | None = None) -> str:
     r"""Tidy an answer into plain LaTeX that means the same.
 
     Dollar signs, spacing commands, `\left`/`\right`, degrees, units in text and a trailing dot go;
-    `\dfrac` becomes `\frac`, `4.5e33` becomes `4.5 \times 10^{33}`, `\frac12` gets its braces.
-
-    Args:
-        answer: The answer as extracted.
-        unit: A unit that may follow the answer and says nothing new, such as `km/h`.
+    `\dfrac` becomes `\frac`, `4.5e33` becomes `4.5 \times 10^{33}`, `\frac12` gets its braces. The `unit`, such as
+    `km/h`, may follow the answer and says nothing new.
     """
     text = answer.strip().translate(_UNICODE)
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
-    for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
-        if text.startswith(opening) and text.endswith(closing):
-            text = text[2:-2]
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = _trim(text)
+    while text[:2] + text[-2:] in (r"\(\)", r"\[\]"):
+        text = text[2:-2]
+    text = _trim(_rewritten(text))
     if unit:
         text = _without_unit(text, unit)
     while (shorter := _trim(_UNIT.sub("", text))) != text:
@@ -106,18 +92,17 @@ def normalise(answer: str, unit: str | None = None) -> str:
     text = re.sub(r"(?<=[0-9]) (?=[0-9])", "\0", text)  # 1 4/5 is not 14/5
     text = re.sub(r"\s+", "", text).replace("\0", " ")
     text = re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)
-    text = text.removesuffix(r"\%").removeprefix("+")
-    if choice := _CHOICE.fullmatch(text):
-        text = choice[1]
+    text = _CHOICE.sub(r"\1", text.removesuffix(r"\%").removeprefix("+"))
     return str(as_number(text) or text)
 
 
-def without_name(answer: str) -> tuple[str | None, str]:
-    r"""Split a cleaned `x = 5` into its name and `5`, also `f(x) = ...` and `x \in ...`.
+def answer_key(answer: str) -> str:
+    """`normalise` for a cleaned answer, without the `x =` that it may begin with."""
+    return normalise(without_name(answer)[1])
 
-    Returns:
-        Name and value; None and the answer itself where it is no single assignment.
-    """
+
+def without_name(answer: str) -> tuple[str | None, str]:
+    r"""Split a cleaned `x = 5` into `x` and `5`, also `f(x) = ...` and `x \in ...`; other texts have no name."""
     match = _ASSIGNED.fullmatch(answer)
     if match is None or "=" in match["rest"] or match["name"].strip() in _CLOSE:
         return None, answer
@@ -138,17 +123,14 @@ def split_answers(answer: str) -> list[str]:
     name, value = without_name(text) if "," not in text.partition("=")[0] else (None, text)
     parts = [part for part in map(_trim, _cut(_JOINTS.sub(",", value))) if part]
     parts = [signed for part in parts for signed in _both_signs(part)]
-    if name is not None and len(parts) == 1:
-        return [f"{name}={parts[0]}"]
-    return parts
+    return [f"{name}={parts[0]}"] if name is not None and len(parts) == 1 else parts
 
 
-def _both_signs(part: str) -> Iterator[str]:
+def _both_signs(part: str) -> list[str]:
     if r"\pm" not in part:
-        yield part
-        return
-    yield _trim(part.replace(r"\pm", "+").replace(r"\mp", "-")).removeprefix("+")
-    yield _trim(part.replace(r"\pm", "-").replace(r"\mp", "+"))
+        return [part]
+    plus, minus = (_trim(part.replace(r"\pm", pm).replace(r"\mp", mp)) for pm, mp in ("+-", "-+"))
+    return [plus.removeprefix("+"), minus]
 
 
 def _cut(text: str) -> list[str]:
@@ -165,24 +147,22 @@ def _cut(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
+def _rewritten(text: str) -> str:
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
 def _trim(text: str) -> str:
     return text.strip().rstrip(".,;: ").lstrip(",; ")
 
 
 def _without_unit(text: str, unit: str) -> str:
     """Drop the given unit at the end, written in any of the text commands or plainly."""
-    for pattern, replacement in _REWRITES:
-        unit = pattern.sub(replacement, unit)
-    plain_unit = re.sub(r"[\s{}]", "", _WRAPPED.sub(r"\1", unit))
+    letters = re.sub(r"[\s{}]", "", _WRAPPED.sub(r"\1", _rewritten(unit)))
     bare = _WRAPPED.sub(r"\1", text).rstrip()
-    letters, taken = len(bare), ""
-    while letters > 0 and len(taken) < len(plain_unit):
-        letters -= 1
-        if bare[letters] not in " {}\t":
-            taken = bare[letters] + taken
-    if not plain_unit or taken != plain_unit:
-        return text
-    rest = _trim(bare[:letters])
+    found = re.search("[ {}]*".join(map(re.escape, letters)) + "[ {}]*$", bare) if letters else None
+    rest = _trim(bare[: found.start()]) if found else ""
     # Only a whole word is a unit: "km" ends "5 km", not "\pkm"; braces must still balance.
     if not rest or re.search(r"\\[A-Za-z]*$", rest) or rest.count("{") != rest.count("}"):
         return text

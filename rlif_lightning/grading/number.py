@@ -13,10 +13,9 @@ DECIMAL_PRECISION = Fraction(1, 1_000_000)
 _INTEGER = r"[0-9]{1,400}"
 _DECIMAL = rf"(?:{_INTEGER}\.?[0-9]{{0,400}}|\.{_INTEGER})"
 _PLAIN = re.compile(
-    rf"(?P<sign>[-+]?)(?P<value>{_DECIMAL})"
-    rf"(?:(?:[eE]|\s*\\(?:times|cdot)\s*10\s*\^)\s*\{{?\s*(?P<exponent>[-+]?[0-9]{{1,4}})\s*\}}?)?"
+    rf"(?P<sign>[-+]?)(?P<over>{_DECIMAL})(?:\s*/\s*(?P<under>{_DECIMAL})"
+    rf"|(?:[eE]|\s*\\(?:times|cdot)\s*10\s*\^)\s*\{{?\s*(?P<exponent>[-+]?[0-9]{{1,4}})\s*\}}?)?"
 )
-_SLASH = re.compile(rf"(?P<sign>[-+]?)(?P<over>{_DECIMAL})\s*/\s*(?P<under>{_DECIMAL})")
 _FRAC = re.compile(rf"(?P<sign>[-+]?)\s*\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}")
 _PERCENT = re.compile(r"\s*\\?%$")
 
@@ -42,30 +41,21 @@ class Number:
 def as_number(text: str) -> Number | None:
     r"""Read `-12`, `1.5`, `.5`, `3/4`, `\frac{3}{4}`, `4.5e33`, `4.5 \times 10^{33}`, with % or without.
 
-    Args:
-        text: A cleaned answer (no thousands commas).
-
-    Returns:
-        The number, or None for anything else, overlong numbers and zero denominators included.
+    `text` is a cleaned answer (no thousands commas); overlong numbers and zero denominators are none.
     """
     if len(text) > 3 * MAX_DIGITS:
         return None
     bare = _PERCENT.sub("", text)
     percent, bare = bare != text, bare.strip()
-    if match := _PLAIN.fullmatch(bare):
-        exponent = int(match["exponent"] or 0)
-        if abs(exponent) > MAX_DIGITS:
-            return None
-        value = _fraction(match["value"]) * Fraction(10) ** exponent
-        decimal = "." in match["value"].rstrip(".") or match["exponent"] is not None
-    elif match := _SLASH.fullmatch(bare) or _FRAC.fullmatch(bare):
-        over, under = match["over"], match["under"]
-        if not _fraction(under):
-            return None
-        value = _fraction(over) / _fraction(under)
-        decimal = any("." in part.rstrip(".") for part in (over, under))
-    else:
+    match = _PLAIN.fullmatch(bare) or _FRAC.fullmatch(bare)
+    if match is None:
         return None
+    over, under, exponent = (match.groupdict().get(name) or "" for name in ("over", "under", "exponent"))
+    ten = int(exponent or 0)
+    if abs(ten) > MAX_DIGITS or (under and not Fraction(under)):
+        return None
+    value = Fraction(over) / Fraction(under or 1) * Fraction(10) ** ten
+    decimal = bool(exponent) or any("." in part.rstrip(".") for part in (over, under))
     return Number(-value if match["sign"] == "-" else value, decimal, percent)
 
 
@@ -74,17 +64,11 @@ def same_number(gold: Number, answer: Number, *, absolute: float = 0.0, relative
 
     Integers and fractions are compared exactly. Where either side is a decimal, `DECIMAL_PRECISION` applies.
     """
+    share = Fraction(relative)
     if gold.decimal or answer.decimal:
-        relative = max(relative, float(DECIMAL_PRECISION))
-    share = DECIMAL_PRECISION if relative == float(DECIMAL_PRECISION) else Fraction(relative)
+        share = max(share, DECIMAL_PRECISION)
     return any(
         abs(wanted - value) <= max(Fraction(absolute), share * abs(wanted))
         for wanted in gold.readings
         for value in answer.readings
     )
-
-
-def _fraction(text: str) -> Fraction:
-    sign = -1 if text.startswith("-") else 1
-    whole, _, part = text.lstrip("-").partition(".")
-    return sign * Fraction(int((whole + part) or "0"), 10 ** len(part))

@@ -1,19 +1,17 @@
 r"""The process that compares formulas: `python -m rlif_lightning.grading.worker`.
 
-It reads one JSON object a line and answers each with one. Formulas come from models and may be hostile:
-they are only ever parsed as LaTeX, the process limits its own memory, and the other end kills it when an
-answer takes too long. math-verify is imported here and nowhere else.
+Its standard input is a socket, over which it answers JSON with JSON. Formulas come from models and may be hostile:
+they are only ever parsed as LaTeX, the process limits its own memory, and the other end kills it when an answer
+takes too long. math-verify is imported here and nowhere else.
 """
 
 import contextlib
 import json
-import logging
-import os
-import signal
-import sys
+import resource
 import time
 from functools import lru_cache
-from typing import IO, Any
+from multiprocessing.connection import Connection
+from typing import Any
 
 from rlif_lightning.grading.compare import Rule, equal
 from rlif_lightning.grading.number import DECIMAL_PRECISION
@@ -23,21 +21,19 @@ DIGITS = 30
 
 
 def main() -> None:
-    """Say that this worker is ready, then answer requests until the other end closes."""
-    requests, answers = _own_pipes()
-    with contextlib.suppress(ValueError, OSError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    _limit("RLIMIT_AS", MEMORY_BYTES)
-    _limit("RLIMIT_CORE", 0)
-    logging.disable(logging.CRITICAL)
-    try:
-        formulas_equal(r"\frac{1}{2}+x", "x+0.51", 0.0, 0.0)  # builds parser and caches once
-    except ImportError as error:
-        _send(answers, {"ready": False, "reason": str(error)})
-        return
-    _send(answers, {"ready": True})
-    for line in requests:
-        _send(answers, _answer(json.loads(line)))
+    """Say that this worker is ready (null) or why not, then answer requests until the other end closes."""
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
+    with Connection(0) as parent, contextlib.suppress(EOFError, OSError):
+        try:
+            formulas_equal(r"\frac{1}{2}+x", "x+0.51", 0.0, 0.0)  # builds parser and caches once
+        except ImportError as error:
+            parent.send_bytes(json.dumps(str(error)).encode())
+            return
+        parent.send_bytes(b"null")
+        while True:
+            verdict = _answer(**json.loads(parent.recv_bytes()))
+            parent.send_bytes(json.dumps(verdict).encode())
 
 
 def formulas_equal(gold: str, answer: str, absolute: float, relative: float) -> bool:
@@ -82,40 +78,21 @@ def _parsed(formula: str) -> tuple[Any, ...]:
     return tuple(parse(text, [config], fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True))
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    # End by itself if an answer goes on long after its time, as when the parent was killed meanwhile.
-    _limit("RLIMIT_CPU", int(time.process_time() + request["seconds"]) + 2)
+def _answer(gold: str, answer: str, rule: dict[str, Any], seconds: float) -> bool | None:
+    """Whether the answer is right, or None where the comparison fails; short of memory, the process ends."""
+    # End as well if an answer goes on long after its time, as when the parent was killed meanwhile.
+    _limit(resource.RLIMIT_CPU, int(time.process_time() + seconds) + 2)
     try:
-        right = bool(equal(request["gold"], request["answer"], Rule(**request["rule"]), formulas_equal))
-    except Exception as error:
-        return {"id": request["id"], "right": False, "error": type(error).__name__}
-    return {"id": request["id"], "right": right}
+        return bool(equal(gold, answer, Rule(**rule), formulas_equal))
+    except MemoryError:
+        raise
+    except Exception:
+        return None
 
 
-def _own_pipes() -> tuple[IO[str], IO[str]]:
-    """Keep the pipes for the protocol and let everything else that prints or reads go nowhere."""
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
-    return requests, answers
-
-
-def _send(answers: IO[str], message: dict[str, Any]) -> None:
-    try:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-    except BrokenPipeError:  # the parent is gone
-        sys.exit(0)
-
-
-def _limit(name: str, limit: int) -> None:
-    """Lower a limit of this process, where its system has such limits (not Windows)."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        kind = getattr(resource, name)
+def _limit(kind: int, limit: int) -> None:
+    """Lower a limit of this process, where its system lets it."""
+    with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 

@@ -20,13 +20,9 @@ class KeptWeights:
         self._written: dict[Path, int] = {}
 
     def keep(self, needed: set[int], step: int, policy: nn.Module, first: bool = True) -> None:
-        """Let go of what is no longer needed; copy the present weights if they are.
+        """Let go of what is no longer needed; copy the weights of the current step if they are.
 
-        Args:
-            needed: Steps.
-            step: The present one.
-            policy: Where its weights are shared out, to be called on all processes.
-            first: Whether this is the first process, which keeps them.
+        Where the policy's weights are shared out, to be called on all processes; the first keeps them.
         """
         self.steps = {n: weights for n, weights in self.steps.items() if n in needed}
         if step in needed:  # though they may have been read from a file: that only the first process knows

@@ -18,27 +18,16 @@ REFERENCE = "rollout/start_logprob"
 
 @dataclass(frozen=True)
 class Decision:
-    """What one rollout means.
+    """What one rollout means."""
 
-    Args:
-        verdict: ``nothing``, ``best`` (of the signal that decides what is handed back) or ``fired``.
-        step: Optimiser steps taken by the weights that the rollout came from.
-        signal: The metric that decided; empty where nothing did.
-        value: Its smoothed value.
-        best: Its best smoothed value so far.
-        best_step: Where that was.
-        threshold: The value counts as a drop below this.
-        patience: Consecutive rollouts below that fire.
-    """
-
-    verdict: Literal["nothing", "best", "fired"]
-    step: int
-    signal: str = ""
-    value: float = math.nan
-    best: float = math.nan
+    verdict: Literal["nothing", "best", "fired"]  # best: of the signal that decides what is handed back
+    step: int  # optimiser steps taken by the weights that the rollout came from
+    signal: str = ""  # the metric that decided; empty where nothing did
+    value: float = math.nan  # smoothed
+    best: float = math.nan  # smoothed, so far
     best_step: int = -1
-    threshold: float = math.nan
-    patience: int = 0
+    threshold: float = math.nan  # a value below this counts as a drop
+    patience: int = 0  # consecutive rollouts below that fire
 
     @property
     def reason(self) -> str:
@@ -58,28 +47,19 @@ class Decision:
 class Watch:
     """Looks at one signal, of which larger is better, for a lasting drop from its running best.
 
-    The signal is smoothed, ``x = (1 - smoothing) x + smoothing new``; a drop is ``x < best - drop |unit|``.
-
-    Args:
-        signal: Name of the metric.
-        drop: Drop that counts, in the unit.
-        unit: ``best``: the running best. ``start``: the mean of the first rollouts, for a log-likelihood, which
-            comes so close to 0 that any wiggle is a large part of its best.
-        patience: Consecutive rollouts below that fire.
-        smoothing: Weight of a new value, above 0 and up to 1.
-        warmup: First rollouts, which enter the average but are not judged.
-        absent: What a missing value means once the signal has been there; null: nothing, it is skipped.
-        unless: The watch only counts as long as this other signal has never been there.
+    The signal is smoothed, ``x = (1 - smoothing) x + smoothing new``; a drop is ``x < best - drop |unit|``. The unit
+    is the running best, or the mean of the first rollouts (``start``): for a log-likelihood, which comes so close to
+    0 that any wiggle is a large part of its best.
     """
 
-    signal: str
-    drop: float
+    signal: str  # name of the metric
+    drop: float  # that counts, in the unit
     unit: Literal["best", "start"] = "best"
-    patience: int = 3
-    smoothing: float = 0.3
-    warmup: int = 3
-    absent: float | None = None
-    unless: str | None = None
+    patience: int = 3  # consecutive rollouts below that fire
+    smoothing: float = 0.3  # weight of a new value, above 0 and up to 1
+    warmup: int = 3  # first rollouts, which enter the average but are not judged
+    absent: float | None = None  # what a missing value means once the signal has been there; None: it is skipped
+    unless: str | None = None  # the watch only counts as long as this other signal has never been there
     steps: list[int] = field(default_factory=list, init=False)
     raw: list[float] = field(default_factory=list, init=False)
     smoothed: list[float] = field(default_factory=list, init=False)
@@ -116,9 +96,7 @@ class Watch:
 class CollapseRule:
     """Several watches: the first that fires decides, once, and its own best step is handed back.
 
-    Args:
-        watches: In order of preference. The first one that is there is the primary, whose best step counts as long
-            as none has fired.
+    They stand in order of preference: as long as none has fired, the best step of the first that is there counts.
     """
 
     def __init__(self, watches: Sequence[Watch]) -> None:
@@ -187,13 +165,7 @@ def default_rule(
 ) -> CollapseRule:
     """Agreement or the reference's log-likelihood; similarity where there are no answers to agree on.
 
-    Args:
-        drop: Drop of agreement or similarity, as a share of its best.
-        reference_drop: Drop of the reference's log-likelihood per token, as a share of that of the first rollouts.
-        patience: Consecutive rollouts below.
-        smoothing: Weight of a new value in the moving average.
-        warmup: First rollouts, not judged.
-        signals: Those to watch, the first is the primary.
+    The settings are those of :class:`~rlif_lightning.callbacks.CollapseGuard`; the first signal is the primary.
     """
     drops = {AGREEMENT: drop, SIMILARITY: drop, REFERENCE: reference_drop}
     return CollapseRule(

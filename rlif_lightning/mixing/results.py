@@ -131,20 +131,20 @@ def _plot(ax: Axes, rows: Sequence[Row], name: str, colour: str, label: str, das
 
 
 def _entropy(ax: Axes, rows: Sequence[Row]) -> None:
-    ax.set_title("entropy before training (nats per token)", fontsize=10)
     _plot(ax, rows, "entropy", COLOURS[0], "entropy")
+    ax.set_title("entropy before training (nats per token)", fontsize=10)
     ax.set_ylim(bottom=0)
 
 
 def _agreement(ax: Axes, rows: Sequence[Row]) -> None:
-    ax.set_title("agreement in a group before training", fontsize=10)
     _plot(ax, rows, "agreement", COLOURS[2], "agreement")
+    ax.set_title("agreement in a group before training", fontsize=10)
 
 
 def _accuracy(ax: Axes, rows: Sequence[Row]) -> None:
-    ax.set_title("held-out accuracy before training (95 %)", fontsize=10)
     _plot(ax, rows, "accuracy_sampled", COLOURS[0], "sampled")
     _plot(ax, rows, "accuracy", COLOURS[1], "greedy", DASHED)
+    ax.set_title("held-out accuracy before training (95 %)", fontsize=10)
 
 
 def _gain_by_ratio(ax: Axes, rows: Sequence[Row]) -> None:

@@ -30,14 +30,12 @@ class Pair:
         base: ``toy``, a Hugging Face folder or a hub name.
         tuned: The same; or the folder of a LoRA adapter, a checkpoint or a run folder, made from the base.
         revision: Of the base's hub repository.
-        attn_implementation: As transformers names it; null: its choice.
         trust_remote_code: Run Python code that comes with the models.
     """
 
     base: str
     tuned: str
     revision: str | None = None
-    attn_implementation: str | None = None
     trust_remote_code: bool = False
 
     def load_base(self) -> Policy:
@@ -82,9 +80,7 @@ class Pair:
     @property
     def _tuned(self) -> PolicySettings:
         """For a tuned model that needs no base."""
-        return PolicySettings(
-            self.tuned, attn_implementation=self.attn_implementation, trust_remote_code=self.trust_remote_code
-        )
+        return PolicySettings(self.tuned, trust_remote_code=self.trust_remote_code)
 
     @property
     def _adapter(self) -> str | None:
@@ -126,7 +122,7 @@ def _load_as_stored(settings: PolicySettings) -> Policy:
 
 def _read_trained(path: Path) -> dict[str, Any]:
     """A checkpoint that can be mixed; its weights stay on the disk until they are used."""
-    checkpoint = read_checkpoint(path, mmap=True)
+    checkpoint = read_checkpoint(path)
     if checkpoint.get("rlif") is None:
         raise UserError("The checkpoint was not written by rlif_lightning", got=path)
     quantization = identity_of(checkpoint).quantization
@@ -140,7 +136,7 @@ def _read_trained(path: Path) -> dict[str, Any]:
 
 
 def mix(pair: Pair, ratio: float) -> Policy:
-    """One mixture, with the base's tokenizer. At most two copies of the weights are in memory at a time.
+    """One mixture, with the base's tokenizer; at most two copies of the weights are in memory.
 
     A base model may end texts with another token than its chat model: every mixture may end with either.
 
@@ -151,7 +147,7 @@ def mix(pair: Pair, ratio: float) -> Policy:
     Raises:
         UserError: The ratio is out of range, or the two do not fit.
     """
-    check_ratio(ratio)
+    check_ratios([ratio])
     pair.check()
     base, tuned = pair.load_base(), pair.load_tuned()
     interpolate(base.model, tuned.model, ratio)
@@ -173,7 +169,7 @@ def interpolate(base: nn.Module, tuned: nn.Module, ratio: float) -> nn.Module:
     Raises:
         UserError: Names or shapes differ, or the ratio is not from 0 to 1.
     """
-    check_ratio(ratio)
+    check_ratios([ratio])
     _check_shapes(base, tuned)
     others = dict(tuned.named_parameters())
     with torch.no_grad():
@@ -204,18 +200,6 @@ def _check_shapes(base: nn.Module, tuned: nn.Module) -> None:
         )
 
 
-def check_ratio(ratio: float) -> None:
-    """Refuse a share that is none.
-
-    Raises:
-        UserError: Not from 0 to 1.
-    """
-    if not 0 <= ratio <= 1:
-        raise UserError(
-            "A ratio is the share of the tuned weights", got=f"{ratio:g}", expected="0 (base) to 1 (tuned)"
-        )
-
-
 def check_ratios(ratios: Sequence[float]) -> list[float]:
     """The ratios in ascending order.
 
@@ -223,7 +207,10 @@ def check_ratios(ratios: Sequence[float]) -> list[float]:
         UserError: None given, one twice, or one out of range.
     """
     for ratio in ratios:
-        check_ratio(ratio)
+        if not 0 <= ratio <= 1:
+            raise UserError(
+                "A ratio is the share of the tuned weights", got=f"{ratio:g}", expected="0 (base) to 1 (tuned)"
+            )
     if not ratios:
         raise UserError("No ratio is given", expected="--ratios 0 0.25 0.5 1")
     if len(set(ratios)) < len(ratios):

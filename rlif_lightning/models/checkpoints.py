@@ -13,12 +13,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.identity import Identity
 from rlif_lightning.models.trainable import Weights, load_trainable
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
 
-KEPT = ".safetensors"
-"""The suffix of weights that the collapse guard has kept."""
-MODEL, POLICY = "model.", "policy."
-"""What stands before a weight's name in a checkpoint, and what did in those of older releases."""
+KEPT = ".safetensors"  # the suffix of weights that the collapse guard has kept
+MODEL, POLICY = "model.", "policy."  # before a weight's name in a checkpoint, now and once
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,15 +34,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read tensors and plain values only, from the disk as they are used: many processes may read the file.
-
-        A later save replaces the file and never writes into it, so what was read stays as it was.
-        """
-        return read_checkpoint(path, map_location or "cpu", mmap=True)
+        """Read tensors and plain values only, onto the CPU."""
+        return read_checkpoint(path)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, or the weights that the collapse guard has kept, without running any code in it.
+
+    Tensors come from the disk as they are used: many processes may read the file. A later save replaces the file and
+    never writes into it, so what was read stays as it was.
 
     Raises:
         UserError: It holds more than tensors and plain values, or it is no checkpoint.
@@ -52,18 +50,17 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     if Path(path).suffix == KEPT:
         return _kept_by_the_guard(Path(path))
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
         if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
             raise TypeError("no checkpoint of a Trainer")
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-        foreign = "Weights only load failed" in str(error) and zipfile.is_zipfile(path)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "Weights only load failed" in str(error) and zipfile.is_zipfile(path):
+            reason = "it holds other Python objects, which are not loaded because that could run any code"
         raise UserError(
             "The checkpoint can't be read",
-            got=path,
-            expected="tensors and plain values, as this package writes them; this file holds other Python objects, "
-            "which are not loaded because that could run any code"
-            if foreign
-            else f"a whole file ({(str(error).splitlines() or [type(error).__name__])[0]})",
+            got=f"{path}: {reason}",
+            expected="a whole file of tensors and plain values, as this package writes them",
             do="give another checkpoint in --ckpt_path",
         ) from error
     return checkpoint
@@ -72,30 +69,25 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 def _kept_by_the_guard(path: Path) -> dict[str, Any]:
     """Kept weights in the shape of a checkpoint; they come without an optimiser's state."""
     weights, facts = load_trainable(path)
-    if not {"step", "model", "fingerprint"} <= facts.keys():
+    if not {"step", *Identity.__dataclass_fields__} <= facts.keys():
         raise UserError("The file holds no weights that the collapse guard has kept", got=path)
     return {
         "global_step": int(facts["step"]),
         "pytorch-lightning_version": lightning_version,
         "state_dict": {MODEL + name: weight for name, weight in weights.items()},
-        "rlif": dict(vars(Identity.from_facts(facts))),
+        "rlif": vars(Identity.from_facts(facts)),
     }
 
 
 def identity_of(checkpoint: Mapping[str, Any]) -> Identity:
-    """Whose weights a checkpoint holds.
-
-    Raises:
-        UserError: It is none of ours.
-    """
-    if checkpoint.get("rlif") is None:
+    """Whose weights a checkpoint of ours holds."""
+    mark = checkpoint.get("rlif")
+    if mark is None:
         raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
-    return Identity.from_mark(checkpoint["rlif"])
+    return Identity(**{name: mark[name] for name in Identity.__dataclass_fields__})
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> Weights:
     """The trainable weights that a checkpoint holds, by the names of the policy's model."""
-    return {
-        name.removeprefix(POLICY if name.startswith(POLICY) else MODEL): weight
-        for name, weight in checkpoint["state_dict"].items()
-    }
+    stored = checkpoint["state_dict"].items()
+    return {name.removeprefix(POLICY if name.startswith(POLICY) else MODEL): weight for name, weight in stored}

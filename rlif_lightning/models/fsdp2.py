@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from rlif_lightning.functional.cast_linear import cast_linear
 from rlif_lightning.models.lora import adapter_off
 from rlif_lightning.models.references import ReferenceKind, References, linear_weights
-from rlif_lightning.models.trainable import gather, trainable
+from rlif_lightning.models.trainable import gather
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -32,12 +31,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def shard(policy: Any, mesh: DeviceMesh) -> nn.Module:
-    """Share the weights of a policy out, in place: each decoder layer by itself, then all that is left.
-
-    Args:
-        policy: Loaded, the same on every process.
-        mesh: [processes].
-    """
+    """Share the weights of a policy out over a mesh [processes], in place: layer by layer, then all that is left."""
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     for layer in model.get_decoder().layers:
         cast_linear(layer)  # copies kept for the backward pass would be as many as if nothing were shared out
@@ -49,16 +43,7 @@ def shard(policy: Any, mesh: DeviceMesh) -> nn.Module:
     return policy
 
 
-def shares_prompts(model: nn.Module) -> bool:
-    """Whether a model may compute a prompt once for all its completions.
-
-    Not a sharded one: whether it takes one call of the layers or two would depend on the completions of a process,
-    while the others wait for it at each layer.
-    """
-    return getattr(model, "shares_prompts", True)
-
-
-def runs_inside(function: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+def runs_inside(function: Function) -> Function:
     """Let a function that uses the parts of its first argument, a policy, count as the policy's forward.
 
     Where weights are shared out, embedding, final norm and head are whole within it, and the gradients of all weights
@@ -66,30 +51,11 @@ def runs_inside(function: Callable[Concatenate[Any, P], T]) -> Callable[Concaten
     """
 
     @wraps(function)
-    def wrapped(policy: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(policy: Any, *args: Any, **kwargs: Any) -> Any:
         call = partial(function, policy, *args, **kwargs)
-        result: T = policy.run_inside(call) if is_sharded(policy) else call()
-        return result
+        return policy.run_inside(call) if is_sharded(policy) else call()
 
-    return wrapped
-
-
-class FrozenShares(nn.Module):
-    """The shares of a policy's weights as they are now, its linear layers in a given dtype.
-
-    Args:
-        policy: Sharded.
-        dtype: See :func:`~rlif_lightning.models.references.frozen_copy`.
-    """
-
-    def __init__(self, policy: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        rounded = linear_weights(policy)
-        self.names = [name for name, _ in policy.named_parameters()]
-        self.weights = nn.ParameterList(
-            nn.Parameter(p.detach().clone().to(dtype if name in rounded else p.dtype), requires_grad=False)
-            for name, p in policy.named_parameters()
-        )
+    return cast(Function, wrapped)
 
 
 class GatheredPolicy:
@@ -114,10 +80,7 @@ class GatheredPolicy:
         """The module with these weights, without gradients. To be entered and left on all processes together.
 
         Weights that were in place before are gone afterwards, if they were others: whoever needs them enters again.
-
-        Args:
-            name: The same name means the same weights: where they are in place already, nothing is gathered.
-            weights: Shares, by the names of the policy's parameters.
+        The same name means the same shares: where their weights are in place already, nothing is gathered.
         """
         if self._in_place == name:
             yield self.model
@@ -145,15 +108,11 @@ class GatheredPolicy:
     @contextmanager
     def reference(self, kind: ReferenceKind, references: References, policy: nn.Module) -> Iterator[nn.Module]:
         """One of its references; see :meth:`~rlif_lightning.models.references.References.using`."""
-        weights: dict[str, Tensor] = dict(policy.named_parameters())
-        if kind in references.snapshots:
-            snapshot: Any = references.snapshots[kind]
-            weights |= dict(zip(trainable(policy), snapshot.weights, strict=True))
-        elif isinstance(references.frozen, FrozenShares):
-            weights = dict(zip(references.frozen.names, references.frozen.weights, strict=True))
-        else:
+        snapshot: Any = dict(references.snapshots).get(kind, references.frozen)
+        if snapshot is None:
             with self.current(policy) as model, adapter_off(model):
                 yield model
-            return
-        with self.holding(kind, weights) as model:
-            yield model
+        else:
+            weights = dict(policy.named_parameters()) | dict(zip(snapshot.names, snapshot.weights, strict=True))
+            with self.holding(kind, weights) as model:
+                yield model

@@ -19,13 +19,10 @@ def is_local(name: str) -> bool:
 
 
 def resolve_model(name: str) -> str:
-    """Turn a model name into something transformers loads, checking what can be checked beforehand.
-
-    Args:
-        name: ``toy`` (built on first use), a folder, or a hub name such as ``Qwen/Qwen2.5-1.5B``.
+    """What transformers loads by a name: ``toy`` (built on first use), a folder, or a hub name.
 
     Raises:
-        UserError: The folder is missing, or holds no config.json or no safetensors weights.
+        UserError: The folder is missing, or holds no config.json, no safetensors weights or no tokenizer.
     """
     if parse_toy_name(name) is not None:
         return str(toy_model(name))
@@ -36,44 +33,24 @@ def resolve_model(name: str) -> str:
     if not folder.is_dir():
         raise UserError("The model folder does not exist", got=folder, do="check --model.name")
     if not (folder / "config.json").is_file():
-        raise UserError(
-            "The model folder holds no config.json",
-            got=f"{folder} with {_listing(folder)}",
-            expected="a folder written by save_pretrained()",
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin"))
-        raise UserError(
-            "The model folder holds no weights in safetensors format",
-            got=f"{folder} with {_listing(folder)}",
-            expected="model.safetensors, or model-*.safetensors with an index",
-            do="convert the .bin files with save_pretrained(); pickled weights can run code and are not loaded"
-            if pickled
-            else "copy the weights into the folder",
-        )
-    if not any(f for pattern in TOKENIZER_FILES for f in folder.glob(pattern)):
-        raise UserError(
-            "The model folder holds no tokenizer",  # transformers would make up an empty one
-            got=f"{folder} with {_listing(folder)}",
-            expected="tokenizer.json, or what else the model's tokenizer is kept in",
-            do="copy the tokenizer's files into the folder",
-        )
-    return str(folder)
-
-
-def _listing(folder: Path) -> str:
+        lacks, expected, do = "config.json", "a folder written by save_pretrained()", "check --model.name"
+    elif not any(folder.glob("*.safetensors")):
+        lacks = "weights in safetensors format"
+        expected, do = "model.safetensors, or model-*.safetensors with an index", "copy the weights into the folder"
+        if any(folder.glob("*.bin")):
+            do = "convert the .bin files with save_pretrained(); pickled weights can run code and are not loaded"
+    elif not any(f for pattern in TOKENIZER_FILES for f in folder.glob(pattern)):
+        lacks, expected = "tokenizer", "tokenizer.json, or what else the model's tokenizer is kept in"
+        do = "copy the tokenizer's files into the folder"  # transformers would make up an empty one
+    else:
+        return str(folder)
     names = sorted(p.name for p in folder.iterdir())
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") or "no files"
+    listing = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") or "no files"
+    raise UserError(f"The model folder holds no {lacks}", got=f"{folder} with {listing}", expected=expected, do=do)
 
 
 def from_hub(what: str, name: str, load: Any) -> Any:
-    """Call a loader; a hub that cannot be reached or lacks the name becomes a one-line error.
-
-    Args:
-        what: "model", "tokenizer" or "data set", for the message.
-        name: As the user wrote it.
-        load: Called without arguments.
-    """
+    """Call a loader of a model, tokenizer, data set; whatever it raises about the hub becomes a one-line error."""
     reachable = is_local(name) or hub_answers()
     try:
         return load()
@@ -82,8 +59,7 @@ def from_hub(what: str, name: str, load: Any) -> Any:
     except Exception as error:
         # What a loader raises has no common base: safetensors, huggingface_hub, datasets and torch have their own.
         if is_local(name):
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[0] if lines else type(error).__name__
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
             raise UserError(f"The {what} could not be loaded", got=f"{name}: {reason}") from error
         if not isinstance(error, (OSError, ValueError)):
             raise
@@ -116,28 +92,17 @@ def hub_answers() -> bool:
     return True
 
 
-def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A model's configuration, without its weights.
-
-    Raises:
-        UserError: No such model.
-    """
+def load_config(name: str, **source: Any) -> Any:
+    """A model's configuration, without its weights, from a source of ``revision`` and ``trust_remote_code``."""
     from transformers import AutoConfig
 
     path = resolve_model(name)
-    settings = {"revision": None if is_local(path) else revision, "trust_remote_code": trust_remote_code}
-    return from_hub("model", name, lambda: AutoConfig.from_pretrained(path, **settings))
+    return from_hub("model", name, lambda: AutoConfig.from_pretrained(path, **source))
 
 
 def meta_model(config: Any, *, trust_remote_code: bool, **settings: Any) -> Any:
-    """A causal language model on the meta device, which has shapes and neither memory nor numbers.
-
-    Args:
-        config: Of the model.
-        trust_remote_code: Not left out: transformers would ask on stdin.
-        settings: Others of ``AutoModelForCausalLM.from_config``.
-    """
+    """A causal language model on the meta device, which has shapes and neither memory nor numbers."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # and without trust_remote_code transformers would ask on stdin
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **settings)

@@ -26,35 +26,21 @@ class Identity:
     fingerprint: str  # see the function of that name
     lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; None where all weights train
     adapter: str | None = None  # folder or hub name of the adapter that the run began with
-    adapter_mark: str = ""  # see the function of that name; empty without such an adapter
+    adapter_mark: str = ""  # see the function; empty without such an adapter
     quantization: str | None = None  # of the frozen weights
-
-    @classmethod
-    def from_mark(cls, mark: Mapping[str, Any]) -> "Identity":
-        """Read what stands in a checkpoint, among other things; older ones lack the last three."""
-        return cls(**{name: mark[name] for name in cls.__dataclass_fields__ if name in mark})
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> "Identity":
         """Read what :meth:`to_facts` gave, among other facts."""
-        own = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
-        return cls.from_mark({name: text if name in TEXTS else json.loads(text) for name, text in own.items()})
+        own: dict[str, Any] = {name: facts[name] for name in cls.__dataclass_fields__}
+        return cls(**{name: text if name in TEXTS else json.loads(text) for name, text in own.items()})
 
     def to_facts(self) -> dict[str, str]:
         """Texts, for the metadata of a safetensors file."""
         return {name: value if name in TEXTS else json.dumps(value) for name, value in vars(self).items()}
 
     def check(self, stored: "Identity", same_shapes: bool, training: bool) -> None:
-        """Refuse the weights of another model.
-
-        Args:
-            stored: That of the weights.
-            same_shapes: Whether they are this policy's trainable weights by names and shapes.
-            training: Whether the adapter that a run began with matters: it is the reference.
-
-        Raises:
-            UserError: They belong to another model, other settings of LoRA, or a run with another start.
-        """
+        """Refuse stored weights of another model; the adapter that a run began with matters in training alone."""
         if stored.quantization != self.quantization:
             raise UserError(
                 "The checkpoint was trained on frozen weights of another precision",
@@ -94,9 +80,8 @@ def fingerprint(model: Any) -> str:
     """
     mark = hashlib.sha256()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name, parameter in base.named_parameters():
-        if any(part in name for part in ADAPTED):
-            continue
+    own = ((name, p) for name, p in base.named_parameters() if not any(part in name for part in ADAPTED))
+    for name, parameter in own:
         state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose own shape is that of packed bytes
         shape = parameter.shape if state is None else state.shape
         for wrapper in WRAPPERS:

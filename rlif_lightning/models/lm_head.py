@@ -9,12 +9,9 @@ from torch import Tensor, nn
 class LMHead(NamedTuple):
     """What turns hidden states into logits."""
 
-    module: nn.Module
-    """The output embedding: ``nn.Linear``, or something around it, such as a LoRA or a 4-bit layer."""
-    scale: float = 1.0
-    """Factor of its output (Granite, Cohere)."""
-    softcap: float | None = None
-    """Bound of the logits, softly: softcap x tanh(z / softcap) (Gemma 2)."""
+    module: nn.Module  # the output embedding: nn.Linear, or something around it, such as a LoRA or a 4-bit layer
+    scale: float = 1.0  # factor of its output (Granite, Cohere)
+    softcap: float | None = None  # bounds the logits softly: softcap x tanh(z / softcap) (Gemma 2)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., H]."""
@@ -37,8 +34,7 @@ class LMHead(NamedTuple):
 def body_and_head(policy: Any) -> tuple[nn.Module, LMHead]:
     """The two halves of a policy, LoRA or not, in use by turns.
 
-    That head(body(x)) is the policy's own forward is checked once, when a policy is loaded
-    (:func:`rlif_lightning.sampling.check_decoding.check_decoding`).
+    That head(body(x)) is the policy's own forward is checked when a policy is loaded (sampling/check_decoding.py).
     """
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     config = model.config.get_text_config()

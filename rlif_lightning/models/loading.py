@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import from_hub, is_local, load_config, resolve_model
+from rlif_lightning.models.hub import from_hub, load_config, resolve_model
 from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_fit, check_lora
 from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
 from rlif_lightning.models.tokenizer import load_tokenizer
@@ -29,16 +29,11 @@ class PolicySettings:
     quantization: Quantization | None = None  # of the linear layers but for the head
     gradient_checkpointing: bool = False
     end_tokens: Sequence[str] = ()  # besides those of the generation config and the tokenizer
-    attn_implementation: str | None = None  # as transformers names it; None: its choice
     revision: str | None = None  # of a hub repository
     trust_remote_code: bool = False  # run Python code that comes with the model
 
     def check(self) -> None:
-        """Refuse what can be seen to be wrong without the model.
-
-        Raises:
-            UserError: Settings of LoRA that peft does not have or that are not supported, or two adapters.
-        """
+        """Refuse what can be seen to be wrong without the model: settings of LoRA, or two adapters."""
         if self.lora is not None:
             check_lora(self.lora)
         if self.lora is not None and self.adapter is not None:
@@ -63,14 +58,8 @@ def load_model(
 ) -> nn.Module:
     """Load a causal language model from safetensors, in eval mode, with a LoRA adapter where asked.
 
-    Args:
-        settings: Which model, and how.
-        dtype: Of the weights that are not quantised, and of products with those that are; an adapter is float32.
-        adapter: One that was trained before, with its settings in ``settings.lora``.
-        device: Where 4-bit weights are made, piece by piece. Others are always loaded on the CPU.
-
-    Raises:
-        UserError: No such model, no such weights, or an adapter that does not fit; the last before weights are read.
+    The dtype is that of weights that are not quantised, and of products with those that are; an adapter is float32.
+    4-bit weights are made on the device, piece by piece; others are always loaded on the CPU.
     """
     from transformers import AutoModelForCausalLM
 
@@ -79,22 +68,10 @@ def load_model(
         _check_base(adapter, settings.name, path)
     if settings.lora is not None:
         check_fit(load_config(settings.name, **settings.source), settings.lora, adapter, settings.trust_remote_code)
-    quantised: dict[str, Any] = {}
+    options = {**settings.source, "dtype": dtype, "use_safetensors": True}
     if settings.quantization is not None:
-        quantised = {"quantization_config": quantization_config(dtype), "device_map": {"": device}}
-    model = from_hub(
-        "model",
-        settings.name,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=None if is_local(path) else settings.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation=settings.attn_implementation,
-            trust_remote_code=settings.trust_remote_code,
-            **quantised,
-        ),
-    )
+        options |= {"quantization_config": quantization_config(dtype), "device_map": {"": device}}
+    model = from_hub("model", settings.name, lambda: AutoModelForCausalLM.from_pretrained(path, **options))
     if settings.quantization is not None:
         keep_as_quantised(model)
     if settings.gradient_checkpointing:
@@ -107,8 +84,5 @@ def load_model(
 def _check_base(adapter: StoredAdapter, name: str, path: str) -> None:
     """Warn where an adapter says that it was made for another model; folders move, so this alone proves nothing."""
     if adapter.base and PurePath(adapter.base).name.lower() not in {PurePath(x).name.lower() for x in (name, path)}:
-        warnings.warn(
-            f"The adapter {adapter.folder} says that it was made for {adapter.base}, not for {name}; "
-            "its weights would fit both",
-            stacklevel=2,
-        )
+        made_for = f"was made for {adapter.base}, not for {name}; its weights would fit both"
+        warnings.warn(f"The adapter {adapter.folder} says that it {made_for}", stacklevel=2)

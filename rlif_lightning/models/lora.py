@@ -17,7 +17,6 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, is_local, meta_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-Shapes = dict[str, tuple[int, ...]]
 # Fields of LoraConfig that say where an adapter comes from, not what it computes.
 ORIGIN = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
           "runtime_config", "task_type"}  # fmt: skip
@@ -38,25 +37,17 @@ STARTS = (True, False, "gaussian", "orthogonal")  # of init_lora_weights: those 
 
 
 def check_lora(lora: Mapping[str, Any]) -> None:
-    """Refuse settings that peft's LoraConfig does not have, and those with which a run would be wrong.
-
-    Raises:
-        UserError: An unknown key, with the nearest known one, or a variant that is not supported.
-    """
+    """Refuse settings that peft's LoraConfig does not have, and those with which a run would be wrong."""
     from peft import LoraConfig
 
     known = [f.name for f in dataclasses.fields(LoraConfig)]
-    for key in lora:
+    for key, value in lora.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            raise UserError(
-                f"model.lora has no setting '{key}'",
-                expected="a field of peft.LoraConfig" + (f", perhaps '{near[0]}'" if near else ""),
-            )
-        if key in REFUSED and lora[key]:
-            raise UserError(
-                f"LoRA's setting '{key}' is not supported", got=lora[key], expected=f"none: {REFUSED[key]}"
-            )
+            hint = f", perhaps '{near[0]}'" if near else ""
+            raise UserError(f"model.lora has no setting '{key}'", expected=f"a field of peft.LoraConfig{hint}")
+        if key in REFUSED and value:
+            raise UserError(f"LoRA's setting '{key}' is not supported", got=value, expected=f"none: {REFUSED[key]}")
     start = lora.get("init_lora_weights", True)
     if start not in STARTS:
         raise UserError(
@@ -68,11 +59,7 @@ def check_lora(lora: Mapping[str, Any]) -> None:
 
 
 def add_lora(model: Any, lora: dict[str, Any]) -> nn.Module:
-    """Wrap a model with a fresh float32 LoRA adapter; only the adapter trains.
-
-    Raises:
-        UserError: Unknown settings, or targets that match nothing.
-    """
+    """Wrap a model with a fresh float32 LoRA adapter; only the adapter trains. Refuse one that does not fit."""
     from peft import LoraConfig, get_peft_model
 
     check_lora(lora)
@@ -112,57 +99,28 @@ class StoredAdapter:
     lora: dict[str, Any]  # its settings as model.lora would give them
     base: str | None  # the model that it says it was made for
 
-    def shapes(self) -> Shapes:
-        """Names and shapes of its weights, from the file's header.
 
-        Raises:
-            UserError: The file is damaged.
-        """
-        try:
-            with safe_open(self.folder / WEIGHTS, framework="pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError("The adapter's weights can't be read", got=f"{self.folder / WEIGHTS}: {error}") from error
-
-
-def find_adapter(name: str) -> StoredAdapter:
-    """An adapter by its folder or hub name.
-
-    Raises:
-        UserError: It is not there, is none of LoRA, is pickled, or is of a kind that is not supported.
-    """
-    adapter = _read(name, [CONFIG, WEIGHTS])
-    if not (adapter.folder / WEIGHTS).is_file():
-        raise UserError(
-            "The adapter's folder holds no weights in safetensors format",
-            got=adapter.folder,
-            expected=f"{WEIGHTS}; pickled weights (.bin) can run code and are not loaded",
-            do="load it with peft and write it again with save_pretrained()",
-        )
-    return adapter
-
-
-def adapter_settings(name: str) -> dict[str, Any]:
-    """Settings of an adapter as ``model.lora`` would give them; its weights need not be on this machine.
-
-    Raises:
-        UserError: As :func:`find_adapter`.
-    """
-    return _read(name, [CONFIG]).lora
-
-
-def _read(name: str, files: list[str]) -> StoredAdapter:
-    """An adapter's settings; where it comes from the hub, with these of its files."""
+def find_adapter(name: str, weights: bool = True) -> StoredAdapter:
+    """An adapter by its folder or hub name, with or without its weights; refuse one that can't be trained on."""
     folder = Path(name).expanduser()
     if not is_local(name):
         from huggingface_hub import snapshot_download
 
+        files = [CONFIG, WEIGHTS] if weights else [CONFIG]
         folder = Path(from_hub("adapter", name, lambda: snapshot_download(name, allow_patterns=files)))
-    if not folder.is_dir():
-        raise UserError("The adapter's folder does not exist", got=folder, do="check --model.adapter")
     file = folder / CONFIG
     if not file.is_file():
-        raise UserError(f"The adapter's folder holds no {CONFIG}", got=folder, expected="a PEFT adapter")
+        wrong = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
+        raise UserError(
+            f"The adapter's folder {wrong}", got=folder, expected="a PEFT adapter", do="check --model.adapter"
+        )
+    if weights and not (folder / WEIGHTS).is_file():
+        raise UserError(
+            "The adapter's folder holds no weights in safetensors format",
+            got=folder,
+            expected=f"{WEIGHTS}; pickled weights (.bin) can run code and are not loaded",
+            do="load it with peft and write it again with save_pretrained()",
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind = config["peft_type"]
@@ -182,18 +140,15 @@ def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
     """What differs from a LoraConfig without settings."""
     from peft import LoraConfig
 
-    usual = {f.name: getattr(LoraConfig(), f.name) for f in dataclasses.fields(LoraConfig)}
+    usual = vars(LoraConfig())
     own = {key: value for key, value in config.items() if key not in ORIGIN and value != usual.get(key)}
-    return {key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
-            for key, value in own.items()}  # fmt: skip
+    if isinstance(own.get("target_modules"), list):
+        own["target_modules"].sort()  # peft writes a set, in any order
+    return own
 
 
 def check_fit(config: Any, lora: dict[str, Any], adapter: StoredAdapter | None, trust_remote_code: bool) -> None:
-    """Put an adapter, stored or fresh, on a model without weights: what does not fit is known before any are read.
-
-    Raises:
-        UserError: Targets that match nothing, or weights of another model's shape.
-    """
+    """Put an adapter, stored or fresh, on a model without weights: refuse what does not fit before any are read."""
     try:
         model = meta_model(config, trust_remote_code=trust_remote_code)
     except Exception:  # a model whose own code needs real tensors: loading it will tell
@@ -212,33 +167,32 @@ def _weights(policy: Any) -> dict[str, Tensor]:
 
 def _check_names(weights: Mapping[str, Tensor], adapter: StoredAdapter) -> None:
     """Compare names and shapes; what a file holds of the base's embeddings besides the adapter is no obstacle."""
-    embeddings = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight")  # PEFT writes them as well
-    own: Shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    stored = {n: shape for n, shape in adapter.shapes().items() if n in own or not n.endswith(embeddings)}
+    file, embeddings = adapter.folder / WEIGHTS, (".base_layer.weight", "embed_tokens.weight", "lm_head.weight")
+    try:
+        with safe_open(file, framework="pt") as found:
+            stored = {name: found.get_slice(name).get_shape() for name in found.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError("The adapter's weights can't be read", got=f"{file}: {error}") from error
+    own = {name: list(weight.shape) for name, weight in weights.items()}
+    stored = {n: shape for n, shape in stored.items() if n in own or not n.endswith(embeddings)}
     wrong = sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
-    if not wrong:
-        return
-    name, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    raise UserError(
-        "The adapter does not fit the model: it belongs to another one",
-        got=f"{adapter.folder} with {name} {list(stored[name]) if name in stored else 'missing'}{more}",
-        expected=list(own[name]) if name in own else f"no such weight in the model; it has {len(own)} others",
-        do="give the model that the adapter was trained from, or another adapter",
-    )
+    if wrong:
+        name, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            "The adapter does not fit the model: it belongs to another one",
+            got=f"{adapter.folder} with {name} {stored.get(name, 'missing')}{more}",
+            expected=own.get(name, f"no such weight in the model; it has {len(own)} others"),
+            do="give the model that the adapter was trained from, or another adapter",
+        )
 
 
 def add_adapter(model: Any, adapter: StoredAdapter) -> nn.Module:
-    """Wrap a model with a trained LoRA adapter, which trains on; its weights are float32.
-
-    Raises:
-        UserError: It does not fit the model.
-    """
+    """Wrap a model with a trained LoRA adapter, which trains on in float32. Refuse one that does not fit."""
     from peft import set_peft_model_state_dict
 
     policy = add_lora(model, adapter.lora)
-    _check_names(_weights(policy), adapter)
-    own = _weights(policy)
-    stored = load_file(adapter.folder / WEIGHTS)
+    own, stored = _weights(policy), load_file(adapter.folder / WEIGHTS)
+    _check_names(own, adapter)
     _check_embeddings(policy, {name: stored.pop(name) for name in stored.keys() - own.keys()}, adapter)
     set_peft_model_state_dict(policy, stored)
     if not all(torch.equal(weight, stored[name].to(weight)) for name, weight in _weights(policy).items()):
@@ -247,11 +201,11 @@ def add_adapter(model: Any, adapter: StoredAdapter) -> nn.Module:
 
 
 def _check_embeddings(policy: Any, stored: dict[str, Tensor], adapter: StoredAdapter) -> None:
+    """Refuse embeddings in an adapter's file that are not the model's."""
     weights = dict(policy.named_parameters())
+    tied = policy.get_input_embeddings().weight  # they go by the other one's name
     for name, weight in stored.items():
-        own = weights.get(name, weights.get(name.replace(".weight", ".base_layer.weight")))
-        if own is None:  # tied: it goes by the other one's name
-            own = policy.get_input_embeddings().weight
+        own = weights.get(name, weights.get(name.replace(".weight", ".base_layer.weight"), tied))
         if own.shape != weight.shape or not torch.equal(own.cpu(), weight.to(own.dtype)):
             raise UserError(
                 "The adapter brings embeddings of its own, which are not those of the model",

@@ -9,11 +9,9 @@ LARGE = 1e9  # parameters, from which a progress bar is worth it
 
 
 def merge(policy: Any, dtype: torch.dtype) -> Any:
-    """The policy as a plain model of one precision; the policy is taken apart.
+    """The policy, with or without an adapter, as a plain model of one precision; the policy is taken apart.
 
-    Args:
-        policy: With or without an adapter. No 4-bit weights: merging into them would round the update away.
-        dtype: Dtype of the result's weights.
+    Not for 4-bit weights: merging into them would round the update away.
     """
     model = policy
     if hasattr(policy, "merge_and_unload"):

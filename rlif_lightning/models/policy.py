@@ -11,14 +11,14 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from rlif_lightning.models.checkpoints import identity_of, weights_of
-from rlif_lightning.models.fsdp2 import FrozenShares, GatheredPolicy, shard
+from rlif_lightning.models.fsdp2 import GatheredPolicy, shard
 from rlif_lightning.models.hub import load_config
 from rlif_lightning.models.identity import Identity, adapter_mark, fingerprint
 from rlif_lightning.models.loading import PolicySettings, load_model
 from rlif_lightning.models.lora import find_adapter, off_is_the_start
 from rlif_lightning.models.precision import autocast, check_trains, convert, frozen_dtype
 from rlif_lightning.models.quantization import check_quantization, check_trainable
-from rlif_lightning.models.references import ReferenceKind, References, frozen_copy
+from rlif_lightning.models.references import ReferenceKind, References, frozen_copy, frozen_shares
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
 from rlif_lightning.models.trainable import trainable
 
@@ -82,14 +82,9 @@ class Policy:
         if training:
             check_trainable(settings.quantization, adapts, load_config(settings.name, **settings.source))
         model = load_model(settings, torch.float32 if training and not adapts else frozen, stored, device)
-        identity = Identity(
-            settings.name,
-            fingerprint(model),
-            settings.lora,
-            settings.adapter,
-            "" if stored is None else adapter_mark(model),
-            settings.quantization,
-        )
+        mark = "" if stored is None else adapter_mark(model)
+        own = (settings.lora, settings.adapter, mark, settings.quantization)
+        identity = Identity(settings.name, fingerprint(model), *own)
         tokenizer = tokenizer or settings.load_tokenizer()
         ends = end_token_ids(tokenizer, getattr(model, "generation_config", None), settings.end_tokens)
         policy = cls(settings, model, tokenizer, ends, identity, device, precision, frozen, training)
@@ -116,33 +111,22 @@ class Policy:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    # -- where processes share the weights out ---------------------------------------------------------------
-
     def shard(self, mesh: DeviceMesh) -> None:
-        """Share the weights out.
-
-        Args:
-            mesh: [processes].
-        """
+        """Share the weights out over a mesh [processes]."""
         self.gathered = GatheredPolicy(self.model, self.device, self.dtype)
         shard(self.model, mesh)
-
-    def whole(self) -> AbstractContextManager[nn.Module]:
-        """The model to sample from. Where processes share its weights out they are gathered; no gradients then."""
-        return nullcontext(self.model) if self.gathered is None else self.gathered.current(self.model)
 
     @contextmanager
     def inference(self) -> Iterator[nn.Module]:
         """Dropout and gradients off, the precision on; yields the model to sample from. On all processes as often.
 
-        Gradients are let go of: their memory is worth more to the sampler.
+        Weights that processes share out are gathered. Gradients are let go of: the sampler needs their memory more.
         """
         self.model.zero_grad(set_to_none=True)
         set_training_mode(self.model, training=False)
-        with torch.no_grad(), autocast(self.precision, self.device), self.whole() as model:
+        whole = nullcontext(self.model) if self.gathered is None else self.gathered.current(self.model)
+        with torch.no_grad(), autocast(self.precision, self.device), whole as model:
             yield model
-
-    # -- references ------------------------------------------------------------------------------------------
 
     def make_references(self, kinds: Iterable[ReferenceKind], ema_decay: float = 0.99, every: int = 100) -> None:
         """Copy what is needed from the policy as it is now: after :meth:`shard`, before the first update.
@@ -157,7 +141,7 @@ class Policy:
         """
         self.references = References(ema_decay, every)
         switched = off_is_the_start(self.settings.lora, self.settings.adapter)
-        copied = frozen_copy if self.gathered is None else FrozenShares
+        copied = frozen_copy if self.gathered is None else frozen_shares
         self.references.create(kinds, self.model, self.dtype, self.device, switched, copied)
 
     def reference(self, kind: ReferenceKind) -> AbstractContextManager[nn.Module]:
@@ -166,25 +150,14 @@ class Policy:
             return self.gathered.reference(kind, self.references, self.model)
         return self.references.using(kind, self.model)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------
-
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse the weights of another model.
-
-        Raises:
-            UserError: As :meth:`~rlif_lightning.models.identity.Identity.check`, or it is no checkpoint of ours.
-        """
-        stored = identity_of(checkpoint)
+        """Refuse the weights of another model with a :class:`UserError`."""
         shapes = {name: weight.shape for name, weight in weights_of(checkpoint).items()}
         own = {name: weight.shape for name, weight in trainable(self.model).items()}
-        self.identity.check(stored, own == shapes, self.can_train)
+        self.identity.check(identity_of(checkpoint), own == shapes, self.can_train)
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the weights of a checkpoint.
-
-        Raises:
-            UserError: As :meth:`check_checkpoint`.
-        """
+        """Take the weights of a checkpoint, unless it is another model's."""
         self.check_checkpoint(checkpoint)
         self.model.load_state_dict(weights_of(checkpoint), strict=False)
 
@@ -198,7 +171,6 @@ def set_training_mode(model: nn.Module, training: bool) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.eval()
-    if training:
-        for layer in model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.training = True
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = training

@@ -24,11 +24,7 @@ def frozen_dtype(precision: str) -> torch.dtype:
 
 
 def check_trains(precision: str) -> None:
-    """Refuse a precision in which training would not do what it seems to.
-
-    Raises:
-        UserError: It rounds updates or gradients away.
-    """
+    """Refuse a precision that rounds updates or gradients away."""
     if precision.endswith("-true") and precision not in ("32-true", "64-true"):
         raise UserError(
             "Training weights in half precision loses most updates to rounding",
@@ -58,7 +54,6 @@ def _plugin(precision: str, device: torch.device) -> Precision:
         return MixedPrecision(precision, device.type)  # type: ignore[arg-type]
     if precision in ("bf16-true", "16-true"):
         return HalfPrecision(precision)  # type: ignore[arg-type]
-    plain = {"32-true": Precision, "64-true": DoublePrecision}
-    if precision not in plain:
-        raise UserError("This precision needs a Trainer", got=f"trainer.precision {precision}")
-    return plain[precision]()
+    if precision in ("32-true", "64-true"):
+        return Precision() if precision == "32-true" else DoublePrecision()
+    raise UserError("This precision needs a Trainer", got=f"trainer.precision {precision}")

@@ -14,12 +14,8 @@ def quantization_config(dtype: torch.dtype) -> Any:
     """NF4 with double quantisation for ``from_pretrained``; products are computed in the given dtype."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, **nf4)
 
 
 def keep_as_quantised(model: nn.Module) -> None:
@@ -34,15 +30,7 @@ def keep_as_quantised(model: nn.Module) -> None:
 
 
 def check_quantization(device: torch.device, sharded: bool) -> None:
-    """Refuse 4-bit weights where they cannot work.
-
-    Args:
-        device: Where the weights will lie.
-        sharded: Whether processes are to share the weights out.
-
-    Raises:
-        UserError: No bitsandbytes, a device that it does not know, or weights that are cut into shards.
-    """
+    """Refuse 4-bit weights on a device where they cannot work, and where processes are to share them out."""
     from transformers.utils import is_bitsandbytes_available
 
     if sharded:
@@ -60,25 +48,13 @@ def check_quantization(device: torch.device, sharded: bool) -> None:
     import bitsandbytes
 
     if device.type not in bitsandbytes.supported_torch_devices:
-        raise UserError(
-            "4-bit weights do not work on this device",
-            got=device,
-            expected=f"one that bitsandbytes knows: {', '.join(sorted(bitsandbytes.supported_torch_devices))}",
-            do="leave model.quantization out",
-        )
+        known = f"one that bitsandbytes knows: {', '.join(sorted(bitsandbytes.supported_torch_devices))}"
+        do = "leave model.quantization out"
+        raise UserError("4-bit weights do not work on this device", got=device, expected=known, do=do)
 
 
 def check_trainable(quantization: str | None, adapts: bool, config: Any) -> None:
-    """Refuse to train weights that are held in few bits.
-
-    Args:
-        quantization: ``model.quantization``.
-        adapts: Whether only an adapter trains.
-        config: Of the model.
-
-    Raises:
-        UserError: 4 bits without an adapter, or a model whose file is quantised.
-    """
+    """Refuse to train weights that are held in 4 bits without an adapter, or any of a file that is quantised."""
     if quantization is not None and not adapts:
         raise UserError(
             "4-bit weights cannot be trained, only an adapter on them can",

@@ -1,6 +1,7 @@
 """What the policy is held against: itself at the start (frozen), its running mean, or a copy renewed at times."""
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,16 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return reference.requires_grad_(False).eval()
 
 
+def frozen_shares(policy: nn.Module, dtype: torch.dtype) -> "Snapshot":
+    """As :func:`frozen_copy`, of a policy whose weights processes share out: the shares alone."""
+    rounded = linear_weights(policy)
+    snapshot = Snapshot(dict(policy.named_parameters()))
+    for name, weight in zip(snapshot.names, snapshot.weights, strict=True):
+        if name in rounded:
+            weight.data = weight.data.to(dtype)
+    return snapshot
+
+
 def linear_weights(model: nn.Module) -> set[str]:
     """Names of the parameters that autocast rounds: those of linear layers, but for a head that is the embedding."""
     linear = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
@@ -39,21 +50,21 @@ def linear_weights(model: nn.Module) -> set[str]:
 
 
 class Snapshot(nn.Module):
-    """The trainable weights of a policy (all of them, or its adapter) as they were, or as a running mean.
+    """Weights of a policy, mostly its trainable ones, as they were, or as a running mean.
 
     They take the place of the policy's own for a moment, so a reference costs the memory of the trainable weights
     and no second model. Parameters, so that they move between devices with the module; without gradients, so
     that neither the optimiser nor the checkpoint's list of trainable weights sees them.
 
     Args:
-        policy: Whose weights, as they are now.
+        weights: By name, as they are now.
     """
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, weights: dict[str, nn.Parameter]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(
-            nn.Parameter(p.detach().clone(), requires_grad=False) for p in trainable(policy).values()
-        )
+        self.names = list(weights)
+        copies = (nn.Parameter(p.detach().clone(), requires_grad=False) for p in weights.values())
+        self.weights = nn.ParameterList(copies)
 
     @torch.no_grad()
     def move_towards(self, policy: nn.Module, decay: float) -> None:
@@ -89,7 +100,7 @@ class References(nn.Module):
         super().__init__()
         self.ema_decay, self.renew_every = ema_decay, renew_every
         self.frozen: nn.Module | None = None  # a copy; None under LoRA
-        self.snapshots = nn.ModuleDict()  # "ema", "synced"; "frozen" where an adapter was trained before
+        self.snapshots: Any = nn.ModuleDict()  # "ema", "synced"; "frozen" where an adapter was trained before
 
     def create(
         self,
@@ -100,39 +111,32 @@ class References(nn.Module):
         switched: bool = False,
         copied: Callable[[nn.Module, torch.dtype], nn.Module] = frozen_copy,
     ) -> None:
-        """Copy what is needed from the policy as it is now.
+        """Copy what is needed from a policy that was just loaded and will lie on a device, if it has the memory.
 
-        Args:
-            kinds: Which.
-            policy: Just loaded.
-            dtype: Of a frozen copy's linear layers.
-            device: Where everything will lie.
-            switched: Whether the policy without its adapter is what it is now, so that ``frozen`` needs no copy.
-            copied: Makes the frozen copy of a policy whose weights all train.
-
-        Raises:
-            UserError: The memory for it is not there.
+        A frozen copy's linear layers get the dtype; ``switched``: the policy without its adapter needs no copy.
         """
         copies = [kind for kind in sorted(kinds) if kind != "frozen" or not switched]
         if not copies:
             return
-        moves = next(policy.parameters()).device != device  # the policy itself has yet to get there
-        check_memory(
-            _bytes(trainable(policy).values()) * len(copies) + moves * _bytes(policy.parameters()),
-            device,
-            f"other versions of the policy's weights ({', '.join(copies)})",
-            "train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards with annotator policy",
-        )
+        needed, free = _bytes(trainable(policy).values()) * len(copies), free_memory(device)
+        if next(policy.parameters()).device != device:  # the policy itself has yet to get there
+            needed += _bytes(policy.parameters())
+        if free is not None and needed > free:
+            raise UserError(
+                f"There is no memory for other versions of the policy's weights ({', '.join(copies)})",
+                got=f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free on {device}",
+                do="train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards by the policy",
+            )
         if "frozen" in copies and not hasattr(policy, "disable_adapter"):
             self.frozen = copied(policy, dtype)
             copies.remove("frozen")
-        self.snapshots.update({kind: Snapshot(policy) for kind in copies})
+        self.snapshots.update({kind: Snapshot(trainable(policy)) for kind in copies})
 
     @contextmanager
     def using(self, kind: ReferenceKind, policy: nn.Module) -> Iterator[nn.Module]:
         """A reference: a model of its own, or the policy with other weights for a moment."""
         if kind in self.snapshots:
-            with self._snapshot(kind).in_place(policy) as model:
+            with self.snapshots[kind].in_place(policy) as model:
                 yield model
         elif self.frozen is not None:
             yield self.frozen
@@ -143,59 +147,30 @@ class References(nn.Module):
     def update_after_step(self, policy: nn.Module, step: int) -> None:
         """Follow the policy after its optimiser step of this number."""
         if "ema" in self.snapshots:
-            self._snapshot("ema").move_towards(policy, self.ema_decay)
+            self.snapshots["ema"].move_towards(policy, self.ema_decay)
         if "synced" in self.snapshots and step % self.renew_every == 0:
-            self._snapshot("synced").move_towards(policy, 0)
+            self.snapshots["synced"].move_towards(policy, 0)
 
     def to_checkpoint(self, keep: bool = True) -> dict[str, Any]:
-        """What a resumed run needs.
-
-        Args:
-            keep: Whether on this process; where weights are shared out, to be called on all.
-        """
+        """What a resumed run needs: on this process or not; where weights are shared out, to be called on all."""
         return {kind: gather_all(snapshot.state_dict(), keep) for kind, snapshot in self.snapshots.items()}
 
     def from_checkpoint(self, stored: dict[str, Any]) -> None:
-        """Go on from there.
-
-        Raises:
-            UserError: The run began without one of the references.
-        """
+        """Go on from there, unless the run began without one of the references."""
         for kind, snapshot in self.snapshots.items():
-            if kind not in stored and kind == "frozen":  # weights that the guard has kept, to be evaluated
-                continue
-            if kind not in stored:
+            if kind in stored:
+                for name, weight in snapshot.named_parameters():
+                    write_shard(weight, stored[kind][name])
+            elif kind != "frozen":  # which weights that the guard has kept lack: they are evaluated only
                 raise UserError(
                     f"The checkpoint holds no {kind} version of the policy",
                     expected="the model.reference and the rewards' annotators that the run began with",
                     do="continue with those, or begin a new run",
                 )
-            for name, weight in snapshot.named_parameters():
-                write_shard(weight, stored[kind][name])
-
-    def _snapshot(self, kind: str) -> Snapshot:
-        snapshot = self.snapshots[kind]
-        assert isinstance(snapshot, Snapshot)
-        return snapshot
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
     return sum(local_shard(w).numel() * w.element_size() for w in weights)
-
-
-def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:
-    """Refuse copies of so many bytes that don't fit, before they are made.
-
-    Raises:
-        UserError: Less than that is free.
-    """
-    free = free_memory(device)
-    if free is not None and needed > free:
-        raise UserError(
-            f"There is no memory for {what}",
-            got=f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free on {device}",
-            do=instead,
-        )
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -207,6 +182,5 @@ def free_memory(device: torch.device) -> int | None:
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.is_file():
         return None
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
-    available = fields.get("MemAvailable")
-    return int(available.split()[0]) * 1024 if available else None
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())
+    return int(found[1]) * 1024 if found else None

@@ -1,7 +1,4 @@
-"""Forwards of a policy over prompts and completions, and the statistics of their tokens.
-
-:func:`completion_logits` is Hugging Face's own forward, which the rest is tested against.
-"""
+"""Forwards of a policy over prompts and completions, and the statistics of their tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.functional.chunked import (
-    LinearHead,
-    chunk_rows,
-    chunked_logprobs,
-    chunked_logprobs_and_entropy,
-    chunked_stats,
-)
+from rlif_lightning.functional.chunked import LinearHead, chunk_rows, chunked_logprobs, chunked_stats
 from rlif_lightning.functional.token_stats import NOTHING, Statistic, TokenStats
-from rlif_lightning.models.fsdp2 import shares_prompts
 from rlif_lightning.models.lm_head import body_and_head
 from rlif_lightning.rollout import Samples
 
@@ -25,24 +15,6 @@ from rlif_lightning.rollout import Samples
 def positions(mask: Tensor) -> Tensor:
     """Explicit position ids [N, L] of a left-padded mask: the first real token stands at 0."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def completion_logits(model: nn.Module, samples: Samples) -> Tensor:
-    """Logits [N, T, V] that predict each completion token."""
-    ids = torch.cat([samples.prompt_ids, samples.completion_ids], 1)  # [N, L+T]
-    mask = torch.cat([samples.prompt_mask, samples.completion_mask], 1)
-    start = samples.prompt_ids.shape[1] - 1  # the last prompt token predicts the first completion token
-    # Indices, not a number: with a number the head gets a view, which torch multiplies by another kernel where
-    # the head is frozen, and the divergence from a frozen copy would not start at exactly 0.
-    keep = torch.arange(start, ids.shape[1] - 1, device=ids.device)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        use_cache=False,
-        logits_to_keep=keep,
-    )
-    return out.logits
 
 
 class CompletionScores:
@@ -54,31 +26,23 @@ class CompletionScores:
     Args:
         model: The policy, or another version of it.
         samples: Prompts and completions.
-        reference_forward: Compute every prompt as often as it comes, and all logits at once, to compare with.
         head_weight_only: Without gradient and where the head is a weight alone, multiply by that, as a fused update
             does. False: call the head, as an update by autograd does. What is done alike agrees bit for bit.
     """
 
-    def __init__(
-        self, model: nn.Module, samples: Samples, reference_forward: bool = False, head_weight_only: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, samples: Samples, head_weight_only: bool = True) -> None:
         _, head = body_and_head(model)
         self.mask = samples.completion_mask  # [N, T]
-        self.hidden = completion_hidden(model, samples, share_prompts=not reference_forward)[self.mask]  # [M, H]
+        self.hidden = completion_hidden(model, samples)[self.mask]  # [M, H]
         self.ids = samples.completion_ids[self.mask]  # [M]
-        weight = head.weight if head_weight_only and not reference_forward and not torch.is_grad_enabled() else None
+        weight = head.weight if head_weight_only and not torch.is_grad_enabled() else None
         self.head = head.logits if weight is None else LinearHead(weight, head.scale)
         width = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        self.chunk = max(1, len(self.ids)) if reference_forward else chunk_rows(width)
+        self.chunk = chunk_rows(width)
 
     def logprobs(self, temperature: float) -> Tensor:
         """Log-probabilities [N, T] in nats of softmax(z / temperature)."""
         return self._padded(chunked_logprobs(self.hidden, self.head, self.ids, temperature, chunk=self.chunk))
-
-    def logprobs_and_entropy(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [N, T] in nats."""
-        both = chunked_logprobs_and_entropy(self.hidden, self.head, self.ids, temperature, chunk=self.chunk)
-        return self._padded(both[0]), self._padded(both[1])
 
     def stats(self, temperature: float, own: Mapping[str, Statistic] = NOTHING) -> TokenStats:
         """All statistics [N, T], see :func:`rlif_lightning.functional.token_stats.token_stats`."""
@@ -88,49 +52,37 @@ class CompletionScores:
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
 
-def completion_hidden(model: nn.Module, samples: Samples, share_prompts: bool = True) -> Tensor:
+def completion_hidden(model: nn.Module, samples: Samples) -> Tensor:
     """Hidden states [N, T, H] that predict each completion token; the policy's head makes logits of them.
 
     Each distinct prompt goes through the model once and its keys and values serve all its completions, in the
-    backward pass as well.
-
-    Args:
-        model: The policy, or another version of it.
-        samples: Prompts and completions.
-        share_prompts: False computes every prompt as often as it comes. So does a model under gradient
-            checkpointing, whose layers drop a cache in silence, and one whose weights are shared out: all processes
-            have to call its layers equally often.
+    backward pass as well. Not so a model under gradient checkpointing, whose layers drop a cache in silence, and one
+    whose weights are shared out (``shares_prompts`` False): all processes have to call its layers equally often,
+    whatever their completions.
     """
+    from transformers import DynamicCache
+
     body, _ = body_and_head(model)
-    ids, mask = samples.prompt_ids, samples.prompt_mask
-    first, group = _distinct(ids, mask)
-    if not share_prompts or len(first) == len(ids) or _recomputes_layers(body) or not shares_prompts(model):
+    ids, prompt_mask = samples.prompt_ids, samples.prompt_mask
+    first, group = _distinct(ids, prompt_mask)
+    mask = torch.cat([prompt_mask, samples.completion_mask[:, :-1]], 1)
+    where = positions(mask)
+    if len(first) == len(ids) or _recomputes_layers(body) or not getattr(model, "shares_prompts", True):
         start = ids.shape[1] - 1
         ids = torch.cat([ids, samples.completion_ids[:, :-1]], 1)
-        mask = torch.cat([mask, samples.completion_mask[:, :-1]], 1)
-        out = body(input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+        out = body(input_ids=ids, attention_mask=mask.long(), position_ids=where, use_cache=False)
         return out.last_hidden_state[:, start:]
-    cache = _prompt_cache()
-    once = body(
-        input_ids=ids[first],
-        attention_mask=mask[first].long(),
-        position_ids=positions(mask[first]),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1:]
-    hidden = once[group]  # [N, 1, H]
+    # Without a config: every token is kept, sliding windows are left to the mask.
+    cached: dict[str, Any] = {"past_key_values": DynamicCache(), "use_cache": True}
+    once = prompt_mask[first]
+    prompts = body(input_ids=ids[first], attention_mask=once.long(), position_ids=positions(once), **cached)
+    hidden = prompts.last_hidden_state[:, -1:][group]  # [N, 1, H]
     if samples.completion_ids.shape[1] == 1:
         return hidden
-    cache.batch_select_indices(group)
-    mask = torch.cat([mask, samples.completion_mask[:, :-1]], 1)
-    rest = body(
-        input_ids=samples.completion_ids[:, :-1],
-        attention_mask=mask.long(),
-        position_ids=positions(mask)[:, ids.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return torch.cat([hidden, rest], 1)
+    cached["past_key_values"].batch_select_indices(group)
+    ids, where = samples.completion_ids[:, :-1], where[:, ids.shape[1] :]
+    rest = body(input_ids=ids, attention_mask=mask.long(), position_ids=where, **cached)
+    return torch.cat([hidden, rest.last_hidden_state], 1)
 
 
 def _distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,12 +94,6 @@ def _distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return first, group
 
 
-def _prompt_cache() -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache()  # without a config: every token is kept, sliding windows are left to the mask
-
-
 def _recomputes_layers(body: nn.Module) -> bool:
     """Whether the layers recompute their activations when they train.
 
@@ -156,5 +102,4 @@ def _recomputes_layers(body: nn.Module) -> bool:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = (m for m in body.modules() if isinstance(m, GradientCheckpointingLayer))
-    return any(layer.gradient_checkpointing for layer in layers)
+    return any(isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing for m in body.modules())

@@ -1,7 +1,6 @@
 """The strategy that shares weights, gradients and optimiser states out (FSDP2), and those that are refused."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import (
@@ -12,7 +11,6 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 from torch import Tensor
-from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
@@ -24,22 +22,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Lightning's ModelParallelStrategy with all processes in the data-parallel group, where the stock defaults put
     all devices of a node into a tensor-parallel group. A checkpoint is one file, the same as without
-    sharding: a run goes on with any strategy and any number of processes.
-
-    Args:
-        process_group_backend: gloo, nccl ...; null: that of the device.
-        timeout: After which a process that waits for another gives up.
+    sharding: a run goes on with any strategy and any number of processes. Its settings are Lightning's
+    ``process_group_backend`` and ``timeout``.
     """
 
-    def __init__(
-        self, process_group_backend: str | None = None, timeout: timedelta | None = default_pg_timeout
-    ) -> None:
-        super().__init__(
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-        )
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **settings)
 
     def setup_environment(self) -> None:
         """All processes of all nodes share the weights."""
@@ -82,47 +70,32 @@ class FSDP2Strategy(ModelParallelStrategy):
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             numbers = [n for group in stored["param_groups"] for n in group["params"]]
             weights = [p for group in optimizer.param_groups for p in group["params"]]
-            shares = {
-                n: {
-                    key: shard_like(w, v) if isinstance(v, Tensor) and v.shape == w.shape else v
-                    for key, v in stored["state"][n].items()
-                }
-                for n, w in zip(numbers, weights, strict=True)
-                if n in stored["state"]
-            }
+            of_number = dict(zip(numbers, weights, strict=True))
+            shares = {n: _shares(of_number[n], values) for n, values in stored["state"].items()}
             optimizer.load_state_dict({**stored, "state": shares})
+
+
+def _shares(weight: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's share of a weight's optimiser state; what has another shape than the weight stays whole."""
+    own = {key: v for key, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}
+    return {**state, **{key: shard_like(weight, values) for key, values in own.items()}}
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="Weights and optimiser states shared out by FSDP2")
 
 
 def check_strategy(name: str) -> None:
-    """Refuse strategies that can't work here.
-
-    Args:
-        name: As ``trainer.strategy`` names it: a short name, a class or its path.
-
-    Raises:
-        UserError: FSDP1, DeepSpeed, or Lightning's own ModelParallelStrategy.
-    """
+    """Refuse strategies that can't work here, by their short name, class or class path."""
     kind = name.rsplit(".", 1)[-1].lower()
     if kind.startswith("deepspeed"):
-        raise UserError(
-            "DeepSpeed is not supported", got=f"trainer.strategy {name}", do="set --trainer.strategy fsdp2"
-        )
-    if kind == "modelparallelstrategy":
-        raise UserError(
-            "Tensor parallelism is not supported, and ModelParallelStrategy puts the devices of a node into it "
-            "by default",
-            got=f"trainer.strategy {name}",
-            do="set --trainer.strategy fsdp2, which is the same with every device in data_parallel_size",
-        )
-    if kind.startswith("fsdp") and not kind.startswith("fsdp2"):
-        raise UserError(
-            "The first FSDP is not supported: it can't sample from sharded weights, nor start without a GPU",
-            got=f"trainer.strategy {name}",
-            do="set --trainer.strategy fsdp2",
-        )
+        wrong = "DeepSpeed is not supported"
+    elif kind == "modelparallelstrategy":
+        wrong = "Tensor parallelism, the default of ModelParallelStrategy within a node, is not supported"
+    elif kind.startswith("fsdp") and not kind.startswith("fsdp2"):
+        wrong = "The first FSDP is not supported: it can't sample from sharded weights, nor start without a GPU"
+    else:
+        return
+    raise UserError(wrong, got=f"trainer.strategy {name}", do="set --trainer.strategy fsdp2")
 
 
 def shares_out(strategy: Strategy | None) -> bool:
@@ -131,11 +104,7 @@ def shares_out(strategy: Strategy | None) -> bool:
 
 
 def check_sharding(optimizer: Optimizer) -> None:
-    """Refuse an optimiser that can't work on shares.
-
-    Raises:
-        UserError: One of bitsandbytes.
-    """
+    """Refuse an optimiser that can't work on shares."""
     if type(optimizer).__module__.startswith("bitsandbytes"):
         raise UserError(
             "The optimisers of bitsandbytes can't work on weights that processes share out",

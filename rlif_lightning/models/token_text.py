@@ -22,12 +22,12 @@ def answer_mask(samples: Samples, texts: Sequence[str], spans: Sequence[Span | N
     r"""Mark the tokens that carry any character of the answer, such as one that straddles `{` and the answer.
 
     Sampled tokens need not be those that the tokenizer would choose for the text, so each token is spelled by
-    itself. Special tokens, which the text leaves out, are never marked.
+    itself. Special tokens, which the text leaves out, are never marked, nor is anything without an answer.
 
     Args:
         samples: The completions.
         texts: [N] the same, decoded without special tokens.
-        spans: [N] the characters [start, end) of each answer; None: no answer, nothing is marked.
+        spans: [N] the characters [start, end) of each answer.
         tokenizer: That decoded them, of byte-level BPE or SentencePiece's kind (spaces as U+2581, byte fallback).
 
     Returns:
@@ -46,14 +46,13 @@ def answer_mask(samples: Samples, texts: Sequence[str], spans: Sequence[Span | N
 
 
 class Spelling(dict[int, bytes]):
-    """The UTF-8 bytes that each token adds to a text; a token is spelled when it is first asked for.
-
-    Args:
-        tokenizer: Of transformers.
-    """
+    """The UTF-8 bytes that each token adds to a text; a token is spelled when it is first asked for."""
 
     def __init__(self, tokenizer: Any) -> None:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         super().__init__()
+        self._byte_of_letter = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
         self._tokenizer = tokenizer
         self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special.update(tokenizer.all_special_ids)
@@ -80,11 +79,9 @@ class Spelling(dict[int, bytes]):
                 do="set clean_up_tokenization_spaces to false in tokenizer_config.json, or choose a reward that "
                 "needs no answer_mask",
             )
-        start, end = (_byte_of(spelled, whole, dropped + place) for place in span)
+        start, end = (_byte_of(spelled, dropped + place) for place in span)
         ends = list(accumulate(map(len, pieces)))
-        first = bisect_right(ends, start)
-        last = bisect_left(ends, end)
-        return [place for place in range(first, last + 1) if pieces[place]]
+        return [place for place in range(bisect_right(ends, start), bisect_left(ends, end) + 1) if pieces[place]]
 
     def _spell(self, token: int, name: str) -> bytes:
         # After another token, for a decoder may drop the space before the first one.
@@ -93,8 +90,8 @@ class Spelling(dict[int, bytes]):
         if byte and piece != name:
             self._fallback[token] = bytes([int(byte[1], 16)])
             return self._fallback[token]
-        if UNKNOWN in piece and all(letter in BYTE_OF_LETTER for letter in name):
-            return bytes(BYTE_OF_LETTER[letter] for letter in name)  # a part of a character
+        if UNKNOWN in piece and self._byte_of_letter.keys() >= set(name):
+            return bytes(self._byte_of_letter[letter] for letter in name)  # a part of a character
         return piece.encode()
 
     def _with_unknown_bytes(self, ids: Sequence[int], pieces: list[bytes]) -> list[bytes]:
@@ -111,32 +108,6 @@ class Spelling(dict[int, bytes]):
         return pieces
 
 
-def _byte_of(spelled: bytes, text: str, place: int) -> int:
-    """Where in `spelled` the character `place` of `text` begins, its lossy decoding."""
-    if UNKNOWN not in text:
-        return len(text[:place].encode())
-    byte = 0
-    while byte < len(spelled):
-        try:
-            good, bad = len(spelled), len(spelled)
-            spelled[byte:].decode()
-        except UnicodeDecodeError as error:
-            good, bad = byte + error.start, byte + error.end
-        sure = spelled[byte:good].decode()
-        if place < len(sure):
-            return byte + len(sure[:place].encode())
-        place -= len(sure) + (bad > good)
-        if place < 0:
-            return good
-        byte = bad
-    return len(spelled)
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level BPE (GPT-2) writes for each byte: printable ones stand for themselves."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF_LETTER = _byte_letters()
+def _byte_of(spelled: bytes, place: int) -> int:
+    """Where in `spelled` the character `place` of its lossy decoding begins."""
+    return bisect_right(range(len(spelled)), place, key=lambda b: len(spelled[: b + 1].decode(errors="replace")))

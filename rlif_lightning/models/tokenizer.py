@@ -10,19 +10,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, **source: Any) -> "PreTrainedTokenizerBase":
     """Load a tokenizer that can pad and that knows how a text ends.
 
     A missing padding token is replaced by the end token: padding is always masked, so any token will do.
-
-    Raises:
-        UserError: No tokenizer there, or it is empty or has no end token.
     """
     from transformers import AutoTokenizer
 
-    path, source = resolve_model(name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    path = resolve_model(name)
     tokenizer = from_hub("tokenizer", name, lambda: AutoTokenizer.from_pretrained(path, **source))
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(  # transformers makes one up where files are missing
@@ -42,16 +37,12 @@ def load_tokenizer(
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]) -> list[int]:
-    """Every id that ends a completion: generation config, tokenizer, and tokens named in the recipe.
+    """Every id that ends a completion: of the generation config, of the tokenizer, and of extra tokens.
 
     A base model with a chat template ends on a token that its generation config does not list.
-
-    Raises:
-        UserError: A named token is not one token of the vocabulary.
     """
-    ids = {tokenizer.eos_token_id}
     listed = getattr(generation_config, "eos_token_id", None)
-    ids |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
     vocabulary = tokenizer.get_vocab() if extra else {}
     for token in extra:
         if token not in vocabulary:
@@ -64,9 +55,6 @@ def check_ids(model: Any, ids: Sequence[int]) -> None:
     """Refuse a tokenizer whose end or padding tokens the model does not have.
 
     Not the whole vocabulary: Gemma 3's tokenizer knows an image token that its text models lack.
-
-    Raises:
-        UserError: An id beyond the input embedding.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     if max(ids) >= rows:

@@ -3,7 +3,7 @@
 Processes may share each weight out (see ``fsdp2.py``): the copies are whole, and making them takes all processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.folder import replacing
+from rlif_lightning.runs.atomic import replacing
 
 Weights = dict[str, Tensor]
 
@@ -25,18 +25,8 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable_weights(policy: nn.Module, keep: bool = True) -> Weights:
-    """Copies on the CPU, by the names of ``policy.named_parameters()``.
-
-    Args:
-        policy: Where its weights are shared out, to be called on all processes.
-        keep: False: gather for the others only, and return none.
-    """
-    copies = {}
-    for name, weight in trainable(policy).items():
-        full = gather(weight.detach())
-        if keep:
-            copies[name] = full.to("cpu", copy=True).contiguous()
-    return copies
+    """Copies on the CPU, by the names of ``policy.named_parameters()``; see :func:`gather_all`."""
+    return gather_all(trainable(policy), keep, lambda weight: weight.detach().to("cpu", copy=True).contiguous())
 
 
 def gather(weight: Tensor) -> Tensor:
@@ -44,19 +34,19 @@ def gather(weight: Tensor) -> Tensor:
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
-def gather_all(values: Mapping[Any, Any], keep: bool = True) -> dict[Any, Any]:
+def gather_all(
+    values: Mapping[Any, Any], keep: bool = True, kept: Callable[[Any], Any] = lambda value: value
+) -> dict[Any, Any]:
     """Values in one piece: tensors that are shared out go to the CPU one at a time, all else stays as it is.
 
-    Args:
-        values: Where some are shared out, to be called on all processes.
-        keep: False: gather for the others only, and return none.
+    To be called on all processes; one that keeps none gathers for the others only.
     """
-    kept = {}
+    whole = {}
     for name, value in values.items():
         full = gather(value.detach()) if isinstance(value, DTensor) else value
         if keep:
-            kept[name] = full.cpu() if isinstance(value, DTensor) else full
-    return kept
+            whole[name] = kept(full.cpu() if isinstance(value, DTensor) else full)
+    return whole
 
 
 def shard_like(weight: Tensor, values: Tensor) -> Tensor:
@@ -79,14 +69,9 @@ def local_shard(weight: Tensor) -> Tensor:
 
 
 def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
-    """Write weights into the policy, in place: its optimiser keeps its parameters.
+    """Write whole weights into the policy, in place: its optimiser keeps its parameters.
 
-    Args:
-        policy: Of this process; where there are several, to be called on all.
-        weights: Whole, by name; with several processes those of the first reach all, and others may have none.
-
-    Raises:
-        UserError: They are not the trainable weights of this policy.
+    To be called on all processes: the weights of the first reach all, and others may have none.
     """
     own = trainable(policy)
     if weights is not None and {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
@@ -113,11 +98,7 @@ def save_trainable(weights: Mapping[str, Tensor], path: Path, **metadata: object
 
 
 def load_trainable(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Read weights and what is said about them.
-
-    Raises:
-        UserError: No such file, or no safetensors.
-    """
+    """Read weights and what is said about them."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -20,7 +20,7 @@ from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.planning.configs import with_layers
 from rlif_lightning.planning.settings import Network
 from rlif_lightning.planning.tracker import Alive
-from rlif_lightning.sampling.kv_cache import PreallocatedCache
+from rlif_lightning.sampling.kv_cache import preallocated_cache
 
 LAYERS = (2, 3)  # of the dry runs
 
@@ -121,7 +121,6 @@ def build(network: Network, layers: int | None = None) -> nn.Module:
         network.config if layers is None else with_layers(network.config, layers),
         trust_remote_code=network.trust_remote_code,
         dtype=network.base,
-        attn_implementation=network.attn_implementation,
     ).eval()
     with torch.device("meta"):
         if network.gradient_checkpointing:
@@ -155,7 +154,7 @@ def _pretend(model: nn.Module, linear: torch.dtype | None = None) -> nn.Module:
 def _read(model: nn.Module, batch: Batch) -> Any:
     """Prompts go through the model once; their cache."""
     body: Any = body_and_head(model)[0]
-    cache = PreallocatedCache(body.config.get_text_config().num_hidden_layers)
+    cache = preallocated_cache(body)
     ids = torch.zeros(batch.prompts, batch.prompt_tokens, dtype=torch.long)
     body(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
     return cache

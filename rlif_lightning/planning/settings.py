@@ -18,13 +18,12 @@ class Network:
     precision: str
     lora: dict[str, Any] | None = None
     gradient_checkpointing: bool = False
-    attn_implementation: str | None = None
     trust_remote_code: bool = False
     shards: int = 1  # processes that share weights, gradients and optimiser states
 
     @cached_property
     def _key(self) -> tuple[Any, ...]:
-        others = (self.precision, self.gradient_checkpointing, self.attn_implementation, self.shards)
+        others = (self.precision, self.gradient_checkpointing, self.shards)
         return *others, json.dumps(self.lora, default=str), self.config.to_json_string(use_diff=False)
 
     def __eq__(self, other: object) -> bool:

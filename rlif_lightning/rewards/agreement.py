@@ -20,9 +20,9 @@ class MajorityVote(Reward):
     are trained on.
 
     Args:
-        threshold: Smallest share of the votes, missing answers counted, that makes a majority. A prompt that does
-            not reach it, or without an answer, abstains: NaN for its group, which then teaches nothing.
-        weight: Of this reward among several.
+        threshold: Smallest share of the votes, missing answers included, that makes a majority. A prompt without a
+            majority or without any answer abstains: NaN for its group, which then teaches nothing.
+        weight: Weight of this reward among several.
 
     Raises:
         UserError: The threshold is not from 0 to 1.
@@ -34,9 +34,7 @@ class MajorityVote(Reward):
     def __init__(self, threshold: float = 0.0, weight: Weight = 1.0) -> None:
         super().__init__(weight)
         if not 0 <= threshold <= 1:
-            raise UserError(
-                "The threshold of the reward MajorityVote is no share", got=threshold, expected="from 0 to 1"
-            )
+            raise UserError("The threshold of MajorityVote is not a share", got=threshold, expected="from 0 to 1")
         self.threshold = threshold
 
     def __call__(self, rollout: Rollout) -> Tensor:

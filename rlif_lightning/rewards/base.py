@@ -21,7 +21,7 @@ class Reward(ABC):
     summed; so a weight of 0.1 acts as 0.1, a weight below 0 turns the reward around, and one of 0 only logs it.
 
     Args:
-        weight: Of this reward among several: a number, or a schedule ``[[step, weight], ...]``, linear between
+        weight: Weight of this reward among several: a number, or a schedule ``[[step, weight], ...]``, linear between
             the given steps and constant before the first and after the last.
     """
 
@@ -32,14 +32,13 @@ class Reward(ABC):
     """Whether a rollout of nothing but NaN is a verdict (no prompt had a majority) and not a mistake."""
 
     def __init__(self, weight: Weight = 1.0) -> None:
-        points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
-        if not points or any(a[0] >= b[0] for a, b in itertools.pairwise(points)):
+        self._points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
+        if not self._points or any(a[0] >= b[0] for a, b in itertools.pairwise(self._points)):
             raise UserError(
                 "The weight of a reward is no schedule",
                 got=weight,
                 expected="a number, or [[step, weight], ...] with rising steps",
             )
-        self._points = points
 
     def weight_at(self, step: int) -> float:
         """The weight at an optimiser step."""
@@ -47,11 +46,6 @@ class Reward(ABC):
             if s0 <= step < s1:
                 return w0 + (w1 - w0) * (step - s0) / (s1 - s0)
         return self._points[0][1] if step < self._points[0][0] else self._points[-1][1]
-
-    @property
-    def has_default_weight(self) -> bool:
-        """Whether the weight is 1 throughout."""
-        return all(w == 1 for _, w in self._points)
 
     @property
     def is_silent(self) -> bool:

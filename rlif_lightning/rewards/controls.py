@@ -51,20 +51,18 @@ class Length(Reward):
     """Number of tokens of the completion, the end token included: minus it, where short ones are preferred.
 
     Args:
-        prefer: ``short`` or ``long`` completions.
-        weight: Of this reward among several.
+        prefer: Whether ``short`` or ``long`` completions are preferred.
+        weight: Weight of this reward among several.
     """
 
     def __init__(self, prefer: Literal["short", "long"], weight: Weight = 1.0) -> None:
         super().__init__(weight)
-        if prefer not in ("short", "long"):
-            raise UserError("The reward Length takes no such preference", got=repr(prefer), expected="short | long")
-        self.sign = -1.0 if prefer == "short" else 1.0
+        self.prefer, self.sign = prefer, {"short": -1.0, "long": 1.0}[prefer]
 
     @property
     def name(self) -> str:
         """``length_short`` or ``length_long``."""
-        return f"{super().name}_{'short' if self.sign < 0 else 'long'}"
+        return f"{super().name}_{self.prefer}"
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards [N]."""
@@ -78,8 +76,8 @@ class Shuffled(Reward):
     the completions' seeds alone; a completion may get its own value.
 
     Args:
-        reward: Whose values.
-        weight: Of this reward among several.
+        reward: Reward whose values are shuffled.
+        weight: Weight of this reward among several.
 
     Raises:
         UserError: The inner reward has a weight, which would do nothing.
@@ -87,7 +85,7 @@ class Shuffled(Reward):
 
     def __init__(self, reward: Reward, weight: Weight = 1.0) -> None:
         super().__init__(weight)
-        if not reward.has_default_weight:
+        if any(w != 1 for _, w in reward._points):
             raise UserError(
                 f"The weight of the reward {reward.name} does nothing inside Shuffled",
                 do="give the weight to Shuffled",

@@ -28,14 +28,14 @@ class InternalReward(Reward):
     ``rollout.statistics_temperature`` sets another one. top_k, top_p and min_p do not enter.
 
     Args:
-        aggregation: ``mean`` or ``sum`` over the completion's tokens; ``last_k``: mean over its last k tokens;
-            ``bottom_q``: mean over the least certain share q of its tokens.
-        k: Tokens of ``last_k``.
-        q: Share of ``bottom_q``, above 0 and at most 1; rounded up to whole tokens.
-        annotator: Whose distributions. ``policy``: those that the completion was drawn from ("online").
-            ``reference``: the frozen policy of the start ("offline", known to be hacked, arXiv 2505.19590).
-            ``ema``: a running mean of the policy's weights.
-        weight: Of this reward among several.
+        aggregation: How a completion's tokens are combined. ``mean`` or ``sum``: over all its tokens. ``last_k``:
+            mean over its last k tokens. ``bottom_q``: mean over the share q of its tokens that are the least certain.
+        k: Number of tokens for ``last_k``.
+        q: Share of tokens for ``bottom_q``, above 0 and at most 1; rounded up to whole tokens.
+        annotator: Whose distributions are read. ``policy``: those that the completion was sampled from ("online").
+            ``reference``: those of the frozen policy of the start ("offline", known to be hacked, arXiv 2505.19590).
+            ``ema``: those of a running mean of the policy's weights.
+        weight: Weight of this reward among several.
 
     Raises:
         UserError: k is below 1, or q is not above 0 and at most 1.
@@ -64,16 +64,16 @@ class InternalReward(Reward):
     @property
     def name(self) -> str:
         """The class's name in snake case, with what differs from the default."""
-        parts = [super().name, "" if self.aggregation == "mean" else self.aggregation]
-        return "_".join(p for p in [*parts, "" if self.annotator == "policy" else self.annotator] if p)
+        differs = [x for x in (self.aggregation, self.annotator) if x not in ("mean", "policy")]
+        return "_".join([super().name, *differs])
 
     @abstractmethod
     def statistic(self, logp: Tensor) -> Tensor:
         """What a token is worth by the distribution that it was drawn from, larger is better; without gradient.
 
         Args:
-            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Not to be written
-                to: other rewards read it, too.
+            logp: [..., V] log-probabilities in nats, fp32; -inf where the model rules a token out. Other rewards read
+                it, too: write nothing into it.
 
         Returns:
             [...] floating-point numbers, none of them nan.
@@ -89,11 +89,7 @@ class InternalReward(Reward):
         return stats.own[self._statistic_name]
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        """Rewards [N].
-
-        Raises:
-            UserError: The statistic of a token is nan.
-        """
+        """Rewards [N]."""
         values, mask = self.token_values(rollout.statistics(self.annotator)), rollout.samples.completion_mask
         if self.statistics and bool(values[mask].isnan().any()):
             raise UserError(
@@ -129,11 +125,9 @@ class _FromEveryRollout(InternalReward):
 
     @property
     def statistics(self) -> Mapping[str, Statistic]:
-        """None besides those."""
         return {}
 
     def statistic(self, logp: Tensor) -> Tensor:
-        """Never asked for."""
         raise NotImplementedError
 
 

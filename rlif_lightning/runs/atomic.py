@@ -37,13 +37,13 @@ def truncate_jsonl(path: Path, step: int) -> None:
     Raises:
         UserError: A line that is not the last is no JSON object with a "step".
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         return
     with path.open("rb") as rows, replacing(path) as kept:
         for number, line in enumerate(rows, start=1):
             try:
-                row_step = json.loads(line)["step"]
+                if json.loads(line)["step"] < step:
+                    kept.write(line.rstrip(b"\n") + b"\n")
             except (ValueError, TypeError, KeyError) as error:
                 if not line.endswith(b"\n"):
                     break  # only the last line can lack its end
@@ -53,5 +53,3 @@ def truncate_jsonl(path: Path, step: int) -> None:
                     expected='one JSON object per line, with a "step"',
                     do=f"mend or remove line {number}",
                 ) from error
-            if row_step < step:
-                kept.write(line.rstrip(b"\n") + b"\n")

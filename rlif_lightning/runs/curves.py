@@ -1,124 +1,124 @@
-"""Curves of one run or several as a picture, from metrics.csv and guard.json alone."""
+"""The report of a run, and curves of one or several as a picture, from metrics.csv and guard.json alone."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.metrics_csv import Curves
-from rlif_lightning.runs.summary import ACCURACIES, best_step, load_guard, load_run, run_labels, short_number
+from rlif_lightning.runs.summary import (
+    ACCURACIES,
+    best_step,
+    load_guard,
+    load_run,
+    run_labels,
+    short_number,
+    summary_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+CURVES, SUMMARY = "curves.png", "summary.txt"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
 RUNS_PER_LINE = 5
 FIRED, HANDED_BACK = "#d95f02", "#1b7837"
-Dashes = str | tuple[float, tuple[float, ...]]
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One kind of curve in a panel: which metrics it shows (a regular expression) and how it looks."""
 
     metric: str
     label: str
     width: float = 1.8
     alpha: float = 1.0
-    dashes: Dashes = SOLID
+    dashes: Any = SOLID
     right: bool = False  # on a second y axis
     alone: bool = False  # only in the picture of one run
 
 
-class Panel:
-    """One panel of the picture; with ``marks_best`` the picture of one run shows its start and its best step."""
-
-    def __init__(self, title: str, *lines: Line, marks_best: bool = False) -> None:
-        self.title, self.lines, self.marks_best = title, lines, marks_best
-
-
-PANELS = (
-    Panel(
-        "accuracy",
+PANELS = {
+    "accuracy": [
         Line("val/accuracy_sampled", "held-out, sampled", width=2.6),
         Line("val/accuracy", "held-out, greedy", width=1.3, dashes=DASHED),
         Line("rollout/accuracy", "rollouts", width=1.2, alpha=0.4),
-        marks_best=True,
-    ),
-    Panel(
-        "reward",
+    ],
+    "reward": [
         Line("rollout/reward", "reward"),
         Line("rollout/reward/(.+)", r"\1", width=1.3, dashes=DASHED, alone=True),
-    ),
-    Panel("self-certainty (nats)", Line("rollout/self_certainty", "self-certainty")),
-    Panel("entropy (nats per token)", Line("rollout/entropy", "entropy")),
-    Panel("agreement in a group", Line("rollout/agreement", "agreement")),
-    Panel(
-        "completion length (tokens)",
+    ],
+    "self-certainty (nats)": [Line("rollout/self_certainty", "self-certainty")],
+    "entropy (nats per token)": [Line("rollout/entropy", "entropy")],
+    "agreement in a group": [Line("rollout/agreement", "agreement")],
+    "completion length (tokens)": [
         Line("rollout/completion_tokens", "tokens"),
         Line("rollout/truncated_fraction", "truncated share (right)", 1.3, 0.9, DASHED, right=True),
-    ),
-    Panel("KL to the reference (nats)", Line("rollout/kl", "KL")),
-)
+    ],
+    "KL to the reference (nats)": [Line("rollout/kl", "KL")],
+}
+MARKED = "accuracy"  # the panel in which the picture of one run shows its start, its best step and the guard's
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Write curves.png and summary.txt into a run folder and return their paths."""
+    picture, summary = folder / CURVES, folder / SUMMARY
+    draw_curves([folder], picture)
+    with replacing(summary) as file:
+        file.write(summary_table(folder).encode())
+    return picture, summary
 
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
-    """Draw the curves of one run, or of several over each other, into a picture file.
-
-    Raises:
-        UserError: A folder has no metrics.csv, nothing was logged yet, or the picture cannot be written.
-    """
+    """Draw the curves of one run, or of several over each other, into a picture file."""
     figure = curves_figure(folders)
     output = Path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output)
     except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
-        raise UserError(
-            "The picture cannot be written.",
-            got=f"{output}: {error}",
-            expected="a file name that ends in .png, .pdf or .svg, in a folder that can be written to",
-            do="choose another output file",
-        ) from error
+        expected = "a file name that ends in .png, .pdf or .svg, in a folder that can be written to"
+        raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error
 
 
 def curves_figure(folders: Sequence[Path]) -> Figure:
     """Draw the curves as a matplotlib figure, one panel per quantity that any of the runs has logged."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     runs = dict(zip(run_labels(folders), map(load_run, folders), strict=True))
-    panels = [p for p in PANELS if any(_matches(c, line) for c in runs.values() for line in p.lines)]
+    panels = [
+        title for title, lines in PANELS.items() if any(_matches(c, line) for c in runs.values() for line in lines)
+    ]
     if not panels:
-        raise UserError(
-            "There is nothing to draw yet.",
-            got=f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}",
-            expected="metrics of at least one optimiser step",
-            do="wait for the first step, or name another run",
-        )
+        got = f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}"
+        do = "wait for the first step, or name another run"
+        raise UserError("There is nothing to draw yet.", got=got, do=do)
     guard = load_guard(folders[0]) if len(runs) == 1 else None
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     spare = rows * columns - len(panels)  # the first panel takes the cells that would stay empty
     names_height = 0.4 * math.ceil(len(runs) / RUNS_PER_LINE)
     figure = Figure(figsize=(14, 3.4 * rows + names_height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
-    for index, panel in enumerate(panels):
+    for index, title in enumerate(panels):
         row, column = divmod(index + spare if index else 0, columns)
         cells = grid[row, column : column + (1 if index else 1 + spare)]
         ax = figure.add_subplot(cells, sharex=figure.axes[0] if index else None)
-        _draw_panel(ax, panel, runs, guard, first=index == 0)
+        legend = _draw_panel(ax, title, list(runs.values()))
+        if guard is not None and guard["fired"] is not None:
+            marks = _mark_guard(ax, guard, title)
+            legend |= {} if index else marks  # once is enough
+        if len(legend) > 1:
+            box = ax.legend(list(legend.values()), list(legend), fontsize=8, framealpha=0.85, handlelength=3)
+            box.get_frame().set_edgecolor("0.85")
         if row == rows - 1:
             ax.set_xlabel("optimiser step")
     _name_runs(figure, list(runs))
@@ -126,31 +126,35 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
 
 
 def _matches(curves: Curves, line: Line) -> list[tuple[str, str]]:
-    """Return (metric, label) of the run's curves that a line of a panel shows."""
+    """(metric, label) of the run's curves that a line of a panel shows."""
     found = [(re.fullmatch(line.metric, name), name) for name, curve in curves.items() if curve]
     return [(name, match.expand(line.label)) for match, name in found if match]
 
 
-def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves], guard: dict[str, Any] | None, first: bool) -> None:
-    """Draw one panel.
+def _draw_panel(ax: Axes, title: str, runs: list[Curves]) -> dict[str, Line2D]:
+    """Draw one panel and return its legend.
 
     For one run colours tell lines apart, for several they tell runs apart (dashes and widths the lines).
-    What the guard decided is drawn for one run only.
     """
-    from matplotlib.ticker import MaxNLocator
-
     single = len(runs) == 1
     right: Axes | None = None
     legend: dict[str, Line2D] = {}
-    for number, curves in enumerate(runs.values()):
-        for line in panel.lines:
+    for number, curves in enumerate(runs):
+        for line in PANELS[title]:
             for name, label in _matches(curves, line) if single or not line.alone else []:
                 if line.right and right is None:
                     right = ax.twinx()
                 colour = COLOURS[(len(legend) if single else number) % len(COLOURS)]
-                curve = _plot_curve(right if line.right and right else ax, curves[name], line, colour)
-                legend.setdefault(label, _legend_sample(curve, colour if single else "0.3"))
-    ax.set_title(panel.title, fontsize=11)
+                drawn = _plot_curve(right if line.right and right else ax, curves[name], line, colour)
+                legend.setdefault(label, drawn if single else _grey(drawn))
+    _arrange_axes(ax, right)
+    ax.set_title(title, fontsize=11)
+    return legend | (_mark_best(ax, runs[0]) if single and title == MARKED else {})
+
+
+def _arrange_axes(ax: Axes, right: Axes | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     ax.grid(color="0.9", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
@@ -161,37 +165,27 @@ def _draw_panel(ax: Axes, panel: Panel, runs: dict[str, Curves], guard: dict[str
         right.tick_params(labelsize=8, colors="0.4")
         ax.set_zorder(right.get_zorder() + 1)  # the legend lies above the curves of both axes
         ax.patch.set_visible(False)
-    if single and panel.marks_best:
-        legend |= _mark_best(ax, panel, next(iter(runs.values())))
-    if guard is not None and guard["fired"] is not None:
-        marks = _mark_guard(ax, guard, panel)
-        legend |= marks if first else {}  # once is enough
-    if len(legend) > 1:
-        box = ax.legend(list(legend.values()), list(legend), fontsize=8, framealpha=0.85, handlelength=3)
-        box.get_frame().set_edgecolor("0.85")
 
 
 def _plot_curve(ax: Axes, curve: dict[int, float], line: Line, colour: str) -> Line2D:
-    sparse = len(curve) <= 25  # few points: show them; a single one would be invisible
-    marks: dict[str, Any] = {"marker": "o" if sparse else None, "markersize": 2 + line.width}
-    marks |= {"color": colour, "linewidth": line.width, "alpha": line.alpha, "linestyle": line.dashes}
-    (drawn,) = ax.plot(list(curve), list(curve.values()), **marks)
-    return drawn
+    marker = "o" if len(curve) <= 25 else None  # few points: show them; a single one would be invisible
+    look: dict[str, Any] = {"color": colour, "linewidth": line.width, "alpha": line.alpha, "linestyle": line.dashes}
+    return ax.plot(list(curve), list(curve.values()), marker=marker, markersize=2 + line.width, **look)[0]
 
 
-def _legend_sample(curve: Line2D, colour: str) -> Line2D:
+def _grey(drawn: Line2D) -> Line2D:
+    """A sample for the legend, where colours tell runs apart."""
     from matplotlib.lines import Line2D
 
     sample = Line2D([], [])
-    sample.update_from(curve)
-    sample.set_color(colour)
+    sample.update_from(drawn)
+    sample.set_color("0.3")
     return sample
 
 
-def _mark_best(ax: Axes, panel: Panel, curves: Curves) -> dict[str, Line2D]:
-    """Mark the best step and the level of the start on the panel's first curve."""
-    name = next(name for line in panel.lines for name, _ in _matches(curves, line))
-    curve = curves[name]
+def _mark_best(ax: Axes, curves: Curves) -> dict[str, Line2D]:
+    """Mark the best step and the level of the start on the first curve of the accuracy."""
+    curve = next(curves[name] for line in PANELS[MARKED] for name, _ in _matches(curves, line))
     step, start = best_step(curve), next(iter(curve.values()))
     if step is None:
         return {}
@@ -200,7 +194,7 @@ def _mark_best(ax: Axes, panel: Panel, curves: Curves) -> dict[str, Line2D]:
     return {f"start {short_number(start)}": level, f"best {short_number(curve[step])} at step {step}": star}
 
 
-def _mark_guard(ax: Axes, guard: dict[str, Any], panel: Panel) -> dict[str, Line2D]:
+def _mark_guard(ax: Axes, guard: dict[str, Any], title: str) -> dict[str, Line2D]:
     """Mark where the guard fired and the step whose weights it hands back, with their accuracy where known."""
     fired, handed = guard["fired"]["step"], guard["handed_back_step"]
     line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
@@ -208,7 +202,7 @@ def _mark_guard(ax: Axes, guard: dict[str, Any], panel: Panel) -> dict[str, Line
     accuracy = guard["accuracy"].get("handed_back", {})
     known = [accuracy[m] for m in ACCURACIES if m in accuracy]
     label = f"guard: back to step {handed}"
-    if known and panel.marks_best:
+    if known and title == MARKED:
         style: dict[str, Any] = {"color": HANDED_BACK, "markeredgecolor": "white", "markersize": 8, "zorder": 6}
         (back,) = ax.plot([handed], known[:1], "D", **style)
         label += f" ({short_number(known[0])})"
@@ -222,6 +216,6 @@ def _name_runs(figure: Figure, labels: list[str]) -> None:
     if len(labels) == 1:
         figure.suptitle(labels[0], fontsize=12, fontweight="bold")
         return
-    samples = [Line2D([], [], color=colour, linewidth=3) for colour, _ in zip(cycle(COLOURS), labels, strict=False)]
+    samples = [Line2D([], [], color=COLOURS[n % len(COLOURS)], linewidth=3) for n in range(len(labels))]
     columns = min(len(labels), RUNS_PER_LINE)
     figure.legend(samples, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11)

@@ -5,10 +5,11 @@ A resumed run continues in the folder of its checkpoint.
 """
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.atomic import replacing as replacing  # where it was before
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -19,14 +20,39 @@ GUARD = "guard.json"
 GUARD_WEIGHTS = f"{CHECKPOINTS}/guard/weights.safetensors"
 
 
-def next_run_folder(root: Path, recipe: str) -> Path:
-    """Create and return ``<root>/<recipe>/<n>``, n one above the highest there (1 in an empty root).
+def recipe_name(configs: list[Any] | None) -> str:
+    """The names of the given recipes, joined: runs of a recipe with other overlays stand apart."""
+    names = [Path(str(c)).stem for c in configs or [] if c is not None]
+    return "+".join(names) or "run"
 
-    Two processes that ask at the same moment get different folders.
 
-    Raises:
-        UserError: The folder cannot be created.
+def run_root(path: str) -> Path:
+    """The folder that holds all runs; it must allow writing."""
+    root = Path(path).expanduser()
+    existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError("The output folder can't be written to", got=root, do="give another one with --runs")
+    return root
+
+
+def discard_run_folder(folder: Path) -> None:
+    """Remove the folder of a run that failed before it wrote anything, so that it takes no number.
+
+    Folders above that are left empty go as well. Anything but settings and empty event files keeps it.
     """
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    if any(f.name != CONFIG and "tfevents" not in f.name for f in files):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for above in list(folder.parents)[:2]:  # of the recipe, of all runs
+        try:
+            above.rmdir()
+        except OSError:
+            return
+
+
+def next_run_folder(root: Path, recipe: str) -> Path:
+    """Create ``<root>/<recipe>/<n>``, n one above the highest there; two processes at once get different folders."""
     parent = Path(root) / recipe
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -38,25 +64,18 @@ def next_run_folder(root: Path, recipe: str) -> Path:
                 continue
             return folder
     except OSError as error:
-        raise UserError(
-            "The run folder cannot be created.",
-            got=f"{parent}: {error.strerror or error}",
-            expected="a folder that can be written to",
-            do="choose another root for the runs, or change the permissions of this one",
-        ) from error
+        got = f"{parent}: {error.strerror or error}"
+        do = "choose another root for the runs, or change the permissions of this one"
+        raise UserError("The run folder cannot be created.", got=got, do=do) from error
 
 
 def latest_run_folder(root: Path, recipe: str) -> Path | None:
-    """Return the newest run of the recipe (by number) that holds a checkpoint, None if there is none."""
-    return next((run for run in reversed(_runs(Path(root) / recipe)) if _checkpoints(run)), None)
+    """The newest run of the recipe (by number) that holds a checkpoint, None if there is none."""
+    return next(reversed(_runs_with_checkpoint(Path(root) / recipe)), None)
 
 
 def check_run_folder(folder: Path, file: str) -> None:
-    """Refuse a folder that lacks a file which every run has.
-
-    Raises:
-        UserError: It lacks the file, or does not exist; the message names run folders below it.
-    """
+    """Refuse a folder that lacks a file which every run has, and name run folders below it."""
     if (folder / file).is_file():
         return
     below = sorted(str(p.parent) for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{file}"))
@@ -80,78 +99,53 @@ def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
     Raises:
         UserError: There is no such checkpoint. A run never starts from scratch instead.
     """
+    path: Path | None = Path(ckpt_path).expanduser()
     if ckpt_path == "last":
-        run = latest_run_folder(root, recipe)
-        if run is None:
-            raise UserError(
-                f"There is no checkpoint to continue recipe {recipe!r} from.",
-                got=f"--ckpt_path last; looked for {Path(root) / recipe}/*/{CHECKPOINTS}/*.ckpt",
-                expected=_known_runs(Path(root)),
-                do="leave out --ckpt_path to start a new run, or give the path of a checkpoint",
-            )
-        return _last_checkpoint(run)
-    path = Path(ckpt_path).expanduser()
-    if (path / CHECKPOINTS).is_dir():
-        return _last_checkpoint(path)
-    if (path / CONFIG).exists():
-        raise UserError(
-            "The run folder holds no checkpoint.",
-            got=f"--ckpt_path {ckpt_path}",
-            expected=_known_runs(Path(root)),
-            do="give a run of `rlif fit`: runs of test, validate and predict hold only results",
-        )
-    if not path.exists():
-        raise UserError(
-            "The checkpoint does not exist.",
-            got=f"--ckpt_path {ckpt_path}; looked for {path.absolute()}",
-            expected=f"last, or a path; {_known_runs(Path(root))}",
-            do="correct the path, or leave out --ckpt_path to start a new run",
-        )
-    return path
+        path = latest_run_folder(root, recipe)
+    if path is None:
+        wrong = f"There is no checkpoint to continue recipe {recipe!r} from."
+        got = f"; looked for {Path(root) / recipe}/*/{CHECKPOINTS}/*.ckpt"
+        do = "leave out --ckpt_path to start a new run, or give the path of a checkpoint"
+    elif (path / CHECKPOINTS).is_dir():
+        if (path / CHECKPOINTS / LAST_CHECKPOINT).exists():
+            return path / CHECKPOINTS / LAST_CHECKPOINT
+        others = ", ".join(sorted(p.name for p in (path / CHECKPOINTS).glob("*.ckpt")))
+        wrong, got = "The run has no last checkpoint.", f"; {path / CHECKPOINTS} holds {others or 'no checkpoint'}"
+        do = "give the path of one of its checkpoints, or leave out --ckpt_path to start a new run"
+    elif (path / CONFIG).exists():
+        wrong, got = "The run folder holds no checkpoint.", ""
+        do = "give a run of `rlif fit`: runs of test, validate and predict hold only results"
+    elif path.exists():
+        return path
+    else:
+        wrong, got = "The checkpoint does not exist.", f"; looked for {path.absolute()}"
+        do = "correct the path, or leave out --ckpt_path to start a new run"
+    raise UserError(wrong, got=f"--ckpt_path {ckpt_path}{got}", expected=_known_runs(Path(root)), do=do)
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
-    """Return the run folder (absolute) whose ``checkpoints/`` holds the file, None outside of one."""
+    """The run folder (absolute) whose ``checkpoints/`` holds the file, None outside of one."""
     path = Path(os.path.abspath(checkpoint))  # not resolve(): last.ckpt may be a link
-    holder = next((parent for parent in path.parents if parent.name == CHECKPOINTS), None)
-    if holder is None or not any((holder.parent / name).exists() for name in (CONFIG, METRICS)):
-        return None
-    return holder.parent
+    run = next((parent.parent for parent in path.parents if parent.name == CHECKPOINTS), None)
+    return run if run is not None and any((run / name).exists() for name in (CONFIG, METRICS)) else None
 
 
 def _numbers(parent: Path) -> list[int]:
-    """Return the names in a folder that are numbers, as numbers."""
+    """The names in a folder that are numbers, in their order."""
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
-def _runs(parent: Path) -> list[Path]:
-    """Return the run folders of one recipe, oldest first."""
-    return [parent / str(n) for n in sorted(_numbers(parent)) if (parent / str(n)).is_dir()]
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run by name (files, or folders where they are sharded)."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("*.ckpt") if path.exists())
-
-
-def _last_checkpoint(run: Path) -> Path:
-    last = run / CHECKPOINTS / LAST_CHECKPOINT
-    if not last.exists():
-        names = ", ".join(path.name for path in _checkpoints(run))
-        raise UserError(
-            "The run has no last checkpoint.",
-            got=f"looked for {last}",
-            expected=f"checkpoints of this run: {names or 'none'}",
-            do="give the path of one of its checkpoints, or leave out --ckpt_path to start a new run",
-        )
-    return last
+def _runs_with_checkpoint(parent: Path) -> list[Path]:
+    """The run folders of a recipe that hold a checkpoint (a file, or a folder where it is sharded), oldest first."""
+    runs = [parent / str(n) for n in _numbers(parent)]
+    return [run for run in runs if any(path.exists() for path in (run / CHECKPOINTS).glob("*.ckpt"))]
 
 
 def _known_runs(root: Path) -> str:
     """Say which runs below the root hold checkpoints."""
-    recipes = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-    runs = [str(run) for recipe in recipes for run in _runs(recipe) if _checkpoints(run)]
+    recipes = sorted(root.iterdir()) if root.is_dir() else []
+    runs = [str(run) for recipe in recipes for run in _runs_with_checkpoint(recipe)]
     if not runs:
         return f"no run below {root} holds a checkpoint"
     more = f" and {len(runs) - 8} more" if len(runs) > 8 else ""

@@ -13,20 +13,18 @@ from rlif_lightning.runs.atomic import truncate_jsonl
 from rlif_lightning.runs.folder import COMPLETIONS, METRICS
 from rlif_lightning.runs.metrics_csv import MetricsCSV
 
-# TensorBoard's custom-scalars page; tags are regular expressions, matched from a tag's beginning.
-LAYOUT = {
-    "RLIF": {
-        "reward": ["Multiline", [r"rollout/reward(/.*)?$"]],
-        "self-certainty (nats)": ["Multiline", [r"rollout/self_certainty$"]],
-        "entropy and log-probability (nats)": ["Multiline", [r"rollout/(entropy|logprob|start_logprob)$"]],
-        "accuracy": ["Multiline", [r"val/accuracy(_sampled)?$", r"rollout/accuracy$"]],
-        "agreement": ["Multiline", [r"rollout/agreement$"]],
-        "completion length (tokens)": ["Multiline", [r"rollout/completion_tokens$"]],
-        "truncated share": ["Multiline", [r"rollout/truncated_fraction$"]],
-        "KL to the reference (nats)": ["Multiline", [r"rollout/kl$"]],
-        "time (seconds)": ["Multiline", [r"time/.*"]],
-    }
+CHARTS = {
+    "reward": r"rollout/reward(/.*)?$",
+    "self-certainty (nats)": r"rollout/self_certainty$",
+    "entropy and log-probability (nats)": r"rollout/(entropy|logprob|start_logprob)$",
+    "accuracy": r"(val/accuracy(_sampled)?|rollout/accuracy)$",
+    "agreement": r"rollout/agreement$",
+    "completion length (tokens)": r"rollout/completion_tokens$",
+    "truncated share": r"rollout/truncated_fraction$",
+    "KL to the reference (nats)": r"rollout/kl$",
+    "time (seconds)": r"time/.*",
 }
+"""TensorBoard's custom-scalars page; tags are regular expressions, matched from a tag's beginning."""
 
 
 class RunLogger(TensorBoardLogger):
@@ -42,9 +40,8 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
-        self.folder = Path(folder).expanduser()
-        if self.folder.name in ("", ".."):
-            self.folder = self.folder.resolve()
+        folder = Path(folder).expanduser()
+        self.folder = folder.resolve() if folder.name in ("", "..") else folder
         super().__init__(str(self.folder.parent), name="", version=self.folder.name, default_hp_metric=False)
         self.resume_step = resume_step
         self._metrics: MetricsCSV | None = None
@@ -62,8 +59,7 @@ class RunLogger(TensorBoardLogger):
         """
         table = self._begin()
         scalars = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        if step is None:
-            step = table.last_step or 0
+        step = (table.last_step or 0) if step is None else step
         table.log(step, scalars)
         super().log_metrics(scalars, step)
         self.save()
@@ -78,10 +74,9 @@ class RunLogger(TensorBoardLogger):
     def log_histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Write the distribution of the finite values to TensorBoard; nothing if none is finite."""
         self._begin()
-        values = values.detach().float().cpu()
-        values = values[torch.isfinite(values)]  # one-dimensional
-        if len(values):
-            self.experiment.add_histogram(tag, values, step)
+        finite = values[torch.isfinite(values)].detach().float().cpu()  # one-dimensional
+        if len(finite):
+            self.experiment.add_histogram(tag, finite, step)
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Tensor | None = None) -> None:
@@ -97,24 +92,18 @@ class RunLogger(TensorBoardLogger):
         """Prepare the folder before the first write and return its table."""
         if self._metrics is not None:
             return self._metrics
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
         self.folder.mkdir(parents=True, exist_ok=True)
-        writer = self.experiment
-        path = self.folder / METRICS
+        writer, path = self.experiment, self.folder / METRICS
         if self.resume_step is not None:
             MetricsCSV.truncate(path, self.resume_step)
             truncate_jsonl(self.folder / COMPLETIONS, self.resume_step)
-        _mark_start(writer, self.resume_step or 0)
-        writer.add_custom_scalars(LAYOUT)
+        # TensorBoard forgets older events from this mark on. SummaryWriter(purge_step=...) writes the same, but
+        # Lightning opens the writer before it loads the checkpoint. A new run is marked too: TensorBoard takes its
+        # first mark for the run's beginning and forgets nothing.
+        start = SessionLog(status=SessionLog.START)
+        writer.file_writer.add_event(Event(step=self.resume_step or 0, session_log=start))
+        writer.add_custom_scalars({"RLIF": {name: ["Multiline", [tags]] for name, tags in CHARTS.items()}})
         self._metrics = MetricsCSV(path)
         return self._metrics
-
-
-def _mark_start(writer: Any, step: int) -> None:
-    """Tell TensorBoard that a process starts at this step, so that it forgets older events from this step on.
-
-    SummaryWriter(purge_step=...) writes the same mark, but Lightning opens the writer before it loads the checkpoint.
-    A new run is marked too: TensorBoard takes a run's first mark for its beginning and forgets nothing.
-    """
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))

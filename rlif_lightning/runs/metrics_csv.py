@@ -7,7 +7,7 @@ logged; numbers read back exactly, nan and inf included. Lightning's CSVLogger d
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
@@ -33,9 +33,8 @@ class MetricsCSV:
         self.path = Path(path)
         self._columns, rows = _read(self.path)
         self._last: Row = rows[-1] if rows else {}
-        self._offset = 0  # where the last row begins
         if self.path.exists():
-            self._replace(rows)  # also removes a line that a kill has cut short
+            _write(self.path, self._columns, rows)  # without a line that a kill has cut short
 
     @property
     def last_step(self) -> int | None:
@@ -58,22 +57,17 @@ class MetricsCSV:
             rows.setdefault(int(step), {STEP: str(int(step))}).update(cells)
             self._columns += new
             self._last = rows[max(rows)]
-            self._replace([rows[n] for n in sorted(rows)])
+            _write(self.path, self._columns, [rows[n] for n in sorted(rows)])
             return
-        same = step == self.last_step
-        row = {**(self._last if same else {STEP: str(int(step))}), **cells}
-        line = _line([row.get(name, "") for name in self._columns])
+        old = self._last if step == self.last_step else {}
+        row = {STEP: str(int(step)), **old, **cells}
         with self.path.open("r+b") as file:
-            start = self._offset if same else file.seek(0, os.SEEK_END)
-            file.seek(start)
+            file.seek(-len(_lines(self._columns, [old])) if old else 0, os.SEEK_END)
             # Overwritten first and cut afterwards: cutting first would lose the row to a kill in between.
             # What a kill may leave behind the row is the tail of its old text, which has too few cells.
-            file.write(line)
+            file.write(_lines(self._columns, [row]))
             file.truncate()
-        self._last, self._offset = row, start
-
-    def _replace(self, rows: list[Row]) -> None:
-        self._offset = _write(self.path, self._columns, rows)
+        self._last = row
 
     @staticmethod
     def truncate(path: Path, step: int) -> None:
@@ -82,77 +76,59 @@ class MetricsCSV:
         Rows before ``step`` stay. Rows that a continued run logs again go, and so do columns that become empty, so
         that the file ends up like that of an uninterrupted run. A missing file stays missing.
         """
-        path = Path(path)
-        if not path.exists():
+        if not Path(path).exists():
             return
         columns, rows = _read(path)
         kept = [row for row in rows if int(row[STEP]) < step]
-        used = {name for row in kept for name in row}
-        _write(path, [name for name in columns if name in used or name == STEP], kept)
+        used = {STEP}.union(*kept)
+        _write(path, [name for name in columns if name in used], kept)
 
 
 def read_metrics(path: Path) -> Curves:
-    """Read a metrics.csv as ``{metric: {step: value}}`` with the logged values only.
-
-    A last line that a kill has cut short is left out, so the table of a live run can be read.
+    """Read a metrics.csv as ``{metric: {step: value}}``, without a last line that a kill has cut short.
 
     Raises:
         UserError: The file is no metrics table.
     """
     columns, rows = _read(Path(path))
-    curves: Curves = {name: {} for name in columns[1:]}
-    for row in rows:
-        for name, cell in row.items():
-            if name != STEP:
-                curves[name][int(row[STEP])] = float(cell)
-    return curves
+    return {name: {int(row[STEP]): float(row[name]) for row in rows if name in row} for name in columns[1:]}
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:
-    """Return the columns and the rows (logged cells only) of a table, an empty one for a missing file."""
+    """The columns and the rows (logged cells only) of a table, an empty one for a missing file."""
     if not path.exists():
         return [STEP], []
-    *lines, tail = path.read_bytes().split(b"\n")
-    table = [next(csv.reader([line.decode("utf-8", "replace")]), []) for line in lines]
-    if not table or table[0][:1] != [STEP]:
-        raise _damaged_line(path, 1, tail if not lines else lines[0])
-    columns = table[0]
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    table = [next(csv.reader([line]), []) for line in lines[:-1]]  # a line without its end is not whole
+    columns = table[0] if table else []
     rows: list[Row] = []
-    for number, cells in enumerate(table[1:], start=2):
-        if len(cells) == len(columns) and _are_numbers(cells):
+    for number, cells in enumerate(table or [[]]):
+        if number > 0 and len(cells) == len(columns) and _are_numbers(cells):
             rows.append({name: cell for name, cell in zip(columns, cells, strict=True) if cell})
-        elif number < len(table):
-            raise _damaged_line(path, number, lines[number - 1])
+        elif columns[:1] != [STEP] or 0 < number < len(table) - 1:
+            raise UserError(
+                f"{path} is not a table of metrics: line {number + 1} does not fit.",
+                got=lines[number][:80],
+                expected=f"a header that begins with {STEP!r}, then one row of numbers per optimiser step",
+                do="mend or remove that line, or name another run folder",
+            )
     return columns, rows
 
 
-def _are_numbers(cells: Sequence[str]) -> bool:
+def _are_numbers(cells: list[str]) -> bool:
     try:
-        int(cells[0])
-        [float(cell) for cell in cells[1:] if cell]
+        return bool([int(cells[0]), *(float(cell) for cell in cells[1:] if cell)])
     except ValueError:
         return False
-    return True
 
 
-def _damaged_line(path: Path, number: int, line: bytes) -> UserError:
-    return UserError(
-        f"{path} is not a table of metrics: line {number} does not fit.",
-        got=line[:80].decode("utf-8", "replace"),
-        expected=f"a header that begins with {STEP!r}, then one row of numbers per optimiser step",
-        do="mend or remove that line, or name another run folder",
-    )
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> int:
-    """Replace a table at once and return the offset of its last row."""
-    lines = [_line(columns), *(_line([row.get(name, "") for name in columns]) for row in rows)]
+def _write(path: Path, columns: list[str], rows: list[Row]) -> None:
+    """Replace a table at once."""
     with replacing(path) as file:
-        file.write(b"".join(lines))
-    return sum(map(len, lines[:-1]))
+        file.write(_lines(columns, [dict(zip(columns, columns, strict=True)), *rows]))
 
 
-def _line(cells: Sequence[str]) -> bytes:
+def _lines(columns: list[str], rows: list[Row]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()

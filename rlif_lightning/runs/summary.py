@@ -11,15 +11,10 @@ from rlif_lightning.runs.folder import GUARD, METRICS, check_run_folder
 from rlif_lightning.runs.metrics_csv import Curves, read_metrics
 
 ACCURACIES = ("val/accuracy_sampled", "val/accuracy")
-# Metric of the table, and whether a highest value is the best one.
-SUMMARY_METRICS = (
-    *((accuracy, True) for accuracy in ACCURACIES),
-    ("rollout/agreement", True),
-    ("rollout/reward", False),
-    ("rollout/self_certainty", False),
-    ("rollout/entropy", False),
-    ("rollout/completion_tokens", False),
+SUMMARY_METRICS = dict.fromkeys((*ACCURACIES, "rollout/agreement"), True) | dict.fromkeys(
+    ("rollout/reward", "rollout/self_certainty", "rollout/entropy", "rollout/completion_tokens"), False
 )
+"""Metrics of the table, and whether a highest value is the best one."""
 
 
 def summary_table(folder: Path) -> str:
@@ -30,22 +25,15 @@ def summary_table(folder: Path) -> str:
     """
     curves = load_run(folder)
     last = max((step for curve in curves.values() for step in curve), default=0)
-    cells = [("", "start", "best", "at step", "end")]
-    for metric, has_best in SUMMARY_METRICS:
-        curve = curves.get(metric)
-        if curve:
-            start, end = short_number(curve[min(curve)]), short_number(curve[max(curve)])
-            cells.append((metric, start, *(best_cells(curve) if has_best else ("", "")), end))
+    rows = [[*start_and_best(metric, curve), short_number(curve[max(curve)])] for metric, curve in key_curves(curves)]
+    cells = [["", "start", "best", "at step", "end"], *rows]
     return "\n".join([f"{run_labels([folder])[0]}, last step {last}", *_aligned(cells), *_guard_lines(folder), ""])
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines, names on the left and numbers on the right of their columns."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = [
-        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in cells
-    ]
-    return ["  ".join(row).rstrip() for row in rows]
+    return [f"{row[0]:<{widths[0]}}  {'  '.join(map(str.rjust, row[1:], widths[1:]))}".rstrip() for row in cells]
 
 
 def _guard_lines(folder: Path) -> list[str]:
@@ -53,24 +41,20 @@ def _guard_lines(folder: Path) -> list[str]:
     guard = load_guard(folder)
     if guard is None or guard["fired"] is None:
         return []
+    step = guard["handed_back_step"]
     lines = ["", f"guard: {guard['fired']['reason']}"]
     if guard["weights"] is not None:
-        lines.append(f"weights of step {guard['handed_back_step']}: {Path(folder) / guard['weights']}")
+        lines.append(f"weights of step {step}: {Path(folder) / guard['weights']}")
     columns = [guard["accuracy"].get(name, {}) for name in ("start", "handed_back", "end")]
-    cells: list[tuple[str, ...]] = [("", "start", f"handed back (step {guard['handed_back_step']})", "end")]
+    cells = [["", "start", f"handed back (step {step})", "end"]]
     for metric in ACCURACIES:
-        if any(metric in column for column in columns):
-            known = (short_number(column[metric]) if metric in column else "" for column in columns)
-            cells.append((metric, *known))
+        known = [short_number(column[metric]) if metric in column else "" for column in columns]
+        cells += [[metric, *known]] if any(known) else []
     return lines + (_aligned(cells) if len(cells) > 1 else [])
 
 
 def load_guard(folder: Path) -> dict[str, Any] | None:
-    """Read what the guard of a run has written; None without one.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """Read what the guard of a run has written; None without one."""
     path = Path(folder) / GUARD
     if not path.is_file():
         return None
@@ -81,11 +65,7 @@ def load_guard(folder: Path) -> dict[str, Any] | None:
 
 
 def load_run(folder: Path) -> Curves:
-    """Read the metrics of a run folder.
-
-    Raises:
-        UserError: The folder has no metrics.csv.
-    """
+    """Read the metrics of a run folder."""
     check_run_folder(Path(folder), METRICS)
     return read_metrics(Path(folder) / METRICS)
 
@@ -103,10 +83,16 @@ def best_step(curve: dict[int, float]) -> int | None:
     return max(finite, key=lambda step: finite[step]) if finite else None
 
 
-def best_cells(curve: dict[int, float]) -> tuple[str, str]:
-    """A curve's best value and its step as text, empty where no value is finite."""
-    step = best_step(curve)
-    return ("", "") if step is None else (short_number(curve[step]), str(step))
+def key_curves(curves: Curves) -> list[tuple[str, dict[int, float]]]:
+    """The metrics of the table that were logged."""
+    return [(metric, curves[metric]) for metric in SUMMARY_METRICS if curves.get(metric)]
+
+
+def start_and_best(metric: str, curve: dict[int, float]) -> list[str]:
+    """Cells of the table: metric, start, best value and its step; the last two are empty where none is the best."""
+    step = best_step(curve) if SUMMARY_METRICS[metric] else None
+    best = ["", ""] if step is None else [short_number(curve[step]), str(step)]
+    return [metric, short_number(curve[min(curve)]), *best]
 
 
 def short_number(value: float) -> str:

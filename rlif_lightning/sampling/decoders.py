@@ -1,6 +1,6 @@
 """Decoders: one row of logits per completion at a time, from a policy and its key-value cache."""
 
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,42 +8,25 @@ from torch import Tensor, nn
 from rlif_lightning.functional.chunked import LinearHead
 from rlif_lightning.models.lm_head import body_and_head
 from rlif_lightning.models.scoring import positions
-from rlif_lightning.sampling.kv_cache import PreallocatedCache
+from rlif_lightning.sampling.kv_cache import preallocated_cache
 
 PREFILL = 4096  # tokens of a prompt that go through the model at once
 
 
-class Decoder(Protocol):
-    """Decodes a batch of rows token by token; padding stands on the left of the prompts."""
-
-    def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Read prompts [P, L] with their bool mask; logits [P, V] of the first token of each completion."""
-
-    def select_rows(self, rows: Tensor) -> None:
-        """Continue with these rows [n] of the batch; one may come several times."""
-
-    def step(self, token: Tensor) -> Tensor:
-        """Append a token [n] to each row; logits [n, V] of the next, until the next call overwrites them."""
-
-
 class PreallocatedDecoder:
-    """The policy's body with a cache that is written in place, and its head, called separately.
+    """Decodes a batch of rows token by token, padding on the left; long prompts are read in pieces.
 
-    Long prompts are read in pieces.
-
-    Args:
-        policy: The model.
+    The policy's body with a cache that is written in place, and its head, called separately.
     """
 
     def __init__(self, policy: nn.Module) -> None:
         self.body, head = body_and_head(policy)
-        config = self.body.config.get_text_config()  # type: ignore[operator, union-attr]
-        self.cache = PreallocatedCache(config.num_hidden_layers)
+        self.cache: Any = preallocated_cache(self.body)
         # One buffer for the logits of all tokens: fresh memory costs a CPU as much as a pass over it.
         self.logits = head.logits if head.weight is None else LinearHead(head.weight, head.scale)
 
     def prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`Decoder`."""
+        """Read prompts [P, L] with their bool mask; logits [P, V] of the first token of each completion."""
         self.mask, self.padded = mask, not bool(mask.all())
         position_ids = positions(mask)
         self.position = position_ids[:, -1:]
@@ -53,12 +36,12 @@ class PreallocatedDecoder:
         return self.logits(hidden[:, -1])
 
     def select_rows(self, rows: Tensor) -> None:
-        """See :class:`Decoder`."""
-        self.cache.select_rows(rows)
+        """Continue with these rows [n] of the batch; one may come several times."""
+        self.cache.batch_select_indices(rows)
         self.mask, self.position = self.mask[rows], self.position[rows]
 
     def step(self, token: Tensor) -> Tensor:
-        """See :class:`Decoder`."""
+        """Append a token [n] to each row; logits [n, V] of the next, until the next call overwrites them."""
         self.position = self.position + 1
         mask = None
         if self.padded:

@@ -58,19 +58,17 @@ class PreallocatedLayer(CacheLayerMixin):
         self.keys[:, :, self.length :] = self.values[:, :, self.length :] = 0
         self.length = max(self.length, length)
 
-    def select_rows(self, rows: Tensor) -> None:
+    def batch_select_indices(self, indices: Tensor) -> None:
         """Continue with these rows; one may come several times. Memory of rows that are gone is kept for the rest."""
         if not self.is_initialized:
             raise RuntimeError("the model does not use its key-value cache")
-        n = len(rows)
+        n = len(indices)
         for name in ("keys", "values"):
             old = getattr(self, name)
-            filled = old[:, :, : self.length][rows]
-            if n > len(old):
-                old = old.new_empty(n, *old.shape[1:])
-            old = old[:n]
-            old[:, :, : self.length] = filled
-            setattr(self, name, old)
+            filled = old[:, :, : self.length][indices]
+            new = old[:n] if n <= len(old) else old.new_empty(n, *old.shape[1:])
+            new[:, :, : self.length] = filled
+            setattr(self, name, new)
 
     def get_seq_length(self) -> int:
         """Tokens in the cache."""
@@ -85,21 +83,9 @@ class PreallocatedLayer(CacheLayerMixin):
         return self.length + query_length, 0
 
 
-class PreallocatedCache(Cache):
-    """A :class:`PreallocatedLayer` for each layer.
-
-    Args:
-        layers: Of the model.
-    """
-
-    def __init__(self, layers: int) -> None:
-        self.preallocated = [PreallocatedLayer() for _ in range(layers)]
-        super().__init__(layers=[*self.preallocated])
-
-    def select_rows(self, rows: Tensor) -> None:
-        """Continue with these rows [n] of the batch; one may come several times."""
-        for layer in self.preallocated:
-            layer.select_rows(rows)
+def preallocated_cache(body: Any) -> Cache:
+    """A cache of :class:`PreallocatedLayer` for all layers of a model."""
+    return Cache(layers=[PreallocatedLayer() for _ in range(body.config.get_text_config().num_hidden_layers)])
 
 
 def _room(tokens: int) -> int:
@@ -116,12 +102,7 @@ def cache_room(prompt: int, tokens: int) -> int:
 
 
 def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Memory of one token's keys and values in all layers.
-
-    Args:
-        config: Of the model.
-        dtype: Of keys and values.
-    """
+    """Memory of one token's keys and values in all layers of a model of this configuration."""
     config = config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -16,20 +16,16 @@ from rlif_lightning.sampling.decoders import PreallocatedDecoder
 ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
-def is_llama_like(body: Any) -> bool:
-    """Whether :class:`LlamaDecoder` knows these layers."""
-    config = body.config
+def decoder_for(policy: nn.Module) -> PreallocatedDecoder:
+    """The fastest decoder that knows the policy's layers."""
+    config: Any = body_and_head(policy)[0].config
     kinds = getattr(config, "layer_types", None)
     full = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
-    return config.model_type in ARCHITECTURES and full
+    return LlamaDecoder(policy) if config.model_type in ARCHITECTURES and full else PreallocatedDecoder(policy)
 
 
 class LlamaDecoder(PreallocatedDecoder):
-    """Steps through the layers itself; prompts are read by the model's own forward.
-
-    Args:
-        policy: The model; :func:`is_llama_like` of its body.
-    """
+    """Steps through the layers itself; prompts are read by the model's own forward."""
 
     def next_hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """See :class:`PreallocatedDecoder`."""
@@ -42,10 +38,11 @@ class LlamaDecoder(PreallocatedDecoder):
         if mask is not None:
             # To be added to the products: torch takes half as long again for a bool mask, at every layer.
             seen = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, torch.finfo(x.dtype).min)[:, None, None]
-        for layer, kept in zip(body.layers, self.cache.preallocated, strict=True):
+        for layer, kept in zip(body.layers, self.cache.layers, strict=True):
             attention = layer.self_attn
             y = _rms(x, layer.input_layernorm)
-            q, k, v = (f(y).unflatten(1, (-1, attention.head_dim)) for f in _projections(attention))  # [n, heads, D]
+            projections = attention.q_proj, attention.k_proj, attention.v_proj
+            q, k, v = (f(y).unflatten(1, (-1, attention.head_dim)) for f in projections)  # [n, heads, D]
             if hasattr(attention, "q_norm"):
                 q, k = _rms(q, attention.q_norm), _rms(k, attention.k_norm)
             heads = q.shape[1]
@@ -68,15 +65,5 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale:
     return attend(grouped, keys, values, attn_mask=seen.to(keys.dtype), scale=scale).flatten(1, 2)
 
 
-def _projections(attention: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return attention.q_proj, attention.k_proj, attention.v_proj
-
-
 def _rms(x: Tensor, norm: Any) -> Tensor:
     return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
-
-
-def decoder_for(policy: nn.Module) -> PreallocatedDecoder:
-    """The fastest decoder that knows the policy."""
-    body, _ = body_and_head(policy)
-    return LlamaDecoder(policy) if is_llama_like(body) else PreallocatedDecoder(policy)

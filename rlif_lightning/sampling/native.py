@@ -10,7 +10,7 @@ from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
 from rlif_lightning.rollout import Samples, left_trim
-from rlif_lightning.sampling.kv_cache import bytes_per_token
+from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
 from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling
 from rlif_lightning.sampling.token_sampling import TokenSampler, filter_logits, inverse_cdf, uniforms
@@ -32,8 +32,8 @@ class NativeSampler:
     batch.
 
     Args:
-        rows: Completions decoded at the same time; more prompts are sampled one batch of prompts after the other.
-            null: as many as half of the free memory can hold, should all of them grow as long as they may.
+        rows: Completions decoded at the same time; more prompts are sampled in several batches. null: as many as half
+            of the free memory holds if all of them reach their longest length.
     """
 
     DROP_BELOW = 0.9  # drop finished rows when the open ones are fewer than this share of the batch
@@ -44,6 +44,11 @@ class NativeSampler:
         self.policy: nn.Module | None = None
         self.end_ids = torch.tensor([], dtype=torch.long)
         self.pad_id = 0
+
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Nothing: it can sample from every policy."""
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Sample from this module; it is used in place, so its weights are always the current ones."""
@@ -64,9 +69,7 @@ class NativeSampler:
     ) -> Samples:
         """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         assert self.policy is not None, "call update() before sample()"
-        longest = max(map(len, prompts)) + sampling.max_new_tokens
-        rows = self.rows_that_fit(longest) if self.rows is None else self.rows
-        per_batch = len(prompts) if rows is None else max(1, rows // group_size)
+        per_batch = self._prompts_at_once(prompts, group_size, sampling)
         device = next(self.policy.parameters()).device
         ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
         drawn = _DrawnTokens(len(seeds), sampling, self.pad_id, device)
@@ -79,25 +82,51 @@ class NativeSampler:
         group = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
         return drawn.samples(ids[group], mask[group], self.end_ids.to(device))
 
-    def rows_that_fit(self, tokens: int) -> int | None:
-        """Rows of so many tokens whose cache fits; None where nobody knows how much memory is free."""
+    @torch.no_grad()
+    def sample_last_token(self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling) -> None:
+        """Decode the last token of the largest batch after empty keys and values: the most that is ever held.
+
+        Args:
+            prompts: The longest ones, the very longest first; as many as fit are taken.
+            group_size: Completions per prompt.
+            sampling: How long a completion may be, and its temperature.
+        """
         assert self.policy is not None
-        weight = next(self.policy.parameters())
-        free = free_memory(weight.device)
-        # The parameters' dtype is an upper bound: under autocast keys and values may be smaller.
-        return None if free is None else free // 2 // (tokens * bytes_per_token(self.policy.config, weight.dtype))
+        longest, tokens = len(prompts[0]), sampling.max_new_tokens
+        device = next(self.policy.parameters()).device
+        ids, mask = pad_left(prompts[: self._prompts_at_once(prompts, group_size, sampling)], self.pad_id, device)
+        decoder = decoder_for(self.policy)
+        decoder.prefill(ids, mask)
+        group = torch.arange(len(ids), device=device).repeat_interleave(group_size)
+        decoder.select_rows(group)
+        for layer in decoder.cache.layers:
+            layer.extend(longest + tokens - 2, cache_room(longest, tokens))
+        decoder.mask = torch.cat([decoder.mask, decoder.mask.new_ones(len(group), tokens)], 1)
+        z = decoder.step(ids[group, -1]).float()
+        TokenSampler()(z if sampling.temperature == 1 else z / sampling.temperature, None)
+
+    def _prompts_at_once(self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling) -> int:
+        """How many prompts are completed at the same time; all of them where nobody knows how much memory is free."""
+        assert self.policy is not None
+        weight, rows = next(self.policy.parameters()), self.rows
+        free = free_memory(weight.device) if rows is None else None
+        if free is not None:
+            # The parameters' dtype is an upper bound: under autocast keys and values may be smaller.
+            tokens = max(map(len, prompts)) + sampling.max_new_tokens
+            rows = free // 2 // (tokens * bytes_per_token(self.policy.config, weight.dtype))
+        return len(prompts) if rows is None else max(1, rows // group_size)
 
     def _draw_batch(
         self,
-        ids: Tensor,
-        mask: Tensor,
-        first: int,
+        ids: Tensor,  # [P, L]
+        mask: Tensor,  # [P, L]
+        first: int,  # number of the first completion among all [N]
         group_size: int,
-        numbers: Tensor | None,
+        numbers: Tensor | None,  # [N, T] uniform
         drawn: "_DrawnTokens",
         progress: Progress | None,
     ) -> None:
-        """Draw the completions of prompts [P, L], whose first one is number ``first`` of all [N]."""
+        """Draw the completions of some prompts."""
         assert self.policy is not None
         device, tokens = ids.device, drawn.sampling.max_new_tokens
         end_ids = self.end_ids.to(device)
@@ -132,14 +161,7 @@ class NativeSampler:
 
 
 class _DrawnTokens:
-    """Tokens and statistics as they are drawn.
-
-    Args:
-        rows: Completions N.
-        sampling: The distribution to draw from.
-        pad_id: Stands where a completion has ended.
-        device: Of the policy.
-    """
+    """Tokens and statistics [N, T] as they are drawn."""
 
     def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device) -> None:
         shape = (rows, sampling.max_new_tokens)
@@ -157,12 +179,18 @@ class _DrawnTokens:
         """Choose token t of the given rows from logits [n, V]; finished rows write nothing. Returns [n]."""
         z = logits.float()
         tempered = z if self.temperature == 1.0 else z / self.temperature
-        live = ~done
+        live, same = ~done, self.statistics_temperature == self.temperature
         if self.finite and not self.sampling.filtered:
-            token, logprob, stats = self._draw_from_all(z, tempered, u)
+            alone = same and not self.sampling.statistics  # else the logits are needed after they are overwritten
+            token, stats = self.token_sampler(tempered.clone() if tempered is z and not alone else tempered, u)
+            logprob, stats = stats.logprob, stats if alone else self._stats(z, token)
         else:
-            token, logprob, stats, kept = self._draw_from_some(z, tempered, u)
-            self.kept_mass[rows, t] = kept.where(live, 0)
+            filtered = filter_logits(tempered, self.sampling)
+            weights = (filtered - filtered.amax(-1, keepdim=True)).exp()
+            token = filtered.argmax(-1) if u is None else inverse_cdf(weights, u)
+            stats = self._stats(z, token)
+            logprob = stats.logprob if same else token_logprobs(tempered, token)
+            self.kept_mass[rows, t] = (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp().where(live, 0)
         self.ids[rows, t] = token.where(live, self.pad_id)
         self.mask[rows, t] = live
         self.logprob[rows, t] = logprob.where(live, 0)
@@ -170,37 +198,10 @@ class _DrawnTokens:
             store[rows, t] = values.where(live, 0)
         return token
 
-    def _draw_from_all(self, z: Tensor, tempered: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor, TokenStats]:
-        """Token, log-probability and statistics [n] from finite logits [n, V] without a filter."""
-        if self.statistics_temperature == self.temperature and not self.sampling.statistics:
-            token, stats = self.token_sampler(tempered, u)
-            return token, stats.logprob, stats
-        token, drawn = self.token_sampler(tempered.clone() if tempered is z else tempered, u)  # overwrites them
-        return token, drawn.logprob, self._stats(z, token)
-
-    def _draw_from_some(
-        self, z: Tensor, tempered: Tensor, u: Tensor | None
-    ) -> tuple[Tensor, Tensor, TokenStats, Tensor]:
-        """As :meth:`_draw_from_all` where logits are -inf or filtered; and the probability [n] that is left."""
-        filtered = filter_logits(tempered, self.sampling)
-        if u is None:
-            token = filtered.argmax(-1)
-        else:
-            token = inverse_cdf((filtered - filtered.amax(-1, keepdim=True)).exp(), u)
-        stats, same = self._stats(z, token), self.statistics_temperature == self.temperature
-        logprob = stats.logprob if same else token_logprobs(tempered, token)
-        return token, logprob, stats, (filtered.logsumexp(-1) - tempered.logsumexp(-1)).exp()
-
     def _stats(self, z: Tensor, token: Tensor) -> TokenStats:
         """Statistics [n] of softmax(z / statistics temperature), a few rows of logits [n, V] at a time."""
-        return chunked_stats(
-            z,
-            lambda rows: rows,
-            token,
-            self.statistics_temperature,
-            self.sampling.statistics,
-            chunk=chunk_rows(z.shape[-1]),
-        )
+        temperature, own, chunk = self.statistics_temperature, self.sampling.statistics, chunk_rows(z.shape[-1])
+        return chunked_stats(z, lambda rows: rows, token, temperature, own, chunk=chunk)
 
     def samples(self, prompt_ids: Tensor, prompt_mask: Tensor, end_ids: Tensor) -> Samples:
         """Everything drawn, cut to the longest completion."""

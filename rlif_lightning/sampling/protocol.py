@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
@@ -19,26 +20,17 @@ Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens the
 class Sampling:
     """The distribution that completions are drawn from.
 
-    Args:
-        max_new_tokens: Longest completion.
-        temperature: Divides the logits; 0 takes the most likely token (greedy).
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the smallest set of tokens whose probability reaches this.
-        min_p: Drop tokens less likely than this share of the most likely one.
-        statistics_temperature: Temperature of the distribution that entropy, self-certainty and the reward's
-            log-probability describe; null: the sampler's (1 where that is 0).
-        statistics: What to take besides log-probability, entropy and self-certainty, by name; see
-            :func:`rlif_lightning.functional.token_stats.token_stats`.
-
     The log-probability of the ratio and the KL is always that of softmax(z / temperature) before any filter.
     """
 
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    max_new_tokens: int  # longest completion
+    temperature: float = 1.0  # divides the logits; 0 takes the most likely token (greedy)
+    top_k: int = 0  # keep the k most likely tokens; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of tokens whose probability reaches this
+    min_p: float = 0.0  # drop tokens less likely than this share of the most likely one
+    # of the distribution that entropy, self-certainty and rewards describe; None: temperature, or 1 where that is 0
     statistics_temperature: float | None = None
+    # what to take besides log-probability, entropy and self-certainty, by name; see token_stats
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,29 +60,33 @@ class Sampling:
 class Sampler(Protocol):
     """Draws completions from a policy."""
 
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Refuse, before the weights are loaded, what could not work.
+
+        Args:
+            prompts: Token lists that it will complete.
+            sampling: The distribution that it will draw from.
+            device: The policy's; None: its weights are shared out over processes.
+            processes: How many sample.
+
+        Raises:
+            UserError: It could not start, could not get the weights, or could not sample so.
+        """
+
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         """Take the policy's current weights; called before each rollout."""
 
     def sample(
         self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        seeds: Tensor,
+        prompts: Sequence[Sequence[int]],  # P token lists of any length
+        group_size: int,  # G
+        seeds: Tensor,  # [N] one per completion, which depends on nobody else's
         sampling: Sampling,
-        progress: Progress | None = None,
+        progress: Progress | None = None,  # told how far the longest open completion is
     ) -> Samples:
-        """Draw ``group_size`` completions of each prompt.
-
-        Args:
-            prompts: P token lists of any length.
-            group_size: G.
-            seeds: [N] one seed per completion; a completion depends on its own seed only.
-            sampling: The distribution to draw from.
-            progress: Told how far the longest open completion is.
-
-        Returns:
-            N = P * G completions, groups next to each other; statistics where the engine has them.
-        """
+        """Draw N = P * G completions, groups next to each other; with statistics where the engine has them."""
 
     def release(self) -> None:
         """Give back what memory the sampler can until the next update; called after each rollout."""

@@ -1,6 +1,7 @@
 """One token from one row of logits: filters and inverse-CDF drawing."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +13,9 @@ BLOCK = 512  # tokens per block of the two-level search
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Set to -inf what top-k, top-p and min-p leave out, in this order.
+    """Set to -inf what top-k, top-p and min-p leave out, in this order, but never the most likely token.
 
-    Args:
-        logits: [N, V], already divided by the temperature.
-        sampling: The filters.
-
-    Returns:
-        [N, V]; the most likely token is always kept.
+    Logits [N, V] are already divided by the temperature.
     """
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k).values[:, -1:]
@@ -50,19 +46,15 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, torch.minimum(target, below), right=True)
 
 
-def inverse_cdf(weights: Tensor, uniforms: Tensor, sums: Tensor | None = None) -> Tensor:
-    """Draw from unnormalised probabilities by their cumulative sum, in two levels.
+def inverse_cdf(
+    weights: Tensor,  # [N, V] not negative, at least one positive per row
+    uniforms: Tensor,  # [N] in [0, 1)
+    sums: Tensor | None = None,  # [N, B] block_sums(weights), where they are known already
+) -> Tensor:
+    """Draw tokens [N] from unnormalised probabilities by their cumulative sum, never one of weight 0.
 
-    Sums over blocks choose a block, a cumulative sum inside it chooses the token: one pass over the
+    In two levels: sums over blocks choose a block, a cumulative sum inside it chooses the token: one pass over the
     vocabulary, and no long chain of rounding.
-
-    Args:
-        weights: [N, V] not negative, at least one positive per row.
-        uniforms: [N] in [0, 1).
-        sums: [N, B] of the blocks where they are known already, see :func:`block_sums`.
-
-    Returns:
-        [N] token ids; a token of weight 0 is never drawn.
     """
     v = weights.shape[1]
     width = min(BLOCK, v)
@@ -97,14 +89,10 @@ class TokenSampler:
         self._weights = torch.empty(0, 0)
 
     def __call__(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, TokenStats]:
-        """Draw from softmax(logits).
+        """Tokens [N] of softmax(logits) and their statistics [N] in nats.
 
-        Args:
-            logits: [N, V] fp32, finite, already divided by the temperature. Overwritten.
-            u: [N] uniform numbers in [0, 1); None takes the most likely token.
-
-        Returns:
-            Tokens [N] and their statistics [N], in nats.
+        Logits [N, V] are fp32, finite, already divided by the temperature; they are overwritten. ``u`` [N] are
+        uniform numbers in [0, 1); None takes the most likely token.
         """
         n, v = logits.shape
         if self._weights.shape[1] != v or len(self._weights) < n or self._weights.device != logits.device:
@@ -125,13 +113,6 @@ class TokenSampler:
 
 def uniforms(seeds: Tensor, count: int) -> Tensor:
     """[N, count] uniform numbers in [0, 1); a row depends on its own seed only."""
-    rows = [
-        torch.rand(
-            count,
-            generator=torch.Generator().manual_seed(int(s)),
-            dtype=torch.float32,
-            device="cpu",  # whatever the default device or dtype around us: the same numbers everywhere
-        )
-        for s in seeds
-    ]
-    return torch.stack(rows)
+    # Of one device and dtype, whatever the defaults around us: the same numbers everywhere.
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(int(s)), **kind) for s in seeds])

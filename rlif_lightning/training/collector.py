@@ -1,6 +1,6 @@
 """From prompts to a rollout that can be trained on. No Trainer here."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.prompts import Prompt
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import LossSettings
 from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.functional.seeds import completion_seed, completion_seeds
@@ -24,11 +24,15 @@ from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 from rlif_lightning.training.scores import score_slices, with_importance, with_scores
+from rlif_lightning.training.slice_loss import takes_fused_loss
 
-ANNOTATORS: dict[str, ReferenceKind] = {"reference": "frozen", "ema": "ema"}
-"""What a reward may require, and the version of the policy that it is."""
+ANNOTATORS: dict[ReferenceKind, str] = {"frozen": "reference", "ema": "ema"}
+"""Versions of the policy whose statistics a reward may require, and what it calls them."""
 READING = frozenset({"answers", "answer_mask"})
 """What a reward may require that comes of reading answers."""
+
+ENGINE_KL = 0.1
+"""Nats per token between sampler and policy from which on the sampler computes something else than the policy."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Collector:
     """Draws completions with the current policy, scores and rewards them, and cuts them into updates.
 
     Args:
-        sampler: The engine.
+        sampler: Draws completions.
         sampling: The distribution to draw from.
         rewards: Standardised in the group, weighted and summed; null: SelfCertainty.
         plan: The sizes; those of one process until :meth:`open`.
@@ -83,18 +87,12 @@ class Collector:
             )
         if all(r.is_silent for r in rewards):
             raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
-        if votes is not None and votes < plan.group_size:
-            raise UserError(
-                "rollout.votes is smaller than the group",
-                got=votes,
-                expected=f"{plan.group_size} (group_size) or more",
-            )
-        if importance_cap is not None and importance_cap < 1:
-            raise UserError(
-                "rollout.importance_cap is too small",
-                got=importance_cap,
-                expected="1 or more, or null for no weights",
-            )
+        least, cap = plan.group_size, importance_cap
+        check_ranges(
+            "rollout",
+            ("votes", votes, votes is None or votes >= least, f"{least} (group_size) or more"),
+            ("importance_cap", cap, cap is None or cap >= 1, "1 or more, or null for no weights"),
+        )
         self.sampler, self.rewards, self.plan, self.votes = sampler, rewards, plan, votes
         self.advantages = advantages or AdvantageSettings()
         self.importance_cap = importance_cap
@@ -111,7 +109,7 @@ class Collector:
     @property
     def annotators(self) -> set[ReferenceKind]:
         """The versions of the policy that the rewards ask for."""
-        return {ANNOTATORS[name] for name in self.requires & ANNOTATORS.keys()}
+        return {kind for kind, name in ANNOTATORS.items() if name in self.requires}
 
     def open(self, world_size: int, answers: AnswerFormat, has_labels: bool) -> None:
         """Get ready for data; :meth:`close` ends the grader's process.
@@ -144,6 +142,33 @@ class Collector:
         if self.grader is not None:
             self.grader.close()
 
+    def check_first(self, metrics: Mapping[str, float]) -> None:
+        """Refuse a sampler or rewards that the first rollout's metrics show to fail on this model and data.
+
+        Raises:
+            UserError: The sampler is not the policy; answers are needed and no completion has one; or the rewards
+                cancel.
+        """
+        if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
+            raise UserError(
+                "The engine of rollout.sampler computes something else than the policy",
+                got=f"{metrics['rollout/engine_kl']:.3g} nats per token between them",
+                expected=f"at most {ENGINE_KL}; below 0.01 in bfloat16, near 0 in float32",
+                do="leave rollout.sampler out",
+            )
+        if self.needs_answers and not metrics.get("rollout/answered_fraction"):
+            names = [r.name for r in self.rewards if r.requires & READING] or ["agreement_band"]
+            raise UserError(
+                f"{', '.join(names)} compares answers, and none of the first completions has one",
+                do="say in --data.answers.completion where answers stand, or choose another reward",
+            )
+        if metrics["rollout/advantage_size"] < 1e-6 and metrics["rollout/gated_fraction"] < 1:
+            raise UserError(
+                "The rewards cancel: their weighted advantages sum to 0 for every completion",
+                got=", ".join(r.name for r in self.rewards),
+                do="change --rollout.rewards or their weights",
+            )
+
     # -- one rollout -----------------------------------------------------------------------------------------
 
     def collect(
@@ -157,7 +182,6 @@ class Collector:
         loss: LossSettings,
         references: Collection[ReferenceKind] = (),
         kl_reference: ReferenceKind | None = None,
-        head_weight_only: bool = True,
         total: Callable[[Tensor], Tensor] = lambda x: x,
         progress: Progress | None = None,
     ) -> Collected:
@@ -172,34 +196,27 @@ class Collector:
             loss: Whose denominators the windows get.
             references: Other versions of the policy that score the completions.
             kl_reference: The one that the KL term refers to.
-            head_weight_only: Whether the update multiplies by the head's weight alone, see
-                :class:`~rlif_lightning.models.scoring.CompletionScores`.
             total: Sums a tensor over the processes.
             progress: Told how far the sampler is.
         """
-        start = policy.clock()
+        start, head_weight_only = policy.clock(), takes_fused_loss(policy.model, loss)  # as the update
         dealer = torch.Generator().manual_seed(completion_seed(seed, *positions[0], -1))
         with up_to_date(self.sampler, policy) as model:
             rollout = self.sample(prompts, positions, seed, policy, progress)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), dealer)
             slices = [rows for window in windows[: self.plan.steps_per_rollout] for rows in window]
-            rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only=head_weight_only)
+            rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only)
             rollout = with_importance(rollout, self.importance_cap)
             sampled = policy.clock()
             rollout = self.with_references(rollout, policy, slices, references, kl_reference, head_weight_only)
             referred = policy.clock()
             weights = [r.weight_at(step) for r in self.rewards]
             rollout, gated, filtered = with_advantages(rollout, self.rewards, weights, self.advantages, total)
-        return Collected(
-            rollout,
-            gated,
-            filtered,
-            weights,
-            windows,
-            self._denominators(rollout, windows, loss, total),
-            sampled - start,
-            referred - sampled,
-        )
+        mask, tokens, seconds = rollout.loss_mask, self.sampling.max_new_tokens, (sampled - start, referred - sampled)
+        assert mask is not None
+        own = [sum(loss_denominator(mask[rows], loss, tokens) for rows in window) for window in windows]
+        denominators = total(torch.stack([torch.as_tensor(x) for x in own]).float()).clamp(min=1).tolist()
+        return Collected(rollout, gated, filtered, weights, windows, denominators, *seconds)
 
     def sample(
         self,
@@ -210,27 +227,26 @@ class Collector:
         progress: Progress | None = None,
     ) -> Rollout:
         """Draw a group per prompt and read the answers out of the texts; within :func:`up_to_date`."""
-        group, drawn = self.plan.group_size, self.drawn
+        grader, group, drawn = self.grader, self.plan.group_size, self.drawn
+        assert grader is not None, "call open() before sample()"
         seeds = completion_seeds(seed, positions, drawn)
         samples = self.sampler.sample([p.ids for p in prompts], drawn, seeds, self.sampling, progress)
-        texts = samples.texts(policy.decode)
-        ended = samples.ended.tolist()
-        grader = self.grader
-        answers = [] if grader is None else grader.extract_answers(list(zip(texts, ended, strict=True)))
-        votes = [grader.classes(answers[i : i + drawn]) for i in range(0, len(answers), drawn)] if grader else []
+        pairs = list(zip(samples.texts(policy.decode), samples.ended.tolist(), strict=True))
+        answers = grader.extract_answers(pairs)
+        votes = [grader.classes(answers[i : i + drawn]) for i in range(0, len(answers), drawn)]
         if drawn > group:
-            keep = [i for i in range(len(texts)) if i % drawn < group]
+            keep = [i for i in range(len(pairs)) if i % drawn < group]
             samples, seeds = samples.rows(torch.tensor(keep)), seeds[keep]
-            texts, ended = [texts[i] for i in keep], [ended[i] for i in keep]
-            answers = [answers[i] for i in keep] if answers else []
+            pairs, answers = [pairs[i] for i in keep], [answers[i] for i in keep]
+        texts = [text for text, _ in pairs]
         rollout = Rollout(samples, group, self.sampling.temperature, seeds, texts, answers, votes=votes)
-        if grader is not None and "answer_mask" in self.requires:
-            spans = grader.answer_spans(list(zip(texts, ended, strict=True)))
-            rollout = replace(rollout, answer_mask=answer_mask(samples, texts, spans, policy.tokenizer))
+        if "answer_mask" in self.requires:
+            mask = answer_mask(samples, texts, grader.answer_spans(pairs), policy.tokenizer)
+            rollout = replace(rollout, answer_mask=mask)
         golds = [p.problem.gold for p in prompts for _ in range(group)]
-        if grader is None or any(g is None for g in golds):
+        if None in golds:
             return rollout
-        grades = grader.grade([(t, e, g) for t, e, g in zip(texts, ended, golds, strict=True) if g is not None])
+        grades = grader.grade([(t, e, g) for (t, e), g in zip(pairs, golds, strict=True) if g is not None])
         correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
         return replace(rollout, correct=correct)
 
@@ -270,24 +286,13 @@ class Collector:
     ) -> Rollout:
         """Score the rollout under other versions of the policy: for the KL term, and for rewards of theirs."""
         for kind in sorted(references):
-            names = [n for n in sorted(self.requires & ANNOTATORS.keys()) if ANNOTATORS[n] == kind]
+            wanted = kind in self.annotators
             with policy.reference(kind) as model:
-                logprob, stats = score_slices(
-                    model, rollout, slices, self.sampling, bool(names), head_weight_only=head_weight_only
-                )
+                logprob, stats = score_slices(model, rollout, slices, self.sampling, wanted, head_weight_only)
             if stats is not None:
-                rollout = replace(rollout, annotations={**rollout.annotations, **dict.fromkeys(names, stats)})
+                rollout = replace(rollout, annotations={**rollout.annotations, ANNOTATORS[kind]: stats})
             if kind == "frozen":
                 rollout = replace(rollout, start_logprob=logprob)
             if kind == kl_reference:
                 rollout = replace(rollout, kl_logprob=logprob)
         return rollout
-
-    def _denominators(
-        self, rollout: Rollout, windows: list[list[Tensor]], loss: LossSettings, total: Callable[[Tensor], Tensor]
-    ) -> list[float]:
-        """What the token losses of each window are divided by, over all its slices and processes."""
-        mask = rollout.loss_mask
-        assert mask is not None
-        own = [sum(loss_denominator(mask[rows], loss, self.sampling.max_new_tokens) for rows in w) for w in windows]
-        return total(torch.stack([torch.as_tensor(x) for x in own]).float()).clamp(min=1).tolist()

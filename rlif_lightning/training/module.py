@@ -1,15 +1,16 @@
 """The LightningModule: policy, frozen reference, one GRPO update."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
 from rlif_lightning.models.loading import PolicySettings
@@ -21,68 +22,65 @@ from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
-from rlif_lightning.training.entropy_bonus import EntropyBonus
-from rlif_lightning.training.settings import OptimizerFactory, check_optimizer, check_ranges, default_optimizer
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
-from rlif_lightning.training.window import Window
+from rlif_lightning.training.window import EntropyBonus, Window
 from rlif_lightning.warnings_shown import quiet_lightning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class HeldOutEvaluation(Protocol):
-    """What others ask of the Evaluation callback."""
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
-    def evaluate(self, trainer: Any, module: Any) -> dict[str, float]:
-        """Evaluate the current step, once, and log it."""
 
-    def held_out(self, trainer: Any, module: Any) -> dict[str, float]:
-        """Evaluate the weights in place, whatever they are."""
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """AdamW with the settings of arXiv 2505.19590."""
+    return torch.optim.AdamW(parameters, lr=3e-6, betas=(0.9, 0.999), weight_decay=0.0)
 
 
 class RLIFModule(pl.LightningModule):
-    """A policy, its frozen reference, and the clipped policy-gradient step between them.
+    """The policy, its references, and the clipped policy-gradient step.
 
     The weights are loaded in ``configure_model``; ``__init__`` only checks and stores settings. Rollouts come
     from :class:`rlif_lightning.callbacks.RolloutCallback`.
 
     Args:
-        name: The model: ``toy``, a Hugging Face folder, or a hub name.
-        loss: Surrogate and normalisation by name: ``grpo`` (mean of each completion, then of completions), ``dapo``
-            and ``bnpo`` (mean of tokens), ``dr_grpo`` (constant length), ``gspo`` (one ratio per completion; bounds
-            like 3e-4), ``cispo`` (capped weight, no token loses its gradient; mean of tokens).
-        clip_low: Lower bound of the ratio is 1 - clip_low; cispo has none.
-        clip_high: Upper bound of the ratio is 1 + clip_high; for cispo the cap of the weight, so a cap of 5 is 4.
-        kl_coefficient: Weight of the divergence from the reference; 0 needs no reference.
-        kl_estimator: Estimator of the divergence, per token: ``k3``, or ``k2``, whose mean gradient on policy is that
-            of the divergence itself.
-        reference: What the divergence is taken from: the policy of the start (``frozen``), a running mean of its
-            weights (``ema``), or a copy that is renewed now and then (``synced``). With LoRA the latter two
-            are versions of the adapter.
-        reference_every: Optimiser steps between two renewals of a ``synced`` reference.
+        name: The model: ``toy``, a Hugging Face folder, or a name on the hub.
+        loss: The surrogate loss and how it is averaged: ``grpo`` (mean over the tokens of each completion, then over
+            completions), ``dapo`` and ``bnpo`` (mean over all tokens), ``dr_grpo`` (sum over tokens divided by a
+            constant length), ``gspo`` (one ratio per completion; needs bounds such as 3e-4), ``cispo`` (capped
+            weights, so that every token keeps its gradient; mean over all tokens).
+        clip_low: The ratio is clipped below 1 - clip_low; cispo has no lower bound.
+        clip_high: The ratio is clipped above 1 + clip_high; for cispo this is the weight's cap, so a cap of 5 is 4.
+        kl_coefficient: Weight of the KL divergence from the reference; 0: no KL term.
+        kl_estimator: Estimator of the KL divergence per token: ``k3``, or ``k2``, whose mean gradient on policy is
+            that of the divergence itself.
+        reference: The policy that the divergence is taken from: that of the start (``frozen``), a running mean of the
+            weights (``ema``), or a copy that is renewed every ``reference_every`` steps (``synced``). With LoRA,
+            ``ema`` and ``synced`` are versions of the adapter.
+        reference_every: Optimiser steps after which a ``synced`` reference is renewed.
         ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
-        entropy_coefficient: Weight of the entropy bonus: the mean entropy of the update's tokens, in nats.
-        target_entropy: Adapt the coefficient, which then starts at ``entropy_coefficient``: after each step it rises
-            by 0.005 where the step's entropy was below this target (nats per token) and falls by as much otherwise,
-            never below 0; it acts only after a step below the target. null: constant.
-        top_entropy_fraction: Only this share of a step's tokens, those with the highest entropy when sampled,
-            learns from the advantage; the KL term and the bonus stay on all. 1: all.
-        lora: Fields of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``target_modules`` ...); null trains all weights.
-            ``lora_dropout`` has no effect: dropout is always off, so that the ratios of an update start at 1.
-        adapter: Train on from this LoRA adapter: a folder in PEFT's format, or a hub name. Its own settings take the
-            place of ``lora``, and the frozen reference is the policy with this adapter as it was, not the bare base.
-        quantization: ``nf4`` holds the frozen weights in 4 bits (doubly quantised; products in the Trainer's
-            precision): less memory, but slower. Needs ``lora`` or ``adapter``. null: none.
-        optimizer: Class path and settings of the optimiser.
-        schedule: Learning rate after the warm-up.
+        entropy_coefficient: Weight of the entropy bonus, the mean entropy of the update's tokens in nats; 0: none.
+        target_entropy: Entropy in nats per token below which the bonus acts. The coefficient starts at
+            ``entropy_coefficient``; after each step it rises by 0.005 if the step's entropy was below the target and
+            falls by 0.005 otherwise, never below 0. null: the coefficient is constant.
+        top_entropy_fraction: Share of a step's tokens that learn from the advantage, those with the highest entropy
+            when sampled; the KL term and the bonus stay on all tokens. 1: all tokens.
+        lora: Settings of ``peft.LoraConfig``, such as ``r``, ``lora_alpha`` and ``target_modules``; null: train all
+            weights. ``lora_dropout`` has no effect: dropout is always off: an update's ratios start at 1.
+        adapter: LoRA adapter to train on from: a folder in PEFT's format, or a name on the hub. Its settings replace
+            ``lora``, and the frozen reference is the policy with this adapter as it was, not the base model alone.
+        quantization: ``nf4`` keeps the frozen weights in 4 bits (with double quantisation; products are computed in
+            the Trainer's precision), which saves memory and costs time. It needs ``lora`` or ``adapter``. null: no
+            quantisation.
+        optimizer: Class path and settings of the optimiser; the learning rate is ``--model.optimizer.lr``.
+        schedule: Course of the learning rate after the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time. Prompts are then
-            computed once per completion instead of once per group.
-        end_tokens: Tokens that end a completion besides those of the generation config and the tokenizer.
-        attn_implementation: As transformers names it; null: its choice.
-        revision: Of a hub repository.
-        trust_remote_code: Run Python code that comes with the model. Only for code that you have read.
+        gradient_checkpointing: Recompute activations in the backward pass, which saves memory and costs time. Prompts
+            are then computed once per completion instead of once per group.
+        end_tokens: Tokens that end a completion, besides those of the generation config and the tokenizer.
+        revision: Revision of a repository on the hub.
+        trust_remote_code: Run Python code that comes with the model. Set it only for code that you have read.
     """
 
     def __init__(
@@ -107,7 +105,6 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: float = 0.0,
         gradient_checkpointing: bool = False,
         end_tokens: list[str] | None = None,
-        attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -119,19 +116,36 @@ class RLIFModule(pl.LightningModule):
             )
         except ValueError as error:
             raise UserError(f"model.{error}") from error
-        check_ranges(ema_decay=ema_decay, reference_every=reference_every,
-                      top_entropy_fraction=top_entropy_fraction, warmup_ratio=warmup_ratio)  # fmt: skip
-        if reference != "frozen" and kl_coefficient == 0:
-            raise UserError(
-                f"model.reference {reference} is a reference for the KL term, which is off",
-                got="model.kl_coefficient 0",
-                do="set model.kl_coefficient above 0, or leave model.reference out",
-            )
-        check_optimizer(optimizer)
+        near = "nats per token, above 0, near the train/entropy or rollout/entropy of the first steps"
+        check_ranges(
+            "model",
+            ("entropy_coefficient", entropy_coefficient, entropy_coefficient >= 0, "0 or more"),
+            ("target_entropy", target_entropy, target_entropy is None or target_entropy > 0, near),
+            (
+                "reference",
+                reference,
+                reference == "frozen" or kl_coefficient,
+                "frozen, or model.kl_coefficient above 0",
+            ),
+            ("ema_decay", ema_decay, 0 <= ema_decay < 1, "from 0 to below 1"),
+            ("reference_every", reference_every, reference_every >= 1, "1 or more"),
+            ("top_entropy_fraction", top_entropy_fraction, 0 < top_entropy_fraction <= 1, "above 0, at most 1"),
+            ("warmup_ratio", warmup_ratio, 0 <= warmup_ratio < 1, "from 0 to below 1"),
+        )
+        try:
+            optimizer([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
         self.policy_settings = PolicySettings(
-            name, lora, adapter, quantization, gradient_checkpointing, tuple(end_tokens or ()),
-            attn_implementation, revision, trust_remote_code,
-        )  # fmt: skip
+            name,
+            lora,
+            adapter,
+            quantization,
+            gradient_checkpointing,
+            tuple(end_tokens or ()),
+            revision,
+            trust_remote_code,
+        )
         self.policy_settings.check()
         self.top_entropy_fraction = top_entropy_fraction
         self.make_optimizer, self.schedule, self.warmup_ratio = optimizer, schedule, warmup_ratio
@@ -139,10 +153,10 @@ class RLIFModule(pl.LightningModule):
         self.ema_decay, self.reference_every = ema_decay, reference_every
         self.needs: set[ReferenceKind] = {reference} if kl_coefficient > 0 else set()
         """References that somebody asks for: add to them before the weights are loaded."""
-        self.policy: Policy | None = None
+        self._policy: Policy | None = None
         self.strict_loading = False  # checkpoints hold trainable weights only
         self.collector: Collector | None = None  # of the RolloutCallback
-        self.evaluation: HeldOutEvaluation | None = None  # the Evaluation callback
+        self.evaluation: Any = None  # the Evaluation callback
         self.asked_to_stop: str | None = None  # the signal that this process got
         self.window = Window()
 
@@ -153,6 +167,12 @@ class RLIFModule(pl.LightningModule):
         """The policy's tokenizer; needs no weights."""
         return self.policy_settings.load_tokenizer()
 
+    @property
+    def policy(self) -> Policy:
+        """Weights, tokenizer and references; there since :meth:`configure_model`."""
+        assert self._policy is not None, "the weights are loaded by configure_model"
+        return self._policy
+
     def configure_model(self) -> None:
         """Load policy and references; Lightning calls this in each command, after all settings were checked.
 
@@ -162,16 +182,16 @@ class RLIFModule(pl.LightningModule):
         """
         trainer = self._trainer
         training = trainer is not None and trainer.training
-        if self.policy is not None:
-            if training and not self.policy.can_train:
+        if self._policy is not None:
+            if training and not self._policy.can_train:
                 raise UserError(
                     "The weights were loaded to be evaluated: without what training needs besides them",
                     do="make another RLIFModule for trainer.fit",
                 )
             return
-        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
-        precision = "32-true" if trainer is None else str(trainer.precision)
         strategy = None if trainer is None else trainer.strategy
+        device = torch.device("cpu") if strategy is None else strategy.root_device
+        precision = "32-true" if trainer is None else str(trainer.precision)
         settings, sharded = self.policy_settings, shares_out(strategy)
         policy = Policy.load(settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
@@ -179,18 +199,16 @@ class RLIFModule(pl.LightningModule):
             policy.shard(strategy.device_mesh["data_parallel"])
         if training:
             policy.make_references(self.needs, self.ema_decay, self.reference_every)
-        self.policy, self.model, self.references = policy, policy.model, policy.references
+        self._policy, self.model, self.references = policy, policy.model, policy.references
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As in the base class; then the references follow the policy."""
         super().optimizer_step(*args, **kwargs)
-        assert self.policy is not None
         self.policy.references.update_after_step(self.policy.model, self.trainer.global_step + 1)  # counted later
 
     @property
     def one_pass(self) -> bool:
         """Whether updates take loss and gradient of the logits together."""
-        assert self.policy is not None
         return takes_fused_loss(self.policy.model, self.loss)
 
     # -- one update ------------------------------------------------------------------------------------------
@@ -201,7 +219,6 @@ class RLIFModule(pl.LightningModule):
         Lightning divides by the slices of a window and DDP averages over processes: both are undone here, so
         that the gradient is that of the whole window however it is cut.
         """
-        assert self.policy is not None
         rollout: Rollout = batch["rollout"]
         set_training_mode(self.policy.model, training=True)
         settings = replace(self.loss, entropy_coefficient=self.entropy_bonus.current)
@@ -238,8 +255,8 @@ class RLIFModule(pl.LightningModule):
         steps, epochs = trainer.max_steps, trainer.max_epochs or -1
         if epochs < 0:
             return max(1, steps)
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        all_epochs = max(1, epochs * len(datamodule.train_dataloader()) // trainer.accumulate_grad_batches)
+        batches = epochs * len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        all_epochs = max(1, batches // trainer.accumulate_grad_batches)
         return all_epochs if steps < 0 else min(steps, all_epochs)
 
     # -- the other commands: the Evaluation callback does their work ------------------------------------------
@@ -260,17 +277,12 @@ class RLIFModule(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Done by the Evaluation callback."""
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Done by the Evaluation callback."""
-
-    def predict_step(self, batch: Any, batch_idx: int) -> None:
-        """Done by the Evaluation callback."""
+    test_step = predict_step = validation_step
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are."""
-        assert self.policy is not None
         names = trainable(self).keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
@@ -279,8 +291,7 @@ class RLIFModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
-        assert self.policy is not None
         self.policy.check_checkpoint(checkpoint)
         checkpoint["state_dict"] = {MODEL + name: weight for name, weight in weights_of(checkpoint).items()}
-        self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))
-        self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # old ones have none
+        self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))  # not in the guard's kept weights
+        self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # nor are these

@@ -7,14 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlif_lightning.errors import UserError
-from rlif_lightning.functional.advantages import (
-    Baseline,
-    Scale,
-    batch_std,
-    combine_advantages,
-    group_advantages,
-)
+from rlif_lightning.errors import UserError, check_ranges
+from rlif_lightning.functional.advantages import Baseline, Scale, batch_std, combine_advantages, group_advantages
 from rlif_lightning.grading import agreement
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
@@ -32,19 +26,16 @@ class AdvantageSettings:
 
     def __post_init__(self) -> None:
         """Refuse what can't be."""
-        if self.min_spread < 0:
-            raise UserError("rollout.min_spread is negative", got=self.min_spread, expected="0 or more")
         band = self.agreement_band
-        if band is not None and not 0 <= band[0] <= band[1] <= 1:
-            raise UserError("rollout.agreement_band is no band", got=band, expected="0 <= low <= high <= 1")
+        check_ranges(
+            "rollout",
+            ("min_spread", self.min_spread, self.min_spread >= 0, "0 or more"),
+            ("agreement_band", band, band is None or 0 <= band[0] <= band[1] <= 1, "0 <= low <= high <= 1"),
+        )
 
 
 def _checked(reward: Reward, value: object, rows: int) -> Tensor:
-    """A reward's numbers as float32 [N].
-
-    Raises:
-        UserError: Something else, or nothing finite at all from a reward that does not abstain.
-    """
+    """A reward's numbers as float32 [N]; anything else is refused, and nothing finite at all unless it abstains."""
     name = f"{type(reward).__module__}.{type(reward).__qualname__}"
     if not isinstance(value, Tensor) or value.shape != (rows,):
         got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -73,12 +64,8 @@ def with_advantages(
 ) -> ScoredRollout:
     """Reward the completions and compare them within their groups.
 
-    Args:
-        rollout: With all that the rewards ask for.
-        rewards: Whose numbers are standardised in the group, weighted and summed.
-        weights: Of each reward at this step; 0 computes it for the log only.
-        settings: How.
-        total: Sums a tensor over the processes.
+    Each reward's numbers are standardised in the group, weighted and summed; a weight of 0 computes a reward for the
+    log only. ``total`` sums a tensor over the processes.
     """
     samples, g = rollout.samples, rollout.group_size
     usable = samples.ended if settings.mask_truncated else torch.ones_like(samples.ended)  # [N]
@@ -91,8 +78,7 @@ def with_advantages(
     values, parts, gates = {}, [], []
     for reward, weight in zip(rewards, weights, strict=True):
         # A reward of the user's own may have made its tensor on the CPU.
-        value = _checked(reward, reward(rollout), len(samples.completion_ids)).to(usable.device)
-        values[reward.name] = value
+        value = values[reward.name] = _checked(reward, reward(rollout), len(usable)).to(usable.device)
         # Out of the group's statistics and, below, of the loss: not a reward of 0.
         value = value.masked_fill(~usable, torch.nan)
         part, gated = group_advantages(
@@ -106,11 +92,7 @@ def with_advantages(
         parts.append(part)
         if weight:
             gates.append(gated)
-    done = replace(
-        rollout,
-        rewards=values,
-        advantages=combine_advantages(parts, weights),
-        loss_mask=samples.completion_mask & usable[:, None],
-    )
+    mask = samples.completion_mask & usable[:, None]
+    done = replace(rollout, rewards=values, advantages=combine_advantages(parts, weights), loss_mask=mask)
     nothing = torch.ones(len(usable) // g, dtype=torch.bool, device=usable.device)
     return ScoredRollout(done, torch.stack(gates).all(0) if gates else nothing, filtered)

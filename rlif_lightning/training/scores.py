@@ -19,15 +19,9 @@ def with_scores(
     slices: Sequence[Tensor] | None = None,
     head_weight_only: bool = True,
 ) -> Rollout:
-    """Fill in what an engine without statistics left out, by one scoring pass of the policy.
+    """Fill in what a sampler without statistics left out, by one scoring pass of the policy.
 
-    Args:
-        rollout: As it was sampled.
-        policy: That the engine sampled for.
-        sampling: Which statistics, and their temperature.
-        slices: As in :func:`score_slices`: those of the update, so that its first ratio is 1 to the last bit. null:
-            all at once.
-        head_weight_only: As in :func:`score_slices`.
+    The arguments are those of :func:`score_slices`: with the update's slices its first ratio is 1 to the last bit.
     """
     samples = rollout.samples
     if samples.stats is not None:
@@ -42,10 +36,7 @@ def with_importance(rollout: Rollout, cap: float | None) -> Rollout:
 
     w = min(policy / engine, cap), the truncated importance weight of Yao et al., "Your Efficient RL Framework
     Secretly Brings You Off-Policy RL Training" (2025).
-
-    Args:
-        rollout: With the log-probabilities of the policy.
-        cap: Largest weight; null: no weights.
+    A cap of None: no weights.
     """
     samples = rollout.samples
     if cap is None or samples.engine_logprob is None:
@@ -65,19 +56,11 @@ def score_slices(
 ) -> tuple[Tensor, TokenStats | None]:
     """Score the rollout under another model.
 
-    The pass runs on the very slices that the update will use, so that at the first step policy and reference
-    round alike and their divergence is exactly 0.
-
-    Args:
-        model: Whose distributions.
-        rollout: Completions.
-        slices: Row numbers that together are all rows.
-        sampling: For the statistics' temperature, and which they are.
-        statistics: Whether they are wanted.
-        head_weight_only: As the update's head, see :class:`~rlif_lightning.models.scoring.CompletionScores`.
+    The pass runs on the very slices (row numbers that together are all rows) and the head that the update will use,
+    so that at the first step policy and reference round alike and their divergence is exactly 0.
 
     Returns:
-        Log-probabilities [N, T] at the sampler's temperature, and the statistics [N, T] or None.
+        Log-probabilities [N, T] in nats at the sampler's temperature, and where wanted the statistics [N, T].
     """
     logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
     stats = TokenStats.zeros(logprob.shape, sampling.statistics, logprob.device) if statistics else None

@@ -18,7 +18,6 @@ def slice_loss(
     denominator: Tensor | float,
     old_logprob: Tensor | None,
     settings: LossSettings,
-    reference_forward: bool = False,
 ) -> PolicyLoss:
     """The loss of a slice with gradient in the policy's trainable weights.
 
@@ -31,8 +30,6 @@ def slice_loss(
         denominator: D of the window.
         old_logprob: [N, T] of the policy that sampled; None: on policy.
         settings: Which loss; where its entropy coefficient is not None, the entropy is taken.
-        reference_forward: Compute every prompt as often as it comes and all logits at once, and take the gradient by
-            autograd: what the rest is tested against.
     """
     samples, temperature = rollout.samples, rollout.temperature
     assert rollout.advantages is not None and rollout.loss_mask is not None
@@ -44,7 +41,7 @@ def slice_loss(
         surrogate_mask=rollout.surrogate_mask,
         importance=rollout.importance,
     )
-    if takes_fused_loss(policy, settings) and not reference_forward:
+    if takes_fused_loss(policy, settings):
         _, head = body_and_head(policy)
         assert head.weight is not None
         return fused_policy_loss(
@@ -58,11 +55,11 @@ def slice_loss(
             temperature=temperature,
             scale=head.scale,
         )
-    scores = CompletionScores(policy, samples, reference_forward)
+    scores = CompletionScores(policy, samples)
     if settings.entropy_coefficient is None:
         return policy_loss(scores.logprobs(temperature), inputs, denominator, settings)
-    logprob, entropy = scores.logprobs_and_entropy(temperature)
-    return policy_loss(logprob, inputs, denominator, settings, entropy)
+    stats = scores.stats(temperature)
+    return policy_loss(stats.logprob, inputs, denominator, settings, stats.entropy)
 
 
 def takes_fused_loss(policy: nn.Module, settings: LossSettings) -> bool:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
-from rlif_lightning.callbacks.optimizer_settings import bring_back, configuration
+from rlif_lightning.callbacks.checkpoint import bring_back, configuration
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 

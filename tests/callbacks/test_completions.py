@@ -55,7 +55,7 @@ def run(tmp_path_factory, model_folder, problems_file):
             "--data.answers.completion=last_number", "--data.template={prompt} ",
             "--rollout.prompts_per_step=2", "--rollout.group_size=4", "--rollout.max_new_tokens=8",
             "--rollout.rewards=[SelfCertainty, Random]", "--trainer.max_steps=3", "--trainer.accelerator=cpu",
-            "--trainer.enable_progress_bar=false", "--completions.show=2",
+            "--trainer.enable_progress_bar=false",
         ])  # fmt: skip
     finally:
         os.chdir(old)
@@ -99,7 +99,7 @@ def test_the_rows_explain_their_advantages(run):
 def test_the_first_completions_are_text_in_tensorboard(run):
     found = events(run)
     tags = [t for t in found.Tags()["tensors"] if t.startswith("completions/")]
-    assert sorted(tags) == ["completions/0/text_summary", "completions/1/text_summary"]
+    assert sorted(tags) == [f"completions/{n}/text_summary" for n in range(4)]
     shown = found.Tensors(tags[0])
     assert [e.step for e in shown] == [0, 1, 2]
     first = rows(run / "completions.jsonl")[0]
@@ -135,12 +135,6 @@ def test_how_much_is_kept(settings, steps, rlif, small_fit):
         assert [r["step"] for r in rows(folder / "completions.jsonl")] == steps
 
 
-def test_nothing_shown_is_still_kept(rlif, small_fit):
-    folder = rlif("fit", *small_fit, "--completions.show=0", "--trainer.max_steps=1") / "runs/run/1"
-    assert len(rows(folder / "completions.jsonl")) == 8
-    assert not [t for t in events(folder).Tags()["tensors"] if t.startswith("completions/")]
-
-
 def test_a_rollout_of_several_steps_is_kept_once(rlif, small_fit):
     folder = rlif("fit", *small_fit, "--rollout.passes=2", "--trainer.max_steps=4") / "runs/run/1"
     assert [r["step"] for r in rows(folder / "completions.jsonl")] == [0] * 8 + [2] * 8
@@ -153,9 +147,9 @@ def test_every_counts_rollouts_that_are_due_even_if_a_rollout_serves_several_ste
     assert sorted({r["step"] for r in rows(folder / "completions.jsonl")}) == [0, 3, 6]
 
 
-@pytest.mark.parametrize("name", ["every", "keep", "show"])
+@pytest.mark.parametrize("name", ["every", "keep"])
 def test_negative_settings_are_refused(name):
-    with pytest.raises(UserError, match=f"completions.{name} is negative"):
+    with pytest.raises(UserError, match=f"completions.{name} is out of range"):
         Completions(**{name: -1})
 
 

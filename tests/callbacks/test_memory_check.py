@@ -9,7 +9,7 @@ import torch
 from rlif_lightning.callbacks import MemoryCheck, RolloutCallback, memory_check
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.policy import Policy
-from rlif_lightning.sampling import NativeSampler, longest
+from rlif_lightning.sampling import NativeSampler
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder
 from rlif_lightning.training.module import RLIFModule
 from tests.short_runs import fit
@@ -73,7 +73,7 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
 def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
     """Where weights are shared out the rollout has a module of its own."""
     made, decoded = [], []
-    own, for_policy = Policy.whole, longest.decoder_for
+    own, last = Policy.whole, NativeSampler.sample_last_token
 
     @contextmanager
     def whole(self):
@@ -82,7 +82,9 @@ def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
             yield made[-1]
 
     monkeypatch.setattr(Policy, "whole", whole)
-    monkeypatch.setattr(longest, "decoder_for", lambda policy: decoded.append(policy) or for_policy(policy))
+    monkeypatch.setattr(
+        NativeSampler, "sample_last_token", lambda self, *args: decoded.append(self.policy) or last(self, *args)
+    )
     fit(model_folder(), problems_file, callbacks=[MemoryCheck("try")], steps=1)
     assert len(decoded) == 1 and decoded[0] is made[0]
 

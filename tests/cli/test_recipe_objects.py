@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from rlif_lightning.cli.recipe_objects import load
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.precision import autocast
 
@@ -17,7 +17,7 @@ def options(parser):
 def loaded(tmp_path, monkeypatch):
     """``loaded("--config", ...)``: the objects of a command named ``try``."""
     monkeypatch.chdir(tmp_path)
-    return lambda *args: load("try", [str(a) for a in args], options, "Try it.")
+    return lambda *args: RecipeObjects("try", [str(a) for a in args], options, "Try it.")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_recipes_overlays_and_own_options_become_objects(loaded, small_fit, no_w
     assert (objects.collector.plan.group_size, objects.collector.sampling.temperature) == (3, 0.5)
     assert objects.evaluation.attempts.sampling.max_new_tokens == 8
     assert objects.options.count == 5
-    assert objects.cli.recipe == "token_entropy+own"
+    assert objects.recipe == "token_entropy+own"
     assert objects.device == torch.device("cpu") and objects.precision == "32-true"
     prompts = objects.prompts()
     assert len(prompts) == 40

@@ -405,7 +405,7 @@ def test_without_labels_and_with_lora(rlif, small_fit, capsys):
         (["--prompts=41"], ["fewer prompts", "40 prompts", "--prompts 40"]),
         (["--prompts=1"], ["--prompts is too small", "2 or more"]),
         (["--rollout.group_size=1"], ["group_size is too small"]),
-        (["--rollout.temperature=0"], ["temperature must be above 0"]),
+        (["--rollout.temperature=0"], ["rollout.temperature is out of range", "teaches nothing"]),
         (["--split=val"], ["data.val is empty"]),
         (["--split=vall"], ["split can't be 'vall'", "did you mean val?"]),
         (["--data.train.path=nosuch.jsonl"], ["does not exist"]),

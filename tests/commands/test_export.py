@@ -11,6 +11,7 @@ import yaml
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from rlif_lightning.commands.export import choose_checkpoint
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
@@ -18,8 +19,6 @@ from rlif_lightning.exporting import hub
 from rlif_lightning.exporting.card import _header, code, fenced
 from rlif_lightning.exporting.check import compare, reload
 from rlif_lightning.exporting.prompt import chat_template, differing_prompts
-from rlif_lightning.exporting.source import choose_checkpoint
-from rlif_lightning.exporting.weights import save_merged
 from rlif_lightning.models.merging import merge
 from rlif_lightning.runs.folder import GUARD_WEIGHTS
 from tests.conftest import CHAT_TEMPLATE, make_model, make_tokenizer
@@ -157,7 +156,7 @@ def test_an_adapter_on_tied_weights_is_merged_into_one_of_them(tmp_path, lora):
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.2, generator=generator))
     expected = logits(policy)
     assert float((expected - logits(make_model(tie_word_embeddings=True))).abs().max()) > 0.1
-    save_merged(merge(policy, torch.float32), tmp_path)
+    merge(policy, torch.float32).save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     close(logits(again), expected)
     still_tied = again.lm_head.weight is again.model.embed_tokens.weight
@@ -555,17 +554,19 @@ class Api:
         return "https://huggingface.co/me/model/commit/1"
 
 
-def test_push_uploads_the_folder_to_a_private_repository(tmp_path):
+def test_push_uploads_the_folder_to_a_private_repository(tmp_path, monkeypatch):
     api = Api()
-    assert hub.push(tmp_path, "model", api).endswith("commit/1")
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
+    assert hub.push(tmp_path, "model").endswith("commit/1")
     assert api.asked == [("create", "model", True, True), ("upload", str(tmp_path), "me/model", "model")]
 
 
-def test_a_push_that_fails_says_how_to_go_on(tmp_path):
+def test_a_push_that_fails_says_how_to_go_on(tmp_path, monkeypatch):
     api = Api()
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
     api.upload_folder = lambda **kwargs: (_ for _ in ()).throw(OSError("connection reset"))
     with pytest.raises(UserError, match=r"connection reset(.|\n)*hf upload model"):
-        hub.push(tmp_path, "model", api)
+        hub.push(tmp_path, "model")
 
 
 def test_pushing_needs_a_hub_a_token_and_a_base_that_others_have(rlif, fit, monkeypatch, capsys):

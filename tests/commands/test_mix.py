@@ -18,6 +18,8 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.folder import save_mix
 from rlif_lightning.mixing.results import read_rows, results_table, write_rows
 from rlif_lightning.mixing.weights import Pair, check_ratios, interpolate, mix
+from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.trainable import save_trainable, trainable, trainable_weights
 from tests.conftest import make_model, make_tokenizer
 
 
@@ -192,10 +194,10 @@ def test_a_missing_model(model_folder, which):
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 
 
-def with_lora(model):
+def with_lora(model, lora=LORA):
     from peft import LoraConfig, get_peft_model
 
-    policy = get_peft_model(model, LoraConfig(**LORA))
+    policy = get_peft_model(model, LoraConfig(**lora))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -267,6 +269,32 @@ def test_a_checkpoint_counts_as_the_base_with_its_weights(rlif, small_fit, model
     assert any(not torch.equal(end[name], start[name]) for name in start)
     with pytest.raises(UserError, match="not trained from the base"):
         mix(Pair(str(model_folder(seed=1)), str(run)), 0.5)
+
+
+def test_weights_that_the_guard_has_kept_count_as_a_checkpoint(model_folder, tmp_path):
+    policy = Policy.load(PolicySettings(str(model_folder()), lora=LORA))
+    with torch.no_grad():
+        for weight in trainable(policy.model).values():
+            weight.add_(0.1)
+    kept = tmp_path / "weights.safetensors"
+    save_trainable(trainable_weights(policy.model), kept, step=3, **policy.identity.to_facts())
+    mixed = weights(mix(Pair(str(model_folder()), str(kept)), 1).model)
+    start = weights(AutoModelForCausalLM.from_pretrained(model_folder()))
+    for name, weight in mixed.items():
+        expected = start[name].double() + delta(policy.model, name)
+        torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(mixed[name], start[name]) for name in start)
+
+
+def test_an_adapter_on_one_of_two_tied_embeddings_is_not_merged_into_both(tmp_path):
+    """It was: the mixture was another model, without a word."""
+    base = folder_of(tmp_path / "base", tie_word_embeddings=True)
+    lora = LORA | {"target_modules": ["embed_tokens"]}
+    with_lora(AutoModelForCausalLM.from_pretrained(base), lora).save_pretrained(
+        tmp_path / "adapter", save_embedding_layers=False
+    )
+    with pytest.raises(UserError, match=r"not those of the base(.|\n)*lm_head"):
+        mix(Pair(base, str(tmp_path / "adapter")), 0.5)
 
 
 # -- folders ------------------------------------------------------------------------------------------------

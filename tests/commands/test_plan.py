@@ -29,8 +29,7 @@ from rlif_lightning.planning.tracker import Alive
 from rlif_lightning.planning.weights import NF4_BITS, count, optimizer_memory
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.kv_cache import PreallocatedLayer, cache_room
-from rlif_lightning.training.module import RLIFModule
-from rlif_lightning.training.settings import default_optimizer
+from rlif_lightning.training.module import RLIFModule, default_optimizer
 from tests.conftest import load_model, make_config, make_model
 
 PARAMETERS = {  # as the models' cards and weight files have them
@@ -429,7 +428,7 @@ def test_settings_of_the_trainer():
 
 @pytest.mark.parametrize(
     ("strategy", "line"),
-    [("fsdp2", "shared by 2 processes"), ("rlif_lightning.models.fsdp2.FSDP2Strategy", "shared by 2"), ("ddp", "")],
+    [("fsdp2", "by 2 processes"), ("rlif_lightning.models.strategies.FSDP2Strategy", "by 2 processes"), ("ddp", "")],
 )
 def test_strategy_of_a_recipe(strategy, line, capsys):
     plan("--config", "quickstart", "--trainer.strategy", strategy, "--trainer.devices", "2")

@@ -6,9 +6,8 @@ from matplotlib.colors import to_hex
 
 from rlif_lightning.commands.report import main
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.curves import curves_figure, draw_curves
+from rlif_lightning.runs.curves import curves_figure, draw_curves, write_report
 from rlif_lightning.runs.metrics_csv import MetricsCSV
-from rlif_lightning.runs.report import write_report
 from rlif_lightning.runs.summary import summary_table
 
 ACCURACY = {0: 0.3, 2: 0.7, 4: 0.5, 6: 0.1}
@@ -208,7 +207,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, monkeypatch):
 
 def test_help_is_quick_because_nothing_heavy_is_imported(tmp_path):
     code = """
-import sys, rlif_lightning.runs.report
+import sys, rlif_lightning.runs.curves
 from rlif_lightning.commands.report import main
 try:
     main(["--help"])

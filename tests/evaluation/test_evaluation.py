@@ -377,6 +377,11 @@ class Echo:
     def __init__(self, token: int = 70) -> None:
         self.token = token
 
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        pass
+
     def update(self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
         self.end = min(end_ids)
 

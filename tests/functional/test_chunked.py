@@ -7,11 +7,10 @@ from rlif_lightning.functional.chunked import (
     LinearHead,
     chunk_rows,
     chunked_logprobs,
-    chunked_logprobs_and_entropy,
     chunked_stats,
     chunks,
 )
-from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_logprobs, token_stats
+from rlif_lightning.functional.token_stats import token_logprobs, token_stats
 
 M, H, V = 11, 6, 29
 OWN = {"largest": lambda log_p: log_p.amax(-1), "squares": lambda log_p: log_p.exp().square().sum(-1)}
@@ -48,10 +47,6 @@ def test_as_the_plain_statistics(chunk, temperature, gradient):
             assert g.requires_grad == gradient
             torch.testing.assert_close(g, w)
         torch.testing.assert_close(chunked_logprobs(hidden, head, ids, temperature, chunk=chunk), want.logprob)
-        for g, w in zip(
-            chunked_logprobs_and_entropy(hidden, head, ids, temperature, chunk=chunk), want, strict=False
-        ):
-            torch.testing.assert_close(g, w)
 
 
 def test_statistics_see_no_more_than_a_chunk():
@@ -82,8 +77,8 @@ def test_gradients_of_any_head(chunk):
             (chunked_logprobs(hidden, head, ids, 0.7, chunk=chunk) * u[0]).sum(),
         )
         yield (
-            weighted(*logprobs_and_entropy(head(hidden), ids, 0.7)),
-            weighted(*chunked_logprobs_and_entropy(hidden, head, ids, 0.7, chunk=chunk)),
+            weighted(*token_stats(head(hidden), ids, 0.7)[:2]),
+            weighted(*chunked_stats(hidden, head, ids, 0.7, chunk=chunk)[:2]),
         )
         yield (
             weighted(*token_stats(head(hidden), ids, 0.7)),
@@ -158,18 +153,12 @@ def test_no_tokens(gradient):
 
 
 @pytest.mark.parametrize("ids", [M + 1, M - 1])
-@pytest.mark.parametrize("function", [chunked_stats, chunked_logprobs, chunked_logprobs_and_entropy])
+@pytest.mark.parametrize("function", [chunked_stats, chunked_logprobs])
 @pytest.mark.parametrize("gradient", [True, False])
 def test_ids_that_do_not_match_are_refused(ids, function, gradient):
     hidden, head, _ = sample()
     with torch.set_grad_enabled(gradient), pytest.raises(ValueError, match="do not match"):
         function(hidden, head, torch.zeros(ids, dtype=torch.long), chunk=4)
-
-
-def test_a_chunk_without_tokens_is_refused():
-    hidden, head, ids = sample()
-    with pytest.raises(ValueError, match="a chunk must hold tokens"):
-        chunked_stats(hidden, head, ids, chunk=0)
 
 
 def test_chunks_cover_every_token_once():

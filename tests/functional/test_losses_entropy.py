@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlif_lightning.functional.entropy import adapted_coefficient, top_entropy_mask
-from rlif_lightning.functional.token_stats import logprobs_and_entropy, token_stats
+from rlif_lightning.functional.token_stats import token_stats
 from tests.functional.loss_calls import loss_denominator, policy_loss
 
 
@@ -65,20 +65,6 @@ def test_the_coefficient_follows_the_target():
     assert seen == pytest.approx([0.005, 0.01, 0.015, 0.01, 0.005, 0.0, 0.0, 0.005])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_entropy_are_those_of_token_stats(temperature):
-    g = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 4, 11, generator=g) * 5
-    logits[0, 0, 1:3] = -torch.inf
-    ids = torch.randint(3, 11, (3, 4), generator=g)
-    want = token_stats(logits, ids, temperature)
-    logprob, entropy = logprobs_and_entropy(logits, ids, temperature)
-    assert torch.equal(logprob, want.logprob)
-    assert torch.equal(entropy, want.entropy)
-    z = logits.double().requires_grad_()
-    assert torch.autograd.grad(logprobs_and_entropy(z, ids, temperature)[1].sum(), z)[0].isfinite().all()
-
-
 class TestBonus:
     @staticmethod
     def batch():
@@ -93,7 +79,7 @@ class TestBonus:
     @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo", "cispo"])
     def test_it_is_the_mean_entropy_with_the_weights_of_the_loss(self, loss):
         logits, ids, mask = self.batch()
-        logprob, entropy = logprobs_and_entropy(logits, ids)
+        logprob, entropy = token_stats(logits, ids)[:2]
         out = policy_loss(
             logprob,
             torch.zeros(3),
@@ -114,16 +100,16 @@ class TestBonus:
 
     def test_a_step_raises_the_entropy(self):
         logits, ids, mask = self.batch()
-        logprob, entropy = logprobs_and_entropy(logits, ids)
+        logprob, entropy = token_stats(logits, ids)[:2]
         settings = {"entropy": entropy, "entropy_coefficient": 1.0}
         (grad,) = torch.autograd.grad(policy_loss(logprob, torch.zeros(3), mask, 3.0, **settings).loss, logits)
-        after = logprobs_and_entropy(logits - 0.1 * grad, ids)[1]
+        after = token_stats(logits - 0.1 * grad, ids).entropy
         assert (after > entropy)[mask].all()
         assert torch.equal(after[~mask], entropy[~mask])
 
     def test_without_a_coefficient_it_is_only_reported(self):
         logits, ids, mask = self.batch()
-        logprob, entropy = logprobs_and_entropy(logits, ids)
+        logprob, entropy = token_stats(logits, ids)[:2]
         plain = policy_loss(logprob, torch.ones(3), mask, 3.0)
         reported = policy_loss(logprob, torch.ones(3), mask, 3.0, entropy=entropy)
         assert torch.equal(plain.loss, reported.loss)

@@ -1,7 +1,8 @@
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import AnswerFormat, Gold, gold_text, read_gold, read_tolerance
+from rlif_lightning.grading import AnswerFormat, Gold, read_gold
+from rlif_lightning.grading.answers import gold_text, read_tolerance
 
 
 @pytest.mark.parametrize(
@@ -28,10 +29,10 @@ def test_a_field_without_an_answer_is_an_error(value):
 
 
 def test_tolerance_fields():
-    assert read_tolerance(None) is None
-    assert read_tolerance("") is None
-    assert read_tolerance("1e-1") == 0.1
-    assert read_tolerance(0.1) == 0.1
+    assert read_tolerance(None) == ()
+    assert read_tolerance("") == ()
+    assert read_tolerance("1e-1") == (0.1,)
+    assert read_tolerance(0.1) == (0.1,)
     assert read_tolerance("1e-1,1e-2") == (0.1, 0.01)
     assert read_tolerance("1e-1,null") == (0.1, 0.0)
     for wrong in ("much", "-1", "nan", [1]):
@@ -42,21 +43,21 @@ def test_tolerance_fields():
 def test_gold_answers_of_the_usual_data_sets():
     assert read_gold("9 * 2 = $<<9*2=18>>18\n#### 1,080", r"####\s*(.+)") == Gold("1,080")
     assert read_gold(r"L \simeq \boxed{4.5e33} \mathrm{ergs}", "boxed") == Gold("4.5e33")
-    assert read_gold(["4.2"], unit="%", tolerance="1e-1") == Gold("4.2", "%", 0.1)
+    assert read_gold(["4.2"], unit="%", tolerance="1e-1") == Gold("4.2", "%", (0.1,))
     assert read_gold(27.0) == Gold("27")
     assert read_gold("no box", "boxed") is None
 
 
 def test_places_are_tried_in_their_order():
     settings = AnswerFormat(completion=["boxed", "last_number"])
-    assert settings.find(r"\boxed{7}, not 8") == "7"
-    assert settings.find("7, not 8") == "8"
-    assert settings.find("none") is None
+    assert settings.locate(r"\boxed{7}, not 8").text == "7"
+    assert settings.locate("7, not 8").text == "8"
+    assert settings.locate("none") is None
 
 
 def test_an_unfinished_completion_has_no_answer_where_the_recipe_says_so():
-    assert AnswerFormat(unfinished_is_wrong=True).find(r"\boxed{7}", ended=False) is None
-    assert AnswerFormat().find(r"\boxed{7}", ended=False) == "7"
+    assert AnswerFormat(unfinished_is_wrong=True).locate(r"\boxed{7}", ended=False) is None
+    assert AnswerFormat().locate(r"\boxed{7}", ended=False).text == "7"
 
 
 @pytest.mark.parametrize(

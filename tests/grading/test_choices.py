@@ -3,8 +3,9 @@
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import AnswerFormat, Gold, Grader, extract
+from rlif_lightning.grading import AnswerFormat, Gold, Grader
 from rlif_lightning.grading.choices import lettered, right_letter
+from rlif_lightning.grading.extraction import extract
 
 
 @pytest.mark.parametrize(

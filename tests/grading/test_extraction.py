@@ -5,8 +5,8 @@ import warnings
 import pytest
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import check_where, extract, extraction, locate
-from rlif_lightning.grading.extraction import PATTERN_WINDOW
+from rlif_lightning.grading import check_where, extraction
+from rlif_lightning.grading.extraction import PATTERN_WINDOW, extract, locate
 
 GSM8K = r"####\s*(.+)"
 TOY = r"#(\d)$"

@@ -55,8 +55,6 @@ def test_bootstrap_interval_is_repeatable_and_shrinks():
     narrow = bootstrap_interval(many, resamples=1_000)
     assert narrow[1] - narrow[0] < (high - low) / 5
     assert bootstrap_interval([1.0, 1.0]) == (1.0, 1.0)
-    inner = bootstrap_interval(few, level=0.5)
-    assert low < inner[0] <= inner[1] < high
 
 
 def test_bootstrap_interval_does_not_depend_on_the_size_of_its_chunks():
@@ -73,14 +71,12 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     covered = 0
     for _ in range(200):
         values = (generator.random(100) < 0.4).astype(float)
-        low, high = bootstrap_interval(values, level=0.9, resamples=500)
+        low, high = bootstrap_interval(values, resamples=500)
         covered += low <= 0.4 <= high
-    assert 0.83 <= covered / 200 <= 0.97
+    assert 0.9 <= covered / 200 <= 0.99
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"values": []}, {"values": [1.0], "level": 1.0}, {"values": [1.0], "resamples": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"values": []}, {"values": [1.0], "resamples": 0}])
 def test_bootstrap_interval_refuses_what_has_no_answer(wrong):
     with pytest.raises(ValueError, match="bootstrap_interval needs"):
         bootstrap_interval(**wrong)

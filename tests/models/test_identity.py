@@ -1,4 +1,4 @@
-"""Whose weights a checkpoint holds: in files of this release, of older ones, and of the guard."""
+"""Whose weights a checkpoint holds: in those of a Trainer, and in the guard's files."""
 
 import pytest
 import torch
@@ -20,9 +20,8 @@ def test_texts_say_the_same():
     assert Identity.from_facts({**facts, "step": "3", "rollout/entropy": "nan"}) == OWN
 
 
-def test_an_older_checkpoint_lacks_what_came_later():
-    old = {"rlif": {"model": "toy", "fingerprint": "abc", "lora": None, "versions": {}}}
-    assert identity_of(old) == Identity("toy", "abc")
+def test_a_checkpoint_says_whose_it_is():
+    assert identity_of({"rlif": {**vars(OWN), "versions": {}}}) == OWN
     with pytest.raises(UserError, match="not written by rlif_lightning"):
         identity_of({"state_dict": {}})
 

@@ -10,16 +10,16 @@ from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rlif_lightning.cli.recipe_objects import load
+from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import adapter_off, add_adapter, add_lora, find_adapter
 from rlif_lightning.models.policy import set_training_mode
-from rlif_lightning.models.scoring import CompletionScores, completion_logits
+from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.sampling.check_decoding import decoding_error
-from tests.conftest import load_model, make_model
+from tests.conftest import completion_logits, load_model, make_model
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401
@@ -288,7 +288,7 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
 
 def test_a_command_without_a_trainer_has_the_adapter_and_its_reference(tmp_path, monkeypatch, small_fit, adapter):
     monkeypatch.chdir(tmp_path)
-    objects = load("try", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None)
+    objects = RecipeObjects("try", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None, "Try.")
     loaded = objects.policy(training=True)
     loaded.make_references({"frozen"})
     policy = loaded.model

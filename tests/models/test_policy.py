@@ -15,10 +15,9 @@ from rlif_lightning.models.identity import fingerprint
 from rlif_lightning.models.lora import adapter_off, add_lora, check_lora
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.references import frozen_copy
-from rlif_lightning.models.scoring import completion_logits
 from rlif_lightning.models.tokenizer import load_tokenizer
 from rlif_lightning.sampling import NativeSampler, Sampling
-from tests.conftest import ARCHITECTURES, load_model, make_model, make_tokenizer
+from tests.conftest import ARCHITECTURES, completion_logits, load_model, make_model, make_tokenizer
 from tests.short_runs import adamw, fit, many_ends
 
 pytestmark = [
@@ -322,7 +321,7 @@ class Recomputations:
 def test_gradient_checkpointing_recomputes_every_layer(folder, problems_file, monkeypatch, lora):
     """Lightning keeps the eval mode of from_pretrained, in which checkpointing is silently inactive."""
     # Prompts and completions together, with checkpointing or not: one call of each layer.
-    monkeypatch.setattr(scoring, "shares_prompts", lambda model: False)
+    monkeypatch.setattr(scoring, "_distinct", lambda ids, mask: (ids, None))
     counted = Recomputations(monkeypatch)
     calls, runs = [], []
     for checkpointing in (False, True):

@@ -15,12 +15,12 @@ from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import adapter_off, add_lora
 from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import check_quantization
-from rlif_lightning.models.scoring import CompletionScores, completion_logits
+from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.models.strategies import FSDP2Strategy, shares_out
 from rlif_lightning.models.trainable import put_weights, trainable, trainable_weights
 from rlif_lightning.sampling.check_decoding import decoding_error
 from rlif_lightning.training.slice_loss import slice_loss
-from tests.conftest import load_model, make_model, make_tokenizer
+from tests.conftest import completion_logits, load_model, make_model, make_tokenizer
 from tests.models.test_lora import moved
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint

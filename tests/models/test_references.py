@@ -10,10 +10,10 @@ from torch import nn
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.models import references
-from rlif_lightning.models.references import References, Snapshot, check_memory, free_memory
-from rlif_lightning.models.scoring import completion_logits
+from rlif_lightning.models.references import References, Snapshot, free_memory
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rewards import SelfCertainty, TokenEntropy, TrajectoryEntropy
+from tests.conftest import completion_logits
 from tests.short_runs import adamw, fit
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
@@ -92,7 +92,7 @@ def test_weights_are_swapped_and_come_back_bit_by_bit(model_folder):
     from tests.conftest import load_model
 
     policy = load_model(str(model_folder()))
-    snapshot = Snapshot(policy)
+    snapshot = Snapshot(trainable(policy))
     start = {n: p.detach().clone() for n, p in policy.named_parameters()}
     with torch.no_grad():
         for p in policy.parameters():
@@ -113,7 +113,7 @@ def test_weights_are_swapped_and_come_back_bit_by_bit(model_folder):
 def test_autocast_sees_the_swapped_weights(model_folder):
     """It keeps bfloat16 copies by identity of the tensor, within one context."""
     layer = torch.nn.Linear(4, 4)
-    snapshot = Snapshot(layer)
+    snapshot = Snapshot(trainable(layer))
     with torch.no_grad():
         layer.weight.add_(1)
     x = torch.ones(1, 4)
@@ -216,7 +216,6 @@ def test_free_memory_of_this_machine():
     free = free_memory(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
     assert free_memory(torch.device("meta")) is None
-    check_memory(10**18, torch.device("meta"), "x", "y")  # nobody knows: not refused
 
 
 def test_free_memory_of_a_gpu_counts_what_torch_keeps_for_later(monkeypatch):

@@ -174,7 +174,7 @@ def test_commands_score_no_more_rows_at_a_time_than_an_update(rlif, small_fit, m
 def test_a_filters_warning_names_what_is_logged(sampler, told):
     callback = RolloutCallback(prompts_per_step=2, group_size=4, top_k=5, sampler=sampler())
     with pytest.warns(UserWarning, match=told):
-        callback.on_train_start(SimpleNamespace(max_steps=2), None)
+        callback.on_train_start(None, SimpleNamespace(total_steps=lambda: 2))
 
 
 # -- VLLMSampler where vLLM is not --------------------------------------------------------------------------
@@ -246,32 +246,22 @@ def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
 
 
 def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-
-    from rlif_lightning.callbacks.sampling import check_sampler
-
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
-    sharded = SimpleNamespace(strategy=ModelParallelStrategy(), world_size=1)
-    with pytest.raises(UserError, match="ModelParallelStrategy"):
-        check_sampler(VLLMSampler(), sharded, Sampling(8), [])
-    ddp = DDPStrategy(parallel_devices=[torch.device("cpu")])
-    check_sampler(VLLMSampler(), SimpleNamespace(strategy=ddp, world_size=1), Sampling(8), [])
-    check_sampler(NativeSampler(), sharded, Sampling(8), [])
+    with pytest.raises(UserError, match="cuts it into shards"):
+        VLLMSampler().check([], Sampling(8), None)
+    NativeSampler().check([], Sampling(8), None)
 
 
 @pytest.mark.parametrize(("device", "processes", "right"), [
     ("cuda:0", 1, True), ("cuda:1", 1, False), ("cuda:1", 2, True), ("cpu", 1, True),
 ])  # fmt: skip
 def test_one_process_has_the_gpu_that_vllm_takes(monkeypatch, device, processes, right):
-    from rlif_lightning.callbacks.sampling import check_sampler
-
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), world_size=processes)
     if right:
-        check_sampler(VLLMSampler(), trainer, Sampling(8), [])
+        VLLMSampler().check([], Sampling(8), torch.device(device), processes)
     else:
         with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=1"):
-            check_sampler(VLLMSampler(), trainer, Sampling(8), [])
+            VLLMSampler().check([], Sampling(8), torch.device(device), processes)
 
 
 @pytest.mark.parametrize("launched", [{}, {"LOCAL_RANK": "0"}], ids=["slurm", "lightning"])

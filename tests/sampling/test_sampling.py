@@ -9,13 +9,12 @@ import torch
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.functional.token_stats import token_stats
-from rlif_lightning.models.scoring import completion_logits
 from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.sampling import NativeSampler, Sampling
 from rlif_lightning.sampling.check_decoding import check_decoding, decoding_error
 from rlif_lightning.sampling.decoders import PreallocatedDecoder
 from rlif_lightning.sampling.llama_decoder import LlamaDecoder, decoder_for
-from tests.conftest import ARCHITECTURES, make_model, make_tokenizer
+from tests.conftest import ARCHITECTURES, completion_logits, make_model, make_tokenizer
 from tests.sampling.plain_decoder import PlainDecoder
 
 VOCABULARY = 320
@@ -514,4 +513,4 @@ def test_under_autocast_keys_take_no_more_memory_than_values(model_folder):
         decoder = PreallocatedDecoder(policy)
         decoder.prefill(ids, torch.ones_like(ids, dtype=torch.bool))
         decoder.step(ids[:, 0])
-    assert {x.dtype for layer in decoder.cache.preallocated for x in (layer.keys, layer.values)} == {torch.bfloat16}
+    assert {x.dtype for layer in decoder.cache.layers for x in (layer.keys, layer.values)} == {torch.bfloat16}

@@ -11,7 +11,6 @@ import torch
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.models.scoring import completion_logits
 from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
@@ -19,7 +18,7 @@ from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
 from rlif_lightning.toy.base import build
 from rlif_lightning.toy.recipe import ARCHITECTURE
 from rlif_lightning.training.scores import with_scores
-from tests.conftest import load_model, make_model
+from tests.conftest import completion_logits, load_model, make_model
 from tests.rewards.own_rewards import load
 
 pytestmark = [
@@ -246,7 +245,7 @@ def test_autocast_sets_the_engines_dtype_and_stays_out_of_it(toy):
         _, off = draw(half, toy, Sampling(32))
         assert half._llm.llm_engine.model_config.dtype == torch.bfloat16
         assert 1e-4 < off < 0.5
-        exact = VLLMSampler(dtype="float32")
+        exact = VLLMSampler(engine={"dtype": "float32"})
         exact.update(toy, [END], PAD)
         drawn = exact.sample(PROMPTS, 4, SEEDS, Sampling(32))
     with torch.no_grad():

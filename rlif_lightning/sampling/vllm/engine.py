@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,7 @@ from rlif_lightning.rollout import Samples
 from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import Progress, Sampling
 from rlif_lightning.sampling.vllm.merged_weights import merged_weights
-from rlif_lightning.sampling.vllm.start import (
-    check_head_size,
-    forward_dtype,
-    merged_config,
-    start_engine,
-    undisturbed,
-)
+from rlif_lightning.sampling.vllm.start import check_head_size, merged_config, start_engine, undisturbed
 
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where gpu_memory_utilization would be a share of all memory
 HOTTEST = 2.0  # temperature that vLLM's SamplingParams takes
@@ -38,17 +32,15 @@ class VLLMSampler:
     returned, the mismatch is not measured and not corrected.
 
     Args:
-        gpu_memory_utilization: Share of the GPU's memory for the engine, its copy of the weights included. On a CPU
-            the cache of keys and values takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
-        max_model_len: Longest prompt and completion together; null: what the model was made for.
-        dtype: Precision of the engine's weights and arithmetic; auto: that of the policy's forward.
-        enforce_eager: Don't compile, and on a GPU no CUDA graphs; null: so on a CPU only.
-        sleep: Free the engine's memory between rollouts; on a GPU only, a CPU's engine can't.
-        engine: Further arguments of ``vllm.LLM``.
+        gpu_memory_utilization: Share of the GPU's memory for the engine, including its copy of the weights. On a CPU
+            the key-value cache takes 1 GiB; ``engine: {kv_cache_memory_bytes: ...}`` sets another size.
+        max_model_len: Longest prompt and completion together, in tokens; null: the longest that the model supports.
+        sleep: Free the engine's memory between rollouts (on a GPU only).
+        engine: Further arguments of ``vllm.LLM``, such as ``dtype``, by default that of the policy's forward pass, or
+            ``enforce_eager`` (neither compile nor use CUDA graphs), by default true only on a CPU.
 
     Raises:
-        UserError: An argument is out of range, or not the user's to choose. Whether vLLM is installed is asked by
-            :meth:`check`: the settings of a run are read where nothing samples, too.
+        UserError: An argument is out of range, or not the user's to choose. Only :meth:`check` needs vLLM itself.
     """
 
     OWN = frozenset({
@@ -62,15 +54,12 @@ class VLLMSampler:
         self,
         gpu_memory_utilization: float = 0.3,
         max_model_len: int | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        enforce_eager: bool | None = None,
         sleep: bool = True,
         engine: dict[str, Any] | None = None,
     ) -> None:
         if not 0 < gpu_memory_utilization <= 1:
-            raise UserError(
-                "gpu_memory_utilization is out of range", got=gpu_memory_utilization, expected="above 0, at most 1"
-            )
+            what = "gpu_memory_utilization is out of range"
+            raise UserError(what, got=gpu_memory_utilization, expected="above 0, at most 1")
         taken = sorted(self.OWN & (engine or {}).keys())
         if taken:
             raise UserError(
@@ -79,23 +68,16 @@ class VLLMSampler:
                 do="leave them out of rollout.sampler.engine",
             )
         self.gpu_memory_utilization, self.max_model_len = gpu_memory_utilization, max_model_len
-        self.dtype, self.enforce_eager, self.sleep, self.engine = dtype, enforce_eager, sleep, engine or {}
-        self.policy: nn.Module | None = None
+        self.sleep, self.engine = sleep, engine or {}
         self.end_ids: list[int] = []
         self.pad_id = 0
         self._llm: Any = None
         self._device = torch.device("cpu")
 
-    def check(self, longest: int, sampling: Sampling) -> None:
-        """To be called before weights are loaded.
-
-        Args:
-            longest: Tokens of the longest prompt.
-            sampling: The distribution that will be drawn from.
-
-        Raises:
-            UserError: vLLM is not installed, or can't do this.
-        """
+    def check(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
+    ) -> None:
+        """Refuse what vLLM can't do; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         if not installed():
             raise UserError(
                 "VLLMSampler needs vLLM, which is not installed",
@@ -110,15 +92,22 @@ class VLLMSampler:
                 do="lower it, or leave rollout.sampler out",
             )
         if self.max_model_len is not None:
-            _check_room(longest, sampling, self.max_model_len)
+            _check_room(max(map(len, prompts), default=0), sampling, self.max_model_len)
+        if device is None:
+            raise UserError(
+                "VLLMSampler needs the whole policy in each process, and trainer.strategy cuts it into shards",
+                do="use --trainer.strategy ddp, or leave rollout.sampler out",
+            )
+        if processes == 1 and device.type == "cuda" and device.index:
+            raise UserError(
+                "vLLM takes the first GPU that it sees where there is one process, and training would take another",
+                got=f"trainer.devices [{device.index}]",
+                do=f"set CUDA_VISIBLE_DEVICES={device.index} and --trainer.devices 1, or leave rollout.sampler out",
+            )
 
     def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        """Copy this module's current weights into the engine and forget every cached prompt.
-
-        Raises:
-            UserError: vLLM can't run this model, or can't take its weights.
-        """
-        self.policy, self.end_ids, self.pad_id = policy, sorted(end_ids), pad_id
+        """Copy this module's current weights into the engine and forget every cached prompt."""
+        self.end_ids, self.pad_id = sorted(end_ids), pad_id
         self._device = next(policy.parameters()).device
         config, settings = merged_config(policy), self._settings(policy)
         with undisturbed(self._device):
@@ -147,15 +136,9 @@ class VLLMSampler:
         sampling: Sampling,
         progress: Progress | None = None,
     ) -> Samples:
-        """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`.
-
-        Raises:
-            UserError: vLLM refuses the distribution; a prompt leaves no room for its completion; or the policy's
-                logits are not numbers.
-        """
+        """Draw completions; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
         assert self._llm is not None, "call update() before sample()"
-        longest, most = max(map(len, prompts)), self._llm.llm_engine.model_config.max_model_len
-        _check_room(longest, sampling, most)
+        _check_room(max(map(len, prompts)), sampling, self._llm.llm_engine.model_config.max_model_len)
         rows = [p for p in prompts for _ in range(group_size)]
         measured = sampling.temperature > 0 and not sampling.filtered
         with undisturbed(self._device):
@@ -171,7 +154,6 @@ class VLLMSampler:
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, T]
         tokens = torch.tensor([token for x in drawn for token in x.token_ids])
         ids = torch.full(mask.shape, self.pad_id).masked_scatter(mask, tokens)
-        logprob = _logprobs(drawn, mask).to(self._device) if measured else None
         prompt_ids, prompt_mask = pad_left(rows, self.pad_id, self._device)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
         return Samples(
@@ -180,34 +162,31 @@ class VLLMSampler:
             completion_ids=ids.to(self._device),
             completion_mask=mask.to(self._device),
             ended=torch.isin(last, torch.tensor(self.end_ids)).to(self._device),
-            engine_logprob=logprob,
+            engine_logprob=_logprobs(drawn, mask).to(self._device) if measured else None,
         )
 
     def _parameters(self, sampling: Sampling, seed: int, measured: bool) -> Any:
         from vllm import SamplingParams
 
-        try:
-            return SamplingParams(
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                seed=seed,
-                max_tokens=sampling.max_new_tokens,
-                stop_token_ids=self.end_ids,
-                ignore_eos=True,  # our end tokens are the whole list
-                logprobs=0 if measured else None,  # of the sampled token alone
-                detokenize=False,
-            )
-        except Exception as error:  # vLLM has classes of its own, other ones in each version
-            raise UserError("vLLM refuses these settings of the sampler", got=str(error).splitlines()[0]) from error
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=seed,
+            max_tokens=sampling.max_new_tokens,
+            stop_token_ids=self.end_ids,
+            ignore_eos=True,  # our end tokens are the whole list
+            logprobs=0 if measured else None,  # of the sampled token alone
+            detokenize=False,
+        )
 
     def _settings(self, policy: nn.Module) -> dict[str, Any]:
         """Arguments of the engine."""
         on_cpu = self._device.type == "cpu"
         own: dict[str, Any] = {
-            "dtype": forward_dtype(policy, self._device) if self.dtype == "auto" else self.dtype,
-            "enforce_eager": on_cpu if self.enforce_eager is None else self.enforce_eager,
+            "dtype": _forward_dtype(policy, self._device),
+            "enforce_eager": on_cpu,
             "max_model_len": self.max_model_len,
             "enable_sleep_mode": self._sleeps,
             "gpu_memory_utilization": self.gpu_memory_utilization,
@@ -242,12 +221,16 @@ def _check_room(longest: int, sampling: Sampling, most: int) -> None:
         )
 
 
-def _logprobs(drawn: Sequence[Any], mask: Tensor) -> Tensor:
-    """Log-probabilities [N, T] in nats of vLLM's completions, 0 outside the mask.
+def _forward_dtype(policy: nn.Module, device: torch.device) -> str:
+    """The precision in which the policy's matrices are multiplied."""
+    dtype = next((p.dtype for p in policy.parameters() if p.is_floating_point()), torch.float32)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return str(dtype).removeprefix("torch.")
 
-    Raises:
-        UserError: The policy's logits are not numbers.
-    """
+
+def _logprobs(drawn: Sequence[Any], mask: Tensor) -> Tensor:
+    """Log-probabilities [N, T] in nats of vLLM's completions, 0 outside the mask."""
     values = [p[t].logprob for x in drawn for p, t in zip(x.logprobs, x.token_ids, strict=True)]
     logprob = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(values))
     if not logprob.isfinite().all():

@@ -16,17 +16,13 @@ def merged_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
     One matrix exists at a time: W + BA (or its DoRA form) is computed in float32 and belongs to the caller, weights
     that are dense already are the policy's own. Tied weights come once under each of their names.
 
-    Args:
-        policy: A Hugging Face model, or one under a PEFT adapter.
-
     Yields:
         Name and weight, detached.
 
     Raises:
         UserError: An adapter that is no LoRA, or that no single matrix can express; a policy cut into shards.
     """
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    yield from _weights(model, "")
+    return _weights(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "")
 
 
 def unties(policy: Any) -> bool:

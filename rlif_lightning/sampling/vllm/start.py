@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.sampling.vllm.merged_weights import unties
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's weights are reached from here
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's weights are reached from here: no other value does
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would bind the training's threads too
     "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -24,15 +23,11 @@ ENVIRONMENT = {
 
 def start_engine(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
     """Start an engine of this configuration; its weights are still to come."""
-    os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    several = "distributed_executor_backend" in settings
+    os.environ.update({**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     from vllm import LLM
 
-    with (
-        tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder,
-        _named_as_by_torchrun(device) if several else nullcontext(),
-    ):
+    named = _named_as_by_torchrun(device) if "distributed_executor_backend" in settings else nullcontext()
+    with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder, named:
         config.save_pretrained(folder)
         try:
             return LLM(
@@ -61,16 +56,13 @@ def _named_as_by_torchrun(device: torch.device) -> Iterator[None]:
     """
     rank = str(torch.distributed.get_rank())
     local = str(device.index or 0) if device.type == "cuda" else os.environ.get("LOCAL_RANK", rank)
-    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
+    before = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK") if name in os.environ}
     os.environ.update(RANK=rank, LOCAL_RANK=local)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        del os.environ["RANK"], os.environ["LOCAL_RANK"]
+        os.environ.update(before)
 
 
 def merged_config(policy: Any) -> Any:
@@ -86,14 +78,7 @@ def merged_config(policy: Any) -> Any:
 
 
 def check_head_size(config: Any) -> None:
-    """Refuse a model whose attention heads vLLM's CPU build has no kernel for.
-
-    Args:
-        config: Of the text model.
-
-    Raises:
-        UserError: The size is none of those that the kernels take.
-    """
+    """Refuse a text model whose attention heads vLLM's CPU build has no kernel for."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -105,14 +90,6 @@ def check_head_size(config: Any) -> None:
             expected=f"one of {', '.join(map(str, sizes))}",
             do="leave rollout.sampler out, or take another model",
         )
-
-
-def forward_dtype(policy: nn.Module, device: torch.device) -> str:
-    """The precision in which the policy's matrices are multiplied."""
-    if torch.is_autocast_enabled(device.type):
-        return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
-    dtype = next((p.dtype for p in policy.parameters() if p.is_floating_point()), torch.float32)
-    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
