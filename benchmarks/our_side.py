@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gate import Gate
-from benchmarks.shapes import Work, text_reward
+from benchmarks.shapes import LORA, Work, text_reward
 from benchmarks.watch import Watch
 from rlif_lightning import PromptDataModule, RLIFModule, Source
 from rlif_lightning.callbacks import RolloutCallback
@@ -29,22 +29,24 @@ def make_module(
 ) -> RLIFModule:
     """The policy and its update."""
     pl.seed_everything(0, verbose=False)
+    fused = work.precision == "32-true"  # Lightning clips no gradients of a fused optimiser in bf16-mixed
     return cls(
         work.folder,
         loss="grpo",
         kl_coefficient=work.kl,
-        optimizer=lambda weights: adamw(weights, lr=work.learning_rate, weight_decay=0.0, fused=True),
+        lora=LORA if work.lora else None,
+        optimizer=lambda weights: adamw(weights, lr=work.learning_rate, weight_decay=0.0, fused=fused),
     )
 
 
 def make_data(work: Work) -> PromptDataModule:
-    """The prompts, without answers."""
-    return PromptDataModule(train=Source(str(Path(work.folder) / "prompts.jsonl"), answer=None))
+    """The prompts as they stand, without answers."""
+    return PromptDataModule(train=Source(str(Path(work.folder) / "prompts.jsonl"), answer=None), template="{prompt}")
 
 
 def make_reward(work: Work) -> Reward:
     """What is rewarded."""
-    return SelfCertainty() if work.reward == "self_certainty" else Text()
+    return Text() if work.reward == "text" else SelfCertainty()
 
 
 def make_rollouts(work: Work, **settings: Any) -> RolloutCallback:
@@ -64,6 +66,7 @@ def make_trainer(work: Work, callbacks: list[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
+        precision=work.precision,
         max_steps=work.steps,
         max_epochs=-1,
         gradient_clip_val=1.0,

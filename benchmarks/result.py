@@ -1,4 +1,4 @@
-"""A row of the bar: what was measured, beside what was asked for; JSON and Markdown."""
+"""A row of the bar: what was measured, next to what was asked for; JSON and Markdown."""
 
 import datetime
 import json
@@ -28,7 +28,7 @@ class Row:
         sides: Name to one number per repeat, in the order measured; ours is ``ours``.
         ratios: One per repeat: neighbours of the alternation.
         ratio: Of the medians; above 1 is better, but for the overhead.
-        required: The bar.
+        required: The bar; None: only reported.
         goal: The wish.
         reason: Why there is nothing, where there is nothing.
         setting: Date, command, versions, machine.
@@ -38,8 +38,8 @@ class Row:
     title: str
     unit: str
     ratio_of: str
-    required: float
-    goal: float
+    required: float | None
+    goal: float | None
     sides: dict[str, list[float]] = field(default_factory=dict)
     ratios: list[float] = field(default_factory=list)
     ratio: float | None = None
@@ -48,8 +48,8 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the requirement is met; None where nothing was measured."""
-        if self.ratio is None:
+        """Whether the requirement is met; None where nothing was measured or required."""
+        if self.ratio is None or self.required is None:
             return None
         return self.ratio <= self.required if self.name == "overhead" else self.ratio >= self.required
 
@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Row]:
 
 
 def write(path: Path, rows: dict[str, Row]) -> None:
-    """All rows as JSON, and beside it the table."""
+    """All rows as JSON, and next to it the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(list(rows.values())))
@@ -119,13 +119,12 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        bar = f"{asked(row.required)} | {asked(row.goal)} |"
         if row.ratio is None:
-            lines.append(
-                f"| {row.title} | {row.unit} | | | not measured: {row.reason} | {row.required} | {row.goal} |"
-            )
+            lines.append(f"| {row.title} | {row.unit} | | | not measured: {row.reason} | {bar}")
             continue
         other = next(name for name in row.sides if name != "ours")
-        verdict = "" if row.met else " (not met)"
+        verdict = " (not met)" if row.met is False else ""
         ratio = f"**{row.ratio:.2f}** ({min(row.ratios):.2f} to {max(row.ratios):.2f}){verdict}"
         cells = [
             row.title,
@@ -133,16 +132,20 @@ def table(rows: Sequence[Row]) -> str:
             f"{other} {spread(row.sides[other])}",
             spread(row.sides["ours"]),
             f"{ratio}, {row.ratio_of}",
-            str(row.required),
-            str(row.goal),
+            bar,
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells))
     seen: dict[str, list[str]] = {}
     for row in rows:
         if row.ratio is not None:
             seen.setdefault(describe(row.setting), []).append(row.name)
     lines += [""] + [f"{', '.join(names)}: {text}" for text, names in seen.items()]
     return "\n".join(lines) + "\n"
+
+
+def asked(value: float | None) -> str:
+    """A cell of the bar; empty where a row is only reported."""
+    return "" if value is None else str(value)
 
 
 def describe(setting: dict[str, Any]) -> str:

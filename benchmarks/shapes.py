@@ -13,6 +13,9 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 """``A``: the decoder dominates. ``B``: a real vocabulary under a small decoder, so head and sampling dominate."""
 
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+Precision = Literal["32-true", "bf16-mixed"]
+
 NEVER = -50.0  # the end token's row: its logit is this, times a number near 1, beside logits of order 1
 
 LETTERS = len(ascii_letters)  # the tokens that prompts are made of
@@ -29,9 +32,12 @@ class Work:
         group: Completions per prompt.
         micro_batch: Completions in one forward and backward.
         kl: Coefficient; 0 needs no reference.
-        reward: ``self_certainty`` of the policy, or one that reads the ``text``.
+        reward: ``self_certainty`` of the policy; one that reads the ``text``; ``no_forward``: what costs a side no
+            forward, which is our self-certainty and the other side's text.
         steps: That are run, those to warm up included.
         fixed_length: Whether no completion ends before ``new_tokens``.
+        precision: As Lightning names it. Weights that train are float32 in any; others are bfloat16 in bf16-mixed.
+        lora: Train an adapter (``LORA``) in place of all weights.
     """
 
     folder: str
@@ -40,10 +46,12 @@ class Work:
     group: int = 8
     micro_batch: int = 8
     kl: float = 0.0
-    reward: Literal["self_certainty", "text"] = "text"
+    reward: Literal["self_certainty", "text", "no_forward"] = "text"
     steps: int = 2
     fixed_length: bool = True
     learning_rate: float = 1e-6
+    precision: Precision = "32-true"
+    lora: bool = False
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer at its better settings for a CPU: no bfloat16, no gradient checkpointing."""
+"""TRL's GRPOTrainer at its better settings for a CPU: no gradient checkpointing; bfloat16 by autocast where asked."""
 
 import tempfile
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.gate import Gate
-from benchmarks.shapes import Work, read_prompts, text_reward
+from benchmarks.shapes import LORA, Work, read_prompts, text_reward
 from benchmarks.watch import Watch
 
 TextReward = Callable[..., list[float]]
@@ -39,16 +40,16 @@ class Gatekeeper(TrainerCallback):
 
 
 class SelfCertainty:
-    """KL(U || p) per token of the present policy: TRL's rewards see texts and ids, so it takes another forward.
+    """KL(U || p) per token of the current policy: TRL's rewards see texts and ids, so it takes another forward.
 
     The leanest that we could write: the decoder on micro-batches of the update's size, the head one completion
-    at a time, so that no more logits are held than one row's.
+    at a time, so that no more logits are held than one row's. In bfloat16 where the trainer computes in it.
     """
 
     __name__ = "self_certainty"
 
-    def __init__(self, tokenizer: Any, micro_batch: int) -> None:
-        self.tokenizer, self.micro_batch = tokenizer, micro_batch
+    def __init__(self, tokenizer: Any, micro_batch: int, bf16: bool) -> None:
+        self.tokenizer, self.micro_batch, self.bf16 = tokenizer, micro_batch, bf16
         self.model: Any = None  # set when the trainer is there
 
     @torch.no_grad()
@@ -60,9 +61,12 @@ class SelfCertainty:
             rows = [p + c for p, c in zip(starts[i : i + self.micro_batch], completion_ids[i:], strict=False)]
             width = max(map(len, rows))
             ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])  # causal: padding on the right is unseen
-            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
             for row, h, prompt in zip(rows, hidden, starts[i:], strict=False):
-                z = self.model.lm_head(h[len(prompt) - 1 : len(row) - 1])  # [T, V]
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                    z = self.model.lm_head(h[len(prompt) - 1 : len(row) - 1])  # [T, V]
+                z = z.float()
                 certainty = z.logsumexp(-1) - z.mean(-1) - torch.tensor(z.shape[-1]).log()
                 rewards.append(float(certainty.mean()))
         return rewards
@@ -86,7 +90,8 @@ def counted(gate: Gate, reward: TextReward) -> TextReward:
 def make_trainer(work: Work, gate: Gate, output: str) -> GRPOTrainer:
     """The trainer, with the same model, prompts, sizes and optimiser as ours."""
     tokenizer = AutoTokenizer.from_pretrained(work.folder)
-    certainty = SelfCertainty(tokenizer, work.micro_batch)
+    bf16 = work.precision == "bf16-mixed"
+    certainty = SelfCertainty(tokenizer, work.micro_batch, bf16)
     config = GRPOConfig(
         output_dir=output,
         max_steps=work.steps,
@@ -101,7 +106,7 @@ def make_trainer(work: Work, gate: Gate, output: str) -> GRPOTrainer:
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        bf16=False,
+        bf16=bf16,
         gradient_checkpointing=False,
         use_cpu=True,
         report_to="none",
@@ -111,13 +116,16 @@ def make_trainer(work: Work, gate: Gate, output: str) -> GRPOTrainer:
         dataloader_pin_memory=False,
         seed=0,
     )
+    # Without this a PEFT model, whose generate() no autocast surrounds, would sample in float32.
+    dtype = torch.bfloat16 if bf16 and work.lora else torch.float32
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(work.folder, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype),
         reward_funcs=counted(gate, certainty if work.reward == "self_certainty" else text),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": read_prompts(work.folder, "question")}),
         processing_class=tokenizer,
         callbacks=[Gatekeeper(gate)],
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if work.lora else None,
     )
     certainty.model = trainer.model
     for model in filter(None, (trainer.model, trainer.ref_model)):

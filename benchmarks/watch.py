@@ -16,21 +16,26 @@ class Watch:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        self.before: list[torch.Tensor] = []
+        self.before: dict[str, torch.Tensor] = {}
 
     def before_step(self, model: torch.nn.Module) -> None:
-        """Gradients are there: every weight has one, and all are finite."""
+        """Gradients are there: every weight that trains has one, and all are finite."""
         with self.gate.excluding(), torch.no_grad():
-            grads = [p.grad for p in model.parameters()]
+            grads = [p.grad for _, p in _trained(model)]
             finite = all(g is not None and bool(g.sum().isfinite()) for g in grads)
             self.gate.note(finite=finite)
-            self.before = [_part(p).clone() for p in model.parameters()]
+            # A fresh adapter's A has a gradient of 0, because its B is 0.
+            self.before = {n: _part(p).clone() for n, p in _trained(model) if "lora_A" not in n or p.grad.any()}
 
     def after_step(self, model: torch.nn.Module) -> None:
-        """Every weight matrix has moved."""
+        """Every weight matrix that trains has moved."""
         with self.gate.excluding(), torch.no_grad():
-            pairs = zip(self.before, model.parameters(), strict=True)
-            self.gate.note(moved=bool(self.before) and all(not old.equal(_part(p)) for old, p in pairs))
+            pairs = [(self.before[n], _part(p)) for n, p in _trained(model) if n in self.before]
+            self.gate.note(moved=bool(pairs) and all(not old.equal(new) for old, new in pairs))
+
+
+def _trained(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def _part(weight: Any) -> torch.Tensor:
