@@ -4,7 +4,7 @@
 
 One size changes at a time, the others stay. CPU seconds of one thread, medians; the exponent is that of a power
 law through the points (least squares of the logarithms). Where it rises towards the end, a cost that does not
-depend on the size fades beside one that does.
+depend on the size fades next to one that does.
 """
 
 import argparse

@@ -127,7 +127,7 @@ class RolloutCheckpoint(Checkpoint):
         if self._module.asked_to_stop:
             raise SystemExit(128 + number)
         self._module.asked_to_stop = signal.Signals(number).name
-        print("\nStopping when this rollout has been used; once more ends the run at once.", file=sys.stderr)
+        print("\nStopping after this rollout; a second signal ends the run at once.", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where due; stop where asked to."""

@@ -32,7 +32,7 @@ class CollapseGuard(Callback):
     are evaluated as well.
 
     A run that the guard has ended stays ended: it is continued after ``action`` was set to warn or off, or after
-    the rule was changed so that it would not have fired. With warn it decides once and then only watches on.
+    the rule was changed so that it would not have fired. With warn it decides once and then only watches.
 
     Args:
         action: What to do when a collapse has begun. ``off``: watch nothing. ``warn``: warn and train on. ``stop``:
@@ -117,7 +117,7 @@ class CollapseGuard(Callback):
         return {**self.rule.state_dict(), "start": self.accuracy.get("start", {})} if self.rule.watches else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
+        """Continue from there.
 
         Raises:
             UserError: The guard has ended this run.
@@ -131,7 +131,7 @@ class CollapseGuard(Callback):
                 raise UserError(
                     "The collapse guard has ended this run",
                     got=f"guard.action {self.action}; {self.rule.fired.reason}",
-                    do="set --guard.action warn to train on all the same",
+                    do="set --guard.action warn to continue the training anyway",
                 )
             self.taken = "recorded"
 
@@ -190,7 +190,7 @@ class CollapseGuard(Callback):
 
     def _say(self, trainer: Trainer, module: RLIFModule, reason: str) -> None:
         """Tell what was decided wherever a reader may look."""
-        then = {"warn": "Training goes on", "stop": "The run ends after this rollout"}
+        then = {"warn": "Training continues", "stop": "The run ends after this rollout"}
         then["restore"] = f"{then['stop']}, with the weights of that step"
         text = (
             f"Collapse guard: {reason}. The weights of step {self.rule.best_step} are kept in "

@@ -100,11 +100,10 @@ def _longest_prompts(trainer: Trainer, count: int) -> list[list[int]]:
 def _sample(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     """The last token of a batch of prompts whose completions have all grown as long as they may."""
     sampler = collector.sampler
-    assert module.policy is not None
     if isinstance(sampler, NativeSampler):
         with up_to_date(sampler, module.policy):
             prompts = _longest_prompts(trainer, collector.plan.rank_prompts)
-            sampler.sample_last_token(prompts, collector.drawn, collector.sampling)
+            sampler.sample_last_token(prompts, collector.completions_per_prompt, collector.sampling)
 
 
 def _longest_slice(trainer: Trainer, module: RLIFModule, collector: Collector) -> Rollout:
@@ -128,12 +127,11 @@ def _longest_slice(trainer: Trainer, module: RLIFModule, collector: Collector) -
 
 
 def _refer(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
-    """The slice under the other versions of the policy."""
-    assert module.policy is not None
+    """The slice under the references."""
     with up_to_date(collector.sampler, module.policy):
         part = _longest_slice(trainer, module, collector)
         rows = [torch.arange(len(part.seeds))]
-        collector.with_references(part, module.policy, rows, module.needs, module.reference, module.one_pass)
+        collector.with_references(part, module.policy, rows, module.needs, module.reference, module.fuses_loss)
 
 
 def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:

@@ -36,7 +36,7 @@ def plan_settings(
         gradient_checkpointing=policy.gradient_checkpointing,
         trust_remote_code=policy.trust_remote_code,
         fused_loss=module.loss.is_separable,
-        versions=frozenset({*module.needs, *collector.annotators}),
+        references=frozenset({*module.needs, *collector.annotators}),
         statistics=3 + len(collector.sampling.statistics),
         votes=collector.votes or 0,
         rows=getattr(collector.sampler, "rows", None),

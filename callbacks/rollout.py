@@ -136,7 +136,7 @@ class RolloutCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what is about to happen."""
         collector, plan, steps = self.collector, self.collector.plan, pl_module.total_steps()
-        tokens = steps // plan.rollout_steps * plan.rollout_prompts * collector.drawn
+        tokens = steps // plan.rollout_steps * plan.rollout_prompts * collector.completions_per_prompt
         tokens *= collector.sampling.max_new_tokens
         rank_zero_info(
             f"Plan: {plan.describe()}; {steps} steps, at most {tokens:,} sampled tokens. "

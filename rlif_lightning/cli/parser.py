@@ -1,4 +1,4 @@
-"""The parser of recipes and settings: shipped recipes by name, mistakes in three lines, a help that begins well."""
+"""The parser of recipes and settings: shipped names, mistakes in three lines, help with what matters first."""
 
 from typing import Any, ClassVar, NoReturn
 
@@ -24,7 +24,7 @@ class RecipeFile(ActionConfigFile):
             with open(path, encoding="utf-8") as file:
                 self.opened.append((str(values), file.read()))
         except UnicodeDecodeError as error:
-            raise UserError(f"The recipe {path} is no UTF-8 text", got=error.reason, do="save it as UTF-8") from error
+            raise UserError(f"{path} is not UTF-8 text", got=error.reason, do="save it as UTF-8") from error
         forget_replaced_sources(cfg, self.opened[-1][1])
         self.apply_config(parser, cfg, self.dest, path)
 

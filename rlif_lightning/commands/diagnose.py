@@ -26,7 +26,7 @@ from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.collector import Collector
 
-DESCRIPTION = "Should this model be trained with internal rewards, and which?"
+DESCRIPTION = "Find out whether internal rewards suit a model, and which of them."
 HELP = {
     "prompts": "Number of prompts, drawn at random from the split.",
     "split": "Split to take the prompts from.",

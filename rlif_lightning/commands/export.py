@@ -49,13 +49,8 @@ def _add_options(parser: Any) -> None:
     for name, kind, default, text in (
         ("format", Format, "merged", "A whole model with any adapter merged in, or the adapter alone for PEFT."),
         ("dtype", dtypes, None, "Precision of a merged model's weights. null: that of the run."),
-        ("output", str | None, None, "Folder; an earlier export there is replaced. null: <run>/export/<format>."),
-        (
-            "push_to_hub",
-            str | None,
-            None,
-            "Repository to upload to as well, such as you/model; a new one is private.",
-        ),
+        ("output", str | None, None, "Folder, where it replaces an earlier export. null: <run>/export/<format>."),
+        ("push_to_hub", str | None, None, "Hub repository to upload to, such as you/model; a new one is private."),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
         UserError: The words are wrong, or the model's config.json can't be found.
         SystemExit: With 1 where the recipe does not fit on the device that was named.
     """
-    settings, options = read(arguments)
+    settings, options = read_recipe(arguments)
     held = fits(settings)
     size: float = next((s for s in SIZES if held[s]), SIZES[-1])
     if options.device is not None:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-def read(arguments: list[str]) -> tuple[Settings, Any]:
+def read_recipe(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
     logging.disable(logging.INFO)  # nothing about this machine's devices, and seeds
     try:
@@ -105,5 +105,5 @@ def device_count(devices: Any) -> int:
     if isinstance(devices, list) or "," in text:
         return len([word for word in text.strip("[] ").split(",") if word.strip()])
     if not text.isdigit() or int(text) < 1:
-        raise UserError("trainer.devices is no number", got=devices, do="set --trainer.devices 1")
+        raise UserError("trainer.devices is not a number", got=devices, do="set --trainer.devices 1")
     return int(text)

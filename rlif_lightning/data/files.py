@@ -20,7 +20,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from READERS[path.suffix](path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text", got=error, do="save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text", got=error, do="save it as UTF-8") from error
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
@@ -42,7 +42,8 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
             for place, row in enumerate(found if listed else [found], number):
                 if not isinstance(row, dict):
                     where = f"{'Row' if listed else 'Line'} {place} of {path}"
-                    raise UserError(f"{where} is no JSON object", got=json.dumps(row)[:80], expected='{"field": ...}')
+                    got, expected = json.dumps(row)[:80], '{"field": ...}'
+                    raise UserError(f"{where} is not a JSON object", got=got, expected=expected)
                 yield row
 
 

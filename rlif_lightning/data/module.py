@@ -102,7 +102,7 @@ class PromptDataModule(pl.LightningDataModule):
         """Batches as the rollout callback planned them."""
         if self.plan is None:
             do = "give the Trainer a rlif_lightning.callbacks.RolloutCallback"
-            raise UserError("Nothing collects rollouts", do=do)
+            raise UserError("Training needs a RolloutCallback", do=do)
         assert self.trainer is not None
         limit = self.trainer.limit_train_batches
         if limit % self.plan.rollout_batches if isinstance(limit, int) else limit != 1:

@@ -59,7 +59,7 @@ class Source:
         """Check the answer's place before any file is read."""
         if not isinstance(self.gold, str):
             raise UserError(
-                "data.*.gold is no text",
+                "data.*.gold is not a text",
                 got=repr(self.gold),
                 do="on the command line write [#] for a leading #, which YAML takes for a comment; or use a file",
             )

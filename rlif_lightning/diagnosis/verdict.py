@@ -10,7 +10,7 @@ Target = Literal["correct", "agreement"]
 Level = Literal["start", "try with care", "don't"]
 WORDS: dict[Target, str] = {"correct": "correctness", "agreement": "being in the group's majority"}
 
-# Where these come from: few models, so they are landmarks and no laws. On the toy (mixtures of base and tuned
+# Where these come from: few models, so they are landmarks and not limits. On the toy (mixtures of base and tuned
 # weights, token entropy as reward, two seeds) entropy per token, agreement and the gain in accuracy went together:
 #   0.40 nats, 0.35: gain 0.5;  0.13, 0.70: 0.15;  0.04, 0.90: 0.03;  0.01, 0.97: 0.
 ENTROPY_ROOM = 0.4

@@ -2,7 +2,7 @@
 
 Plain autograd computes the logits, keeps them, and comes back for the gradients; checkpointed chunks compute them
 twice. But for a loss that is a sum over tokens, each with its own log-probability
-(:attr:`~loss_records.LossSettings.is_separable`), the gradient in a token's logits z is known as soon as its own row
+(:attr:`LossSettings.is_separable`), the gradient in a token's logits z is known as soon as its own row
 is: with s the scale and t the temperature::
 
     log p = log_softmax(s z / t)
@@ -36,12 +36,13 @@ def fused_policy_loss(
     *,
     temperature: float = 1.0,  # divides the logits
     scale: float = 1.0,  # multiplies the logits
-    chunk: int | None = None,  # tokens at a time; None: chunked.chunk_rows
+    chunk: int | None = None,  # tokens at a time; None: chunk_rows
 ) -> PolicyLoss:
     """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both.
 
-    Where a reference was scored over the same completion mask in the same chunks (:func:`chunked.chunked_logprobs`
-    with a :class:`chunked.LinearHead`, under the same autocast), equal weights have a KL of exactly 0.
+    Where a reference was scored over the same completion mask in the same chunks
+    (:func:`~rlif_lightning.functional.chunked.chunked_logprobs` with a :class:`LinearHead`, under the same autocast),
+    equal weights have a KL of exactly 0.
 
     Returns:
         The loss with gradient in ``hidden`` and ``weight``, to be taken once; detached sums to log, the entropy's 0.

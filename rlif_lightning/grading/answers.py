@@ -76,7 +76,7 @@ def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
     """Refuse a right answer that no completion could equal with a UserError; `place` says which row it is from."""
     if format.compare == "literal" and not read_literal(gold.text):
         raise UserError(
-            f"{place}: the right answer is no Python literal",
+            f"{place}: the right answer is not a Python literal",
             got=repr(gold.text)[:80],
             expected="a number, string, bytes, True, False, None, or a list, tuple, dict or set of these",
             do="name another answer field, or set answers.compare to text",

@@ -40,7 +40,7 @@ def lettered(options: Any, place: str) -> str:
     is_list = isinstance(options, Sequence) and not isinstance(options, str | bytes)
     if not (is_list and 2 <= len(options) <= 26 and all(isinstance(x, str | int | float) for x in options)):
         expected = "a list of 2 to 26 texts or numbers"
-        raise UserError(f"{place}: these are no options", got=repr(options)[:80], expected=expected)
+        raise UserError(f"{place}: the options are not a list of choices", got=repr(options)[:80], expected=expected)
     return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 

@@ -63,7 +63,7 @@ def check_where(where: str) -> None:
         wrong = f"Where to find the answer must be a pattern with one group, not with {groups} groups"
         do = "put ( ) around the answer and (?: ) around everything else"
     except (regex.error, ValueError) as error:
-        wrong, do = f"Where to find the answer is no valid regular expression: {error}", "correct the expression"
+        wrong, do = f"Where to find the answer is not a valid regular expression: {error}", "correct the expression"
     near = difflib.get_close_matches(where.lower(), PLACES, n=1, cutoff=0.6)
     raise UserError(
         wrong,

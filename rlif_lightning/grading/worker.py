@@ -80,7 +80,7 @@ def _parsed(formula: str) -> tuple[Any, ...]:
 
 def _answer(gold: str, answer: str, rule: dict[str, Any], seconds: float) -> bool | None:
     """Whether the answer is right, or None where the comparison fails; short of memory, the process ends."""
-    # End as well if an answer goes on long after its time, as when the parent was killed meanwhile.
+    # End as well if an answer takes much longer than its time, as when the parent was killed meanwhile.
     _limit(resource.RLIMIT_CPU, int(time.process_time() + seconds) + 2)
     try:
         return bool(equal(gold, answer, Rule(**rule), formulas_equal))

@@ -105,7 +105,7 @@ class CollapseRule:
         self.fired: Decision | None = None
 
     def update(self, step: int, values: Mapping[str, float]) -> Decision:
-        """Take in the metrics of a rollout; after it has fired only the history goes on."""
+        """Take in the metrics of a rollout; after it has fired only the history grows."""
         self.steps.append(step)
         decisions = [watch.update(step, values) for watch in self.watches]
         if self.fired is not None:

@@ -1,1 +1,1 @@
-"""Weights between two models, and what was measured of them."""
+"""Weights between two models, and what was measured on them."""

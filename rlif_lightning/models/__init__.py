@@ -1,1 +1,1 @@
-"""Language models: the policy, its adapters, other versions of it, its forwards, its weights in files."""
+"""Language models: the policy, its adapters, its references, its forwards, its weights in files."""

@@ -20,7 +20,7 @@ MODEL, POLICY = "model.", "policy."  # before a weight's name in a checkpoint, n
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: a full disk or a kill never costs the checkpoint before.
+    """Writes next to the target and renames: a full disk or a kill never costs the checkpoint before.
 
     Lightning writes through the system's temporary folder; moving from there onto a full disk destroys the
     previous file. Loading never runs pickled code.

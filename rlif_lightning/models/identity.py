@@ -20,7 +20,7 @@ TEXTS = ("model", "fingerprint")  # all else is written as JSON where there is r
 
 @dataclass(frozen=True)
 class Identity:
-    """Of a policy: kept beside its trainable weights, and compared before those are used again."""
+    """What identifies a policy: kept next to its trainable weights, and compared before those are used again."""
 
     model: str  # as the user named it
     fingerprint: str  # see the function of that name

@@ -24,7 +24,7 @@ REFUSED = {
     "alora_invocation_tokens": "it acts on some tokens only, which the sampler does not know of",
     "arrow_config": "it routes between several adapters",
     "corda_config": "it changes the frozen weights",
-    "eva_config": "it is drawn from data",
+    "eva_config": "it is computed from data",
     "kasa_config": "it changes the frozen weights",
     "layer_replication": "it makes another model, with more layers",
     "lora_ga_config": "it changes the frozen weights",
@@ -127,7 +127,7 @@ def find_adapter(name: str, weights: bool = True) -> StoredAdapter:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"The adapter's {CONFIG} can't be read", got=f"{file}: {error!r}") from error
     if kind != "LORA":
-        raise UserError("The adapter is none of LoRA", got=f"{folder} with peft_type {kind}", expected="LORA")
+        raise UserError("The adapter is not a LoRA adapter", got=f"{folder} with peft_type {kind}", expected="LORA")
     lora = _own_settings(config)
     try:
         check_lora(lora)

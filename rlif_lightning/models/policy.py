@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 class Policy:
     """A causal language model that completes prompts and may train; see :meth:`load`."""
 
-    settings: PolicySettings  # it was loaded by; with the LoRA settings of a stored adapter
+    settings: PolicySettings  # by which it was loaded, with the LoRA settings of a stored adapter
     model: Any  # the weights, an nn.Module
     tokenizer: "PreTrainedTokenizerBase"
     end_ids: list[int]  # every token id that ends a completion
@@ -118,9 +118,10 @@ class Policy:
 
     @contextmanager
     def inference(self) -> Iterator[nn.Module]:
-        """Dropout and gradients off, the precision on; yields the model to sample from. On all processes as often.
+        """Dropout and gradients off, the precision on; yields the model to sample from.
 
-        Weights that processes share out are gathered. Gradients are let go of: the sampler needs their memory more.
+        Weights that processes share out are gathered: all processes must enter it equally often. Gradients are freed:
+        the sampler needs their memory more.
         """
         self.model.zero_grad(set_to_none=True)
         set_training_mode(self.model, training=False)
@@ -137,7 +138,7 @@ class Policy:
             every: Optimiser steps between two renewals of the synchronised reference.
 
         Raises:
-            UserError: The memory for it is not there.
+            UserError: There is not enough memory.
         """
         self.references = References(ema_decay, every)
         switched = off_is_the_start(self.settings.lora, self.settings.adapter)

@@ -1,4 +1,4 @@
-"""Frozen weights in 4 bits (QLoRA, arXiv 2305.14314): what it needs, and who it does not go with."""
+"""Frozen weights in 4 bits (QLoRA, arXiv 2305.14314): what it needs, and what it excludes."""
 
 from typing import Any, Literal
 

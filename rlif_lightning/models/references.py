@@ -85,7 +85,7 @@ class Snapshot(nn.Module):
     def _swap(self, policy: nn.Module) -> None:
         for own, other in zip(self.weights, trainable(policy).values(), strict=True):
             own.data, other.data = other.data, own.data
-        torch.clear_autocast_cache()  # it knows tensors by identity and would go on with the old values
+        torch.clear_autocast_cache()  # it knows tensors by identity and would keep the old values
 
 
 class References(nn.Module):
@@ -123,7 +123,7 @@ class References(nn.Module):
             needed += _bytes(policy.parameters())
         if free is not None and needed > free:
             raise UserError(
-                f"There is no memory for other versions of the policy's weights ({', '.join(copies)})",
+                f"There is not enough memory for copies of the policy's weights as references ({', '.join(copies)})",
                 got=f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free on {device}",
                 do="train an adapter (model.lora), or go without: model.kl_coefficient 0, rewards by the policy",
             )
@@ -156,14 +156,14 @@ class References(nn.Module):
         return {kind: gather_all(snapshot.state_dict(), keep) for kind, snapshot in self.snapshots.items()}
 
     def from_checkpoint(self, stored: dict[str, Any]) -> None:
-        """Go on from there, unless the run began without one of the references."""
+        """Continue from there, unless the run began without one of the references."""
         for kind, snapshot in self.snapshots.items():
             if kind in stored:
                 for name, weight in snapshot.named_parameters():
                     write_shard(weight, stored[kind][name])
             elif kind != "frozen":  # which weights that the guard has kept lack: they are evaluated only
                 raise UserError(
-                    f"The checkpoint holds no {kind} version of the policy",
+                    f"The checkpoint holds no {kind} reference",
                     expected="the model.reference and the rewards' annotators that the run began with",
                     do="continue with those, or begin a new run",
                 )

@@ -24,7 +24,7 @@ class CompletionScores:
     are enabled every statistic has its own, and the logits are computed again in the backward.
 
     Args:
-        model: The policy, or another version of it.
+        model: The policy, or one of its references.
         samples: Prompts and completions.
         head_weight_only: Without gradient and where the head is a weight alone, multiply by that, as a fused update
             does. False: call the head, as an update by autograd does. What is done alike agrees bit for bit.

@@ -22,7 +22,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Lightning's ModelParallelStrategy with all processes in the data-parallel group, where the stock defaults put
     all devices of a node into a tensor-parallel group. A checkpoint is one file, the same as without
-    sharding: a run goes on with any strategy and any number of processes. Its settings are Lightning's
+    sharding: a run continues with any strategy and any number of processes. Its settings are Lightning's
     ``process_group_backend`` and ``timeout``.
     """
 

@@ -1,1 +1,1 @@
-"""Memory and time of a recipe, before anything is loaded: ``rlif plan``."""
+"""Memory of a recipe, before anything is loaded: ``rlif plan``."""

@@ -47,7 +47,7 @@ def memory(settings: Settings, available: int | None = None, device: Literal["cu
     free = None if available is None else available - _total(standing)
     rollout, rows = _rollout(settings, weights, free)
     phases = {"rollout": rollout}
-    if settings.versions:
+    if settings.references:
         phases["reference"] = _reference(settings, weights)
     phases |= {"update": _update(settings, weights), "optimiser step": _step(settings, weights, device)}
     always = standing | {"rollout": _rollout_data(settings)}
@@ -62,15 +62,15 @@ def memory(settings: Settings, available: int | None = None, device: Literal["cu
 def _standing(settings: Settings, weights: Weights) -> Parts:
     """What stays from step to step."""
     n, trainable = settings.shards, weights.trainable * 4
-    versions = trainable * len(settings.versions - {"frozen"})
+    references = trainable * len(settings.references - {"frozen"})
     if settings.copies:
-        versions += weights.frozen_copy
-    elif "frozen" in settings.versions and settings.from_adapter:
-        versions += trainable
+        references += weights.frozen_copy
+    elif "frozen" in settings.references and settings.from_adapter:
+        references += trainable
     return {
         "weights": weights.loaded // n,
         "adapter": weights.adapter // n,
-        "reference": versions // n,
+        "reference": references // n,
         "optimiser": int(settings.state_bytes * weights.trainable) // n,
         "buckets": trainable if settings.batch.world_size > 1 and n == 1 else 0,  # of DDP
     }
@@ -147,13 +147,13 @@ def _slice(settings: Settings) -> Batch:
 
 
 def _chunk(settings: Settings) -> int:
-    """Logits of one tile."""
+    """How many logits a chunk has."""
     rows = settings.micro_rows * settings.max_new_tokens
     return settings.vocabulary * min(rows, chunk_rows(settings.vocabulary))
 
 
 def _reference(settings: Settings, weights: Weights) -> Parts:
-    """One slice under another version of the policy."""
+    """One slice under a reference."""
     found, made = dry_run.forward(settings.network, _slice(settings)), settings.made
     head = _chunk(settings) * (made + (4 if made < 4 else 0)) + (2 * weights.head if weights.head_casts else 0)
     temporary = found.forward - found.kept + _unpacked(settings, weights)

@@ -66,7 +66,7 @@ class Settings(Network):
     from_adapter: bool = False  # switching the adapter off does not give its start, so a copy is kept
     quantization: str | None = None
     fused_loss: bool = True  # loss and gradient of the logits together, where the head is a weight alone
-    versions: frozenset[str] = frozenset()  # frozen, ema, synced
+    references: frozenset[str] = frozenset()  # frozen, ema, synced
     statistics: int = 3  # per token, kept of a rollout
     votes: int = 0  # completions per prompt that are sampled for their votes; 0: the group
     rows: int | None = None  # decoded at a time; None: as many as half of the free memory holds
@@ -80,7 +80,7 @@ class Settings(Network):
     @property
     def copies(self) -> bool:
         """Whether the frozen reference is a copy of all weights."""
-        return self.lora is None and "frozen" in self.versions
+        return self.lora is None and "frozen" in self.references
 
     @property
     def micro_rows(self) -> int:
@@ -97,7 +97,7 @@ class Settings(Network):
         """Completions that a process samples for one rollout."""
         return self.batch.rank_prompts * self.per_prompt
 
-    def but(self, **changes: Any) -> "Settings":
+    def changed(self, **changes: Any) -> "Settings":
         """With other values; ``micro_batch_size`` is the batch's."""
         if "micro_batch_size" in changes:
             changes["batch"] = replace(self.batch, micro_batch_size=changes.pop("micro_batch_size"))

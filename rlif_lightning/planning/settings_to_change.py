@@ -23,7 +23,7 @@ class Change(NamedTuple):
 def settings_to_change(settings: Settings, plan: Memory, available: int | None) -> list[Change]:
     """Every single setting whose change lowers the peak of the plan, the most effective first."""
     found = [
-        Change(f"--{words}", price, memory(settings.but(**values), available).peak)
+        Change(f"--{words}", price, memory(settings.changed(**values), available).peak)
         for words, price, values in _possible(settings)
     ]
     return sorted((c for c in found if plan.peak - c.peak > LEAST), key=lambda c: c.peak)

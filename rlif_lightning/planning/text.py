@@ -15,7 +15,7 @@ PARTS = {
     "KV cache": "",
     "rollout": "tokens and statistics",
     "logits": "",
-    "head": "one tile of logits, gradient of the head",
+    "head": "one chunk of logits, gradient of the head",
     "temporary": "",
 }  # fmt: skip
 """In the order of the table, with what the name does not say."""

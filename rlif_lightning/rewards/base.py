@@ -35,7 +35,7 @@ class Reward(ABC):
         self._points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
         if not self._points or any(a[0] >= b[0] for a, b in itertools.pairwise(self._points)):
             raise UserError(
-                "The weight of a reward is no schedule",
+                "The weight of a reward is neither a number nor a schedule",
                 got=weight,
                 expected="a number, or [[step, weight], ...] with rising steps",
             )

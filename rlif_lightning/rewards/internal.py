@@ -123,6 +123,13 @@ class InternalReward(Reward):
 class _FromEveryRollout(InternalReward):
     """A reward by what every rollout holds already, on a faster path than :meth:`InternalReward.statistic`."""
 
+    def __init_subclass__(cls) -> None:
+        """Refuse a statistic of its own, which nothing would compute."""
+        super().__init_subclass__()
+        if cls.statistic is not _FromEveryRollout.statistic:
+            do = "derive it from rlif_lightning.rewards.InternalReward"
+            raise UserError(f"The reward {cls.__name__} has a statistic that its base class would ignore", do=do)
+
     @property
     def statistics(self) -> Mapping[str, Statistic]:
         return {}

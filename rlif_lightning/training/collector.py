@@ -27,9 +27,9 @@ from rlif_lightning.training.scores import score_slices, with_importance, with_s
 from rlif_lightning.training.slice_loss import takes_fused_loss
 
 ANNOTATORS: dict[ReferenceKind, str] = {"frozen": "reference", "ema": "ema"}
-"""Versions of the policy whose statistics a reward may require, and what it calls them."""
+"""References whose statistics a reward may require, and what it calls them."""
 READING = frozenset({"answers", "answer_mask"})
-"""What a reward may require that comes of reading answers."""
+"""What a reward may require that takes the reading of answers."""
 
 ENGINE_KL = 0.1
 """Nats per token between sampler and policy from which on the sampler computes something else than the policy."""
@@ -55,7 +55,7 @@ class Collector:
     Args:
         sampler: Draws completions.
         sampling: The distribution to draw from.
-        rewards: Standardised in the group, weighted and summed; null: SelfCertainty.
+        rewards: One or more; standardised in the group, weighted and summed.
         plan: The sizes; those of one process until :meth:`open`.
         advantages: How rewards become advantages.
         votes: Completions per prompt whose answers count as votes; those beyond the group are let go after that.
@@ -102,13 +102,13 @@ class Collector:
         self.grader: Grader | None = None
 
     @property
-    def drawn(self) -> int:
+    def completions_per_prompt(self) -> int:
         """Completions per prompt that are sampled."""
         return self.votes or self.plan.group_size
 
     @property
     def annotators(self) -> set[ReferenceKind]:
-        """The versions of the policy that the rewards ask for."""
+        """The references that the rewards ask for."""
         return {kind for kind, name in ANNOTATORS.items() if name in self.requires}
 
     def open(self, world_size: int, answers: AnswerFormat, has_labels: bool) -> None:
@@ -194,7 +194,7 @@ class Collector:
             policy: Draws the completions.
             step: The optimiser step, at which the rewards have their weights.
             loss: Whose denominators the windows get.
-            references: Other versions of the policy that score the completions.
+            references: Those that score the completions.
             kl_reference: The one that the KL term refers to.
             total: Sums a tensor over the processes.
             progress: Told how far the sampler is.
@@ -227,7 +227,7 @@ class Collector:
         progress: Progress | None = None,
     ) -> Rollout:
         """Draw a group per prompt and read the answers out of the texts; within :func:`up_to_date`."""
-        grader, group, drawn = self.grader, self.plan.group_size, self.drawn
+        grader, group, drawn = self.grader, self.plan.group_size, self.completions_per_prompt
         assert grader is not None, "call open() before sample()"
         seeds = completion_seeds(seed, positions, drawn)
         samples = self.sampler.sample([p.ids for p in prompts], drawn, seeds, self.sampling, progress)
@@ -284,7 +284,7 @@ class Collector:
         kl_reference: ReferenceKind | None,
         head_weight_only: bool = True,
     ) -> Rollout:
-        """Score the rollout under other versions of the policy: for the KL term, and for rewards of theirs."""
+        """Score the rollout under references: for the KL term, and for rewards that read their statistics."""
         for kind in sorted(references):
             wanted = kind in self.annotators
             with policy.reference(kind) as model:

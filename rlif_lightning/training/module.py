@@ -1,4 +1,4 @@
-"""The LightningModule: policy, frozen reference, one GRPO update."""
+"""The LightningModule: policy, references, and the loss of one slice."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -57,7 +57,7 @@ class RLIFModule(pl.LightningModule):
             that of the divergence itself.
         reference: The policy that the divergence is taken from: that of the start (``frozen``), a running mean of the
             weights (``ema``), or a copy that is renewed every ``reference_every`` steps (``synced``). With LoRA,
-            ``ema`` and ``synced`` are versions of the adapter.
+            ``ema`` and ``synced`` are copies of the adapter.
         reference_every: Optimiser steps after which a ``synced`` reference is renewed.
         ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
         entropy_coefficient: Weight of the entropy bonus, the mean entropy of the update's tokens in nats; 0: none.
@@ -67,7 +67,7 @@ class RLIFModule(pl.LightningModule):
         top_entropy_fraction: Share of a step's tokens that learn from the advantage, those with the highest entropy
             when sampled; the KL term and the bonus stay on all tokens. 1: all tokens.
         lora: Settings of ``peft.LoraConfig``, such as ``r``, ``lora_alpha`` and ``target_modules``; null: train all
-            weights. ``lora_dropout`` has no effect: dropout is always off: an update's ratios start at 1.
+            weights. ``lora_dropout`` has no effect: dropout is always off, so that ratios start at 1.
         adapter: LoRA adapter to train on from: a folder in PEFT's format, or a name on the hub. Its settings replace
             ``lora``, and the frozen reference is the policy with this adapter as it was, not the base model alone.
         quantization: ``nf4`` keeps the frozen weights in 4 bits (with double quantisation; products are computed in
@@ -185,7 +185,7 @@ class RLIFModule(pl.LightningModule):
         if self._policy is not None:
             if training and not self._policy.can_train:
                 raise UserError(
-                    "The weights were loaded to be evaluated: without what training needs besides them",
+                    "The weights were loaded for an evaluation, without what training needs besides them",
                     do="make another RLIFModule for trainer.fit",
                 )
             return
@@ -207,7 +207,7 @@ class RLIFModule(pl.LightningModule):
         self.policy.references.update_after_step(self.policy.model, self.trainer.global_step + 1)  # counted later
 
     @property
-    def one_pass(self) -> bool:
+    def fuses_loss(self) -> bool:
         """Whether updates take loss and gradient of the logits together."""
         return takes_fused_loss(self.policy.model, self.loss)
 
@@ -268,7 +268,8 @@ class RLIFModule(pl.LightningModule):
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
         if stage != "fit" and self.evaluation is None:
-            raise UserError("Nothing evaluates", do="give the Trainer a rlif_lightning.callbacks.Evaluation")
+            do = "give the Trainer a rlif_lightning.callbacks.Evaluation"
+            raise UserError("This command needs an Evaluation callback", do=do)
 
     def is_asked_to_stop(self) -> bool:
         """Whether a signal asked any process to stop, which may be followed by a kill: no time for evaluations."""

@@ -25,7 +25,7 @@ class AdvantageSettings:
     agreement_band: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be."""
+        """Refuse numbers out of range."""
         band = self.agreement_band
         check_ranges(
             "rollout",
@@ -36,14 +36,16 @@ class AdvantageSettings:
 
 def _checked(reward: Reward, value: object, rows: int) -> Tensor:
     """A reward's numbers as float32 [N]; anything else is refused, and nothing finite at all unless it abstains."""
-    name = f"{type(reward).__module__}.{type(reward).__qualname__}"
     if not isinstance(value, Tensor) or value.shape != (rows,):
         got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UserError(
-            f"The reward {name} must return one number per completion", got=got, expected=f"a tensor [{rows}]"
+            f"The reward {reward.class_path} must return one number per completion",
+            got=got,
+            expected=f"a tensor [{rows}]",
         )
     if not reward.abstains and not value.isfinite().any():
-        raise UserError(f"The reward {name} gave no finite number for any completion, so nothing can be learned")
+        wrong = f"The reward {reward.class_path} gave no finite number for any completion, so nothing can be learned"
+        raise UserError(wrong, do="correct the reward, or choose another in rollout.rewards")
     return value.float()
 
 

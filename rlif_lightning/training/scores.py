@@ -1,4 +1,4 @@
-"""What the policy, or another version of it, says of completions that have been drawn."""
+"""What the policy, or one of its references, says of sampled completions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,8 +35,7 @@ def with_importance(rollout: Rollout, cap: float | None) -> Rollout:
     """Weigh tokens that another engine drew from a distribution slightly unlike the policy's.
 
     w = min(policy / engine, cap), the truncated importance weight of Yao et al., "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training" (2025).
-    A cap of None: no weights.
+    Secretly Brings You Off-Policy RL Training" (2025). A cap of None: no weights.
     """
     samples = rollout.samples
     if cap is None or samples.engine_logprob is None:

@@ -110,7 +110,7 @@ def test_bad_settings():
 
 
 def test_only_what_was_changed_is_brought_back():
-    """An optimiser may keep its state beside its settings (schedule-free ones do): that stays as restored."""
+    """An optimiser may keep its state next to its settings (schedule-free ones do): that stays as restored."""
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.25)
     now = configuration(optimizer)["groups"]
@@ -123,7 +123,7 @@ def test_only_what_was_changed_is_brought_back():
 
 
 def test_sigterm_saves_at_the_end_of_the_rollout_and_stops(rlif, small_fit, monkeypatch, caplog):
-    """In the first of four updates of the second rollout: the run ends after the fourth, and goes on exactly."""
+    """In the first of four updates of the second rollout: the run ends after the fourth, and continues exactly."""
     settings = [*small_fit, "--rollout.passes=4", "--trainer.max_steps=12", "--model.schedule=cosine"]
     whole = rlif("fit", *settings, "--runs=whole")
     before = signal.getsignal(signal.SIGTERM)

@@ -179,11 +179,11 @@ def test_settings_of_the_paper_for_7b(capsys):
 )
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 def test_headers_figures_are_those_of_rlif_plan(overlay, gigabytes, arguments):
-    from rlif_lightning.commands.plan import read
+    from rlif_lightning.commands.plan import read_recipe
     from rlif_lightning.planning.devices import parse_device, usable
     from rlif_lightning.planning.memory import GIB, memory
 
-    settings, options = read(arguments.split())
+    settings, options = read_recipe(arguments.split())
     size = 80 if options.device is None else parse_device(options.device)
     peak = memory(settings, usable(size)).peak
     assert f"{peak / GIB:.1f}" == gigabytes

@@ -357,7 +357,7 @@ def with_bos(tokenizer):
         (Template("{prompt}>"), with_bos(make_tokenizer())),
         (Template("  {prompt} and again {prompt}\n"), with_bos(make_tokenizer())),
         (Template(), make_tokenizer()),
-        (Template("{prompt} "), make_tokenizer(CHAT_TEMPLATE)),  # a format string beside a chat template
+        (Template("{prompt} "), make_tokenizer(CHAT_TEMPLATE)),  # a format string next to a chat template
         (Template(), make_tokenizer(CHAT_TEMPLATE)),
         (Template("chat", SYSTEM), make_tokenizer(CHAT_TEMPLATE)),
         (Template(None, SYSTEM, "{{ bos_token }}" + CHAT_TEMPLATE + "<think>\n"), with_bos(make_tokenizer())),

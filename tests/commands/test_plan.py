@@ -124,7 +124,7 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     assert counted.parameters == sum(p.numel() for p in own)
     assert counted.trainable == sum(p.numel() for p in policy.parameters() if p.requires_grad)
     assert counted.loaded == sum(p.numel() * p.element_size() for p in own)
-    assert counted.body == count(s.but(lora=None)).body
+    assert counted.body == count(s.changed(lora=None)).body
     assert counted.adapter == sum(p.numel() * p.element_size() for p in adapter)
     if lora is None:
         references = References()
@@ -224,7 +224,7 @@ def test_room_of_the_cache():
 def test_hand_worked_parts():
     """Full fine-tuning of 1.5 G parameters, in GiB by hand."""
     w = 1_543_714_304
-    s = settings(versions=frozenset({"frozen"}), gradient_checkpointing=True)
+    s = settings(references=frozenset({"frozen"}), gradient_checkpointing=True)
     phases = memory(s).phases
     assert phases["update"]["weights"] == 4 * w
     assert phases["update"]["gradients"] == 4 * w
@@ -240,14 +240,14 @@ def test_hand_worked_parts():
 
 
 def test_what_changes_the_peak():
-    s = settings(lora=LORA, versions=frozenset({"frozen"}))
+    s = settings(lora=LORA, references=frozenset({"frozen"}))
     base = memory(s)
     assert "reference" not in base.phases["update"]  # the adapter switched off
-    assert memory(s.but(from_adapter=True)).phases["update"]["reference"] == 4 * base.weights.trainable
-    assert memory(s.but(gradient_checkpointing=True)).peak < base.peak
-    assert memory(s.but(micro_batch_size=2)).peak < base.peak
-    assert memory(s.but(quantization="nf4")).phases["update"]["weights"] < 0.4 * base.phases["update"]["weights"]
-    assert memory(s.but(steps_at_once=False)).phases["optimiser step"].get("temporary", 0) == 0
+    assert memory(s.changed(from_adapter=True)).phases["update"]["reference"] == 4 * base.weights.trainable
+    assert memory(s.changed(gradient_checkpointing=True)).peak < base.peak
+    assert memory(s.changed(micro_batch_size=2)).peak < base.peak
+    assert memory(s.changed(quantization="nf4")).phases["update"]["weights"] < 0.4 * base.phases["update"]["weights"]
+    assert memory(s.changed(steps_at_once=False)).phases["optimiser step"].get("temporary", 0) == 0
     full = memory(settings())
     half = memory(settings(shards=2))
     assert half.phases["update"]["optimiser"] == full.phases["update"]["optimiser"] // 2
@@ -269,7 +269,7 @@ def test_buckets_of_ddp():
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_gathered_weights_are_those_of_the_module(architecture, lora, model_folder):
     folder = str(model_folder(architecture))
-    s = settings(model_config(folder), lora=lora, shards=4, versions=frozenset({"frozen"}))
+    s = settings(model_config(folder), lora=lora, shards=4, references=frozenset({"frozen"}))
     phases = memory(s).phases
     policy = load_model(folder, dtype=s.base, lora=lora)
     in_layers = [p for n, p in policy.named_parameters() if ".layers." in n]
@@ -287,7 +287,7 @@ def test_sharded_layers_that_recompute_keep_no_casts():
     """2 bytes per number of the body's linear layers, less what a copy takes for a moment."""
     s = settings(gradient_checkpointing=True)
     batch, body = Batch(4, 4, 128, 256), 2 * count(s).body
-    kept, sharded = (dry_run.update(x.network, batch).kept for x in (s, s.but(shards=2)))
+    kept, sharded = (dry_run.update(x.network, batch).kept for x in (s, s.changed(shards=2)))
     assert kept - sharded == pytest.approx(body, rel=0.01)
 
 
@@ -297,7 +297,7 @@ def test_gradients_wait_where_a_prompt_is_shared():
     update = memory(s).phases["update"]
     assert update["temporary"] == update["gradients"]
     assert update["head"] == 4 * memory(s).weights.head  # tied: it waits for the embedding's
-    assert memory(s.but(gradient_checkpointing=True)).phases["update"]["temporary"] < update["gradients"] / 2
+    assert memory(s.changed(gradient_checkpointing=True)).phases["update"]["temporary"] < update["gradients"] / 2
 
 
 def test_rows_follow_the_memory():
@@ -309,23 +309,23 @@ def test_rows_follow_the_memory():
 
 
 def test_settings_to_change_lead_to_their_peaks():
-    s = settings(versions=frozenset({"frozen"}), max_new_tokens=1024)
-    assert not fits(s)[24] and fits(s.but(lora=LORA, gradient_checkpointing=True))[24]
+    s = settings(references=frozenset({"frozen"}), max_new_tokens=1024)
+    assert not fits(s)[24] and fits(s.changed(lora=LORA, gradient_checkpointing=True))[24]
     plan = memory(s, usable(24))
     found = settings_to_change(s, plan, usable(24))
     peaks = {c.words.split()[0]: c.peak for c in found}
     assert list(peaks.values()) == sorted(peaks.values()) and found[-1].peak < plan.peak
-    assert peaks["--model.gradient_checkpointing"] == memory(s.but(gradient_checkpointing=True)).peak
-    assert peaks["--rollout.max_new_tokens"] == memory(s.but(max_new_tokens=512)).peak
-    assert peaks["--rollout.micro_batch_size"] == memory(s.but(micro_batch_size=2)).peak
+    assert peaks["--model.gradient_checkpointing"] == memory(s.changed(gradient_checkpointing=True)).peak
+    assert peaks["--rollout.max_new_tokens"] == memory(s.changed(max_new_tokens=512)).peak
+    assert peaks["--rollout.micro_batch_size"] == memory(s.changed(micro_batch_size=2)).peak
     assert {"--model.lora", "--model.optimizer"} < set(peaks)
-    adapted = s.but(lora=LORA)
+    adapted = s.changed(lora=LORA)
     words = [c.words for c in settings_to_change(adapted, memory(adapted), None)]
     assert "--model.quantization nf4" in words and not any("model.lora" in w for w in words)
 
 
 def test_what_to_do_names_what_is_enough():
-    s = settings(versions=frozenset({"frozen"}), max_new_tokens=1024)
+    s = settings(references=frozenset({"frozen"}), max_new_tokens=1024)
     found = settings_to_change(s, memory(s), None)
     enough = what_to_do(found, found[0].peak)
     assert enough.startswith("set one of --model.lora") and "--model.optimizer" not in enough
@@ -420,7 +420,7 @@ def test_users_mistakes(arguments, message, capsys):
 
 def test_settings_of_the_trainer():
     assert [device_count(x) for x in ("auto", -1, 4, "4", [0, 2], "0,1,")] == [1, 1, 4, 4, 2, 2]
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match="not a number"):
         device_count("many")
     assert parse_device("RTX 3060") == 12 and parse_device("24 GB") == 24
 
@@ -439,7 +439,7 @@ def test_settings_of_a_recipe(model_folder):
     module = RLIFModule(str(model_folder()), kl_coefficient=0.1, reference="ema", loss="gspo", lora=LORA)
     rollout = RolloutCallback(prompts_per_step=8, rewards=[SelfCertainty(annotator="reference")])
     found = plan_settings(module, rollout.collector, precision="32-true", prompt_tokens=9, processes=2, shards=2)
-    assert found.versions == {"ema", "frozen"} and not found.fused_loss and found.batch.world_size == 2
+    assert found.references == {"ema", "frozen"} and not found.fused_loss and found.batch.world_size == 2
     assert found.base == torch.float32 and found.half is None and found.rows is None and found.native
 
 

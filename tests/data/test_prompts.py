@@ -107,7 +107,7 @@ def test_a_chat_template_that_leaves_bos_out_gets_none(tokenizers):
 
 @pytest.mark.parametrize("around", [f"$A {EOS}", f"{BOS} $A {EOS}"])
 def test_an_end_token_behind_the_text_is_taken_away(around, tokenizers):
-    """The policy is to go on from the prompt: after an end token it begins another text."""
+    """The policy is to continue the prompt: after an end token it begins another text."""
     text, decoded = encode(tokenizers(around=around), template="{prompt} A:")
     assert text == "What is 1? A:"
     assert decoded == (BOS if BOS in around else "") + text

@@ -100,7 +100,7 @@ def test_places_and_patterns_with_one_group_are_accepted(where):
     [
         ("boxd", "did you mean 'boxed'"),
         ("lastnumber", "did you mean 'last_number'"),
-        ("([", "no valid regular expression"),
+        ("([", "not a valid regular expression"),
         ("(a)(b)", "with 2 groups"),
         ("answer is", "with 0 groups"),
     ],

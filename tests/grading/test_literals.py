@@ -129,5 +129,5 @@ def test_the_grader_compares_values():
 def test_a_right_answer_that_is_no_literal_is_refused():
     check_gold(AnswerFormat(compare="exact"), Gold("nine"), "Row 3")
     check_gold(AnswerFormat(compare="literal"), Gold("'nine'"), "Row 3")
-    with pytest.raises(UserError, match=r"Row 3: .*no Python literal"):
+    with pytest.raises(UserError, match=r"Row 3: .*not a Python literal"):
         check_gold(AnswerFormat(compare="literal"), Gold("nine"), "Row 3")

@@ -15,7 +15,7 @@ slow = pytest.mark.slow
 TOLERANCE = 5e-5  # of any weight after three steps with a learning rate of 0.03
 # A slice of two rows holds one prompt here and two there: the layers are called equally often all the same.
 SHORT = ("--trainer.max_steps=3", "--evaluation.n=3", "--rollout.micro_batch_size=2")
-# Everything that reads or writes weights beside the update: an adapter, recomputed layers, a running mean.
+# Everything that reads or writes weights besides the update: an adapter, recomputed layers, a running mean.
 LORA = (*SHORT, "--model.lora", '{"r": 4, "target_modules": "all-linear", "lora_dropout": 0.0}',
         "--model.gradient_checkpointing=true", "--model.reference=ema", "--model.ema_decay=0.5",
         "--rollout.rewards", '[{"class_path": "SelfCertainty", "init_args": {"annotator": "ema"}}]')  # fmt: skip

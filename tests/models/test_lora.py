@@ -339,7 +339,7 @@ BROKEN = {
     "no-json": ["adapter_config.json can't be read"],
     "pickled": ["no weights in safetensors format", "pickled weights"],
     "cut-off": ["weights can't be read"],
-    "ia3": ["none of LoRA", "IA3"],
+    "ia3": ["not a LoRA adapter", "IA3"],
     "pissa": ["can't be trained on here", "pissa"],
     "deeper": ["belongs to another one", "layers.2", "no such weight"],
     "wider": ["belongs to another one", "[64, 4]", "[32, 4]"],

@@ -1,4 +1,4 @@
-"""Other versions of the policy: as references of the KL term and as annotators of rewards."""
+"""References: of the KL term, and as annotators of rewards."""
 
 import copy
 
@@ -73,7 +73,7 @@ def test_synced_reference_is_renewed_every_k_steps(train):
 def test_the_reference_of_the_loss_is_that_version(train, lora):
     run = train(model={"kl_coefficient": 0.01, "reference": "ema", "ema_decay": 0.5, "lora": lora}, steps=2)
     rollout = run.rollouts[1]
-    # ema after one step: half the start, half the present weights
+    # ema after one step: half the start, half the current weights
     policy = copy.deepcopy(run.start)
     moved = copy.deepcopy(run.start)
     again = train(model={"kl_coefficient": 0.01, "reference": "ema", "ema_decay": 0.5, "lora": lora}, steps=1)
@@ -197,7 +197,7 @@ def test_a_version_that_the_checkpoint_lacks_is_refused(rlif, small_fit, capsys)
 
 def test_too_little_memory_is_said_before_training(train, monkeypatch):
     monkeypatch.setattr(references, "free_memory", lambda device: 1000)
-    with pytest.raises(UserError, match="no memory for other versions of the policy's weights"):
+    with pytest.raises(UserError, match="not enough memory for copies of the policy's weights"):
         train(model={"kl_coefficient": 0.01, "reference": "ema"})
     with pytest.raises(UserError, match=r"\(frozen\)"):
         train(rollout={"rewards": [SelfCertainty(annotator="reference")]})

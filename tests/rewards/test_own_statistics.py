@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.chunked import LinearHead
-from rlif_lightning.rewards import InternalReward, SelfCertainty, Shuffled
+from rlif_lightning.rewards import InternalReward, SelfCertainty, Shuffled, TokenEntropy, TrajectoryEntropy
 from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import NativeSampler, Sampling
@@ -201,6 +201,16 @@ def test_a_mistake_is_said_before_the_first_update(model_folder, problems_file, 
     with pytest.raises(UserError, match=rf"(?s)reward .*test_own_statistics\.Wrong .*{told}"):
         fit(model_folder(), problems_file, rollout={"rewards": [Wrong(value)]})
     assert not steps
+
+
+@pytest.mark.parametrize("base", [SelfCertainty, TokenEntropy, TrajectoryEntropy])
+def test_a_statistic_that_a_shipped_reward_would_ignore_is_refused(base):
+    class Renamed(base):
+        pass
+
+    assert Renamed().name == "renamed"
+    with pytest.raises(UserError, match=r"Overridden has a statistic.*\n.*derive it from .*InternalReward"):
+        type("Overridden", (base,), {"statistic": lambda self, logp: logp.amax(-1)})
 
 
 # -- the command line -------------------------------------------------------------------------------------------

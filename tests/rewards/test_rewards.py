@@ -327,7 +327,7 @@ def test_a_weight_follows_its_schedule():
 
 @pytest.mark.parametrize("weight", [[], [[5, 1.0], [5, 0.0]], [[5, 1.0], [4, 0.0]]])
 def test_a_schedule_whose_steps_do_not_rise_is_refused(weight):
-    with pytest.raises(UserError, match="no schedule"):
+    with pytest.raises(UserError, match="nor a schedule"):
         Random(weight=weight)
 
 

@@ -85,7 +85,7 @@ def test_a_histogram_without_finite_values_is_left_out(tmp_path):
 def test_values_may_come_late_or_without_a_step(tmp_path):
     logger = RunLogger(tmp_path / "1")
     logger.log_metrics({"a": 1.0}, 5)
-    logger.log_metrics({"b": 2.0})  # without a step: the present one
+    logger.log_metrics({"b": 2.0})  # without a step: the current one
     logger.log_metrics({"a": 3.0}, 4)
     expected = {"a": {4: 3.0, 5: 1.0}, "b": {5: 2.0}}
     assert scalars(tmp_path / "1") == read_metrics(tmp_path / "1" / "metrics.csv") == expected
@@ -203,7 +203,7 @@ def test_a_real_fit_continues_in_its_folder_as_if_it_had_not_been_interrupted(tm
     torch.manual_seed(0)
     fit(tmp_path / "run", 4)
     table = MetricsCSV(tmp_path / "run" / "metrics.csv")
-    table.log(4, {"train/loss": 9.0, "train/other": 9.0})  # it had gone on beyond its checkpoint
+    table.log(4, {"train/loss": 9.0, "train/other": 9.0})  # it had continued beyond its checkpoint
     with (tmp_path / "run" / "completions.jsonl").open("a") as file:
         file.write('{"step": 4}\n{"step"')
     clock.now += 10

@@ -343,7 +343,7 @@ def test_a_completion_depends_on_its_own_seed_only(architecture):
     flat = [whole[group * i + g] for i in reversed(range(len(RAGGED))) for g in order.tolist()]
     assert completions(turned) == flat
     longer = completions(draw(model, seeds=seeds, new=30))
-    assert [c[:24] for c in longer] == whole  # a higher limit only goes on
+    assert [c[:24] for c in longer] == whole  # a higher limit only continues
     changed = seeds.clone()
     changed[5] += 1
     other = completions(draw(model, seeds=changed))

@@ -203,7 +203,7 @@ def test_the_ends_of_the_unit_interval(u):
 
 
 def test_a_token_of_weight_zero_is_never_drawn():
-    """Sparse rows with weights of many magnitudes: rounding in either level must not land beside a token."""
+    """Sparse rows with weights of many magnitudes: rounding in either level must not land next to a token."""
     rows = 4000
     for width in (7, 600, 1500):
         magnitude = 30 * torch.rand(rows, width, generator=generator(6)) - 25

@@ -81,7 +81,7 @@ def test_weights_follow_their_schedule():
     assert at == [1.0, 1.0, 0.5, 0.0, -1.0, -2.0, -2.0]
     assert SelfCertainty(weight=3).weight_at(7) == 3.0
     for wrong in ([], [(5, 1.0), (5, 2.0)], [(5, 1.0), (1, 2.0)]):
-        with pytest.raises(UserError, match="no schedule"):
+        with pytest.raises(UserError, match="nor a schedule"):
             SelfCertainty(weight=wrong)
 
 

@@ -185,7 +185,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_grows_with_tokens_times_vocabulary():
     """At the vocabulary of Qwen: rollout, reference and update of 10 and of 24 tokens make the same largest tensor.
 
-    It is the weight [V, H], or a tile of logits.
+    It is the weight [V, H], or a chunk of logits.
     """
     torch.manual_seed(0)
     config = Qwen2Config(

@@ -83,7 +83,7 @@ def by_hand(run, *, loss, kl, tau, lr, weight_decay=0.1, t_max=12, group=4, low=
     for step in sorted(windows):
         rollout = next(r for seeds, r in rollouts.items() if set(windows[step]) <= set(seeds))
         rows = texts_of(rollout)
-        if rollout is not held:  # a new rollout: its rewards and old log-probabilities are the present policy's
+        if rollout is not held:  # a new rollout: its rewards and old log-probabilities are the current policy's
             held, old, rewards = rollout, [], []
             with torch.no_grad():
                 for prompt, completion in rows:
@@ -436,7 +436,7 @@ def test_a_wrong_reward_is_named(rlif, small_fit, tmp_path, capsys, body, messag
 
 
 def test_weights_that_were_loaded_to_be_evaluated_do_not_train(train, monkeypatch):
-    """They may be in half precision, and have no reference beside them."""
+    """They may be in half precision, and have no reference next to them."""
     init = RLIFModule.__init__
 
     def loaded(self, *args, **kwargs):
@@ -444,5 +444,5 @@ def test_weights_that_were_loaded_to_be_evaluated_do_not_train(train, monkeypatc
         self.configure_model()
 
     monkeypatch.setattr(RLIFModule, "__init__", loaded)
-    with pytest.raises(UserError, match="loaded to be evaluated"):
+    with pytest.raises(UserError, match="loaded for an evaluation"):
         train(steps=1)

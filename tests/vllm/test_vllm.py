@@ -55,7 +55,7 @@ def engine():
 
 
 def draw(engine, policy, sampling, seeds=SEEDS, prompts=PROMPTS):
-    """Completions with the policy's present weights, and the largest difference to its own log-probabilities."""
+    """Completions with the policy's current weights, and the largest difference to its own log-probabilities."""
     engine.update(policy, [END], PAD)
     return measured(engine, policy, sampling, seeds, prompts)
 

@@ -39,7 +39,7 @@ def start_engine(config: Any, settings: dict[str, Any], device: torch.device) ->
                 seed=0,
                 **settings,
             )
-        except Exception as error:  # vLLM has classes of its own, other ones in each version
+        except Exception as error:  # vLLM raises classes of its own, which change between versions
             lines = str(error).strip().splitlines()
             raise UserError(
                 "vLLM can't start an engine for this model",
