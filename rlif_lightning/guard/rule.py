@@ -31,11 +31,7 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """The decision in words."""
-        if self.verdict == "nothing":
-            return f"nothing at step {self.step}"
-        if self.verdict == "best":
-            return f"{self.signal} is at its best, {self.value:.4g}, at step {self.step}"
+        """Why it has fired, in words."""
         row = f"{self.patience} rollouts in a row" if self.patience > 1 else "one rollout"
         return (
             f"at step {self.step} {self.signal} was {self.value:.4g}, for {row} below "

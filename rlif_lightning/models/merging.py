@@ -24,20 +24,32 @@ def merge(policy: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _untie(policy: Any) -> None:
-    """Give the head its own weights where an adapter is about to change only one of head and embedding."""
+def unties(policy: Any) -> bool:
+    """Whether an adapter changes one of two tied embeddings, so that they are two matrices once it is merged."""
+    if not hasattr(policy, "get_base_model"):
+        return False
+    model = policy.get_base_model()
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return bool(model.config.get_text_config().tie_word_embeddings) and any(map(is_adapted, ends))
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module is one of PEFT's around another."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    model = policy.get_base_model()
-    config = model.config.get_text_config()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    adapted = any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in (head, embedding))
-    if not config.tie_word_embeddings or not adapted:
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+def _untie(policy: Any) -> None:
+    """Give the head its own weights where an adapter is about to change only one of head and embedding."""
+    if not unties(policy):
         return
+    model = policy.get_base_model()
+    head = model.get_output_embeddings()
     own: Any = getattr(head, "base_layer", getattr(head, "original_module", head))
     own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
-    for settings in (config, model.config):
+    for settings in (model.config.get_text_config(), model.config):
         settings.tie_word_embeddings = False
 
 

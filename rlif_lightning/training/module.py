@@ -117,16 +117,12 @@ class RLIFModule(pl.LightningModule):
         except ValueError as error:
             raise UserError(f"model.{error}") from error
         near = "nats per token, above 0, near the train/entropy or rollout/entropy of the first steps"
+        refers = "frozen, or model.kl_coefficient above 0"
         check_ranges(
             "model",
             ("entropy_coefficient", entropy_coefficient, entropy_coefficient >= 0, "0 or more"),
             ("target_entropy", target_entropy, target_entropy is None or target_entropy > 0, near),
-            (
-                "reference",
-                reference,
-                reference == "frozen" or kl_coefficient,
-                "frozen, or model.kl_coefficient above 0",
-            ),
+            ("reference", reference, reference == "frozen" or kl_coefficient, refers),
             ("ema_decay", ema_decay, 0 <= ema_decay < 1, "from 0 to below 1"),
             ("reference_every", reference_every, reference_every >= 1, "1 or more"),
             ("top_entropy_fraction", top_entropy_fraction, 0 < top_entropy_fraction <= 1, "above 0, at most 1"),
@@ -136,15 +132,9 @@ class RLIFModule(pl.LightningModule):
             optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
             raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
+        ends = tuple(end_tokens or ())
         self.policy_settings = PolicySettings(
-            name,
-            lora,
-            adapter,
-            quantization,
-            gradient_checkpointing,
-            tuple(end_tokens or ()),
-            revision,
-            trust_remote_code,
+            name, lora, adapter, quantization, gradient_checkpointing, ends, revision, trust_remote_code
         )
         self.policy_settings.check()
         self.top_entropy_fraction = top_entropy_fraction

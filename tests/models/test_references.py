@@ -70,7 +70,7 @@ def test_synced_reference_is_renewed_every_k_steps(train):
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_the_reference_of_the_loss_is_that_version(train, lora):
+def test_the_loss_refers_to_that_reference(train, lora):
     run = train(model={"kl_coefficient": 0.01, "reference": "ema", "ema_decay": 0.5, "lora": lora}, steps=2)
     rollout = run.rollouts[1]
     # ema after one step: half the start, half the current weights
@@ -162,7 +162,7 @@ def test_at_the_start_all_annotators_agree(train):
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_resume_keeps_the_versions(rlif, small_fit, lora):
+def test_resume_keeps_the_references(rlif, small_fit, lora):
     """Four steps at once, and two and two: the same weights and the same running mean, bit by bit."""
     import yaml
 
@@ -180,7 +180,7 @@ def test_resume_keeps_the_versions(rlif, small_fit, lora):
         assert all(torch.equal(left[n], right[n]) for n in left)
 
 
-def test_a_version_that_the_checkpoint_lacks_is_refused(rlif, small_fit, capsys):
+def test_a_reference_that_the_checkpoint_lacks_is_refused(rlif, small_fit, capsys):
     here = rlif("fit", *small_fit, "--trainer.max_steps=1", "--checkpoint.every=1")
     (path,) = here.glob("runs/*/1/checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
@@ -189,7 +189,7 @@ def test_a_version_that_the_checkpoint_lacks_is_refused(rlif, small_fit, capsys)
     rlif("fit", *small_fit, "--ckpt_path=last")
     with pytest.raises(SystemExit):
         rlif("fit", *small_fit, "--ckpt_path=last", "--trainer.max_steps=3", "--model.reference=ema")
-    assert "no ema version" in capsys.readouterr().err
+    assert "no ema reference" in capsys.readouterr().err
 
 
 # -- memory ----------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_too_little_memory_is_said_before_training(train, monkeypatch):
     train(model={"lora": LORA, "kl_coefficient": 0.01}, steps=1)  # the adapter is switched off: nothing to copy
 
 
-def test_a_policy_too_large_by_itself_is_not_for_the_versions_to_say(monkeypatch):
+def test_a_policy_too_large_by_itself_is_not_for_the_references_to_say(monkeypatch):
     monkeypatch.setattr(references, "free_memory", lambda device: 1000)
     policy, found = nn.Linear(99, 99), References()
     found.create(set(), policy, torch.float32, torch.device("meta"))

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import add_lora
-from rlif_lightning.sampling.vllm.merged_weights import merged_weights, unties
+from rlif_lightning.models.merging import unties
+from rlif_lightning.sampling.vllm.merged_weights import merged_weights
 from tests.conftest import make_config, make_model
 
 IDS = torch.arange(3, 19).view(2, 8)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.merging import is_adapted
 
 
 def merged_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
@@ -25,24 +26,8 @@ def merged_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
     return _weights(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "")
 
 
-def unties(policy: Any) -> bool:
-    """Whether an adapter changes one of two tied embeddings, so that they are two matrices once it is merged."""
-    if not hasattr(policy, "get_base_model"):
-        return False
-    model = policy.get_base_model()
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return bool(model.config.get_text_config().tie_word_embeddings) and any(_adapts(x) for x in ends)
-
-
-def _adapts(module: nn.Module) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-
-
 def _weights(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    if _adapts(module):
+    if is_adapted(module):
         yield from _adapted(module, prefix)
         return
     for name, weight in module.named_parameters(recurse=False):

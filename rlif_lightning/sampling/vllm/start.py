@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.sampling.vllm.merged_weights import unties
+from rlif_lightning.models.merging import unties
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's weights are reached from here: no other value does
