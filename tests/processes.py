@@ -102,7 +102,7 @@ class Processes:
         kill_at: int = 0,
         kill_rank: str = "all",
         command: str = "fit",
-        seconds: float = 120,
+        seconds: float = 600,
     ) -> "Result":
         """Run a command in a folder of runs; Lightning starts the other processes. All that is left is killed."""
         devices = ["--trainer.devices", processes]

@@ -236,7 +236,7 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
         message = refused(arg)
     finally:
         hub.hub_answers.cache_clear()
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60
     assert len(message.splitlines()) == 1
     assert arg.partition("=")[2] in message
     assert "give the path" in message

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 5e-5  # of any weight after three steps with a learning rate of 0.03
 TORCHRUN = Path(__file__).parents[1] / "docs" / "torchrun.sh"
-SECONDS = 60  # between a process's death and the other's end
+SECONDS = 600  # a loaded machine may take long; where a process hangs, any limit shows it
 SHORT = ("--trainer.max_steps=3", "--evaluation.n=3")
 
 
@@ -52,7 +52,7 @@ def nodes(fit):
             words = ["bash", TORCHRUN, *fit.arguments, *SHORT, "--runs", runs, *settings]
             started.append(start(words, fit.root, environment))
         # The killed one first; then the other has to end by itself, or it is killed and this fails.
-        said = ["".join(finish(started[1], 200)), "".join(finish(started[0], SECONDS))][::-1]
+        said = ["".join(finish(started[1], SECONDS)), "".join(finish(started[0], SECONDS))][::-1]
         codes = [node.returncode for node in started]
         assert all(code != 0 for code in codes) if kill_at else codes == [0, 0], "\n".join(said)[-3000:]
         return Result(fit.root / runs, 2, "".join(said), max(codes)), said

@@ -164,7 +164,7 @@ def test_a_process_that_is_ended_leaves_a_checkpoint(small_fit, tmp_path, number
     while not path.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
     assert (f"Stopped by {number.name} after step" in errors) == (number != signal.SIGKILL)
     assert read_checkpoint(path)["global_step"] >= 1

@@ -226,7 +226,7 @@ def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
         results = answer_problems(NativeSampler(), policy, list(enumerate(prompts)), Attempts(Sampling(2)), grader)
     finally:
         grader.close()
-    assert time.perf_counter() - start < 2 * len(HOSTILE)
+    assert time.perf_counter() - start < 10 * len(HOSTILE)
     assert [a.correct for r in results for a in r.greedy + r.samples] == [False] * 2 * len(HOSTILE)
     assert len(rows(write_rows(tmp_path / "rows.jsonl", results))) == len(HOSTILE)
 
@@ -457,7 +457,7 @@ def test_two_processes_answer_as_one(command, name, limit, rlif, args, tmp_path)
     words = [command, *args, *sizes, "--runs=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     python = [sys.executable, "-m", "rlif_lightning"]
-    subprocess.run([*python, *words], cwd=tmp_path, check=True, timeout=120, capture_output=True, env=environment)
+    subprocess.run([*python, *words], cwd=tmp_path, check=True, timeout=600, capture_output=True, env=environment)
     one, two = tmp_path / "one/run", tmp_path / "two/run"
     assert [f.name for f in two.iterdir()] == ["1"]
     assert (one / "1" / name).read_bytes() == (two / "1" / name).read_bytes()

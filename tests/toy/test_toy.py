@@ -401,7 +401,7 @@ class TestCache:
         workers = [context.Process(target=build_in_a_process, args=(tmp_path, barrier, queue)) for _ in range(2)]
         for worker in workers:
             worker.start()
-        results = [queue.get(timeout=120) for _ in workers]
+        results = [queue.get(timeout=600) for _ in workers]
         for worker in workers:
             worker.join()
         assert results[0] == results[1]
