@@ -68,7 +68,7 @@ def _add_options(parser: Any) -> None:
     add("--steps", type=int, default=0, help=steps)
     prompts = "Training prompts, from the first on, on which entropy and agreement are measured."
     add("--prompts", type=int, default=64, help=prompts)
-    add("--save", type=text, help="Folder for the mixed models, as <save>/<ratio>; null: keep none.")
+    add("--save", type=text, help="Folder for mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.")
     output = "Folder of the results; an interrupted mix continues in its folder. null: <runs>/<recipe>/mix/<n>."
     add("--output", type=text, help=output)
 
