@@ -90,12 +90,12 @@ class RolloutCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Bring changed settings back; take SIGTERM over from Lightning, which would stop within a rollout."""
         for optimizer, now, was in zip(trainer.optimizers, self._optimizers, self._stored, strict=False):
-            changes = bring_back(optimizer, now["groups"], was["groups"])
+            changes = apply_changes(optimizer, now["groups"], was["groups"])
             if changes:
                 rank_zero_info(f"Changed since the checkpoint: {', '.join(changes)}")
         for config in trainer.lr_scheduler_configs if self._stored else []:
             if isinstance(config.scheduler, LambdaLR):
-                recompute(config.scheduler)
+                recompute_rates(config.scheduler)
         self._stored = []
         self._saved_step, self._at_boundary = trainer.global_step, True
         self._module, pl_module.asked_to_stop = pl_module, None
@@ -185,7 +185,7 @@ def configuration(optimizer: Optimizer) -> dict[str, Any]:
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "groups": groups}
 
 
-def bring_back(optimizer: Optimizer, now: list[dict[str, Any]], was: list[dict[str, Any]]) -> list[str]:
+def apply_changes(optimizer: Optimizer, now: list[dict[str, Any]], was: list[dict[str, Any]]) -> list[str]:
     """Set what is configured otherwise now than in the checkpoint, and say what that is.
 
     Everything else stays as restored: an optimiser may keep state of its own next to its settings.
@@ -199,7 +199,7 @@ def bring_back(optimizer: Optimizer, now: list[dict[str, Any]], was: list[dict[s
     return said
 
 
-def recompute(scheduler: LambdaLR) -> None:
+def recompute_rates(scheduler: LambdaLR) -> None:
     """Compute the current step's learning rate from the schedule as it is configured now.
 
     If nothing was changed, this is the restored rate to the last bit.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.callbacks.logging import everyones, log_now, run_folder
+from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder
 from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
@@ -163,7 +163,7 @@ class Evaluation(Callback):
         prompts = trainer.datamodule.prompts[split]
         problems = [(row, prompts[row]) for row in rows]
         own = answer_problems(self.engine(module), module.policy, problems, self.attempts, self._grader, progress)
-        return sorted((r for part in everyones(trainer, own) for r in part), key=lambda r: r.index)
+        return sorted((r for part in gather_objects(trainer, own) for r in part), key=lambda r: r.index)
 
     # -- validate, test, predict: one batch holds all problems of a process -----------------------------------
 
@@ -197,7 +197,7 @@ class Evaluation(Callback):
     def _write_results(self, trainer: Any, module: RLIFModule, split: str, results: list[Answered]) -> None:
         assert self._grader is not None
         summary = summarise(results, intervals=True)
-        timeouts = sum(everyones(trainer, self._grader.timeouts))
+        timeouts = sum(gather_objects(trainer, self._grader.timeouts))
         log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
         folder, parts = run_folder(trainer), summarise_by(results)
         if not trainer.is_global_zero:

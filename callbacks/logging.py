@@ -55,7 +55,7 @@ def run_logger(trainer: Trainer) -> RunLogger | None:
     return next((x for x in trainer.loggers if isinstance(x, RunLogger)), None)
 
 
-def everyones(trainer: Trainer, own: Any) -> list[Any]:
+def gather_objects(trainer: Trainer, own: Any) -> list[Any]:
     """What each process has, on every process."""
     if trainer.world_size == 1:
         return [own]

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import everyones, log_now, peak_memory_mb, rollout_metrics
+from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
@@ -227,7 +227,7 @@ def learning_tokens(collected: Collected, window: int, fraction: float, trainer:
     own[rows] = rollout.loss_mask[rows]
 
     def gather(values: Tensor) -> Tensor:
-        return torch.cat(everyones(trainer, values.cpu())).to(values.device)
+        return torch.cat(gather_objects(trainer, values.cpu())).to(values.device)
 
     mask = top_entropy_mask(rollout.statistics().entropy, own, fraction, gather)
     return replace(rollout, surrogate_mask=mask)

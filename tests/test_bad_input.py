@@ -286,7 +286,7 @@ VLLM = "--rollout.sampler=rlif_lightning.sampling.VLLMSampler"
 
 @pytest.mark.parametrize("command", ["fit", "validate", "diagnose", "mix"])
 def test_vllm_that_is_not_installed(refused, monkeypatch, command, model_folder, problems_file):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: False)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.is_installed", lambda: False)
     more = {
         "validate": ["--data.val.path", problems_file],
         "diagnose": ["--prompts=2"],
@@ -306,13 +306,13 @@ def test_vllm_that_is_not_installed(refused, monkeypatch, command, model_folder,
     ],
 )
 def test_what_vllm_can_not_sample(refused, monkeypatch, problems_file, args, told):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.is_installed", lambda: True)
     assert told in refused(VLLM, *args, "--data.val.path", problems_file)
 
 
 @pytest.mark.parametrize("command", ["fit", "export", "plan", "mix"])
 def test_settings_with_vllm_are_read_without_it(monkeypatch, rlif, small_fit, command, capsys):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: False)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.is_installed", lambda: False)
     if command == "export":
         rlif("fit", *small_fit, "--trainer.max_steps=1")
         config = Path("runs/run/1/config.yaml")

@@ -47,9 +47,9 @@ def build(kind: str, seed: int, folder: Path, progress: bool = True) -> None:
         made.mkdir()
         if kind == "narrow":
             base = toy_model(f"toy:{seed}", progress)
-            pretraining.build(made, NARROW, seed, task=FIRST_TWO_STEPS, base=base, progress=progress)
+            pretraining.build_toy(made, NARROW, seed, task=FIRST_TWO_STEPS, base=base, progress=progress)
         else:
-            pretraining.build(made, ADDITION, seed, task=addition, progress=progress)
+            pretraining.build_toy(made, ADDITION, seed, task=addition, progress=progress)
             for rows, split in ((toy_problems("train", TOY_TRAIN, addition), "train"),
                                 (toy_problems("held_out", TOY_HELD_OUT, addition), "test")):  # fmt: skip
                 (made / PROBLEMS[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))

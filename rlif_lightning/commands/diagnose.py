@@ -1,6 +1,7 @@
 """``rlif diagnose``: should a model be trained with internal rewards at all, and with which."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
 from rlif_lightning.diagnosis.figure import draw_diagnosis
 from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
 from rlif_lightning.diagnosis.measures import compare, describe, difference, measure, value_correlations
-from rlif_lightning.diagnosis.text import completion_rows, report_text, write_json, write_rows
+from rlif_lightning.diagnosis.text import report_text, write_completions, write_json
 from rlif_lightning.diagnosis.verdict import verdict
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
@@ -27,24 +28,11 @@ from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.collector import Collector
 
 DESCRIPTION = "Find out whether internal rewards suit a model, and which of them."
-HELP = {
-    "prompts": "Number of prompts, drawn at random from the split.",
-    "split": "Split to take the prompts from.",
-    "gradients": "Compare the gradients of the rewards; null: only if they take less than 4 GiB.",
-    "output": "Folder of the results; null: <runs>/<recipe>/diagnose/<n>.",
-}
 GRADIENT_BYTES = 4 * 2**30  # what gradients may take unless they are asked for
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command: sample a group per prompt, compare the rewards, answer.
-
-    Args:
-        arguments: The words after ``rlif diagnose``.
-
-    Raises:
-        UserError: The words are wrong, or there are too few prompts.
-    """
+    """Run the command: sample a group per prompt, compare the rewards, answer."""
     objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
     collector = objects.collector
@@ -58,14 +46,15 @@ def main(arguments: list[str]) -> None:
 
 
 def _add_options(parser: Any) -> None:
-    parser.add_argument("--prompts", type=int, default=64, help=HELP["prompts"])
-    parser.add_argument("--split", type=Split, default="train", help=HELP["split"])
-    parser.add_argument("--gradients", type=bool | None, default=None, help=HELP["gradients"])
-    parser.add_argument("--output", type=str | None, default=None, help=HELP["output"])
+    add = parser.add_argument
+    add("--prompts", type=int, default=64, help="Number of prompts, drawn at random from the split.")
+    add("--split", type=Split, default="train", help="Split to take the prompts from.")
+    gradients = "Compare the gradients of the rewards; null: only if they take less than 4 GiB."
+    add("--gradients", type=bool | None, help=gradients)
+    add("--output", type=str | None, help="Folder of the results; null: <runs>/<recipe>/diagnose/<n>.")
 
 
 def _read_prompts(objects: RecipeObjects) -> list[Prompt]:
-    """All prompts of the split."""
     wanted, split = objects.options.prompts, objects.options.split
     if wanted < 2:
         raise UserError("--prompts is too small", got=wanted, expected="2 or more: intervals are over prompts")
@@ -87,16 +76,13 @@ def _sample(
     collector = Collector(recipe.sampler, recipe.sampling, rewards, recipe.plan, recipe.advantages, recipe.votes)
     collector.open(1, objects.data.answers_of(split), objects.data.has_labels(split))
     rows, texts, size = [(row,) for row in prompts], list(prompts.values()), recipe.plan.prompts_per_step
-    try:
-        with counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell:
+    with closing(collector), counting(objects.bar, "Sampling", "prompt", len(prompts)) as tell:
 
-            def progress(done: int, token: int, most: int) -> None:
-                tell(done, f"Token {token}/{most}")
+        def progress(done: int, token: int, most: int) -> None:
+            tell(done, f"Token {token}/{most}")
 
-            found = list(collector.sample_batches(texts, rows, run_seed(), policy, size, progress))
-            tell(len(prompts))
-    finally:
-        collector.close()
+        found = list(collector.sample_batches(texts, rows, run_seed(), policy, size, progress))
+        tell(len(prompts))
     return found
 
 
@@ -107,16 +93,15 @@ def _gradients(
     wanted, size = objects.options.gradients, gradient_bytes(policy.model, len(advantages[0]))
     if wanted is None and size > GRADIENT_BYTES:
         wanted = False
-        rank_zero_info(
-            f"Gradients are left out: they would take {size / 2**30:.0f} GiB. --gradients true takes them."
-        )
+        rank_zero_info(f"Gradients are left out: they need {size / 2**30:.0f} GiB. --gradients true takes them.")
     if wanted is False:
         return None
     sizes = (objects.collector.sampling.max_new_tokens, objects.collector.plan.micro_batch_size)
     set_training_mode(policy.model, training=True)
     with autocast(objects.precision, objects.device):
         halves = policy_gradients(policy.model, rollouts, advantages, objects.module.loss, *sizes)
-    return {"cosines": cosines(halves.sum(0)).tolist(), "between_halves": cosines(halves[0], halves[1]).tolist()}
+    whole = halves.sum(0)
+    return {"cosines": cosines(whole, whole).tolist(), "between_halves": cosines(halves[0], halves[1]).tolist()}
 
 
 def _report(
@@ -155,15 +140,13 @@ def _report(
         "seed": run_seed(),
         "min_spread": collector.advantages.min_spread,
         "sampling": collector.sampling.settings(),
-        "lora": identity.lora,
-        "adapter": identity.adapter,
-        "quantization": identity.quantization,
+        **{name: getattr(identity, name) for name in ("lora", "adapter", "quantization")},
         "precision": objects.precision,
         "versions": versions(),
     }
     folder = objects.output(options.output)
     write_json(folder / "diagnosis.json", report)
-    write_rows(folder / "completions.jsonl", completion_rows(rollouts, prompts, stats))
+    write_completions(folder / "completions.jsonl", rollouts, prompts, stats)
     draw_diagnosis(report, stats, folder / "diagnosis.png")
     print(report_text(report))
     print(f"\nwritten: {folder}/diagnosis.json, diagnosis.png, completions.jsonl, config.yaml")

@@ -24,36 +24,19 @@ from rlif_lightning.evaluation.answering import answer_problems, summarise
 from rlif_lightning.grading import Grader, agreement
 from rlif_lightning.mixing import results
 from rlif_lightning.mixing.folder import save_mix
-from rlif_lightning.mixing.results import COLUMNS, PICTURE, TABLE, Row
+from rlif_lightning.mixing.results import TABLE, Row
 from rlif_lightning.mixing.weights import Pair, check_ratios
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.runs.folder import CONFIG
 
 DESCRIPTION = "Interpolate the weights of two models; entropy, accuracy and the gain of RLIF at each ratio."
-HELP = {
-    "base": "Base model: toy, a Hugging Face folder or a name on the hub. null: model.name.",
-    "tuned": "Tuned model: the same; or the folder of a LoRA adapter, a checkpoint or a run folder of the base.",
-    "ratios": "Shares of the tuned weights, from 0 to 1.",
-    "steps": "Training steps by the recipe from each mixture, to measure its gain; 0: do not train.",
-    "prompts": "Training prompts, from the first on, on which entropy and agreement are measured.",
-    "save": "Folder for the mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.",
-    "output": "Folder of the results; an interrupted mix continues in its folder. null: <runs>/<recipe>/mix/<n>.",
-}
 MAY_CHANGE = {"config", "ratios", "save", "output", "runs", "trainer.enable_progress_bar"}  # when a mix continues
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``rlif mix``.
-
-    Raises:
-        UserError: The words are wrong, the two models do not fit, or what ``rlif fit`` raises.
-        SystemExit: 130 after Ctrl-C; the same command with the same ``--output`` continues.
-    """
+    """Run the command; exit code 130 after Ctrl-C, and the same command with the same ``--output`` continues."""
     mixing = Mixing(RecipeObjects("mix", arguments, _add_options, DESCRIPTION))
-    path, picture = mixing.output / TABLE, mixing.output / PICTURE
+    path, picture = mixing.output / TABLE, mixing.output / results.PICTURE
     rows = results.read_rows(path)
     stopped = False
     try:
@@ -63,7 +46,8 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         stopped = True
     finally:
-        mixing.close()
+        mixing.objects.collector.close()
+        mixing.grader.close()
     if rows:
         print(results.results_table(rows))
         results.draw_results(rows, picture, f"{mixing.pair.base}  to  {mixing.pair.tuned}")
@@ -75,24 +59,22 @@ def main(arguments: list[str]) -> None:
 
 def _add_options(parser: Any) -> None:
     text, add = str | None, parser.add_argument
-    add("--base", type=text, default=None, help=HELP["base"])
-    add("--tuned", type=str, required=True, help=HELP["tuned"])
-    add("--ratios", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0], help=HELP["ratios"])
-    add("--steps", type=int, default=0, help=HELP["steps"])
-    add("--prompts", type=int, default=64, help=HELP["prompts"])
-    add("--save", type=text, default=None, help=HELP["save"])
-    add("--output", type=text, default=None, help=HELP["output"])
+    add("--base", type=text, help="Base model: toy, a Hugging Face folder or a name on the hub; null: model.name.")
+    tuned = "Tuned model: the same; or the folder of a LoRA adapter, a checkpoint or a run folder of the base."
+    add("--tuned", type=str, required=True, help=tuned)
+    ratios = [0.0, 0.1, 0.25, 0.5, 1.0]
+    add("--ratios", type=float, nargs="+", default=ratios, help="Shares of the tuned weights, from 0 to 1.")
+    steps = "Training steps by the recipe from each mixture, to measure its gain; 0: do not train."
+    add("--steps", type=int, default=0, help=steps)
+    prompts = "Training prompts, from the first on, on which entropy and agreement are measured."
+    add("--prompts", type=int, default=64, help=prompts)
+    add("--save", type=text, help="Folder for mixed models, as Hugging Face folders <save>/<ratio>; null: keep none.")
+    output = "Folder of the results; an interrupted mix continues in its folder. null: <runs>/<recipe>/mix/<n>."
+    add("--output", type=text, help=output)
 
 
 class Mixing:
-    """Measures mixtures one after the other, on one device.
-
-    Args:
-        objects: What the recipe names.
-
-    Raises:
-        UserError: An option is wrong, or what can be checked without weights does not fit.
-    """
+    """Measures mixtures one after the other, on one device; refuses at once what can be checked without weights."""
 
     def __init__(self, objects: RecipeObjects) -> None:
         self.objects, self.options, settings = objects, objects.options, objects.module.policy_settings
@@ -108,7 +90,8 @@ class Mixing:
         held_out = [prompt.ids for _, prompt in self.problems]
         collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
         self.engine.check(held_out, evaluation.attempts.sampling, objects.device)
-        self._check_output()
+        if self.options.output is not None:
+            self._check_output(Path(self.options.output).expanduser())
         self.output = objects.output(self.options.output)
         collector.open(1, objects.data.answers_of("train"), objects.data.has_labels("train"))
         self.grader = Grader(objects.data.answers_of("val"))
@@ -117,25 +100,22 @@ class Mixing:
         for name, least in (("steps", 0), ("prompts", 1)):
             if self.options[name] < least:
                 raise UserError(f"--{name} is too small", got=self.options[name], expected=f"{least} or more")
-        if self.options.ckpt_path is not None:
-            raise UserError("rlif mix takes a checkpoint as the tuned model", do="give it as --tuned")
-        if self.objects.module.policy_settings.adapter is not None:
-            raise UserError("rlif mix takes an adapter as the tuned model", do="give it as --tuned")
+        adapter = self.objects.module.policy_settings.adapter
+        for what, given in (("a checkpoint", self.options.ckpt_path), ("an adapter", adapter)):
+            if given is not None:
+                raise UserError(f"rlif mix takes {what} as the tuned model", do="give it as --tuned")
         rollout = self.objects.collector.plan.rollout_steps
         if self.steps % rollout:
-            raise UserError(
-                "--steps would end in the middle of a rollout", got=self.steps, expected=f"a multiple of {rollout}"
-            )
+            wrong = "--steps would end in the middle of a rollout"
+            raise UserError(wrong, got=self.steps, expected=f"a multiple of {rollout}")
 
-    def _check_output(self) -> None:
+    def _check_output(self, folder: Path) -> None:
         """Refuse to add to results of other settings."""
-        if self.options.output is None:
-            return
-        folder = Path(self.options.output).expanduser()
         if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
-        before = _flat((folder / CONFIG).read_text(encoding="utf-8"))
-        now = _flat(self.objects.parser.dump(self.objects.config, skip_none=False))
+        stored = (folder / CONFIG).read_text(encoding="utf-8")
+        texts = (stored, self.objects.parser.dump(self.objects.config, skip_none=False))
+        before, now = (dict(dict_to_namespace(yaml.safe_load(text)).items()) for text in texts)  # "model.name": ...
         for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
             if before.get(key) != now.get(key):
                 raise UserError(
@@ -149,17 +129,8 @@ class Mixing:
         module = self.objects.module
         module.policy_settings = replace(module.policy_settings, name=name)
 
-    def close(self) -> None:
-        """End the graders' processes."""
-        self.objects.collector.close()
-        self.grader.close()
-
     def rows(self, done: set[float]) -> Iterator[Row]:
-        """Measure each ratio that is not done yet.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C stopped a fit after its rollout.
-        """
+        """Measure each ratio that is not done yet."""
         todo = [ratio for ratio in self.ratios if ratio not in done]
         for number, ratio in enumerate(todo, start=1):
             print(f"Ratio {ratio:g} ({number} of {len(todo)})", file=sys.stderr, flush=True)
@@ -190,8 +161,9 @@ class Mixing:
         """Entropy (nats per token) and agreement on the prompts and seeds with which a run begins."""
         collector, prompts = self.objects.collector, self.objects.data.prompts["train"]
         first = [batch for batch in PromptLoader(len(prompts), collector.plan, seed=run_seed()) if not batch["slice"]]
-        rows = [row for batch in first for row in batch["rows"]][: self.options.prompts]
-        positions = [position for batch in first for position in batch["positions"]][: len(rows)]
+        rows, positions = (
+            [x for batch in first for x in batch[key]][: self.options.prompts] for key in ("rows", "positions")
+        )
         texts, size = [prompts[row] for row in rows], collector.plan.rollout_prompts
         entropy = certainty = tokens = 0.0
         shares: list[float] = []
@@ -215,15 +187,8 @@ class Mixing:
         """Greedy and sampled accuracy on the held-out problems of the recipe's evaluations."""
         if not self.problems:
             return {}
-        attempts = self.objects.evaluation.attempts
         with counting(self.objects.bar, f"{label}: answering", "problem", len(self.problems)) as tell:
-            answered = answer_problems(
-                self.engine, policy, self.problems, attempts, self.grader, lambda done, *_: tell(done)
-            )
+            asked = (self.engine, policy, self.problems, self.objects.evaluation.attempts, self.grader)
+            answered = answer_problems(*asked, lambda done, *_: tell(done))
         summary = summarise(answered, intervals=True)
-        return {name: float(value) for name, value in summary.items() if name in COLUMNS}
-
-
-def _flat(settings: str) -> dict[str, Any]:
-    """Settings in YAML as ``{"model.name": ...}``."""
-    return dict(dict_to_namespace(yaml.safe_load(settings)).items())
+        return {name: float(value) for name, value in summary.items() if name in results.COLUMNS}

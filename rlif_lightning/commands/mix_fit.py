@@ -18,14 +18,7 @@ NOT_OF_FIT = {"base", "tuned", "ratios", "steps", "prompts", "save", "output", "
 def measure_gain(folder: Path, model: Path, settings: Path, steps: int) -> Row:
     """Fit from a mixture, or continue a fit that was interrupted; its held-out accuracy.
 
-    Args:
-        folder: Of the ratio.
-        model: The mixture.
-        settings: Those of ``rlif mix``, as YAML.
-        steps: Optimiser steps.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C stopped the fit after its rollout.
+    In the ratio's folder, by the settings (YAML) of ``rlif mix``. KeyboardInterrupt: Ctrl-C stopped the fit.
     """
     run = latest_run_folder(folder, FIT)
     done = 0 if run is None else read_checkpoint(run / CHECKPOINTS / LAST_CHECKPOINT)["global_step"]
@@ -51,12 +44,11 @@ def _write_recipe(folder: Path, model: Path, settings: Path, steps: int) -> Path
     """A recipe of ``rlif fit`` for one mixture, on one device."""
     config = yaml.safe_load(settings.read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in NOT_OF_FIT}
-    config["runs"] = str(folder)
-    config["model"]["name"] = str(model.absolute())
+    config["runs"], config["model"]["name"] = str(folder), str(model.absolute())
     devices = config["trainer"]["devices"]
     devices = devices[:1] if isinstance(devices, list) else 1
-    config["trainer"] |= {"max_steps": steps, "max_epochs": -1, "devices": devices, "num_nodes": 1}
-    config["trainer"]["strategy"] = "auto"
+    alone = {"devices": devices, "num_nodes": 1, "strategy": "auto"}
+    config["trainer"] |= {"max_steps": steps, "max_epochs": -1, **alone}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{FIT}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -16,8 +16,7 @@ Array = NDArray[Any]
 Statistic = Callable[[Array], Array]  # counts [R, P] -> [R]; nan where it is not defined
 
 RESAMPLES = 1000
-GROUPS_LEAST = 8
-"""Fewer prompts that say anything about a statistic give no interval: resamples of a handful say nothing."""
+GROUPS_LEAST = 8  # fewer prompts that say anything about a statistic give no interval
 
 
 class Estimate(NamedTuple):
@@ -33,12 +32,10 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        """Such as ``0.31 [0.12, 0.48]``."""
         if np.isnan(self.value):
             return "-"
-        return f"{self.value:.2f} " + (
-            f"({self.groups} groups)" if np.isnan(self.low) else f"[{self.low:.2f}, {self.high:.2f}]"
-        )
+        certainty = f"({self.groups} groups)" if np.isnan(self.low) else f"[{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f} {certainty}"
 
 
 def resample(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
@@ -48,10 +45,7 @@ def resample(prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
 
 
 def estimate(statistic: Statistic, counts: Array, groups: int) -> Estimate:
-    """A statistic of the data with its percentile interval.
-
-    Resamples in which it is not defined (one class only) are left out; no interval where they are the most.
-    """
+    """A statistic of the data with its percentile interval."""
     low, high = interval(statistic(counts)) if groups >= GROUPS_LEAST else (float("nan"), float("nan"))
     return Estimate(at_once(statistic, counts.shape[1]), low, high, groups)
 
@@ -62,7 +56,7 @@ def at_once(statistic: Statistic, prompts: int) -> float:
 
 
 def interval(draws: Array) -> tuple[float, float]:
-    """The middle 95 % of resampled values [R]; nan where most are not defined."""
+    """The middle 95 % of resampled values [R] that are defined (not of one class only); nan where most are not."""
     known = draws[np.isfinite(draws)]
     if len(known) * 2 < len(draws):
         return float("nan"), float("nan")
@@ -92,15 +86,10 @@ def correlation(x: Array, y: Array) -> tuple[Statistic, int]:
 
 
 def correlation_within(x: Array, y: Array, use: Array | None = None) -> tuple[Statistic, int]:
-    """Pearson's correlation after the mean of each group was taken off, as GRPO takes it off.
+    """Pearson's correlation after the mean of each group was taken off, as GRPO takes it off, in groups to use [P].
 
     Differences between prompts (easy prompts make confident completions) play no part in it. Groups in which x or y
     is constant, which teach nothing about their relation, are left out.
-
-    Args:
-        x: [P, G].
-        y: [P, G].
-        use: [P] bool, groups to look at; null: all.
     """
     known = np.isfinite(x) & np.isfinite(y)
     vary = known.any(1) if use is None else known.any(1) & use
@@ -124,10 +113,7 @@ def centred(values: Array, known: Array) -> Array:
 
 
 def auroc(scores: Array, labels: Array) -> tuple[Statistic, int]:
-    """Chance that a completion labelled 1 scores above one labelled 0, over all pairs; a tie counts half.
-
-    The Mann-Whitney statistic by ranks.
-    """
+    """Chance that a completion labelled 1 scores above one labelled 0; a tie counts half (Mann-Whitney by ranks)."""
     known = np.isfinite(scores) & np.isfinite(labels)
     group = np.nonzero(known)[0]  # [N] of each completion
     order = np.argsort(scores[known], kind="stable")

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from rlif_lightning import rewards as room
 from rlif_lightning.rewards import Random, Reward, Verifiable
 
-CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})
-"""Rewards that are no internal feedback: baselines and controls."""
+CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})  # no internal feedback
 
 
 def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
     """The rewards to compare: all internal ones there are, the recipe's, chance, and the label where there is one."""
     classes = [getattr(room, name) for name in room.__all__ if name not in CONTROLS]
     found = [cls() for cls in classes if not inspect.isabstract(cls) and _needs_no_settings(cls)]
-    controls = [Random(), *([Verifiable()] if labels else [])]
-    named = {r.name: r for r in [*found, *recipe, *controls]}
+    named = {r.name: r for r in [*found, *recipe, Random(), Verifiable()]}
     return [r for r in named.values() if labels or "labels" not in r.requires]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlif_lightning.diagnosis.association import centred
+from rlif_lightning.diagnosis.association import Array, centred
 from rlif_lightning.diagnosis.measures import CompletionStats, spreads_of
 from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED, ENTROPY_NONE, ENTROPY_ROOM
 from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID
@@ -24,16 +24,22 @@ def draw_diagnosis(report: dict[str, Any], stats: CompletionStats, path: Path) -
     """Policy, what each reward goes with, its values for right and wrong completions, and how alike rewards are."""
     from matplotlib.figure import Figure
 
-    names = list(report["rewards"])
+    names, policy, g = list(report["rewards"]), report["policy"], report["group_size"]
     shown = [name for name in names if name != "verifiable"]  # right and wrong are all that it tells apart
     middle = math.ceil(len(shown) / COLUMNS)
     figure = Figure(figsize=(16, 3.6 + 2.6 * middle + 4.6), dpi=100, layout="constrained")
     grid = figure.add_gridspec(2 + middle, COLUMNS, height_ratios=[3.4, *[2.4] * middle, 4.6])
-    answer, size = report["verdict"], f"({report['prompts']} prompts x {report['group_size']})"
+    answer, size = report["verdict"], f"({report['prompts']} prompts x {g})"
     reward = f", with {answer['reward']}" if answer["reward"] else ""
     figure.suptitle(f"{report['model']}: {answer['level']}{reward}   {size}", fontsize=13, fontweight="bold")
-    _agreement(figure.add_subplot(grid[0, 0]), report, stats)
-    _entropy(figure.add_subplot(grid[0, 1]), report, stats)
+    ax = figure.add_subplot(grid[0, 0])
+    _histogram(ax, stats.agreement, (np.arange(g + 2) - 0.5) / g, policy["agreement"].value, AGREEMENT_SATURATED)
+    _finish(ax, "agreement in a group", "share of the most frequent answer (line: mean, dots: saturated)", "groups")
+    ax = figure.add_subplot(grid[0, 1])
+    entropy = stats.sums["entropy"].sum(1) / stats.tokens.sum(1)
+    edges = np.linspace(0, max(entropy.max(), ENTROPY_ROOM * 1.1), 41)
+    _histogram(ax, entropy, edges, policy["entropy"].value, ENTROPY_NONE, ENTROPY_ROOM)
+    _finish(ax, "initial entropy of a prompt", "nats per token (line: mean, dots: landmarks)", "prompts")
     _correlations(figure.add_subplot(grid[0, 2]), report["rewards"])
     _spread(figure.add_subplot(grid[0, 3]), report, stats)
     for n, name in enumerate(shown):
@@ -41,12 +47,10 @@ def draw_diagnosis(report: dict[str, Any], stats: CompletionStats, path: Path) -
         _values(figure.add_subplot(grid[1 + row, column]), name, stats, legend=n == 0)
     values, gradients = report["equivalence"]["values"], report["equivalence"]["gradients"]
     _heatmap(figure.add_subplot(grid[-1, :2]), "reward values: correlation within groups", names, values)
-    last = figure.add_subplot(grid[-1, 2:])
-    if gradients is None:
-        last.set_axis_off()
-    else:
+    if gradients is not None:
         rows = [*gradients["cosines"], np.diagonal(gradients["between_halves"]).tolist()]
-        _heatmap(last, "policy gradients: cosine (below: with itself, between halves of the prompts)", names, rows)
+        title = "policy gradients: cosine (below: with itself, between halves of the prompts)"
+        _heatmap(figure.add_subplot(grid[-1, 2:]), title, names, rows)
     for ax in figure.axes:
         ax.tick_params(labelsize=8)
     figure.savefig(path)
@@ -59,22 +63,8 @@ def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _agreement(ax: Axes, report: dict[str, Any], stats: CompletionStats) -> None:
-    g = report["group_size"]
-    ax.hist(stats.agreement, bins=(np.arange(g + 2) - 0.5) / g, color=COLOURS[0], edgecolor="white")
-    _mark(ax, report["policy"]["agreement"].value, AGREEMENT_SATURATED)
-    _finish(ax, "agreement in a group", "share of the most frequent answer (line: mean, dots: saturated)", "groups")
-
-
-def _entropy(ax: Axes, report: dict[str, Any], stats: CompletionStats) -> None:
-    values = stats.sums["entropy"].sum(1) / stats.tokens.sum(1)
-    edges = np.linspace(0, max(values.max(), ENTROPY_ROOM * 1.1), 41).tolist()
-    ax.hist(values, edges, color=COLOURS[3], edgecolor="white")
-    _mark(ax, report["policy"]["entropy"].value, ENTROPY_NONE, ENTROPY_ROOM)
-    _finish(ax, "initial entropy of a prompt", "nats per token (line: mean, dots: landmarks)", "prompts")
-
-
-def _mark(ax: Axes, mean: float, *landmarks: float) -> None:
+def _histogram(ax: Axes, values: Array, edges: Array, mean: float, *landmarks: float) -> None:
+    ax.hist(values, edges.tolist(), color=COLOURS[0], edgecolor="white")
     ax.axvline(mean, color="black", linewidth=1.3)
     for landmark in landmarks:
         ax.axvline(landmark, color="0.4", linestyle=":")
@@ -83,19 +73,15 @@ def _mark(ax: Axes, mean: float, *landmarks: float) -> None:
 def _correlations(ax: Axes, rewards: dict[str, Any]) -> None:
     targets = (("agreement", "majority", COLOURS[0]), ("correct", "correct", GOOD), ("tokens", "length", "0.6"))
     for offset, (target, label, colour) in enumerate(targets):
-        known = [(n, own[target]["within"]) for n, own in enumerate(rewards.values()) if target in own]
-        for n, e in known:
+        found = [own[target]["within"] for own in rewards.values() if target in own]
+        for n, e in enumerate(found):  # without an interval there is nothing to see
+            ax.plot([e.low, e.high], [n + (offset - 1) * 0.22] * 2, color=colour, label=label if n == 0 else None)
             if math.isfinite(e.low):
-                y = n + (offset - 1) * 0.22
-                ax.plot([e.low, e.high], [y, y], color=colour, linewidth=1.6)
-                ax.plot([e.value], [y], "o", color=colour, markersize=4)
-        if known:
-            ax.plot([], [], color=colour, label=label)
+                ax.plot(e.value, n + (offset - 1) * 0.22, "o", color=colour, markersize=4)
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(rewards)), list(rewards))
     ax.invert_yaxis()
     ax.set_xlim(-1.05, 1.05)
-    ax.set_xticks([-1, -0.5, 0, 0.5, 1])
     ax.legend(fontsize=7, loc="best", framealpha=0.8)
     _finish(ax, "correlation within groups, 95 %")
 
@@ -124,10 +110,10 @@ def _values(ax: Axes, name: str, stats: CompletionStats, legend: bool) -> None:
     known = values[finite]
     low, high = np.quantile(known, [0.005, 0.995]) if len(known) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 31)
-    marks, right, wrong = (stats.majority, "majority", "minority")
-    if stats.correct is not None:
-        marks, right, wrong = (stats.correct, "right", "wrong")
-    sides = [(marks > 0.5, right, GOOD), (marks <= 0.5, wrong, BAD)]
+    marks, words = stats.correct, ("right", "wrong")
+    if marks is None:
+        marks, words = stats.majority, ("majority", "minority")
+    sides = [(marks > 0.5, words[0], GOOD), (marks <= 0.5, words[1], BAD)]
     if not np.isfinite(marks).any():
         sides = [(finite, "all", "0.5")]
     for side, word, colour in sides:

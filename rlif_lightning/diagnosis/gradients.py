@@ -26,18 +26,11 @@ def policy_gradients(
 ) -> Tensor:
     """Ascent directions of the first update, on policy, for each reward and each half of the prompts.
 
-    Args:
-        policy: With its trainable weights, in training mode.
-        rollouts: With loss masks [N, T].
-        advantages: For each rollout, a reward's name to its advantages [N].
-        loss: Whose weights of the tokens; its KL term and bonus are left out. On policy all surrogates have one
-            gradient.
-        max_tokens: Longest completion.
-        micro_batch_size: Completions in one forward; null: half a rollout.
+    Of rollouts with loss masks [N, T], and for each rollout a reward's name to its advantages [N]. Only the loss's
+    weights of the tokens count: its KL term and bonus are left out, and on policy all surrogates have one gradient.
 
-    Returns:
-        [2, K, weights] float32 on the CPU: prompts of even and of odd place, rewards in their order. Their sum is
-        the gradient of all prompts.
+    Returns [2, K, weights] float32 on the CPU: prompts of even and of odd place, rewards in their order. Their sum
+    is the gradient of all prompts.
     """
     weights = [p for p in policy.parameters() if p.requires_grad]
     names = list(advantages[0])
@@ -59,9 +52,8 @@ def policy_gradients(
     return out
 
 
-def cosines(vectors: Tensor, others: Tensor | None = None) -> Tensor:
-    """Cosines [K, J] between rows of [K, D] and of [J, D] (null: the same); nan where a row is 0."""
-    others = vectors if others is None else others
+def cosines(vectors: Tensor, others: Tensor) -> Tensor:
+    """Cosines [K, J] between rows of [K, D] and of [J, D]; nan where a row is 0."""
     norms = vectors.norm(dim=1)[:, None] * others.norm(dim=1)[None, :]
     return (vectors @ others.T / norms).masked_fill(norms == 0, torch.nan)
 
@@ -73,7 +65,6 @@ def _slices(rollout: Rollout, size: int | None) -> list[tuple[int, Tensor]]:
     slices = []
     for half in (0, 1):
         rows = (place % 2 == half).nonzero().squeeze(1)
-        if len(rows):
-            rows = rows[lengths[rows].argsort(stable=True)]
-            slices += [(half, part) for part in rows.split(size or len(rows))]
+        rows = rows[lengths[rows].argsort(stable=True)]
+        slices += [(half, part) for part in rows.split(size or max(len(rows), 1)) if len(part)]
     return slices

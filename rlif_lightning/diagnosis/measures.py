@@ -9,20 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlif_lightning.diagnosis.association import (
-    Array,
-    Estimate,
-    at_once,
-    auroc,
-    auroc_within,
-    correlation,
-    correlation_within,
-    estimate,
-    ratio,
-    resample,
-)
+from rlif_lightning.diagnosis import association
+from rlif_lightning.diagnosis.association import Array, Estimate, correlation_within, estimate, ratio, resample
 from rlif_lightning.functional.similarity import group_similarity
-from rlif_lightning.grading import maj_at_k, pass_at_k
+from rlif_lightning.grading import agreement, maj_at_k, pass_at_k
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
@@ -44,30 +34,26 @@ class CompletionStats:
     values: dict[str, Array] = field(default_factory=dict)  # reward -> [P, G]; nan: left out of training
     gated: dict[str, Array] = field(default_factory=dict)  # reward -> [P] bool, teaches nothing
 
-    def target(self, name: str) -> Array:
-        """What rewards are held against, [P, G]: ``agreement``, ``correct`` or ``tokens``."""
-        found = {"agreement": self.majority, "correct": self.correct, "tokens": self.tokens}[name]
-        assert found is not None
-        return found
+    @property
+    def targets(self) -> dict[str, Array]:
+        """What rewards are held against, [P, G] each."""
+        known = {} if self.correct is None else {"correct": self.correct}
+        return {"agreement": self.majority, **known, "tokens": self.tokens}
 
 
 def measure(
     rollouts: Sequence[Rollout], rewards: Sequence[Reward], settings: AdvantageSettings
 ) -> tuple[CompletionStats, list[Rollout], list[dict[str, Tensor]]]:
-    """Everything that the rest is computed from.
+    """The numbers, the rollouts with loss masks, and each rollout's advantages [N] by reward.
 
     A run that starts here has the policy itself as its reference and as its running mean, so rewards by those
     annotators are the policy's own.
-
-    Returns:
-        The numbers, the rollouts with loss masks, and each rollout's advantages [N] by reward.
     """
     parts: list[CompletionStats] = []
-    masked: list[Rollout] = []
-    advantages: list[dict[str, Tensor]] = []
+    masked, advantages = [], []
     for rollout in rollouts:
         rollout = replace(rollout, annotations=dict.fromkeys(("reference", "ema"), rollout.statistics()))
-        part, own = _completion_stats(rollout), {}
+        part, own = _completion_stats(rollout), dict[str, Tensor]()
         for reward in rewards:
             done, gated, _ = with_advantages(rollout, [reward], [1.0], settings)
             assert done.advantages is not None and done.loss_mask is not None
@@ -88,36 +74,29 @@ def _completion_stats(rollout: Rollout) -> CompletionStats:
     mask = samples.completion_mask
     per_token = {"entropy": stats.entropy, "logprob": samples.logprob, "self_certainty": stats.self_certainty}
     votes = [own[:g] for own in rollout.votes] or [[None] * g] * (len(mask) // g)
-    correct = None if rollout.correct is None else _grid(rollout.correct, g)
+    correct = majority_correct = None
+    if rollout.correct is not None:
+        correct = _grid(rollout.correct, g)
+        words = [[None if v is None else str(v) for v in own] for own in votes]
+        majority_correct = np.array([maj_at_k(w, list(c > 0), g) for w, c in zip(words, correct, strict=True)])
     return CompletionStats(
         tokens=_grid(samples.lengths, g),
         ended=_grid(samples.ended, g) > 0,
         sums={name: _grid(v.where(mask, 0).sum(1), g) for name, v in per_token.items()},
         answered=np.array([[v is not None for v in own] for own in votes]),
         majority=np.array([_in_majority(own) for own in votes]),
-        agreement=np.array([_most_frequent(own)[1] / g for own in votes]),
+        agreement=np.array([agreement(own) for own in votes]),
         similarity=group_similarity(samples.completion_ids, mask, g).double().numpy(),
         correct=correct,
-        majority_correct=None
-        if correct is None
-        else np.array([_majority_is_right(v, c, g) for v, c in zip(votes, correct, strict=True)]),
+        majority_correct=majority_correct,
     )
 
 
 def _in_majority(votes: Sequence[int | None]) -> list[float]:
-    most, count = _most_frequent(votes)
+    """Who gives the most frequent answer, the first of equals; nan where none comes twice."""
+    found = Counter(v for v in votes if v is not None).most_common(1)
+    most, count = found[0] if found else (None, 0)
     return [float(v == most) if count > 1 else np.nan for v in votes]
-
-
-def _majority_is_right(votes: Sequence[int | None], correct: Array, group_size: int) -> float:
-    words = [None if v is None else str(v) for v in votes]
-    return maj_at_k(words, list(correct > 0), group_size)
-
-
-def _most_frequent(votes: Sequence[int | None]) -> tuple[int | None, int]:
-    """The class with most votes, the first of equals, and how many it has."""
-    counts = Counter(v for v in votes if v is not None)
-    return max(counts.items(), key=lambda item: item[1]) if counts else (None, 0)
 
 
 def _grid(values: Tensor, group_size: int) -> Array:
@@ -127,31 +106,26 @@ def _grid(values: Tensor, group_size: int) -> Array:
 def _join(parts: Sequence[CompletionStats]) -> CompletionStats:
     """The prompts of all parts below each other."""
 
-    def join(name: str) -> Any:
-        first = getattr(parts[0], name)
-        if first is None:
-            return None
-        if isinstance(first, dict):
-            return {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in first}
-        return np.concatenate([getattr(p, name) for p in parts])
+    def join(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: np.concatenate([v[key] for v in values]) for key in values[0]}
+        return None if values[0] is None else np.concatenate(values)
 
-    return CompletionStats(**{name: join(name) for name in CompletionStats.__dataclass_fields__})
+    names = CompletionStats.__dataclass_fields__
+    return CompletionStats(**{name: join([getattr(p, name) for p in parts]) for name in names})
 
 
 def describe(m: CompletionStats) -> dict[str, Any]:
     """The policy: estimates with intervals over prompts, and the spread of self-certainty over completions."""
     prompts, g = m.tokens.shape
-    counts = resample(prompts)
-    tokens = m.tokens.sum(1)
+    counts, tokens = resample(prompts), m.tokens.sum(1)
 
     def mean(values: Array, sizes: Array | None = None) -> Estimate:
         return estimate(ratio(values, np.ones(prompts) if sizes is None else sizes), counts, prompts)
 
     certainty = (m.sums["self_certainty"] / m.tokens).flatten()
     found: dict[str, Any] = {
-        "entropy": mean(m.sums["entropy"].sum(1), tokens),
-        "logprob": mean(m.sums["logprob"].sum(1), tokens),
-        "self_certainty": mean(m.sums["self_certainty"].sum(1), tokens),
+        **{name: mean(sums.sum(1), tokens) for name, sums in m.sums.items()},
         "self_certainty_of_completions": {
             "mean": float(certainty.mean()),
             "sd": float(certainty.std(ddof=1)),
@@ -182,22 +156,21 @@ def compare(m: CompletionStats) -> dict[str, dict[str, Any]]:
     wrong (majority, minority) completion the right one has the higher reward.
     """
     counts = resample(len(m.tokens))
-    targets = ["agreement", *([] if m.correct is None else ["correct"]), "tokens"]
     found: dict[str, dict[str, Any]] = {}
     for name, value in m.values.items():
         usable = ~m.gated[name]
-        own: dict[str, Any] = {
+        found[name] = {
             "mean": _mean_of_known(value),
             "spread": _mean_of_known(spreads_of(value)),
             "gated_fraction": float(m.gated[name].mean()),
         }
-        for target in targets:
-            y = m.target(target)
-            statistics = {"within": correlation_within(value, y, usable), "overall": correlation(value, y)}
+        for target, y in m.targets.items():
+            statistics = {"within": correlation_within(value, y, usable)}
+            statistics["overall"] = association.correlation(value, y)
             if target != "tokens":
-                statistics |= {"auroc": auroc(value, y), "auroc_within": auroc_within(value, y, usable)}
-            own[target] = {key: estimate(s, counts, groups) for key, (s, groups) in statistics.items()}
-        found[name] = own
+                statistics["auroc"] = association.auroc(value, y)
+                statistics["auroc_within"] = association.auroc_within(value, y, usable)
+            found[name][target] = {key: estimate(s, counts, groups) for key, (s, groups) in statistics.items()}
     return found
 
 
@@ -215,7 +188,7 @@ def _mean_of_known(values: Array) -> float:
 def difference(m: CompletionStats, one: str, other: str, target: str) -> Estimate:
     """How much closer one reward is to a target than another, within groups, on the same resamples of prompts."""
     (first, groups), (second, _) = (
-        correlation_within(m.values[name], m.target(target), ~m.gated[name]) for name in (one, other)
+        correlation_within(m.values[name], m.targets[target], ~m.gated[name]) for name in (one, other)
     )
     return estimate(lambda counts: first(counts) - second(counts), resample(len(m.tokens)), groups)
 
@@ -225,6 +198,6 @@ def value_correlations(m: CompletionStats) -> Tensor:
 
     def one(a: str, b: str) -> float:
         statistic, _ = correlation_within(m.values[a], m.values[b], ~m.gated[a] & ~m.gated[b])
-        return at_once(statistic, len(m.tokens))
+        return association.at_once(statistic, len(m.tokens))
 
     return torch.tensor([[one(a, b) for b in m.values] for a in m.values], dtype=torch.float64)

@@ -3,7 +3,7 @@
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ LIMITS = (
     "The thresholds come from few models: a reason to look, no forecast. All this is of the first step and says "
     "nothing about when to stop; on our toy, rewards that look alike here part later."
 )
-HALVES = "last: with itself on other prompts; as small as random's is noise"
 ROWS = {  # of the policy, in their order
     "entropy": "entropy (nats per token)",
     "logprob": "log-probability (nats per token)",
@@ -46,7 +45,8 @@ def report_text(report: dict[str, Any]) -> str:
     if gradients is not None:
         halves = gradients["between_halves"]
         rows = [[*own, halves[i][i]] for i, own in enumerate(gradients["cosines"])]
-        lines += ["", f"Cosine of their gradients; {HALVES}", *_matrix(list(rewards), rows)]
+        title = "Cosine of their gradients; last: with itself on other prompts; as small as random's is noise"
+        lines += ["", title, *_matrix(list(rewards), rows)]
     reward = f", with {answer['reward']}" if answer["reward"] else ""
     lines += ["", f"VERDICT: {answer['level']}{reward}"]
     for sign, key in (("-", "reasons"), ("!", "cautions"), ("*", "notes")):
@@ -55,24 +55,23 @@ def report_text(report: dict[str, Any]) -> str:
 
 
 def _reward_table(rewards: dict[str, Any], labels: bool) -> list[str]:
-    columns = [
-        ["reward", *rewards],
-        ["spread", *(f"{r['spread']:.3g}" for r in rewards.values())],
-        ["gated", *(f"{r['gated_fraction']:.0%}" for r in rewards.values())],
-        ["with agreement", *(str(r["agreement"]["within"]) for r in rewards.values())],
-    ]
-    if labels:
-        columns.append(["with correctness", *(str(r["correct"]["within"]) for r in rewards.values())])
-        columns.append(["AUROC", *(f"{r['correct']['auroc_within'].value:.2f}" for r in rewards.values())])
-    columns.append(["with length", *(str(r["tokens"]["within"]) for r in rewards.values())])
-    padded = [[cell.ljust(max(map(len, cells))) for cell in cells] for cells in columns]
-    return [("  " + "  ".join(row)).rstrip() for row in zip(*padded, strict=True)]
+    known = ("with correctness", "AUROC") if labels else ()
+    rows = [["reward", "spread", "gated", "with agreement", *known, "with length"]]
+    for name, r in rewards.items():
+        right = (f"{r['correct']['within']}", f"{r['correct']['auroc_within'].value:.2f}") if labels else ()
+        numbers = (f"{r['spread']:.3g}", f"{r['gated_fraction']:.0%}", str(r["agreement"]["within"]))
+        rows.append([name, *numbers, *right, str(r["tokens"]["within"])])
+    return _aligned(rows)
 
 
 def _matrix(names: list[str], rows: list[list[float]]) -> list[str]:
-    width = max(map(len, names))
     cells = [["    -" if math.isnan(v) else f"{v:5.2f}" for v in row] for row in rows]
-    return [f"  {name:<{width}}  " + "  ".join(row) for name, row in zip(names, cells, strict=True)]
+    return _aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _wrap(text: str, sign: str) -> list[str]:
@@ -94,29 +93,21 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def completion_rows(
-    rollouts: Sequence[Rollout], prompts: Sequence[Prompt], m: CompletionStats
-) -> Iterator[dict[str, Any]]:
-    """One row per completion: its text and every number about it."""
-    texts = [t for r in rollouts for t in r.texts]
-    answers = [a for r in rollouts for a in r.answers]
-    group = m.tokens.shape[1]
-    for n, text in enumerate(texts):
-        p, g = divmod(n, group)
-        yield {
-            "problem": prompts[p].problem.text,
-            "completion": text,
-            "tokens": int(m.tokens[p, g]),
-            "ended": bool(m.ended[p, g]),
-            "answer": answers[n],
-            "majority": None if math.isnan(m.majority[p, g]) else bool(m.majority[p, g]),
-            "correct": None if m.correct is None else bool(m.correct[p, g]),
-            "entropy": float(m.sums["entropy"][p, g] / m.tokens[p, g]),
-            "rewards": {name: float(v[p, g]) for name, v in m.values.items()},
-        }
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object per line."""
+def write_completions(path: Path, rollouts: Sequence[Rollout], prompts: Sequence[Prompt], m: CompletionStats) -> None:
+    """One JSON object per completion: its text and every number about it."""
+    texts = [(text, answer) for r in rollouts for text, answer in zip(r.texts, r.answers, strict=True)]
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+        for n, (text, answer) in enumerate(texts):
+            p, g = divmod(n, m.tokens.shape[1])
+            row = {
+                "problem": prompts[p].problem.text,
+                "completion": text,
+                "tokens": int(m.tokens[p, g]),
+                "ended": bool(m.ended[p, g]),
+                "answer": answer,
+                "majority": None if math.isnan(m.majority[p, g]) else bool(m.majority[p, g]),
+                "correct": None if m.correct is None else bool(m.correct[p, g]),
+                "entropy": float(m.sums["entropy"][p, g] / m.tokens[p, g]),
+                "rewards": {name: float(v[p, g]) for name, v in m.values.items()},
+            }
+            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")

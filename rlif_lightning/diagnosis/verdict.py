@@ -6,49 +6,35 @@ from typing import Any, Literal
 
 from rlif_lightning.diagnosis.association import Estimate
 
+Rewards = Mapping[str, Mapping[str, Any]]  # by name, as measures.compare gives them
+Differs = Callable[[str, str, str], bool]  # (one, other, target): whether the data tell two correlations apart
 Target = Literal["correct", "agreement"]
-Level = Literal["start", "try with care", "don't"]
 WORDS: dict[Target, str] = {"correct": "correctness", "agreement": "being in the group's majority"}
 
 # Where these come from: few models, so they are landmarks and not limits. On the toy (mixtures of base and tuned
 # weights, token entropy as reward, two seeds) entropy per token, agreement and the gain in accuracy went together:
 #   0.40 nats, 0.35: gain 0.5;  0.13, 0.70: 0.15;  0.04, 0.90: 0.03;  0.01, 0.97: 0.
-ENTROPY_ROOM = 0.4
-"""Nats per token. Reported (arXiv 2506.17219, mixtures of one base and one instruction-tuned model): gains at initial
-entropies of 0.81 and 0.71, little or none at 0.44 and 0.38. Other tokenizers and averages move it: the toy gains most
-at 0.4."""
-ENTROPY_NONE = 0.05
-"""Nats per token: the toy's gain has vanished."""
-AGREEMENT_ROOM = 0.7
-"""Mean agreement of a group, below which the toy gained 0.15 and more."""
-AGREEMENT_SATURATED = 0.9
-"""Mean agreement of a group, from which the toy gained 0.03 at most."""
-ANSWERED_LEAST = 0.5
-"""Share of completions with an answer, below which agreement says more of the format than of the content (ours)."""
-TRUNCATED_MOST = 0.3
-"""Share of completions cut off, above which length limits decide what is rewarded (ours)."""
-GATED_MOST = 0.5
-"""Share of groups without a spread to learn from (ours)."""
-MAJORITY_LEAST = 0.05
-"""Gain of the majority over a sample, below which it speaks for nothing (ours)."""
-SOLVED_LEAST = 0.1
-"""Share of problems that one of the group solves, below which the task or its format is out of reach (ours)."""
-PROMPTS_LEAST = 32
-"""Fewer prompts give intervals too wide, and percentile bootstraps too narrow, to say 'start' (ours)."""
-GROUPS_LEAST = 16
-"""Groups in which reward and target both vary, below which their correlation is left out of account (ours)."""
-
-
-Room = Literal["none", "little", "unclear", "yes"]
-Majority = Literal["unknown", "helps", "unclear", "hurts"]
-Fit = Literal["unknown", "none", "unclear", "yes"]
+# Reported (arXiv 2506.17219, mixtures of one base and one instruction-tuned model): gains at initial entropies of
+# 0.81 and 0.71, little or none at 0.44 and 0.38. Other tokenizers and averages move it: the toy gains most at 0.4.
+ENTROPY_ROOM = 0.4  # nats per token
+ENTROPY_NONE = 0.05  # nats per token: the toy's gain has vanished
+AGREEMENT_ROOM = 0.7  # mean agreement of a group, below which the toy gained 0.15 and more
+AGREEMENT_SATURATED = 0.9  # ... from which the toy gained 0.03 at most
+# The others are ours, without a source.
+ANSWERED_LEAST = 0.5  # share of completions with an answer, below which agreement says more of format than of content
+TRUNCATED_MOST = 0.3  # share of completions cut off, above which length limits decide what is rewarded
+GATED_MOST = 0.5  # share of groups without a spread to learn from
+MAJORITY_LEAST = 0.05  # gain of the majority over a sample, below which it speaks for nothing
+SOLVED_LEAST = 0.1  # share of problems solved by one of the group, below which task or format is out of reach
+PROMPTS_LEAST = 32  # fewer prompts give intervals too wide, and percentile bootstraps too narrow, to say "start"
+GROUPS_LEAST = 16  # groups in which reward and target both vary, below which their correlation is left out
 
 
 @dataclass
 class Verdict:
     """The answer."""
 
-    level: Level
+    level: Literal["start", "try with care", "don't"]
     reward: str | None  # the one to begin with; None where nothing speaks for any
     reasons: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)  # each holds back a "start"
@@ -58,23 +44,17 @@ class Verdict:
 
 def verdict(
     policy: Mapping[str, Any],
-    rewards: Mapping[str, Mapping[str, Any]],
+    rewards: Rewards,
     *,
     internal: Mapping[str, bool],
     group_size: int,
+    differs: Differs,
     statistics_temperature: float = 1.0,
-    differs: Callable[[str, str, str], bool] | None = None,
 ) -> Verdict:
-    """Weigh the evidence.
+    """Weigh the evidence on a policy, as measures.describe gives it, and its rewards.
 
-    Args:
-        policy: As :func:`rlif_lightning.diagnosis.measures.describe` gives it.
-        rewards: As :func:`rlif_lightning.diagnosis.measures.compare` gives it.
-        internal: Rewards that may be chosen, and whether each is made of the answers' agreement itself, so that
-            agreement can't speak for it.
-        group_size: G.
-        statistics_temperature: Temperature of the entropy.
-        differs: (one, other, target): whether the data tell the two rewards' correlations apart; null: never asked.
+    ``internal``: rewards that may be chosen, and whether each is made of the answers' agreement itself, so that
+    agreement can't speak for it. The temperature is that of the entropy.
     """
     out = Verdict("try with care", None)
     answers = policy["answered_fraction"].value >= ANSWERED_LEAST
@@ -107,8 +87,8 @@ def _add_cautions(out: Verdict, policy: Mapping[str, Any], group_size: int, temp
         out.notes.append(f"entropy was taken at temperature {temperature:g}; the thresholds are those of 1")
 
 
-def _judge_room(reasons: list[str], entropy: Estimate, agreement: Estimate | None) -> Room:
-    """Whether there is something left to sharpen."""
+def _judge_room(reasons: list[str], entropy: Estimate, agreement: Estimate | None) -> str:
+    """Whether there is something left to sharpen: none, little, unclear or yes."""
     little = "where mixtures on our toy gained 0.03 at most"
     if agreement is not None and agreement.low > AGREEMENT_SATURATED:
         reasons.append(f"agreement {agreement} is saturated (above {AGREEMENT_SATURATED}, {little}): the completions "
@@ -133,12 +113,12 @@ def _judge_room(reasons: list[str], entropy: Estimate, agreement: Estimate | Non
     return "yes" if differ or (clear and agreement is None) else "unclear"
 
 
-def _judge_majority(reasons: list[str], policy: Mapping[str, Any], group_size: int) -> Majority:
-    """Whether the answer that sharpening leads to, the most frequent one, is better than a sample."""
+def _judge_majority(reasons: list[str], policy: Mapping[str, Any], group_size: int) -> str:
+    """Whether the most frequent answer, to which sharpening leads, is better than a sample: helps, hurts, unclear."""
     if "majority_gain" not in policy:
         return "unknown"
     gain, accuracy, majority = (policy[k] for k in ("majority_gain", "accuracy", f"maj@{group_size}"))
-    found: tuple[Majority, str] = ("unclear", "no sign that the most frequent answer is better than a sample")
+    found = ("unclear", "no sign that the most frequent answer is better than a sample")
     if 0 <= gain.high < MAJORITY_LEAST:
         found = ("unclear", "making the frequent answer more frequent would change little")
     elif gain.low > 0:
@@ -152,13 +132,9 @@ def _judge_majority(reasons: list[str], policy: Mapping[str, Any], group_size: i
 
 
 def _judge_rewards(
-    out: Verdict,
-    rewards: Mapping[str, Mapping[str, Any]],
-    internal: Mapping[str, bool],
-    answers: bool,
-    differs: Callable[[str, str, str], bool] | None,
-) -> Fit:
-    """The reward nearest to what is right, or to what the group agrees on."""
+    out: Verdict, rewards: Rewards, internal: Mapping[str, bool], answers: bool, differs: Differs
+) -> str:
+    """Choose the reward nearest to what is right, or to what the group agrees on: unknown, none, unclear or yes."""
     out.against, fits = _correlations(rewards, internal, answers)
     if out.against is None:
         out.reasons.append("nothing to hold the rewards against: too few groups differ in answers or in correctness")
@@ -176,7 +152,7 @@ def _judge_rewards(
         f"{best} goes with {what} within groups: correlation {fits[best]}, {fits[best].groups} groups "
         f"(best of {len(fits)}, the interval does not account for choosing)"
     )
-    alike = [n for n in ranking[1:] if fits[n].low > 0 and differs is not None and not differs(best, n, target)]
+    alike = [n for n in ranking[1:] if fits[n].low > 0 and not differs(best, n, target)]
     if alike:
         out.reasons.append(f"not told apart from it: {', '.join(alike)}")
     against = [f"{n} {fits[n]}" for n in ranking if fits[n].high < 0]
@@ -187,7 +163,7 @@ def _judge_rewards(
 
 
 def _correlations(
-    rewards: Mapping[str, Mapping[str, Any]], internal: Mapping[str, bool], answers: bool
+    rewards: Rewards, internal: Mapping[str, bool], answers: bool
 ) -> tuple[Target | None, dict[str, Estimate]]:
     """What the rewards are held against, correctness where it is known, and how strongly each goes with it."""
     targets: list[Target] = ["correct", "agreement"] if answers else ["correct"]
@@ -200,7 +176,7 @@ def _correlations(
     return None, {}
 
 
-def _add_doubts(out: Verdict, rewards: Mapping[str, Mapping[str, Any]], best: str, fit: Estimate) -> None:
+def _add_doubts(out: Verdict, rewards: Rewards, best: str, fit: Estimate) -> None:
     """What speaks against trusting the choice: chance, missing spread, length."""
     assert out.against is not None
     chance = rewards["random"][out.against]["within"] if "random" in rewards else None

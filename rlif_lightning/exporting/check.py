@@ -52,8 +52,8 @@ class LogitCheck:
     def read_again(self, folder: Path, settings: PolicySettings, base: str) -> str:
         """Load the export as others will, and say how close it is."""
         assert self.expected is not None
-        logits = probe_logits(reload(folder, self.form, self.dtype, settings, base), self.prompts)
-        found = compare(logits, self.expected, self.base_logits, self.dtype)
+        logits = probe_logits(load_export(folder, self.form, self.dtype, settings, base), self.prompts)
+        found = compare_logits(logits, self.expected, self.base_logits, self.dtype)
         libraries = "transformers" if self.form == "merged" else "transformers and PEFT"
         text = (
             f"Read again by {libraries} in {self.dtype_name}: over {len(logits)} tokens the logits differ from the "
@@ -74,7 +74,7 @@ def probe_logits(model: Any, prompts: list[list[int]]) -> Tensor:
     return torch.cat(rows)
 
 
-def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySettings, base: str) -> Any:
+def load_export(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySettings, base: str) -> Any:
     """Load an export by transformers, or the base and the export by transformers and PEFT, alone."""
     from transformers import AutoModelForCausalLM
 
@@ -92,7 +92,7 @@ def reload(folder: Path, form: Format, dtype: torch.dtype, settings: PolicySetti
     return model.eval()
 
 
-def compare(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
+def compare_logits(found: Tensor, expected: Tensor, base_logits: Tensor | None, dtype: torch.dtype) -> Difference:
     """Compare an export's logits [positions, V] with the policy's, and with those of the policy without its adapter.
 
     Refused is more than rounding, as much as the adapter changes, and what is not finite.

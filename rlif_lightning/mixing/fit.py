@@ -1,6 +1,5 @@
 """Whether two models fit together, seen from their configurations and tokenizers alone."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from rlif_lightning.errors import UserError
@@ -16,31 +15,23 @@ SAYS_MOST = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
 def check_configs(own: dict[str, Any], other: dict[str, Any], base: str, tuned: str) -> None:
-    """Refuse another architecture or size: compare the configurations of the base and of the tuned model.
+    """Refuse another architecture or size: compare the configurations of the base and of the tuned model."""
 
-    Raises:
-        UserError: They differ in what the forward pass depends on.
-    """
+    def settings(config: dict[str, Any]) -> str:
+        return ", ".join(f"{key} {config.get(key)}" for key in shown)
+
     differing = sorted(key for key in (own.keys() | other.keys()) - HARMLESS if own.get(key) != other.get(key))
     if differing:
         shown = ([key for key in SAYS_MOST if key in differing] or differing)[:3]
         raise UserError(
             "The two models are not of one architecture and size",
-            got=f"'{tuned}' with {_settings(other, shown)}",
-            expected=f"{_settings(own, shown)}, as '{base}'",
+            got=f"'{tuned}' with {settings(other)}",
+            expected=f"{settings(own)}, as '{base}'",
         )
 
 
-def _settings(config: dict[str, Any], keys: Iterable[str]) -> str:
-    return ", ".join(f"{key} {config.get(key)}" for key in keys)
-
-
 def check_vocabularies(own: dict[str, int], other: dict[str, int], base: str, tuned: str) -> None:
-    """Refuse tokens of other meaning. A token that only one of them has is no obstacle where its id is free.
-
-    Raises:
-        UserError: An id is another token in the tuned model's vocabulary.
-    """
+    """Refuse tokens of other meaning. A token that only one of them has is no obstacle where its id is free."""
     tokens, others = ({i: token for token, i in vocabulary.items()} for vocabulary in (own, other))
     for i in sorted(tokens.keys() & others.keys()):
         if tokens[i] != others[i]:

@@ -4,26 +4,18 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.policy import Policy
 
 NOTE = "mix.json"  # in the folder: what it was mixed from
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
 def save_mix(pair: Pair, ratio: float, folder: Path) -> Path:
-    """Mix into a folder: safetensors, the base's tokenizer, both ends' end tokens.
+    """Mix into a folder: safetensors, the base's tokenizer, both ends' end tokens; returns the folder.
 
-    The folder appears complete or not at all; one that holds this very mixture already is left as it is.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: The two do not fit, or the folder holds something else.
+    It appears complete or not at all; one that holds this very mixture already is left as it is.
     """
     note = {**asdict(pair), "ratio": ratio}
     if folder.exists():
@@ -40,19 +32,16 @@ def save_mix(pair: Pair, ratio: float, folder: Path) -> Path:
         (unfinished / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         unfinished.rename(folder)
     except OSError as error:
-        raise UserError(
-            "A mixed model cannot be written", got=f"{folder}: {error}", do="make room or give another folder"
-        ) from error
+        do = "make room or give another folder"
+        raise UserError("A mixed model cannot be written", got=f"{folder}: {error}", do=do) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def _save(policy: Policy, folder: Path) -> None:
-    generation: Any = policy.model.generation_config
-    generation.eos_token_id = policy.end_ids
-    for name in SAMPLING:  # which rollouts do not use, and save_pretrained refuses without do_sample
-        setattr(generation, name, None)
-    generation.do_sample = False
+    # Rollouts do not use the sampling settings, and save_pretrained refuses them without do_sample.
+    unused = dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p"))
+    policy.model.generation_config.update(**unused, do_sample=False, eos_token_id=policy.end_ids)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)

@@ -24,30 +24,18 @@ from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 @dataclass(frozen=True)
 class Pair:
-    """The two ends of a mixture.
+    """The two ends of a mixture."""
 
-    Attributes:
-        base: ``toy``, a Hugging Face folder or a hub name.
-        tuned: The same; or the folder of a LoRA adapter, a checkpoint or a run folder, made from the base.
-        revision: Of the base's hub repository.
-        trust_remote_code: Run Python code that comes with the models.
-    """
+    base: str  # toy, a Hugging Face folder or a hub name
+    tuned: str  # the same; or the folder of a LoRA adapter, a checkpoint or a run folder, made from the base
+    revision: str | None = None  # of the base's hub repository
+    trust_remote_code: bool = False  # run Python code that comes with the models
 
-    base: str
-    tuned: str
-    revision: str | None = None
-    trust_remote_code: bool = False
+    def load(self) -> tuple[Policy, Policy]:
+        """Base and tuned model in the precision of their files; adapter and checkpoint applied in float32."""
+        return _load_as_stored(self._base), self._load_tuned()
 
-    def load_base(self) -> Policy:
-        """The base model, in the precision of its file."""
-        return _load_as_stored(self._base)
-
-    def load_tuned(self) -> Policy:
-        """The tuned model; an adapter is merged, a checkpoint applied to the base, both in float32.
-
-        Raises:
-            UserError: There is no such model, or it was not made from the base.
-        """
+    def _load_tuned(self) -> Policy:
         adapter, checkpoint = self._adapter, self._checkpoint
         if adapter is None and checkpoint is None:
             return _load_as_stored(self._tuned)
@@ -56,11 +44,7 @@ class Pair:
         return policy
 
     def check(self) -> None:
-        """Compare what can be compared without weights: configurations, tokenizers, the shapes of an adapter.
-
-        Raises:
-            UserError: The tuned model cannot be mixed with the base.
-        """
+        """Compare what can be compared without weights: configurations, tokenizers, the shapes of an adapter."""
         config, checkpoint = load_config(self.base, **self._base.source), self._checkpoint
         if self._adapter is not None:
             adapter = find_adapter(self._adapter)
@@ -79,12 +63,10 @@ class Pair:
 
     @property
     def _tuned(self) -> PolicySettings:
-        """For a tuned model that needs no base."""
         return PolicySettings(self.tuned, trust_remote_code=self.trust_remote_code)
 
     @property
     def _adapter(self) -> str | None:
-        """The folder of the adapter, where the tuned model is one."""
         folder = Path(self.tuned).expanduser()
         return str(folder) if (folder / ADAPTER).is_file() else None
 
@@ -136,41 +118,33 @@ def _read_trained(path: Path) -> dict[str, Any]:
 
 
 def mix(pair: Pair, ratio: float) -> Policy:
-    """One mixture, with the base's tokenizer; at most two copies of the weights are in memory.
+    """One mixture at a ratio from 0 to 1, with the base's tokenizer; at most two copies of the weights are in memory.
 
     A base model may end texts with another token than its chat model: every mixture may end with either.
-
-    Args:
-        pair: The two ends.
-        ratio: Share a of the tuned weights, from 0 to 1; at 0 and 1 the weights are those of the ends bit by bit.
-
-    Raises:
-        UserError: The ratio is out of range, or the two do not fit.
     """
     check_ratios([ratio])
     pair.check()
-    base, tuned = pair.load_base(), pair.load_tuned()
+    base, tuned = pair.load()
     interpolate(base.model, tuned.model, ratio)
     base.end_ids = sorted({*base.end_ids, *tuned.end_ids})
     return base
 
 
 def interpolate(base: nn.Module, tuned: nn.Module, ratio: float) -> nn.Module:
-    """Move the base's weights towards those of the tuned model, in place and tensor by tensor.
+    """Move the base's weights by a share, from 0 to 1, towards those of the tuned model, in place, tensor by tensor.
 
     Computed in float32 at least; each result has the wider of its two ends' dtypes, so that an update made in
     float32 is not lost in the rounding of a base in bfloat16. Tied weights stay tied; buffers are the base's.
-
-    Args:
-        base: Is changed and returned.
-        tuned: Has parameters of the same names and shapes; stays as it is.
-        ratio: Share a of the tuned weights.
-
-    Raises:
-        UserError: Names or shapes differ, or the ratio is not from 0 to 1.
+    At 0 and 1 the weights are those of the ends bit by bit.
     """
-    check_ratios([ratio])
-    _check_shapes(base, tuned)
+    own, other = ({name: list(p.shape) for name, p in model.named_parameters()} for model in (base, tuned))
+    names = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))[:3]
+    if names:
+        raise UserError(
+            "The weights of the tuned model are not those of the base",
+            got=", ".join(f"{name} {other.get(name, 'missing')}" for name in names),
+            expected=", ".join(f"{name} {own.get(name, 'missing')}" for name in names),
+        )
     others = dict(tuned.named_parameters())
     with torch.no_grad():
         for name, weight in base.named_parameters():
@@ -189,28 +163,12 @@ def _between(base: Tensor, tuned: Tensor, ratio: float) -> Tensor:
     return ((1 - ratio) * base.to(wide) + ratio * tuned.to(wide)).to(dtype)
 
 
-def _check_shapes(base: nn.Module, tuned: nn.Module) -> None:
-    own, other = ({name: list(p.shape) for name, p in model.named_parameters()} for model in (base, tuned))
-    names = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))[:3]
-    if names:
-        raise UserError(
-            "The weights of the tuned model are not those of the base",
-            got=", ".join(f"{name} {other.get(name, 'missing')}" for name in names),
-            expected=", ".join(f"{name} {own.get(name, 'missing')}" for name in names),
-        )
-
-
 def check_ratios(ratios: Sequence[float]) -> list[float]:
-    """The ratios in ascending order.
-
-    Raises:
-        UserError: None given, one twice, or one out of range.
-    """
+    """The ratios in ascending order; refused are none, one given twice, or one out of range."""
     for ratio in ratios:
         if not 0 <= ratio <= 1:
-            raise UserError(
-                "A ratio is the share of the tuned weights", got=f"{ratio:g}", expected="0 (base) to 1 (tuned)"
-            )
+            wrong = "A ratio is the share of the tuned weights"
+            raise UserError(wrong, got=f"{ratio:g}", expected="0 (base) to 1 (tuned)")
     if not ratios:
         raise UserError("No ratio is given", expected="--ratios 0 0.25 0.5 1")
     if len(set(ratios)) < len(ratios):

@@ -100,7 +100,7 @@ def _extrapolated(network: Network, few: Activations, more: Activations) -> Acti
 
 
 def _update(network: Network, batch: Batch, layers: int) -> Activations:
-    with _fake(build(network, layers)) as model:
+    with _fake(meta_policy(network, layers)) as model:
         set_training_mode(model, training=True)
         for weight in model.parameters():  # as in all slices but the first
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
@@ -114,7 +114,7 @@ def _update(network: Network, batch: Batch, layers: int) -> Activations:
 
 
 def _forward(network: Network, batch: Batch, layers: int) -> Activations:
-    frozen = build(network, layers).requires_grad_(False)
+    frozen = meta_policy(network, layers).requires_grad_(False)
     with _fake(frozen, network.half) as model, torch.no_grad(), network.autocast(), Alive() as alive:
         out = _hidden(model, batch) if batch.completion_tokens else _read(model, batch)
         kept, peak = alive.now, alive.peak
@@ -122,7 +122,7 @@ def _forward(network: Network, batch: Batch, layers: int) -> Activations:
     return Activations(kept, peak)
 
 
-def build(network: Network, layers: int | None = None) -> nn.Module:
+def meta_policy(network: Network, layers: int | None = None) -> nn.Module:
     """The policy with its adapter on the meta device, which counts and computes nothing; some layers, or all."""
     model = meta_model(
         network.config if layers is None else with_layers(network.config, layers),

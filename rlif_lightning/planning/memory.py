@@ -7,7 +7,7 @@ from rlif_lightning.functional.chunked import chunk_rows
 from rlif_lightning.planning import dry_run
 from rlif_lightning.planning.dry_run import Batch
 from rlif_lightning.planning.settings import Settings
-from rlif_lightning.planning.weights import Weights, count
+from rlif_lightning.planning.weights import Weights, count_weights
 from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
 
 Parts = dict[str, int]
@@ -42,7 +42,7 @@ def memory(settings: Settings, available: int | None = None, device: Literal["cu
         available: Bytes for tensors, by which the sampler chooses its rows where the recipe does not; None: no limit.
         device: Optimisers work through one weight after another on a CPU, and through all at once on a GPU.
     """
-    weights = count(settings)
+    weights = count_weights(settings)
     standing = _standing(settings, weights)
     free = None if available is None else available - _total(standing)
     rollout, rows = _rollout(settings, weights, free)

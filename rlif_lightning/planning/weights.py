@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rlif_lightning.models.lm_head import body_and_head
-from rlif_lightning.planning.dry_run import build
+from rlif_lightning.planning.dry_run import meta_policy
 from rlif_lightning.planning.settings import Network, Settings
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -37,14 +37,14 @@ class Weights:
     largest_trainable: int
 
 
-def count(settings: Settings) -> Weights:
+def count_weights(settings: Settings) -> Weights:
     """Count the weights of a recipe's policy."""
     return _count(replace(settings.network, gradient_checkpointing=False), settings.quantization)
 
 
 @cache
 def _count(network: Network, quantization: str | None) -> Weights:
-    model: Any = build(network)
+    model: Any = meta_policy(network)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = body_and_head(model)[1]
     embedding = base.get_input_embeddings().weight

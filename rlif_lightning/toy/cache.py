@@ -71,7 +71,7 @@ def toy_model(name: str = "toy", progress: bool = True) -> Path:
             if not folder.is_dir():  # nobody built it while we waited
                 shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
                 unfinished.mkdir()
-                pretraining.build(unfinished, phases, seed, base=base, progress=progress)
+                pretraining.build_toy(unfinished, phases, seed, base=base, progress=progress)
                 unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

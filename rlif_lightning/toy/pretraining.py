@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SPECIAL_IDS: dict[str, Any] = {f"{name}_token_id": VOCABULARY[f"<{name}>"] for name in ("pad", "bos", "eos")}
 
 
-def build(
+def build_toy(
     folder: Path,
     phases: Sequence[Phase],
     seed: int,

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
-from rlif_lightning.callbacks.checkpoint import bring_back, configuration
+from rlif_lightning.callbacks.checkpoint import apply_changes, configuration
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 
@@ -117,7 +117,7 @@ def test_only_what_was_changed_is_brought_back():
     optimizer.param_groups[0].update(lr=0.1, weight_decay=0.0, steps_so_far=7)
     was = [{**now[0], "lr": 0.125, "steps_so_far": 0}]
     now[0]["steps_so_far"] = 0
-    assert bring_back(optimizer, now, was) == ["lr 0.125 -> 0.5"]
+    assert apply_changes(optimizer, now, was) == ["lr 0.125 -> 0.5"]
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["steps_so_far"]) == (0.5, 0.0, 7)
 

@@ -106,7 +106,7 @@ def test_a_reward_its_double_its_negative_and_one_on_other_weights():
         {"one": one, "double": [2 * a for a in one], "minus": [-a for a in one], "other": other, "both": both,
          "none": [0.0] * 12}
     ).sum(0)  # fmt: skip
-    angle = cosines(found)
+    angle = cosines(found, found)
     assert angle[0].tolist()[:4] == pytest.approx([1.0, 1.0, -1.0, 0.0], abs=1e-6)
     a, b = found[0].norm(), found[3].norm()
     assert float(angle[0, 4]) == pytest.approx(float(a / (a**2 + b**2).sqrt()), rel=1e-5)
@@ -246,7 +246,7 @@ def about(value, half=0.03, groups=64):
     return Estimate(value, value - half, value + half, groups)
 
 
-def case(labels=True, fits=None, groups=64, votes=(), differs=None, gated=0.0, gain=0.2, **changes):
+def case(labels=True, fits=None, groups=64, votes=(), differs=lambda *_: True, gated=0.0, gain=0.2, **changes):
     """The verdict on a policy and its rewards.
 
     ``fits``: reward -> correlation with correctness, and with agreement; ``votes``: rewards made of answers.

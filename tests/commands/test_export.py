@@ -17,7 +17,7 @@ from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
 from rlif_lightning.exporting import hub
 from rlif_lightning.exporting.card import _header, code, fenced
-from rlif_lightning.exporting.check import compare, reload
+from rlif_lightning.exporting.check import compare_logits, load_export
 from rlif_lightning.exporting.prompt import chat_template, differing_prompts
 from rlif_lightning.models.merging import merge
 from rlif_lightning.runs.folder import GUARD_WEIGHTS
@@ -203,20 +203,20 @@ def test_a_run_in_bfloat16_is_exported_in_bfloat16(rlif, fit):
 
 def test_logits_that_differ_or_are_no_numbers_are_refused():
     expected = torch.tensor([[1.0, 20.0]])
-    assert compare(expected + 1e-4, expected, None, torch.float32).largest == pytest.approx(1e-4, rel=0.1)
+    assert compare_logits(expected + 1e-4, expected, None, torch.float32).largest == pytest.approx(1e-4, rel=0.1)
     for found in (expected + 3e-4, expected * float("nan")):
         with pytest.raises(UserError, match="was not kept"):
-            compare(found, expected, None, torch.float32)
-    assert compare(expected, expected, expected - 2, torch.float32).adapter == 2
-    assert compare(expected - 0.5, expected, expected - 0.6, torch.bfloat16).largest == 0.5
-    assert compare(expected + 1e-4, expected, expected - 1e-4, torch.float32).largest > 0
+            compare_logits(found, expected, None, torch.float32)
+    assert compare_logits(expected, expected, expected - 2, torch.float32).adapter == 2
+    assert compare_logits(expected - 0.5, expected, expected - 0.6, torch.bfloat16).largest == 0.5
+    assert compare_logits(expected + 1e-4, expected, expected - 1e-4, torch.float32).largest > 0
     with pytest.raises(UserError, match="has lost"):
-        compare(expected - 0.5, expected, expected - 0.5, torch.bfloat16)
+        compare_logits(expected - 0.5, expected, expected - 0.5, torch.bfloat16)
 
 
 def test_a_wrong_export_is_not_kept(rlif, fit, monkeypatch, capsys):
     def wrong(*args):
-        model = reload(*args)
+        model = load_export(*args)
         model.lm_head.weight.data[0, 0] += 0.1
         return model
 

@@ -25,7 +25,7 @@ from rlif_lightning.planning.dry_run import Alive, Batch
 from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings import Network, Settings
 from rlif_lightning.planning.settings_to_change import EIGHT_BIT, settings_to_change, what_to_do
-from rlif_lightning.planning.weights import NF4_BITS, count, optimizer_memory
+from rlif_lightning.planning.weights import NF4_BITS, count_weights, optimizer_memory
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.sampling.kv_cache import PreallocatedLayer, cache_room
 from rlif_lightning.training.module import RLIFModule, default_optimizer
@@ -64,7 +64,7 @@ def settings(config=None, **changes):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_of_known_models(name):
-    assert count(settings(known_config(name))).parameters == PARAMETERS[name]
+    assert count_weights(settings(known_config(name))).parameters == PARAMETERS[name]
 
 
 def test_a_folders_own_configuration_wins(tmp_path, monkeypatch):
@@ -103,8 +103,8 @@ def test_a_models_own_code(tmp_path, monkeypatch):
     rollout = RolloutCallback(rewards=[SelfCertainty()])
     module = RLIFModule(str(folder), lora=LORA, trust_remote_code=True)
     s = plan_settings(module, rollout.collector, precision="32-true", prompt_tokens=9)
-    usual = count(settings(make_config("qwen2", 320), lora=LORA, precision="32-true"))
-    assert type(s.config).__name__ == "OwnConfig" and count(s) == usual
+    usual = count_weights(settings(make_config("qwen2", 320), lora=LORA, precision="32-true"))
+    assert type(s.config).__name__ == "OwnConfig" and count_weights(s) == usual
     assert memory(s).peak > 0
     with pytest.raises(UserError):
         plan_settings(RLIFModule(str(folder)), rollout.collector, precision="32-true", prompt_tokens=9)
@@ -117,14 +117,14 @@ def test_weights_are_those_of_the_loaded_model(architecture, lora, precision, mo
     """Numbers and bytes of policy, adapter and frozen copy, tied and untied heads, against tensors."""
     folder = str(model_folder(architecture))
     s = settings(model_config(folder), lora=lora, precision=precision)
-    counted = count(s)
+    counted = count_weights(s)
     policy = load_model(folder, dtype=s.base, lora=lora)
     adapter = [p for n, p in policy.named_parameters() if "lora_" in n]
     own = [p for n, p in policy.named_parameters() if "lora_" not in n]
     assert counted.parameters == sum(p.numel() for p in own)
     assert counted.trainable == sum(p.numel() for p in policy.parameters() if p.requires_grad)
     assert counted.loaded == sum(p.numel() * p.element_size() for p in own)
-    assert counted.body == count(s.changed(lora=None)).body
+    assert counted.body == count_weights(s.changed(lora=None)).body
     assert counted.adapter == sum(p.numel() * p.element_size() for p in adapter)
     if lora is None:
         references = References()
@@ -286,7 +286,7 @@ def test_gathered_weights_are_those_of_the_module(architecture, lora, model_fold
 def test_sharded_layers_that_recompute_keep_no_casts():
     """2 bytes per number of the body's linear layers, less what a copy takes for a moment."""
     s = settings(gradient_checkpointing=True)
-    batch, body = Batch(4, 4, 128, 256), 2 * count(s).body
+    batch, body = Batch(4, 4, 128, 256), 2 * count_weights(s).body
     kept, sharded = (dry_run.update(x.network, batch).kept for x in (s, s.changed(shards=2)))
     assert kept - sharded == pytest.approx(body, rel=0.01)
 
@@ -455,7 +455,7 @@ def test_an_adapters_own_settings(model_folder, tmp_path):
         module = RLIFModule(folder, adapter=str(tmp_path))
         return plan_settings(module, rollout.collector, precision="32-true", prompt_tokens=9)
 
-    assert count(read()) == count(settings(model_config(folder), lora=lora, precision="32-true"))
+    assert count_weights(read()) == count_weights(settings(model_config(folder), lora=lora, precision="32-true"))
     assert read().from_adapter and read().lora["bias"] == "lora_only"
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="can't be read"):

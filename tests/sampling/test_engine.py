@@ -246,7 +246,7 @@ def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
 
 
 def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.is_installed", lambda: True)
     with pytest.raises(UserError, match="cuts it into shards"):
         VLLMSampler().check([], Sampling(8), None)
     NativeSampler().check([], Sampling(8), None)
@@ -256,7 +256,7 @@ def test_sharding_is_refused_before_weights_are_loaded(monkeypatch):
     ("cuda:0", 1, True), ("cuda:1", 1, False), ("cuda:1", 2, True), ("cpu", 1, True),
 ])  # fmt: skip
 def test_one_process_has_the_gpu_that_vllm_takes(monkeypatch, device, processes, right):
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.installed", lambda: True)
+    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.is_installed", lambda: True)
     if right:
         VLLMSampler().check([], Sampling(8), torch.device(device), processes)
     else:

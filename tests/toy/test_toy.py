@@ -335,7 +335,7 @@ def build_in_a_process(cache_folder, barrier, queue):
 class TestCache:
     def test_second_call_builds_nothing(self, short_recipe, monkeypatch):
         folder = toy_model(progress=False)
-        monkeypatch.setattr(pretraining, "build", None)
+        monkeypatch.setattr(pretraining, "build_toy", None)
         assert toy_model(progress=False) == folder
 
     def test_changed_recipe_gets_another_folder(self, short_recipe, monkeypatch):
@@ -374,7 +374,7 @@ class TestCache:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(pretraining, "build", broken)
+            patch.setattr(pretraining, "build_toy", broken)
             with pytest.raises(KeyboardInterrupt):
                 toy_model(progress=False)
         assert folders(short_recipe) == []

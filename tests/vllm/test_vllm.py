@@ -15,8 +15,8 @@ from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
-from rlif_lightning.toy.pretraining import build
-from rlif_lightning.toy.recipe import ARCHITECTURE
+from rlif_lightning.toy.pretraining import build_toy
+from rlif_lightning.toy.recipe import ARCHITECTURE, PHASES
 from rlif_lightning.training.scores import with_scores
 from tests.conftest import completion_logits, load_model, make_model
 from tests.rewards.own_rewards import load
@@ -40,7 +40,7 @@ def wide_toy(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURE, "num_attention_heads", 2)
         patch.setitem(ARCHITECTURE, "num_key_value_heads", 2)
-        build(folder, "toy", 0, progress=False)
+        build_toy(folder, PHASES["toy"], 0, progress=False)
     return folder
 
 

@@ -78,7 +78,7 @@ class VLLMSampler:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
     ) -> None:
         """Refuse what vLLM can't do; see :class:`~rlif_lightning.sampling.protocol.Sampler`."""
-        if not installed():
+        if not is_installed():
             raise UserError(
                 "VLLMSampler needs vLLM, which is not installed",
                 do="pip install 'rlif-lightning[vllm]' on a GPU machine (docs/vllm.md says how on a CPU), or leave "
@@ -206,7 +206,7 @@ class VLLMSampler:
             self._llm.wake_up(tags=[what])
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether there is a vLLM; it is not imported to know."""
     return importlib.util.find_spec("vllm") is not None
 
