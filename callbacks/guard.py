@@ -15,7 +15,8 @@ from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import put_weights, trainable_weights
-from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS, replacing
+from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.training.module import RLIFModule
 
 Signal = Literal["agreement", "similarity", "start_logprob"]
