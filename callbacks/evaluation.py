@@ -167,8 +167,11 @@ class Evaluation(Callback):
 
     # -- validate, test, predict: one batch holds all problems of a process -----------------------------------
 
-    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: list[int], *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Answer the problems and write the results."""
+        assert isinstance(pl_module, RLIFModule) and trainer.state.fn is not None
         split = SPLITS[trainer.state.fn.value]
         what = {"val": "Validating", "test": "Testing", "predict": "Predicting"}[split]
         with counting(trainer.progress_bar_callback, what, "problem", len(batch)) as tell:
