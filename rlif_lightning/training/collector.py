@@ -58,7 +58,7 @@ class Collector:
         rewards: One or more; standardised in the group, weighted and summed.
         plan: The sizes; those of one process until :meth:`open`.
         advantages: How rewards become advantages.
-        votes: Completions per prompt whose answers count as votes; those beyond the group are let go after that.
+        votes: Completions per prompt whose answers count as votes; those beyond the group are dropped after that.
             null: the group.
         importance_cap: Largest importance weight of a token that another program drew; null: no weights.
 

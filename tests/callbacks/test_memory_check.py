@@ -70,18 +70,18 @@ def test_tries_what_is_longest(model_folder, problems_file, monkeypatch):
     assert all(g is None for g in probed["left"])
 
 
-def test_samples_from_whole_weights(model_folder, problems_file, monkeypatch):
+def test_samples_from_the_gathered_module(model_folder, problems_file, monkeypatch):
     """Where weights are shared out the rollout has a module of its own."""
     made, decoded = [], []
-    own, last = Policy.whole, NativeSampler.sample_last_token
+    own, last = Policy.inference, NativeSampler.sample_last_token
 
     @contextmanager
-    def whole(self):
+    def inference(self):
         with own(self) as policy:
             made.append(copy.deepcopy(policy))
             yield made[-1]
 
-    monkeypatch.setattr(Policy, "whole", whole)
+    monkeypatch.setattr(Policy, "inference", inference)
     monkeypatch.setattr(
         NativeSampler, "sample_last_token", lambda self, *args: decoded.append(self.policy) or last(self, *args)
     )

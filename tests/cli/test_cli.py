@@ -82,7 +82,7 @@ def test_help_begins_with_what_most_runs_set_and_ends_before_lightnings_settings
             main(["fit", *words])
         helps.append(capsys.readouterr().out)
     short, long = helps
-    first, _, rest = short.partition("settings that matter most:")[2].partition("A policy, its")
+    first, _, rest = short.partition("settings that matter most:")[2].partition("The policy, its")
     missing = [name for name in IMPORTANT if f"--{name} " not in first]
     assert not missing, "a setting was renamed"
     assert "--rollout.group_size" not in rest and "--rollout.top_p" in rest

@@ -221,7 +221,7 @@ def test_a_wrong_export_is_not_kept(rlif, fit, monkeypatch, capsys):
         return model
 
     run = fit()
-    monkeypatch.setattr("rlif_lightning.exporting.check.reload", wrong)
+    monkeypatch.setattr("rlif_lightning.exporting.check.load_export", wrong)
     with pytest.raises(SystemExit):
         rlif("export", run)
     assert "was not kept" in capsys.readouterr().err
