@@ -82,7 +82,7 @@ def test_help_begins_with_what_most_runs_set_and_ends_before_lightnings_settings
             main(["fit", *words])
         helps.append(capsys.readouterr().out)
     short, long = helps
-    first, _, rest = short.partition("settings that matter most:")[2].partition("A policy, its")
+    first, _, rest = short.partition("settings that matter most:")[2].partition("The policy, its")
     missing = [name for name in IMPORTANT if f"--{name} " not in first]
     assert not missing, "a setting was renamed"
     assert "--rollout.group_size" not in rest and "--rollout.top_p" in rest
@@ -172,6 +172,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
     "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "--data.train.path p.jsonl?"),
+    "source without a path": (["fit", "--data.test.limit", "7"], "data.test.path is missing", "--data.test.path VALUE"),
     "class without its setting": (
         ["fit", "--rollout.rewards=[Length]"], "rollout.rewards: Length needs its setting 'prefer'", "--rollout.rewards.prefer",
     ),
