@@ -162,6 +162,8 @@ class MistakeFinder:
     def _check_value(self, key: str, node: Any, hint: Any) -> None:
         """Find what jsonargparse refuses of a value: all of it, an item, a class, or a setting of that class."""
         self._remember_class(key, node)
+        if isinstance(node, yaml.MappingNode):
+            self.given |= {f"{key}.{name.value}" for name, _ in node.value}
         if hint is None or hints.accepts(hint, _value(node)):
             return
         item, source, is_mapping = hints.item_of(hint), hints.dataclass_of(hint), isinstance(node, yaml.MappingNode)
@@ -173,6 +175,9 @@ class MistakeFinder:
             known = hints.settings_of_class(source, key)
             if not is_mapping:
                 raise self._takes_settings(key, node, f"{key}.{next(iter(known.hints))}")
+            for name in known.required:
+                lack = self._mistake(f"The setting {key}.{name} is missing", do=f"give --{key}.{name} VALUE")
+                self.needed.setdefault(f"{key}.{name}", lack)
             self._check_settings(node.value, known)
         elif base is not None and (is_mapping or not set(hints.describe(hint)) - {"a list", "null"}):
             self._check_class(key, node, base, skip)

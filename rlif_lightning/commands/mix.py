@@ -190,5 +190,6 @@ class Mixing:
         with counting(self.objects.bar, f"{label}: answering", "problem", len(self.problems)) as tell:
             asked = (self.engine, policy, self.problems, self.objects.evaluation.attempts, self.grader)
             answered = answer_problems(*asked, lambda done, *_: tell(done))
+            tell(len(answered))
         summary = summarise(answered, intervals=True)
         return {name: float(value) for name, value in summary.items() if name in results.COLUMNS}

@@ -138,8 +138,11 @@ class References(nn.Module):
         if kind in self.snapshots:
             with self.snapshots[kind].in_place(policy) as model:
                 yield model
-        elif self.frozen is not None:
+        elif kind == "frozen" and self.frozen is not None:
             yield self.frozen
+        elif kind != "frozen" or not hasattr(policy, "disable_adapter"):
+            do = f"call make_references(['{kind}']) of the policy before its first update"
+            raise UserError(f"The policy has no {kind} reference", do=do)
         else:
             with adapter_off(policy) as model:
                 yield model

@@ -12,6 +12,7 @@ from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.rollout import Rollout
 
 Weight = float | list[tuple[int, float]]
+REQUIREMENTS = frozenset({"labels", "answers", "answer_mask", "reference", "ema"})
 
 
 class Reward(ABC):
@@ -75,3 +76,17 @@ class Reward(ABC):
 def statistics_of(rewards: Iterable[Reward]) -> dict[str, Statistic]:
     """What a sampler has to take besides the usual three for these rewards, by name."""
     return {name: statistic for reward in rewards for name, statistic in reward.statistics.items()}
+
+
+def requirements_of(rewards: Iterable[Reward]) -> frozenset[str]:
+    """What a rollout must hold for these rewards; a :class:`UserError` where nothing is called so."""
+    required = frozenset[str]()
+    for reward in rewards:
+        if unknown := set(reward.requires) - REQUIREMENTS:
+            raise UserError(
+                f"The reward {reward.class_path} requires what no rollout has",
+                got=", ".join(sorted(unknown)),
+                expected=f"a frozenset with some of {', '.join(sorted(REQUIREMENTS))}",
+            )
+        required |= reward.requires
+    return required

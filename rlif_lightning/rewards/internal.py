@@ -106,7 +106,13 @@ class InternalReward(Reward):
         return f"{self.class_path}{own or ''}"
 
     def _checked_statistic(self, logp: Tensor) -> Tensor:
+        version = None if logp.is_inference() else logp._version
         value: object = self.statistic(logp)
+        if version is not None and logp._version != version:
+            raise UserError(
+                f"The statistic of the reward {self.class_path} writes into the log-probabilities, which others read",
+                do="compute it without operations in place, such as exp_",
+            )
         if not isinstance(value, Tensor):
             got = type(value).__name__
         elif value.shape != logp.shape[:-1] or not value.is_floating_point():

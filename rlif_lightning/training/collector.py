@@ -18,7 +18,7 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
-from rlif_lightning.rewards.base import statistics_of
+from rlif_lightning.rewards.base import requirements_of, statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
@@ -97,7 +97,7 @@ class Collector:
         self.advantages = advantages or AdvantageSettings()
         self.importance_cap = importance_cap
         self.sampling = replace(sampling, statistics=statistics_of(rewards))
-        self.requires: frozenset[str] = frozenset().union(*(r.requires for r in rewards))
+        self.requires = requirements_of(rewards)
         self.needs_answers = bool(self.requires & READING) or self.advantages.agreement_band is not None
         self.grader: Grader | None = None
 
@@ -194,7 +194,7 @@ class Collector:
             policy: Draws the completions.
             step: The optimiser step, at which the rewards have their weights.
             loss: Whose denominators the windows get.
-            references: Those that score the completions.
+            references: Those that score the completions besides those that the rewards ask for.
             kl_reference: The one that the KL term refers to.
             total: Sums a tensor over the processes.
             progress: Told how far the sampler is.
@@ -285,7 +285,7 @@ class Collector:
         head_weight_only: bool = True,
     ) -> Rollout:
         """Score the rollout under references: for the KL term, and for rewards that read their statistics."""
-        for kind in sorted(references):
+        for kind in sorted({*references, *self.annotators}):
             wanted = kind in self.annotators
             with policy.reference(kind) as model:
                 logprob, stats = score_slices(model, rollout, slices, self.sampling, wanted, head_weight_only)

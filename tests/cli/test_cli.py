@@ -172,6 +172,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
     "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "--data.train.path p.jsonl?"),
+    "source without a path": (["fit", "--data.test.limit", "7"], "data.test.path is missing", "--data.test.path VALUE"),
     "class without its setting": (
         ["fit", "--rollout.rewards=[Length]"], "rollout.rewards: Length needs its setting 'prefer'", "--rollout.rewards.prefer",
     ),

@@ -361,8 +361,9 @@ def test_measures_what_a_fit_measures_before_its_first_step(rlif, words, small_f
     rows = [json.dumps({"question": f"{n} + 0", "answer": str(n % 10)}) for n in range(40)]  # met by chance
     (tmp_path / "digits.jsonl").write_text("\n".join(rows))
     val = ["--data.val.path=digits.jsonl", "--data.val.gold=whole", "--data.val.limit=40", "--evaluation.samples=4"]
-    out = rlif("mix", *words, *val, "--ratios", 1, 0, "--prompts=2") / "out"
-    printed = capsys.readouterr().out
+    out = rlif("mix", *words, *val, "--ratios", 1, 0, "--prompts=2", "--trainer.enable_progress_bar=true") / "out"
+    printed, progress = capsys.readouterr()
+    assert "ratio 1: sampling: 2/2 prompts" in progress and "ratio 1: answering: 40/40 problems" in progress
     rows = table(out)
     assert [row["ratio"] for row in rows] == [0, 1]
     for row, seed in zip(rows, (0, 1), strict=True):

@@ -189,6 +189,7 @@ MISTAKES = {
     ),
     "whole numbers": (lambda logp: logp.argmax(-1), r"must be one number per token.*torch\.int64"),
     "float": (lambda logp: 0.5, "must be one number per token.*got: float"),
+    "in place": (lambda logp: logp.exp_().amax(-1), "writes into the log-probabilities, which others read"),
     "nan": (lambda logp: logp.amax(-1).log(), r"is not a number for some tokens.*nan for \d+ of \d+ tokens"),
 }
 

@@ -3,12 +3,18 @@
 import pytest
 import torch
 
+from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.data.problems import Problem
+from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import group_advantages
+from rlif_lightning.functional.loss_records import LossSettings
 from rlif_lightning.grading import AnswerFormat
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.rewards import MajorityVote, Reward, SelfCertainty, TokenEntropy
 from rlif_lightning.rollout import Rollout, Samples
-from rlif_lightning.training.collector import AdvantageSettings, with_advantages
+from rlif_lightning.sampling import NativeSampler, Sampling
+from rlif_lightning.training.collector import AdvantageSettings, Collector, with_advantages
 from tests.short_runs import adamw, fit
 
 
@@ -191,3 +197,26 @@ def test_more_votes_than_completions_change_agreement_not_the_samples(model_fold
         assert own == everyone[:4]
     want = MajorityVote()(voted)
     assert torch.equal(voted.rewards["majority_vote"].nan_to_num(9), want.nan_to_num(9))
+
+
+@pytest.mark.parametrize("requires", [frozenset({"answermask"}), "answer_mask"])
+def test_a_requirement_that_does_not_exist_is_refused(requires):
+    reward = type("Misspelt", (Words,), {"requires": requires})()
+    with pytest.raises(UserError, match=r"(?s)Misspelt requires what no rollout has.*answer_mask"):
+        Collector(NativeSampler(), Sampling(4), [reward], BatchPlan(1, 2))
+
+
+def test_without_a_trainer_annotators_score_the_rollout_if_they_were_made(model_folder):
+    policy = Policy.load(PolicySettings(str(model_folder())))
+    collector = Collector(NativeSampler(), Sampling(4), [SelfCertainty(annotator="ema")], BatchPlan(1, 2))
+    collector.open(1, AnswerFormat(), has_labels=False)
+    prompts = [Prompt("a", (5, 6), Problem("a", None))]
+    try:
+        policy.make_references(["frozen"])
+        with pytest.raises(UserError, match=r"no ema reference(?s:.*)make_references\(\['ema'\]\)"):
+            collector.collect(prompts, [(0, 0)], 0, policy, step=0, loss=LossSettings())
+        policy.make_references(["ema"])
+        collected = collector.collect(prompts, [(0, 0)], 0, policy, step=0, loss=LossSettings())
+    finally:
+        collector.close()
+    assert collected.rollout.annotations.keys() == {"ema"}
