@@ -77,7 +77,7 @@ def problem(tmp_path, row, **source):
 def test_fields_have_any_names(tmp_path):
     row = {"id": 1, "problem": "a", "solution": "b", "final": "7", "unit": "km", "error": "1e-1"}
     found = problem(tmp_path, row, prompt="problem", answer="final", unit="unit", tolerance="error")
-    assert (found.text, found.gold.text, found.gold.unit, found.gold.tolerance) == ("a", "7", "km", 0.1)
+    assert (found.text, found.gold.text, found.gold.unit, found.gold.tolerance) == ("a", "7", "km", (0.1,))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_place_of_the_reference_answer(answer, gold, text, tmp_path):
 def test_empty_unit_and_tolerance_are_none(tmp_path):
     row = {"question": "a", "answer": "7", "unit": None, "error": None}
     gold = problem(tmp_path, row, unit="unit", tolerance="error").gold
-    assert (gold.unit, gold.tolerance) == (None, None)
+    assert (gold.unit, gold.tolerance) == (None, ())
 
 
 def test_the_limit_takes_the_first_rows_and_reads_no_further(tmp_path):
