@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
@@ -183,6 +184,9 @@ class RLIFModule(pl.LightningModule):
         device = torch.device("cpu") if strategy is None else strategy.root_device
         precision = "32-true" if trainer is None else str(trainer.precision)
         settings, sharded = self.policy_settings, shares_out(strategy)
+        data = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PromptDataModule):
+            settings = replace(settings, turn_end=data.template.turn_end(self.tokenizer))
         policy = Policy.load(settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if training and isinstance(strategy, FSDP2Strategy):
