@@ -40,7 +40,7 @@ def check_limits(
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or len(longest.ids) + new_tokens <= positions:
         return
-    got = f"{len(longest.ids)} tokens in row {longest.row} of {path} + {new_tokens} new ones ({setting})"
+    got = f"{len(longest.ids)} tokens in row {longest.row} of {path} + {setting} {new_tokens}"
     if learns_positions(config, positions, model.trust_remote_code):
         raise UserError(
             "A prompt and its completion are longer than the positions that the model has learned",
@@ -49,8 +49,8 @@ def check_limits(
             do=f"lower --{setting}, or leave longer problems out",
         )
     rank_zero_warn(
-        f"The model was made for {positions} positions (max_position_embeddings), and there can be {got}: beyond "
-        f"them it may write nonsense. Lower {setting}, or leave longer problems out."
+        f"Prompt and completion may be longer than the {positions} tokens that the model was made for "
+        f"(max_position_embeddings): {got}. Lower {setting}, or leave longer problems out."
     )
 
 

@@ -21,10 +21,10 @@ PROBES = (
 def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     """A Jinja template that renders a user's message as the prompt of training.
 
-    Where training used a chat template, it is that one with the recipe's settings, and adds the recipe's system prompt
-    to a conversation without one. Where training used a format string, it is that string around each user's message,
-    after the tokens that the tokenizer puts in front of a text, and with the end token after each message of the
-    model.
+    Where training used a chat template, it is that one with the recipe's settings, and adds the recipe's system
+    prompt to a conversation without one. Where training used a format string, it is that string around each user's
+    message, after the tokens that the tokenizer puts in front of a text, and with the end token after each message of
+    the model.
 
     Returns:
         The template; templates by name where the tokenizer has several.

@@ -49,7 +49,7 @@ def local_folder(name: str) -> Path:
     if folder.is_file():
         do = "give the folder that the file lies in"
         if folder.suffix == ".gguf":
-            do = "give the model that it was made from; for weights in 4 bits add --model.quantization nf4"
+            do = "give the folder or the hub name of the model that it was made from"
         expected = "a folder with config.json, a tokenizer and weights in safetensors format"
         raise UserError("The model is a file", got=folder, expected=expected, do=do)
     if not folder.is_dir():

@@ -67,8 +67,8 @@ def warn_of_unused(found: Mapping[str, Any], name: str) -> None:
     """Say in one line that files hold weights which the model does not have."""
     unused = sorted(found["unexpected_keys"])
     if unused:
-        what = f"holds {len(unused)} weights that its config.json does not ask for, such as {unused[0]}"
-        warnings.warn(f"The model {name} {what}; they are not used", stacklevel=3)
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        warnings.warn(f"Weights in the files of {name} that the model does not have: {unused[0]}{more}", stacklevel=3)
 
 
 def file_weights(path: str, revision: str | None) -> Iterator[tuple[str, Tensor]]:
