@@ -79,7 +79,8 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory and costs time. Prompts
             are then computed once per completion instead of once per group.
-        end_tokens: Tokens that end a completion, besides those of the generation config and the tokenizer.
+        end_tokens: Tokens that end a completion, besides those of the generation config, of the tokenizer and of an
+            answer in the chat template.
         revision: Revision of a repository on the hub.
         trust_remote_code: Run Python code that comes with the model. Set it only for code that you have read.
     """
