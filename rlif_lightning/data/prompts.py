@@ -1,6 +1,5 @@
 """From a problem's text to the token ids that the policy continues."""
 
-import inspect
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,7 +25,6 @@ class Prompt:
 
 
 PROBE, ANSWER = "What is 3 + 5?", "It is 8."
-OPEN = {"tools", "documents"}  # what apply_chat_template takes by name and a recipe may set
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,13 @@ class Template:
         if not self.uses_chat(tokenizer):
             # Not str.format: problems are full of braces.
             return (self.template or "{prompt}").replace("{prompt}", text)
-        return self._chat(tokenizer, text, add_generation_prompt=True)
+        return self._chat(tokenizer, {"user": text}, add_generation_prompt=True)
 
-    def _chat(self, tokenizer: "PreTrainedTokenizerBase", *turns: str, **more: Any) -> str:
-        """A conversation by the chat template; the user and the model take turns."""
-        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        roles = ("user", "assistant")[: len(turns)]
-        messages += [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
-        settings = {"chat_template": self.chat_template, "tokenize": False, **self.chat_template_kwargs, **more}
+    def _chat(self, tokenizer: "PreTrainedTokenizerBase", turns: dict[str, str], **more: Any) -> str:
+        """A conversation by the chat template, after the system prompt."""
+        turns = {"system": self.system_prompt, **turns} if self.system_prompt else turns
+        messages = [{"role": role, "content": content} for role, content in turns.items()]
+        settings = {"chat_template": self.chat_template, "tokenize": False, **more, **self.chat_template_kwargs}
         try:
             return str(tokenizer.apply_chat_template(messages, **settings))
         except Exception as error:  # a template is a program and may raise anything
@@ -92,24 +89,21 @@ class Template:
         """
         if not self.uses_chat(tokenizer):
             return
-        source = str(tokenizer.get_chat_template(self.chat_template))
-        own = inspect.signature(tokenizer.apply_chat_template).parameters.keys() - OPEN
-        words = set(re.findall(r"[A-Za-z_]\w*", source)) - own
-        for name in self.chat_template_kwargs:
-            if name not in words | OPEN:
-                near = get_close_matches(name, words, 1)
-                raise UserError(
-                    "The chat template has no setting of this name in data.chat_template_kwargs",
-                    got=name,
-                    expected=f"perhaps {near[0]}" if near else "a name that the chat template uses",
-                )
+        words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.get_chat_template(self.chat_template))))
+        for name in self.chat_template_kwargs.keys() - words:
+            near = get_close_matches(name, words, 1)
+            raise UserError(
+                "The chat template does not use a setting of data.chat_template_kwargs",
+                got=name,
+                expected=f"perhaps {near[0]}" if near else "a name that the chat template uses",
+            )
         asked: list[str] = []
 
         def clock(form: str) -> str:
             asked.append(form)
             return form
 
-        text = self._chat(tokenizer, PROBE, add_generation_prompt=True, strftime_now=clock)
+        text = self._chat(tokenizer, {"user": PROBE}, add_generation_prompt=True, strftime_now=clock)
         for role, content in (("user", PROBE), ("system", self.system_prompt or "")):
             if content.strip() not in text:
                 raise UserError(
@@ -128,7 +122,7 @@ class Template:
         if not self.uses_chat(tokenizer):
             return None
         try:
-            text = self._chat(tokenizer, PROBE, ANSWER)
+            text = self._chat(tokenizer, {"user": PROBE, "assistant": ANSWER})
         except UserError:  # a template for single problems
             return None
         rest = text.rpartition(ANSWER)[2].lstrip() if ANSWER in text else ""

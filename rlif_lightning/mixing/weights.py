@@ -19,6 +19,7 @@ from rlif_lightning.models.lora import CONFIG as ADAPTER
 from rlif_lightning.models.lora import check_fit, find_adapter
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.weight_names import misfit, shapes
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 
@@ -137,15 +138,10 @@ def interpolate(base: nn.Module, tuned: nn.Module, ratio: float) -> nn.Module:
     float32 is not lost in the rounding of a base in bfloat16. Tied weights stay tied; buffers are the base's.
     At 0 and 1 the weights are those of the ends bit by bit.
     """
-    own, other = ({name: list(p.shape) for name, p in model.named_parameters()} for model in (base, tuned))
-    names = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))[:3]
-    if names:
-        raise UserError(
-            "The weights of the tuned model are not those of the base",
-            got=", ".join(f"{name} {other.get(name, 'missing')}" for name in names),
-            expected=", ".join(f"{name} {own.get(name, 'missing')}" for name in names),
-        )
     others = dict(tuned.named_parameters())
+    wrong = misfit(shapes(dict(base.named_parameters())), shapes(others))
+    if wrong:
+        raise UserError("The weights of the tuned model are not those of the base", got=wrong)
     with torch.no_grad():
         for name, weight in base.named_parameters():
             weight.data = _between(weight.data, others[name].data, ratio)
