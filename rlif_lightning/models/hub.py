@@ -54,6 +54,9 @@ def local_folder(name: str) -> Path:
         raise UserError("The model is a file", got=folder, expected=expected, do=do)
     if not folder.is_dir():
         raise UserError("The model folder does not exist", got=folder, do="check --model.name")
+    if (folder / "adapter_config.json").is_file():  # transformers would load it too, without a word
+        do = "give it as --model.adapter, and its base model, in a folder of its own, as --model.name"
+        raise UserError("The model folder holds an adapter", got=folder, do=do)
     if not (folder / "config.json").is_file():
         raise _lacks(folder, "config.json", "a folder written by save_pretrained()", "check --model.name")
     return folder

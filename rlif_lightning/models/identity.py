@@ -63,7 +63,8 @@ class Identity:
                 "The checkpoint holds other trainable weights than this recipe",
                 got=f"LoRA settings {stored.lora}" + (f"; {misfit}" if misfit else ""),
                 expected=f"{self.lora}",
-                do="use the model.lora settings, or the model.adapter, that it was trained with",
+                do="use the model.lora settings, or the model.adapter, that it was trained with; where they are the "
+                "same, the file is damaged: give another one",
             )
         if training and stored.adapter_mark != self.adapter_mark:
             raise UserError(

@@ -25,9 +25,8 @@ def check_files(name: str, path: str, config: Any, *, revision: str | None, trus
     if getattr(config, "quantization_config", None) is not None:
         return
     try:
-        shapes = {n: part.get_shape() for n, part in _slices(path, revision)}
+        stored = {n: torch.empty(part.get_shape(), device="meta") for n, part in _slices(path, revision)}
         kind: Any = type(meta_model(config, trust_remote_code=trust_remote_code))
-        stored = {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}
         with no_bar(), no_load_report():
             _, found = kind.from_pretrained(
                 None,

@@ -162,6 +162,15 @@ def test_a_file_is_no_model(command, file, do, rlif, small_fit, tmp_path, capsys
     assert "The model is a file" in err and do in err and "safetensors format" in err
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_no_model(alone, copied):
+    (copied / "adapter_config.json").write_text("{}")
+    if alone:
+        (copied / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds an adapter(.|\n)*--model\.adapter"):
+        Policy.load(PolicySettings(str(copied)))
+
+
 def test_checkpoints_and_kept_weights_that_lack_one_name_it(model_folder):
     policy = Policy.load(PolicySettings(str(model_folder()), lora=LORA))
     weights = trainable_weights(policy.model)
