@@ -1,12 +1,12 @@
 """The weights in a model's files: all that the model has, under its names, in its shapes, and numbers."""
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import safe_open
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def warn_of_unused(found: Mapping[str, Any], name: str) -> None:
     unused = sorted(found["unexpected_keys"])
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        warnings.warn(f"Weights in the files of {name} that the model does not have: {unused[0]}{more}", stacklevel=3)
+        rank_zero_warn(f"Weights that the model does not have are left out: {unused[0]}{more}, in the files of {name}")
 
 
 def file_weights(path: str, revision: str | None) -> Iterator[tuple[str, Tensor]]:
