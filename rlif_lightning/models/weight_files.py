@@ -67,7 +67,7 @@ def warn_of_unused(found: Mapping[str, Any], name: str) -> None:
     unused = sorted(found["unexpected_keys"])
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        rank_zero_warn(f"Weights that the model does not have are left out: {unused[0]}{more}, in the files of {name}")
+        rank_zero_warn(f"Weights that the model does not have are left out: {unused[0]}{more}, in {name}")
 
 
 def file_weights(path: str, revision: str | None) -> Iterator[tuple[str, Tensor]]:

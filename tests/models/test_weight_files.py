@@ -115,7 +115,7 @@ def test_weights_too_many_are_one_line_and_buffers_none(copied, capfd):
         warnings.simplefilter("error")
         Policy.load(PolicySettings(str(copied)))
     change(copied, lambda weights: {**weights, "vision.a": torch.ones(2), "vision.b": torch.ones(2)})
-    with pytest.warns(UserWarning, match=r"that the model does not have are left out: vision\.a and 1 more") as caught:
+    with pytest.warns(UserWarning, match=r"does not have are left out: vision\.a and 1 more") as caught:
         Policy.load(PolicySettings(str(copied)))
     assert len(caught) == 1 and "REPORT" not in capfd.readouterr().err
 
