@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.fit import check_configs, check_vocabularies
 from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
-from rlif_lightning.models.hub import load_config
+from rlif_lightning.models.hub import load_config, resolve_model
 from rlif_lightning.models.lora import CONFIG as ADAPTER
 from rlif_lightning.models.lora import check_fit, find_adapter
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.weight_files import check_files
 from rlif_lightning.models.weight_names import misfit, shapes
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
@@ -45,8 +46,9 @@ class Pair:
         return policy
 
     def check(self) -> None:
-        """Compare what can be compared without weights: configurations, tokenizers, the shapes of an adapter."""
+        """Compare what can be compared without weights: configurations, tokenizers, names and shapes."""
         config, checkpoint = load_config(self.base, **self._base.source), self._checkpoint
+        check_files(self.base, resolve_model(self.base), config, **self._base.source)
         if self._adapter is not None:
             adapter = find_adapter(self._adapter)
             check_fit(config, adapter.lora, adapter, self.trust_remote_code)
@@ -57,6 +59,7 @@ class Pair:
             check_configs(config.to_dict(), tuned.to_dict(), self.base, self.tuned)
             base, other = (settings.load_tokenizer().get_vocab() for settings in (self._base, self._tuned))
             check_vocabularies(base, other, self.base, self.tuned)
+            check_files(self.tuned, resolve_model(self.tuned), tuned, **self._tuned.source)
 
     @property
     def _base(self) -> PolicySettings:

@@ -22,7 +22,7 @@ def misfit(own: Shapes, stored: Shapes) -> str:
     other = sorted(name for name in own.keys() & stored.keys() if list(own[name]) != list(stored[name]))
     if missing:
         near = nearest(missing[0], spare)
-        instead = "" if near is None else f"; the most similar of the names that it has instead is {near}"
+        instead = "" if near is None else f"; the most similar name there is {near}"
         return f"{len(missing)} missing, such as {missing[0]}{instead}"
     if other:
         name = other[0]
