@@ -98,7 +98,7 @@ def test_broken_choices(row, parts, refused, tmp_path):
         (["--data.train.path=https://x.org/a.jsonl"], ["is a URL", "https://x.org/a.jsonl", "download the file"]),
         (["--data.train.path=https://huggingface.co/datasets/openai/gsm8k"], ["is a URL", "the name, openai/gsm8k"]),
         (["--data.train.path=."], ["is a folder"]),
-        (["--data.train.split=train[:10]"], ["data.train.split train[:10]", "set data.train.limit"]),
+        (["--data.train.split=train[:10]"], ["data.train.split", "got: train[:10]", "set data.train.limit"]),
         (["--data.train.split=train[:10]", "--data.train.path=toy"], ["set data.train.limit"]),
         (["--data.train.path=toy-tunned"], ["did you mean 'toy-tuned'"]),
         (["--model.name=toy-tunned:2"], ["did you mean 'toy-tuned'"]),

@@ -37,16 +37,12 @@ def test_problems_of_your_own_over_a_recipe(tmp_path, rlif, model_folder):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.yaml").write_text(next(block for block in YAML if "held_out.jsonl" in block))
     small = [
-        "--trainer.max_steps=1",
-        "--trainer.precision=32",
-        "--rollout.prompts_per_step=2",
-        "--rollout.group_size=2",
-    ]
-    small += ["--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.max_new_tokens=4"]
+        "--trainer.max_steps=1", "--trainer.precision=32", "--rollout.prompts_per_step=2", "--rollout.group_size=2",
+        "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.max_new_tokens=4",
+    ]  # fmt: skip
     words = ["--config", "gsm8k", "--config", "mine.yaml", "--model.name", model_folder(chat=True), *small]
     run = rlif("fit", *words) / "runs/gsm8k+mine/1"
     row = json.loads((run / "completions.jsonl").read_text().splitlines()[0])
-    assert (
-        row["prompt"].count("Think step by step and put the final answer into \\boxed{}.") == 1 and "gold" not in row
-    )
-    assert {"val/accuracy"} <= set((run / "metrics.csv").read_text().splitlines()[0].split(","))
+    assert row["prompt"].count("Think step by step and put the final answer into \\boxed{}.") == 1
+    assert "gold" not in row
+    assert "val/accuracy" in set((run / "metrics.csv").read_text().splitlines()[0].split(","))

@@ -22,6 +22,7 @@ TOY_TRAIN, TOY_HELD_OUT = 8192, 1000
 _FIELD = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 STANDING_IN = {"question": ("prompt", "problem"), "answer": ("reward_model.ground_truth", "ground_truth")}
 """Names by which other trainers' data sets (TRL's, verl's) call what the defaults name."""
+NEEDLESS = {"train": "no reward needs answers", "predict": "nothing is to be graded"}
 
 
 @dataclass
@@ -113,15 +114,14 @@ def read_problems(source: Source, split: str = "train") -> list[Problem]:
 
 def _with_fields_of(source: Source, row: Row) -> Source:
     """A source with the names that its data set has for what the defaults name."""
-    found: dict[str, Any] = {}
     for setting in ("prompt", "answer"):
         name = getattr(source, setting)
-        if name in STANDING_IN and not row.has(name):
-            found.update((setting, other) for other in STANDING_IN[name][::-1] if row.has(other))
-    if found:
-        said = ", ".join(f"'{other}' for {getattr(source, setting)}" for setting, other in found.items())
-        rank_zero_info(f"{source.path}: taking the field {said}")
-    return replace(source, **found)
+        others = [other for other in STANDING_IN.get(name, ()) if row.has(other)]
+        if others and not row.has(name):
+            rank_zero_info(f"{source.path} has no field '{name}': '{others[0]}' stands in for it")
+            changed: dict[str, Any] = {setting: others[0]}
+            source = replace(source, **changed)
+    return source
 
 
 def _leave_out(source: Source, split: str, unanswered: list[Row], answered: int) -> None:
@@ -134,11 +134,11 @@ def _leave_out(source: Source, split: str, unanswered: list[Row], answered: int)
     found = row.value(name, "answer") if row.has(name) or not answered else None
     advice = [f"set data.{split}.without_answer skip to leave such rows out"] if answered else []
     if not is_empty(found):
-        advice.insert(0, f"set data.{split}.gold to where the answer stands")
+        advice.insert(0, f"set data.{split}.gold to where the answer stands (whole: the whole field)")
     elif not answered:
         advice.append(f"name the field of the answer in data.{split}.answer")
-    if split == "train":
-        advice.append("set data.train.answer null if no reward needs answers")
+    if split in NEEDLESS:
+        advice.append(f"set data.{split}.answer null if {NEEDLESS[split]}")
     where = "" if source.gold == "whole" else f" at '{source.gold}'"
     raise UserError(
         f"{row.place} has no answer in '{name}'{where} ({count} have none)",
@@ -191,8 +191,6 @@ def _prompt(source: Source, row: Row, choices: str | None) -> tuple[str, list[Me
         text = inserted(source.prompt)
     if not text.strip():
         raise UserError(f"{row.place} has no text in '{source.prompt}'", got=repr(text)[:80])
-    if text.encode("utf-8", "replace").decode() != text:
-        raise UserError(f"{row.place} holds half a character", got=ascii(text)[:80])
     return text if messages else text + below, messages
 
 
@@ -204,9 +202,9 @@ def _rows(source: Source, split: str) -> Rows:
         raise UserError("The data is a URL, which is not read", got=source.path, do=do)
     path = Path(source.path).expanduser()
     toy = parse_toy_name(source.path) is not None
-    if (toy or is_data_file(path)) and "[" in source.split:
-        got, do = f"data.{split}.split {source.split}", f"set data.{split}.limit to the number of rows to take"
-        raise UserError("Only the splits of a data set on the hub can be cut", got=got, do=do)
+    if (toy or is_data_file(path)) and re.search(r"[\[+]", source.split):
+        got, do = f"{source.split} of {source.path}", f"set data.{split}.limit to the number of rows to take"
+        raise UserError(f"data.{split}.split is about data sets of the hub, which have splits to cut", got=got, do=do)
     if is_data_file(path):
         return read_rows(path)
     rows = _toy_rows(split) if toy else _hub_rows(source)

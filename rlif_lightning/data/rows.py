@@ -21,7 +21,7 @@ class Row:
         """What the field has that a setting names; a field within another is named with a dot between them.
 
         Raises:
-            UserError: There is no such field, or it holds bytes that are no text.
+            UserError: There is no such field, or it holds bytes or characters that are no text.
         """
         if not self.has(name):
             without = ", or set it to null where the data has no answers" if setting == "answer" else ""
@@ -36,7 +36,7 @@ class Row:
         """Whether there is such a field; one within an empty field is empty itself."""
         try:
             self._find(name)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, IndexError):
             return False
         return True
 
@@ -108,17 +108,19 @@ def _names(values: dict[str, Any]) -> Iterator[str]:
 
 def _plain(value: Any, place: str) -> Any:
     """A value as JSON would have it; NaN, which pandas writes for a missing value, becomes None."""
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        value = value.tolist()
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray | memoryview):
         try:
-            return value.decode()
+            value = bytes(value).decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{place} holds bytes that are not UTF-8 text", got=repr(value)[:80]) from error
+    if isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:
+        raise UserError(f"{place} holds half a character", got=ascii(value)[:80])
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return _plain(value.tolist(), place)
     if isinstance(value, Decimal):
         return format(value, "f")  # every digit, unlike a float
     if isinstance(value, list):
         return [_plain(part, place) for part in value]
     if isinstance(value, dict):
         return {name: _plain(part, place) for name, part in value.items()}
-    return None if value != value else value
+    return None if isinstance(value, float) and value != value else value

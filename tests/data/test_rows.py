@@ -71,6 +71,8 @@ def test_values_of_parquet(question, answer, text, gold, read):
         (np.int64(3), 3),
         (np.float32(0.5), 0.5),
         (np.str_("a"), "a"),
+        (np.bytes_(b"a"), "a"),
+        (memoryview(b"a"), "a"),
         (np.array([1, 2]), [1, 2]),
         (np.array([{"role": "user", "content": b"x"}], dtype=object), [{"role": "user", "content": "x"}]),
         (float("nan"), None),
@@ -108,6 +110,7 @@ def test_answers_of_a_wrong_kind_are_refused_by_name(column, parts, refused):
         ({"question": {"de": "x"}}, ["no text in 'question'", "{'de': 'x'} (dict)"], {}),
         ({"question": ["x"]}, ["neither a text nor a conversation", "['x'] (list)", "role: user"], {}),
         ({"question": ["x"]}, ["no text in 'question'", "['x'] (list)"], {"prompt": "{question}"}),
+        ({"answer": "\ud800"}, ["'answer' holds half a character"], {}),
         ({"unit": ["m"]}, ["no text in 'unit'", "['m'] (list)"], {"unit": "unit"}),
         ({"error": "much"}, ["no tolerance", "'much'"], {"tolerance": "error"}),
         ({"level": {"x": 1}}, ["no text in 'level'", "data.*.by"], {"by": "level"}),
@@ -134,7 +137,12 @@ EMPTY = [None, "", " ", [], float("nan")]
 
 @pytest.mark.parametrize("empty", EMPTY)
 @pytest.mark.parametrize(
-    ("split", "more"), [("train", ["data.train.answer null if no reward needs answers"]), ("test", [])]
+    ("split", "more"),
+    [
+        ("train", ["data.train.answer null if no reward needs answers"]),
+        ("predict", ["data.predict.answer null if nothing is to be graded"]),
+        ("test", []),
+    ],
 )
 def test_rows_without_an_answer_are_counted(empty, split, more, refused, read, caplog):
     full = {"question": "a", "answer": "1"}
@@ -194,8 +202,8 @@ def test_shapes_that_need_no_settings(row, text, messages, gold, file, read):
 
 def test_which_fields_stand_in_is_said_once(read, caplog):
     read([VERL] * 3)
-    said = "taking the field 'prompt' for question, 'reward_model.ground_truth' for answer"
-    assert caplog.text.count(said) == 1
+    assert caplog.text.count("no field 'question': 'prompt' stands in") == 1
+    assert caplog.text.count("no field 'answer': 'reward_model.ground_truth' stands in") == 1
 
 
 def test_the_first_row_decides_which_fields_stand_in(refused):
