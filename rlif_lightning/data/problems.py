@@ -32,8 +32,9 @@ class Source:
     Args:
         path: A .jsonl, .json, .csv (also .gz) or .parquet file, ``toy``, or the name of a data set on the hub.
         prompt: Field that holds the problem's text or a conversation (a list of role and content), or a text with
-            fields in braces: ``"{code}\nassert f({input}) == ??"``. A field within another is named with a dot:
-            ``extra_info.question``. Where there is no ``question``, ``prompt`` or ``problem`` stands in for it.
+            fields in braces: ``"{code}\nassert f({input}) == ??"``. Fields within others have dots and, in lists,
+            numbers: ``extra_info.question``, ``messages.0.content``. Where there is no ``question``, ``prompt`` or
+            ``problem`` stands in for it.
         answer: Field that holds the reference answer; null: the data have no answers, and nothing that needs labels
             is computed. ``reward_model.ground_truth`` or ``ground_truth`` stands in for ``answer``.
         without_answer: What to do if rows have no answer: ``error``, or ``skip`` to leave them out and count them.

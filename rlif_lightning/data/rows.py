@@ -18,7 +18,7 @@ class Row:
     values: dict[str, Any]
 
     def value(self, name: str, setting: str) -> Any:
-        """What the field has that a setting names; a field within another is named with a dot between them.
+        """What the field has that a setting names; one within another has a dot, one in a list its number.
 
         Raises:
             UserError: There is no such field, or it holds bytes or characters that are no text.
@@ -43,7 +43,8 @@ class Row:
     def _find(self, name: str) -> Any:
         found: Any = self.values
         for part in [name] if name in self.values else name.split("."):
-            found = None if found is None else found[part]
+            place: Any = int(part) if isinstance(found, list) and part.isdecimal() else part
+            found = None if found is None else found[place]
         return found
 
     def text(self, name: str, setting: str) -> str | None:
@@ -74,14 +75,14 @@ class Row:
                 f"{self.place} has neither a text nor a conversation in '{name}'",
                 got=named(found),
                 expected="a text, or a list of messages such as {role: user, content: What is 1 + 1?}",
-                do="name another field in data.*.prompt",
+                do=f"name a field of text in data.*.prompt; one within a list has a number: {name}.0.content",
             )
         if found[-1]["role"] != "user" or is_empty(found[-1]["content"]):
             raise UserError(
                 f"{self.place}: the conversation in '{name}' does not end with a question",
                 got=f"role {found[-1]['role']}, content {found[-1]['content']!r}"[:80],
                 expected="a message of the user, which the model is to answer",
-                do="cut off what follows it, or name another field in data.*.prompt",
+                do=f"cut off what follows it, or name one message in data.*.prompt, such as {name}.0.content",
             )
         return [{key: value for key, value in message.items() if value is not None} for message in found]
 

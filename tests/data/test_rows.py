@@ -218,14 +218,18 @@ def test_the_first_row_decides_which_fields_stand_in(refused):
         ({"by": ["extra_info.level"]}, USER["content"], "2", {"extra_info.level": "easy"}),
         ({"answer": "reward_model.style"}, USER["content"], "rule", {}),
         ({"answer": "dotted.name"}, USER["content"], "7", {}),
+        ({"prompt": "turns.0.content", "answer": "turns.1.content"}, USER["content"], "2", {}),
+        ({"prompt": "So {turns.0.content}"}, f"So {USER['content']}", "2", {}),
     ],
 )
 def test_fields_within_fields(source, text, gold, by, read):
-    (problem,) = read([{**VERL, "dotted.name": 7, "dotted": {"name": 8}}], **source)
+    (problem,) = read([{**VERL, "dotted.name": 7, "dotted": {"name": 8}, "turns": TURNS}], **source)
     assert (problem.text, problem.gold.text, problem.by) == (text, gold, by)
 
 
-@pytest.mark.parametrize("name", ["extra_info.nosuch", "data_source.x", "prompt.content", "extra_info.level.x"])
+@pytest.mark.parametrize(
+    "name", ["extra_info.nosuch", "data_source.x", "prompt.content", "prompt.1.content", "extra_info.level.x"]
+)
 def test_a_missing_field_within_a_field_says_which_there_are(name, refused):
     refused([VERL], ["Line 1 of", f"no field '{name}'", "extra_info.level", "reward_model.ground_truth"], prompt=name)
 
