@@ -57,13 +57,25 @@ class Template:
             )
         return has and self.template in (None, "chat")
 
-    def render(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    def keeps_system_message_of(self, problem: Problem) -> bool:
+        """Whether a conversation has a system message, which stands where ``system_prompt`` would."""
+        return bool(self.system_prompt and problem.messages and problem.messages[0]["role"] == "system")
+
+    def render(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The prompt as text, the start of the answer included."""
         if not self.uses_chat(tokenizer):
+            if len(problem.messages) > 1:
+                raise UserError(
+                    f"{problem.place} is a conversation, which only a chat template can tell a model",
+                    got=f"messages of the roles {', '.join(m['role'] for m in problem.messages)}",
+                    do="take a model with a chat template and data.template null, give one in data.chat_template, or "
+                    "name a field of text in data.*.prompt",
+                )
             # Not str.format: problems are full of braces.
-            return (self.template or "{prompt}").replace("{prompt}", text)
-        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        messages.append({"role": "user", "content": text})
+            return (self.template or "{prompt}").replace("{prompt}", problem.text)
+        messages = list(problem.messages) or [{"role": "user", "content": problem.text}]
+        if self.system_prompt and not self.keeps_system_message_of(problem):
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
         apply = partial(tokenizer.apply_chat_template, messages, chat_template=self.chat_template)
         try:
             return str(apply(tokenize=False, add_generation_prompt=True))
@@ -73,7 +85,7 @@ class Template:
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""
-        text = self.render(problem.text, tokenizer)
+        text = self.render(problem, tokenizer)
         bos = tokenizer.bos_token
         written = self.uses_chat(tokenizer) or bool(bos and text.startswith(bos))
         ids = tokenizer(text, add_special_tokens=not written)["input_ids"]
