@@ -1,11 +1,13 @@
 """The README's Python blocks do what it says."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+YAML = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
@@ -24,3 +26,23 @@ def test_reward_of_your_own(tmp_path, rlif, small_fit):
     folder = rlif("fit", *small_fit, f"--rollout.rewards={rewards}")
     header = (folder / "runs/run/1/metrics.csv").read_text().splitlines()[0].split(",")
     assert {f"rollout/reward/{name}" for name in ("self_certainty", "gini", "brevity")} <= set(header)
+
+
+def test_problems_of_your_own_over_a_recipe(tmp_path, rlif, model_folder):
+    """The settings of the README over those of GSM8K, whose `gold` must not be looked for in other data."""
+    for name, rows in (
+        ("problems", [{"question": f"What is {i} + 1?"} for i in range(4)]),
+        ("held_out", [{"question": "What is 2 + 2?", "solution": r"So \boxed{4}, not 5."}] * 3),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(next(block for block in YAML if "held_out.jsonl" in block))
+    small = [
+        "--trainer.max_steps=1", "--trainer.precision=32", "--rollout.prompts_per_step=2", "--rollout.group_size=2",
+        "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.max_new_tokens=4",
+    ]  # fmt: skip
+    words = ["--config", "gsm8k", "--config", "mine.yaml", "--model.name", model_folder(chat=True), *small]
+    run = rlif("fit", *words) / "runs/gsm8k+mine/1"
+    row = json.loads((run / "completions.jsonl").read_text().splitlines()[0])
+    assert row["prompt"].count("Think step by step and put the final answer into \\boxed{}.") == 1
+    assert "gold" not in row
+    assert "val/accuracy" in set((run / "metrics.csv").read_text().splitlines()[0].split(","))

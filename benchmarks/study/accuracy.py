@@ -43,7 +43,7 @@ class Evaluator:
         self.policy = Policy.load(PolicySettings(name))
         source = Source(**{**data["test"], "limit": PROBLEMS})
         template = Template(data["template"], None, None)
-        problems = read_problems(source, held_out=True)
+        problems = read_problems(source, "val")
         self.prompts: list[tuple[int, Prompt]] = [
             (row, template.encode(problem, self.policy.tokenizer)) for row, problem in enumerate(problems)
         ]

@@ -15,7 +15,7 @@ IMPORTANT = (
 )  # fmt: skip
 WITHIN = {  # settings of a class or a source, which the parser has no entry of its own for
     "model.optimizer.lr": "Learning rate.",
-    "data.train.path": "Data set to train on: a file, a folder, or the name of a hub data set.",
+    "data.train.path": "Data set to train on: a file, or the name of a hub data set.",
 }
 OUR_WORDS = {  # where Lightning speaks of what is not here
     "ckpt_path": "Checkpoint to start from: a file, a run folder, or 'last' for the newest run of the recipes.",

@@ -12,16 +12,13 @@ from rlif_lightning.models.hub import load_config, meta_model
 from rlif_lightning.models.loading import PolicySettings
 
 
-def check_limits(
-    prompts: Sequence[Prompt], path: str, new: tuple[str, int], model: PolicySettings, tokenizer: Any
-) -> None:
+def check_limits(prompts: Sequence[Prompt], new: tuple[str, int], model: PolicySettings, tokenizer: Any) -> None:
     """Refuse prompts with tokens that the model has no embedding for, or too long for positions that it has learned.
 
     Other positions (rotary ones) go on beyond what the model was trained with, which is said in one line.
 
     Args:
-        prompts: One or more, of one data set.
-        path: Of the data set.
+        prompts: One or more.
         new: Longest completion in tokens, after the name of its setting.
         model: Whose config.json is read.
         tokenizer: The model's.
@@ -32,7 +29,7 @@ def check_limits(
     token = max(worst.ids)
     if token >= config.vocab_size:
         raise UserError(
-            f"Row {worst.row} of {path} makes a prompt with a token that the model has no embedding for",
+            f"{worst.problem.place} makes a prompt with a token that the model has no embedding for",
             got=f"token {token}, {tokenizer.decode([token])!r}",
             expected=f"ids below {config.vocab_size}, the rows of the embedding (vocab_size in config.json)",
             do="take the model's own tokenizer, or resize_token_embeddings() of the model, train it and save both",
@@ -40,7 +37,7 @@ def check_limits(
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or len(longest.ids) + new_tokens <= positions:
         return
-    got = f"{len(longest.ids)} tokens in row {longest.row} of {path} + {setting} {new_tokens}"
+    got = f"{len(longest.ids)} tokens ({longest.problem.place}) + {setting} {new_tokens}"
     if learns_positions(config, positions, model.trust_remote_code):
         raise UserError(
             "A prompt and its completion are longer than the positions that the model has learned",

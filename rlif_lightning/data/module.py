@@ -48,7 +48,9 @@ class PromptDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.sources = {"train": train, "val": val, "test": test, "predict": predict or test}
-        self.answers = answers or AnswerFormat()
+        answers = answers or AnswerFormat()
+        own = {name: source.answers for name, source in self.sources.items() if source and source.answers}
+        self._answers = {name: own[name].over(answers) if name in own else answers for name in self.sources}
         self.template = Template(template, system_prompt, chat_template, chat_template_kwargs or {})
         self.max_prompt_tokens = max_prompt_tokens
         self.tokenizer: Any = None  # where there is no Trainer
@@ -72,14 +74,12 @@ class PromptDataModule(pl.LightningDataModule):
 
     def check_limits(self, name: str, new: tuple[str, int], model: PolicySettings, limit: int | None = None) -> None:
         """See :func:`~rlif_lightning.data.limits.check_limits`, for a source's prompts or the first of them."""
-        source = self.sources[name]
-        if source is not None and self.prompts.get(name):
-            check_limits(self.prompts[name][:limit], source.path, new, model, self._tokenizer())
+        if self.prompts.get(name):
+            check_limits(self.prompts[name][:limit], new, model, self._tokenizer())
 
     def answers_of(self, name: str) -> AnswerFormat:
         """How answers to a source's problems are read and compared."""
-        source = self.sources[name]
-        return (source and source.answers) or self.answers
+        return self._answers[name]
 
     def _tokenizer(self) -> Any:
         return self.tokenizer if self.trainer is None else self.trainer.lightning_module.tokenizer
@@ -88,11 +88,18 @@ class PromptDataModule(pl.LightningDataModule):
         source = self.sources[name]
         if source is None:
             raise UserError(f"data.{name} is empty, so this command has no problems", do=f"set data.{name}.path")
-        tokenizer, problems = self._tokenizer(), read_problems(source, held_out=name != "train")
-        for number, problem in enumerate(problems, 1):
+        tokenizer = self._tokenizer()
+        problems = read_problems(source, "test" if source is self.sources["test"] else name)
+        for problem in problems:
             if problem.gold is not None:
-                check_gold(self.answers_of(name), problem.gold, f"Row {number} of {source.path}")
-        prompts = [self.template.encode(p, tokenizer, row) for row, p in enumerate(problems, 1)]
+                check_gold(self.answers_of(name), problem.gold, problem.place)
+        prompts = [self.template.encode(p, tokenizer) for p in problems]
+        own = sum(self.template.keeps_system_message_of(p) for p in problems)
+        if own:
+            rank_zero_warn(
+                f"{own} of {len(problems)} problems of {source.path} have a system message of their own, which takes "
+                "the place of data.system_prompt; set data.system_prompt null if that is right."
+            )
         return self._short_enough(prompts, source.path) if name == "train" else prompts
 
     def _short_enough(self, prompts: list[Prompt], path: str) -> list[Prompt]:

@@ -1,22 +1,28 @@
 """Problems of a data set: files, hub names and the embedded toy, with a declarative mapping of their fields."""
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlif_lightning.data.files import READERS, read_rows
+from lightning.pytorch.utilities import rank_zero_info
+
+from rlif_lightning.data.files import READERS, Rows, is_data_file, read_rows
+from rlif_lightning.data.rows import Message, Row, is_empty
 from rlif_lightning.errors import UserError
-from rlif_lightning.grading import AnswerFormat, Gold, check_where, read_gold
+from rlif_lightning.grading import Gold, SourceAnswers, check_where, read_gold
 from rlif_lightning.grading.choices import lettered, right_letter
 from rlif_lightning.models.hub import from_hub, is_local
 from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_problems
 
 TOY_TRAIN, TOY_HELD_OUT = 8192, 1000
-_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+_FIELD = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+STANDING_IN = {"question": ("prompt", "problem"), "answer": ("reward_model.ground_truth", "ground_truth")}
+"""Names by which other trainers' data sets (TRL's, verl's) call what the defaults name."""
+NEEDLESS = {"train": "no reward needs answers", "predict": "nothing is to be graded"}
 
 
 @dataclass
@@ -24,11 +30,14 @@ class Source:
     r"""Where problems come from, and which fields hold what.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file, ``toy``, or the name of a data set on the hub.
-        prompt: Field that holds the problem's text, or a text with fields in braces:
-            ``"{code}\nassert f({input}) == ??"``.
+        path: A .jsonl, .json, .csv (also .gz) or .parquet file, ``toy``, or the name of a data set on the hub.
+        prompt: Field that holds the problem's text or a conversation (a list of role and content), or a text with
+            fields in braces: ``"{code}\nassert f({input}) == ??"``. Fields within others have dots and, in lists,
+            numbers: ``extra_info.question``, ``messages.0.content``. Where there is no ``question``, ``prompt`` or
+            ``problem`` stands in for it.
         answer: Field that holds the reference answer; null: the data have no answers, and nothing that needs labels
-            is computed.
+            is computed. ``reward_model.ground_truth`` or ``ground_truth`` stands in for ``answer``.
+        without_answer: What to do if rows have no answer: ``error``, or ``skip`` to leave them out and count them.
         gold: Place of the answer in that field: ``whole``, ``boxed``, ``last_number``, or a regular expression with
             one group, such as ``'####\s*(.+)'``.
         options: Field that holds a list of choices. They are shown as lines ``A. first``, ``B. second`` below the
@@ -39,12 +48,13 @@ class Source:
         subset: Configuration of a data set on the hub.
         split: Split of a data set on the hub.
         limit: Number of rows to take, from the first on; null: all.
-        answers: How answers to these problems are read and compared; null: as ``data.answers`` says.
+        answers: How answers to these problems are read and compared, where it differs from ``data.answers``.
     """
 
     path: str
     prompt: str = "question"
     answer: str | None = "answer"
+    without_answer: Literal["error", "skip"] = "error"
     gold: str = "whole"
     unit: str | None = None
     tolerance: str | None = None
@@ -53,7 +63,7 @@ class Source:
     subset: str | None = None
     split: str = "train"
     limit: int | None = None
-    answers: AnswerFormat | None = None
+    answers: SourceAnswers | None = None
 
     def __post_init__(self) -> None:
         """Check the answer's place before any file is read."""
@@ -75,95 +85,143 @@ class Problem:
     text: str
     gold: Gold | None
     by: dict[str, str] = field(default_factory=dict)  # the fields by which results are given apart
+    messages: Sequence[Message] = ()  # of a conversation, which the text only shows
+    place: str = "A problem"  # for complaints: "Line 7 of problems.jsonl"
 
 
-def read_problems(source: Source, held_out: bool = False) -> list[Problem]:
-    """Read every problem of a source; of the toy, which has no files for them, those held out or the others.
+def read_problems(source: Source, split: str = "train") -> list[Problem]:
+    """Read every problem of a source, which ``data.<split>`` describes; the toy has problems to train on and others.
 
     Raises:
-        UserError: A missing or empty file, wrong JSON (with its line), a missing field.
+        UserError: A missing or empty file, wrong JSON (with its line), a missing field, a row without an answer.
     """
-    rows = islice(_rows(source, held_out), source.limit)
-    problems = [_problem(source, f"Row {number} of {source.path}", row) for number, row in enumerate(rows, 1)]
-    if not problems:
+    rows = (Row(*row) for row in islice(_rows(source, split), source.limit))
+    first = next(rows, None)
+    if first is None:
         raise UserError("The data set is empty", got=source.path, expected="at least one row")
+    source = _with_fields_of(source, first)
+    problems: list[Problem] = []
+    unanswered: list[Row] = []
+    for row in chain([first], rows):
+        problem = _problem(source, row)
+        if problem.gold is None and source.answer is not None:
+            unanswered.append(row)
+        else:
+            problems.append(problem)
+    if unanswered:
+        _leave_out(source, split, unanswered, len(problems))
     return problems
 
 
-def _problem(source: Source, place: str, row: dict[str, Any]) -> Problem:
-    def field(setting: str, name: str | None = None) -> Any:
-        """What the row has in the field that a setting names; None where it names none."""
-        name = name or getattr(source, setting)
-        if name is None:
-            return None
-        if name not in row:
-            without = ", or set it to null where the data has no answers" if setting == "answer" else ""
-            raise UserError(
-                f"{place} has no field '{name}'",
-                got=f"fields {', '.join(row) or 'none'}",
-                do=f"name the right one in data.*.{setting}{without}",
-            )
-        return row[name]
+def _with_fields_of(source: Source, row: Row) -> Source:
+    """A source with the names that its data set has for what the defaults name."""
+    for setting in ("prompt", "answer"):
+        name = getattr(source, setting)
+        others = [other for other in STANDING_IN.get(name, ()) if row.has(other)]
+        if others and not row.has(name):
+            rank_zero_info(f"{source.path} has no field '{name}': '{others[0]}' stands in for it")
+            changed: dict[str, Any] = {setting: others[0]}
+            source = replace(source, **changed)
+    return source
 
-    options = field("options")
-    text = _text(source, field, None if options is None else lettered(options, place), place)
+
+def _leave_out(source: Source, split: str, unanswered: list[Row], answered: int) -> None:
+    """Count the rows without an answer, or refuse them, with what to do about them where they are read."""
+    count = f"{len(unanswered)} of {len(unanswered) + answered} rows"
+    if source.without_answer == "skip" and answered:
+        rank_zero_info(f"{source.path}: {count} have no answer and are left out")
+        return
+    row, name = unanswered[0], str(source.answer)
+    found = row.value(name, "answer") if row.has(name) or not answered else None
+    advice = [f"set data.{split}.without_answer skip to leave such rows out"] if answered else []
+    if not is_empty(found):
+        advice.insert(0, f"set data.{split}.gold to where the answer stands (whole: the whole field)")
+    elif not answered:
+        advice.append(f"name the field of the answer in data.{split}.answer")
+    if split in NEEDLESS:
+        advice.append(f"set data.{split}.answer null if {NEEDLESS[split]}")
+    where = "" if source.gold == "whole" else f" at '{source.gold}'"
+    raise UserError(
+        f"{row.place} has no answer in '{name}'{where} ({count} have none)",
+        got=repr(found)[-80:],
+        do=", or ".join(advice),
+    )
+
+
+def _problem(source: Source, row: Row) -> Problem:
+    options = None if source.options is None else row.value(source.options, "options")
+    text, messages = _prompt(source, row, None if options is None else lettered(options, row.place))
     groups = [source.by] if isinstance(source.by, str) else source.by or []
-    by = {name: _label(name, field("by", name), place) for name in groups}
-    value = field("answer")
+    by = {name: row.text(name, "by") or "null" for name in groups}
+    count = None if options is None else len(options)
+    return Problem(text, _gold(source, row, count), by, messages, row.place)
+
+
+def _gold(source: Source, row: Row, options: int | None) -> Gold | None:
+    """The row's right answer; None where it has none."""
     if source.answer is None:
-        return Problem(text, None, by)
+        return None
+    value = row.value(source.answer, "answer") if row.has(source.answer) else None
+    if is_empty(value):
+        return None
     if options is not None:
-        return Problem(text, Gold(right_letter(value, len(options), place)), by)
-    gold = read_gold(value, source.gold, field("unit"), field("tolerance"))
-    if gold is None:
-        raise UserError(
-            f"{place} has no answer in '{source.answer}' at '{source.gold}'",
-            got=repr(value)[-80:],
-            do="set data.*.gold to where the answer stands",
-        )
-    return Problem(text, gold, by)
+        return Gold(right_letter(value, options, row.place))
+    unit = None if source.unit is None else row.text(source.unit, "unit")
+    tolerance = None if source.tolerance is None else row.text(source.tolerance, "tolerance")
+    return read_gold(value, source.gold, unit, tolerance, row.place)
 
 
-def _text(source: Source, field: Callable[..., Any], choices: str | None, place: str) -> str:
-    """The problem as the policy is told it, with the choices where there are any."""
+def _prompt(source: Source, row: Row, choices: str | None) -> tuple[str, list[Message]]:
+    """The problem as the policy is told it, with the choices where there are any; the messages of a conversation."""
 
-    def inserted(match: re.Match[str]) -> str:
-        name = match[1]
-        value = choices if name == source.options else field("prompt", name)
-        if not isinstance(value, str | int | float):
-            raise UserError(f"{place} has no text in '{name}'", got=repr(value)[:80])
-        return str(value)
+    def inserted(name: str) -> str:
+        found = choices if name == source.options else row.text(name, "prompt")
+        if found is None:
+            raise UserError(f"{row.place} has no text in '{name}'", got="null")
+        return found
 
-    # In one pass: problems are full of braces.
-    text = _FIELD.sub(inserted, source.prompt) if _FIELD.search(source.prompt) else field("prompt")
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{place} has no text in '{source.prompt}'", got=repr(text)[:80])
-    if choices is not None and f"{{{source.options}}}" not in source.prompt:
-        text = f"{text}\n\n{choices}"
-    if text.encode("utf-8", "replace").decode() != text:
-        raise UserError(f"{place} holds half a character", got=ascii(text)[:80])
-    return text
-
-
-def _label(name: str, value: Any, place: str) -> str:
-    if not isinstance(value, str | int | float | None):
-        raise UserError(
-            f"{place} has nothing in '{name}' that results could be given by",
-            got=repr(value)[:80],
-            expected="a text or a number",
-            do="name another field in data.*.by",
-        )
-    return "null" if value is None else str(value)
+    messages: list[Message] = []
+    below = "" if choices is None or f"{{{source.options}}}" in source.prompt else f"\n\n{choices}"
+    if _FIELD.search(source.prompt):
+        text = _FIELD.sub(lambda match: inserted(match[1]), source.prompt)  # in one pass: problems are full of braces
+    elif isinstance(row.value(source.prompt, "prompt"), list):
+        *earlier, last = row.messages(source.prompt)
+        messages = [*earlier, {**last, "content": last["content"] + below}]
+        text = "\n\n".join(f"{m['role']}: {m['content']}" for m in messages) if earlier else messages[0]["content"]
+    else:
+        text = inserted(source.prompt)
+    if not text.strip():
+        raise UserError(f"{row.place} has no text in '{source.prompt}'", got=repr(text)[:80])
+    return text if messages else text + below, messages
 
 
-def _rows(source: Source, held_out: bool) -> Iterable[dict[str, Any]]:
+def _rows(source: Source, split: str) -> Rows:
+    """The rows of a source with their places."""
+    if "://" in source.path:
+        name = re.fullmatch(r"https?://huggingface\.co/datasets/([^/]+/[^/]+)/?", source.path)
+        do = f"give the name, {name[1]}" if name else "download the file and give its path"
+        raise UserError("The data is a URL, which is not read", got=source.path, do=do)
     path = Path(source.path).expanduser()
-    if parse_toy_name(source.path) is not None:
-        return toy_problems("held_out", TOY_HELD_OUT) if held_out else toy_problems("train", TOY_TRAIN)
-    if path.suffix in READERS:
+    toy = parse_toy_name(source.path) is not None
+    if (toy or is_data_file(path)) and re.search(r"[\[+]", source.split):
+        got, do = f"{source.split} of {source.path}", f"set data.{split}.limit to the number of rows to take"
+        raise UserError(f"data.{split}.split is about data sets of the hub, which have splits to cut", got=got, do=do)
+    if is_data_file(path):
         return read_rows(path)
+    rows = _toy_rows(split) if toy else _hub_rows(source)
+    return ((f"Row {number} of {source.path}", row) for number, row in enumerate(rows, 1))
+
+
+def _toy_rows(split: str) -> Iterable[dict[str, Any]]:
+    return toy_problems("train", TOY_TRAIN) if split == "train" else toy_problems("held_out", TOY_HELD_OUT)
+
+
+def _hub_rows(source: Source) -> Iterable[dict[str, Any]]:
     if is_local(source.path):
-        raise UserError("The data file has no known ending", got=source.path, expected=", ".join(READERS))
+        folder = Path(source.path).expanduser().is_dir()
+        wrong = "is a folder" if folder else "has no known ending"
+        expected = f"a file: {', '.join(READERS)}, and .gz behind those of text"
+        raise UserError(f"The data file {wrong}", got=source.path, expected=expected)
     import datasets
 
     refuse_almost_toy(source.path)

@@ -1,6 +1,7 @@
 """From a problem's text to the token ids that the policy continues."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.data.problems import Problem
+from rlif_lightning.data.rows import Message
 from rlif_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ class Prompt:
     text: str
     ids: tuple[int, ...]
     problem: Problem
-    row: int = 0  # in its data, from 1 on
 
 
 PROBE, ANSWER = "What is 3 + 5?", "It is 8."
@@ -63,20 +64,31 @@ class Template:
             )
         return has and self.template in (None, "chat")
 
-    def render(self, text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    def keeps_system_message_of(self, problem: Problem) -> bool:
+        """Whether a conversation has a system message, which stands where ``system_prompt`` would."""
+        return bool(self.system_prompt and problem.messages and problem.messages[0]["role"] == "system")
+
+    def render(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> str:
         """The prompt as text, the start of the answer included."""
         if not self.uses_chat(tokenizer):
+            if len(problem.messages) > 1:
+                raise UserError(
+                    f"{problem.place} is a conversation, which only a chat template can tell a model",
+                    got=f"messages of the roles {', '.join(m['role'] for m in problem.messages)}",
+                    do="take a model with a chat template and data.template null, give one in data.chat_template, or "
+                    "name a field of text in data.*.prompt",
+                )
             # Not str.format: problems are full of braces.
-            return (self.template or "{prompt}").replace("{prompt}", text)
-        return self._chat(tokenizer, {"user": text}, add_generation_prompt=True)
+            return (self.template or "{prompt}").replace("{prompt}", problem.text)
+        return self._chat(tokenizer, problem.messages or [_user(problem.text)], add_generation_prompt=True)
 
-    def _chat(self, tokenizer: "PreTrainedTokenizerBase", turns: dict[str, str], **more: Any) -> str:
-        """A conversation by the chat template, after the system prompt."""
-        turns = {"system": self.system_prompt, **turns} if self.system_prompt else turns
-        messages = [{"role": role, "content": content} for role, content in turns.items()]
+    def _chat(self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **more: Any) -> str:
+        """A conversation by the chat template, after the system prompt where it has none."""
+        if self.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
         settings = {"chat_template": self.chat_template, "tokenize": False, **more, **self.chat_template_kwargs}
         try:
-            return str(tokenizer.apply_chat_template(messages, **settings))
+            return str(tokenizer.apply_chat_template(list(messages), **settings))
         except Exception as error:  # a template is a program and may raise anything
             do = "correct data.chat_template, data.chat_template_kwargs or data.system_prompt"
             said = " ".join(f"{type(error).__name__}: {error}".split())
@@ -103,7 +115,7 @@ class Template:
             asked.append(form)
             return form
 
-        text = self._chat(tokenizer, {"user": PROBE}, add_generation_prompt=True, strftime_now=clock)
+        text = self._chat(tokenizer, [_user(PROBE)], add_generation_prompt=True, strftime_now=clock)
         for role, content in (("user", PROBE), ("system", self.system_prompt or "")):
             if content.strip() not in text:
                 raise UserError(
@@ -122,7 +134,7 @@ class Template:
         if not self.uses_chat(tokenizer):
             return None
         try:
-            text = self._chat(tokenizer, {"user": PROBE, "assistant": ANSWER})
+            text = self._chat(tokenizer, [_user(PROBE), {"role": "assistant", "content": ANSWER}])
         except UserError:  # a template for single problems
             return None
         rest = text.rpartition(ANSWER)[2].lstrip() if ANSWER in text else ""
@@ -130,9 +142,9 @@ class Template:
         special.update(tokenizer.all_special_tokens)
         return max((token for token in special if rest.startswith(token)), key=len, default=None)
 
-    def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase", row: int = 0) -> Prompt:
+    def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""
-        text = self.render(problem.text, tokenizer)
+        text = self.render(problem, tokenizer)
         bos = tokenizer.bos_token
         written = self.uses_chat(tokenizer) or bool(bos and text.startswith(bos))
         ids = tokenizer(text, add_special_tokens=not written)["input_ids"]
@@ -143,4 +155,8 @@ class Template:
                 ids = ids[:-1]
         if not ids:
             raise UserError("A prompt has no tokens", got=f"problem {problem.text[:80]!r}", do="see data.template")
-        return Prompt(text, tuple(ids), problem, row)
+        return Prompt(text, tuple(ids), problem)
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}

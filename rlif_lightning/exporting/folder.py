@@ -1,7 +1,6 @@
 """The folder of an export: it appears as a whole or not at all, and never replaces anything but an export."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.atomic import replacing_folder
 
 EXPORT_FACTS = "rlif_export.json"
 """File in every export that says where its weights come from."""
@@ -30,19 +30,10 @@ def check_export_folder(folder: Path, model: str) -> None:
 @contextmanager
 def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder next to the target that takes its place when the block ends without an error, marked by ``facts``."""
-    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
     try:
-        for left in (unfinished, old):  # of a command that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        (unfinished / EXPORT_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
+        with replacing_folder(folder) as unfinished:
+            yield unfinished
+            (unfinished / EXPORT_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         do = "make room or give another --output"
         raise UserError("The export cannot be written", got=f"{folder}: {error}", do=do) from error
-    finally:
-        for left in (unfinished, old):
-            shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Reading answers out of texts and comparing them: hostile input is expected, and costs little."""
 
-from rlif_lightning.grading.answers import AnswerFormat, Gold, check_gold, read_gold
+from rlif_lightning.grading.answers import AnswerFormat, Gold, SourceAnswers, check_gold, read_gold
 from rlif_lightning.grading.extraction import check_where
 from rlif_lightning.grading.grader import Grader
 from rlif_lightning.grading.metrics import agreement, bootstrap_interval, maj_at_k, pass_at_k
@@ -9,6 +9,7 @@ __all__ = [
     "AnswerFormat",
     "Gold",
     "Grader",
+    "SourceAnswers",
     "agreement",
     "bootstrap_interval",
     "check_gold",

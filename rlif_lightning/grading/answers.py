@@ -1,8 +1,7 @@
 """What counts as a right answer: the declarative settings of a recipe, and the right answer itself."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from rlif_lightning.errors import UserError
@@ -72,6 +71,29 @@ class AnswerFormat:
         return next((found for where in self.places if (found := locate(completion, where))), None)
 
 
+@dataclass(frozen=True)
+class SourceAnswers:
+    """What is different from ``data.answers`` for one source; null: as there.
+
+    Args:
+        completion: Place, or places, of the answer in a completion.
+        compare: How answers are compared.
+        several: How a right answer that is a comma-separated list is compared.
+        relative_tolerance: Relative error that a number may have.
+        unfinished_is_wrong: Give no answer to a completion that was cut off at its longest length.
+    """
+
+    completion: str | list[str] | None = None
+    compare: Compare | None = None
+    several: Several | None = None
+    relative_tolerance: float | None = None
+    unfinished_is_wrong: bool | None = None
+
+    def over(self, format: AnswerFormat) -> AnswerFormat:
+        """A format with these settings in place of its own."""
+        return replace(format, **{name: value for name, value in vars(self).items() if value is not None})
+
+
 def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
     """Refuse a right answer that no completion could equal with a UserError; `place` says which row it is from."""
     if format.compare == "literal" and not read_literal(gold.text):
@@ -83,17 +105,19 @@ def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
         )
 
 
-def read_gold(value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None) -> Gold | None:
+def read_gold(
+    value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None, place: str = "A row"
+) -> Gold | None:
     """Read the right answer from the fields of a row; None where the answer field has none at `where`.
 
     Raises:
-        UserError: A field holds something that is no answer, or no tolerance.
+        UserError: A field holds something that is no answer, or no tolerance; `place` says which row it is from.
     """
-    text = extract(gold_text(value), where)
-    return Gold(text, str(unit or "").strip() or None, read_tolerance(tolerance)) if text else None
+    text = extract(gold_text(value, place), where)
+    return Gold(text, str(unit or "").strip() or None, read_tolerance(tolerance, place)) if text else None
 
 
-def gold_text(value: Any) -> str:
+def gold_text(value: Any, place: str = "A row") -> str:
     """The text of an answer field: 27.0 becomes `27`, `["2", "3"]` becomes `2, 3`.
 
     Raises:
@@ -103,17 +127,17 @@ def gold_text(value: Any) -> str:
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)
-    if isinstance(value, Sequence) and value:
-        return ", ".join(gold_text(part) for part in value)
+    if isinstance(value, list) and value and not any(isinstance(part, list) for part in value):
+        return ", ".join(gold_text(part, place) for part in value)
     raise UserError(
-        "The answer field holds no answer",
-        got=f"{value!r} ({type(value).__name__})",
+        f"{place}: the answer field holds no answer",
+        got=f"{repr(value)[:80]} ({type(value).__name__})",
         expected="text, a finite number, true or false, or a list of these",
-        do="name another answer field, or leave such rows out",
+        do="name another field in data.*.answer; one within it with a dot: reward_model.ground_truth",
     )
 
 
-def read_tolerance(value: Any) -> tuple[float, ...]:
+def read_tolerance(value: Any, place: str = "A row") -> tuple[float, ...]:
     """The absolute differences that a tolerance field allows: none, one, or one per part ("1e-1,1e-2").
 
     Raises:
@@ -127,4 +151,4 @@ def read_tolerance(value: Any) -> tuple[float, ...]:
     if all(0 <= number < math.inf for number in numbers):
         return numbers
     expected = "null, a number not below 0, or text such as 1e-1 or 1e-1,1e-2"
-    raise UserError("The tolerance field holds no tolerance", got=repr(value), expected=expected)
+    raise UserError(f"{place}: the tolerance field holds no tolerance", got=repr(value), expected=expected)

@@ -1,7 +1,6 @@
 """Multiple choice: options as lettered lines, and the letter that a text chooses."""
 
 import re
-from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -37,8 +36,8 @@ def lettered(options: Any, place: str) -> str:
     Raises:
         UserError: They are anything else, in the row that `place` names.
     """
-    is_list = isinstance(options, Sequence) and not isinstance(options, str | bytes)
-    if not (is_list and 2 <= len(options) <= 26 and all(isinstance(x, str | int | float) for x in options)):
+    fit = isinstance(options, list) and 2 <= len(options) <= 26
+    if not (fit and all(isinstance(option, str | int | float) for option in options)):
         expected = "a list of 2 to 26 texts or numbers"
         raise UserError(f"{place}: the options are not a list of choices", got=repr(options)[:80], expected=expected)
     return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))

@@ -1,13 +1,13 @@
 """A mixture as an ordinary Hugging Face folder."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.policy import Policy
+from rlif_lightning.runs.atomic import replacing_folder
 
 NOTE = "mix.json"  # in the folder: what it was mixed from
 
@@ -24,18 +24,13 @@ def save_mix(pair: Pair, ratio: float, folder: Path) -> Path:
             raise UserError("The folder for a mixed model holds something else", got=folder, do="give another one")
         return folder
     policy = mix(pair, ratio)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a command that was killed
     try:
-        unfinished.mkdir(parents=True)
-        _save(policy, unfinished)
-        (unfinished / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        unfinished.rename(folder)
+        with replacing_folder(folder) as unfinished:
+            _save(policy, unfinished)
+            (unfinished / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         do = "make room or give another folder"
         raise UserError("A mixed model cannot be written", got=f"{folder}: {error}", do=do) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

@@ -74,6 +74,7 @@ class Policy:
         """
         if training:
             check_trains(precision)
+        autocast(precision, device)  # refuses a precision that only a Trainer has
         stored = None if settings.adapter is None else find_adapter(settings.adapter)
         if stored is not None:
             settings = replace(settings, lora=stored.lora)

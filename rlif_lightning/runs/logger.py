@@ -1,13 +1,16 @@
 """The logger of a run folder: TensorBoard events and metrics.csv."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from rlif_lightning.runs.atomic import truncate_jsonl
 from rlif_lightning.runs.folder import COMPLETIONS, METRICS
@@ -50,6 +53,14 @@ class RunLogger(TensorBoardLogger):
     def log_dir(self) -> str:
         """The run folder."""
         return str(self.folder)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """TensorBoard's writer, whose event file is the run's last."""
+        if self._experiment is None:
+            date_event_files_back(self.folder)
+        return super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -107,3 +118,17 @@ class RunLogger(TensorBoardLogger):
         writer.add_custom_scalars({"RLIF": {name: ["Multiline", [tags]] for name, tags in CHARTS.items()}})
         self._metrics = MetricsCSV(path)
         return self._metrics
+
+
+def date_event_files_back(folder: Path) -> None:
+    """Rename event files that a new one would not follow.
+
+    TensorBoard reads a run's event files in the order of their names, which hold the second of their creation: a
+    run that goes on within that second, or after the clock was set back, would be read before its own beginning.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    first = int(time.time()) - len(files)
+    if files and files[-1].name.split(".")[3] >= f"{first + len(files):010d}":
+        for second, file in enumerate(files, first):
+            name = file.name.split(".")
+            file.rename(file.with_name(".".join([*name[:3], f"{second:010d}", *name[4:]])))

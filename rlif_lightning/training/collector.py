@@ -188,7 +188,7 @@ class Collector:
         """Draw, score, reward and cut one rollout. Where processes work together, to be called on all.
 
         Args:
-            prompts: P, of this process.
+            prompts: P, of this process; none is a ValueError.
             positions: Of each prompt in the run, which seed its completions.
             seed: Of the run.
             policy: Draws the completions.
@@ -199,6 +199,8 @@ class Collector:
             total: Sums a tensor over the processes.
             progress: Told how far the sampler is.
         """
+        if not 0 < len(prompts) == len(positions):
+            raise ValueError(f"expected prompts and a position for each, got {len(prompts)} and {len(positions)}")
         start, head_weight_only = policy.clock(), takes_fused_loss(policy.model, loss)  # as the update
         dealer = torch.Generator().manual_seed(completion_seed(seed, *positions[0], -1))
         with up_to_date(self.sampler, policy) as model:

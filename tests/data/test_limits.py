@@ -69,7 +69,7 @@ def test_a_token_without_an_embedding(command, said, model, tmp_path, capsys):
         said(command, model(tokens=["<think>"]), problems=problems)
     err = capsys.readouterr().err
     assert ended.value.code == 2
-    assert all(w in err for w in ("Row 7 of", "p.jsonl", "token 320, '<think>'", "ids below 320")), err
+    assert all(w in err for w in ("Line 7 of", "p.jsonl", "token 320, '<think>'", "ids below 320")), err
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_learned_positions_end(command, said, model, longest, capsys):
     err = capsys.readouterr().err
     assert ended.value.code == 2
     setting = "evaluation" if command in ("validate", "test", "predict") else "rollout"
-    assert f"got: {longest} tokens in row " in err and f"+ {setting}.max_new_tokens 8" in err
+    assert f"got: {longest} tokens (Line " in err and f"+ {setting}.max_new_tokens 8" in err
     assert f"at most {longest + 7} in all" in err
 
 

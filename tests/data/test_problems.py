@@ -113,7 +113,7 @@ def test_the_limit_takes_the_first_rows_and_reads_no_further(tmp_path):
 
 @pytest.mark.parametrize("path", ["toy", "toy:3", "toy-tuned"])
 def test_the_toy(path):
-    train, held_out = (read_problems(Source(path, limit=50), held_out) for held_out in (False, True))
+    train, held_out = (read_problems(Source(path, limit=50), split) for split in ("train", "val"))
     assert [(p.text, p.gold.text) for p in held_out] == [
         (r["question"], r["answer"]) for r in toy_problems("held_out", TOY_HELD_OUT)[:50]
     ]
@@ -192,6 +192,7 @@ def test_each_source_is_graded_in_its_own_format(rlif, small_fit, problems_file)
     words = [f"--data.{split}.{key}={value}" for split in ("val", "test")
              for key, value in (("path", problems_file), ("gold", "[#]{4}\\s*(.+)"))]  # fmt: skip
     words += ["--data.train.answers.completion=^([ -~])", "--data.test.answers.completion=[boxed, last_number]"]
+    words += ["--data.answers.compare=text"]
     folder = rlif("fit", *small_fit, *words, "--trainer.max_steps=1") / "runs/run"
     for line in (folder / "1/completions.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -199,4 +200,5 @@ def test_each_source_is_graded_in_its_own_format(rlif, small_fit, problems_file)
         assert row["answer"] == (first if " " <= first <= "~" else None)
     for number, command, places in ((2, "validate", "last_number"), (3, "test", ["boxed", "last_number"])):
         rlif(command, *small_fit, *words)
-        assert json.loads((folder / f"{number}/results.json").read_text())["answers"]["completion"] == places
+        answers = json.loads((folder / f"{number}/results.json").read_text())["answers"]
+        assert (answers["completion"], answers["compare"]) == (places, "text")

@@ -145,3 +145,56 @@ def test_a_chat_template_that_is_asked_for_must_exist(tokenizers):
     for settings in ({"template": "chat"}, {"system_prompt": "S"}):
         with pytest.raises(UserError, match="no chat template"):
             encode(tokenizers(), **settings)
+
+
+# -- conversations ----------------------------------------------------------------------------------------------
+
+SYSTEM, USER = {"role": "system", "content": "Own."}, {"role": "user", "content": "What is 1?"}
+TURNS = [USER, {"role": "assistant", "content": "One."}, {"role": "user", "content": "And 2?"}]
+
+
+def encode_conversation(tokenizer, messages, **template):
+    problem = Problem("shown", None, messages=messages, place="Line 7 of a.jsonl")
+    prompt = Template(**template).encode(problem, tokenizer)
+    return prompt.text, tokenizer.decode(list(prompt.ids))
+
+
+@pytest.mark.parametrize("messages", [[USER], [SYSTEM, USER], TURNS, [SYSTEM, *TURNS]])
+def test_a_conversation_goes_through_the_chat_template_as_it_is(messages, tokenizers):
+    tokenizer = tokenizers(chat=True)
+    text, decoded = encode_conversation(tokenizer, messages)
+    assert text == decoded == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    told = "".join(f"{BOS}{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    assert text == f"{told}{BOS}assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "first"), [([SYSTEM, USER], "Own."), (TURNS, "Of the recipe."), ([USER], "Of the recipe.")]
+)
+def test_a_system_message_of_its_own_wins_over_the_recipes(messages, first, tokenizers):
+    text, _ = encode_conversation(tokenizers(chat=True), messages, system_prompt="Of the recipe.")
+    assert text.startswith(f"{BOS}system\n{first}<|im_end|>\n{BOS}user\n")
+    assert text.count("system") == 1
+
+
+@pytest.mark.parametrize("template", [None, "{prompt}>"])
+@pytest.mark.parametrize("messages", [[SYSTEM, USER], TURNS])
+def test_a_conversation_without_a_chat_template_is_refused(template, messages, tokenizers):
+    with pytest.raises(UserError) as error:
+        encode_conversation(tokenizers(), messages, template=template)
+    for part in (
+        "Line 7 of a.jsonl",
+        messages[0]["role"],
+        messages[1]["role"],
+        "data.chat_template",
+        "data.*.prompt",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(("template", "text"), [(None, "shown"), ("{prompt}>", "shown>")])
+@pytest.mark.parametrize("chat", [True, False])
+def test_one_message_of_the_user_is_a_problem_like_any_other(chat, template, text, tokenizers):
+    if chat and template is None:
+        text = f"{BOS}user\n{USER['content']}<|im_end|>\n{BOS}assistant\n"
+    assert encode_conversation(tokenizers(chat=chat), [USER], template=template)[0] == text

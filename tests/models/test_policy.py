@@ -12,8 +12,9 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import token_stats
 from rlif_lightning.models import scoring
 from rlif_lightning.models.identity import fingerprint
+from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import adapter_off, add_lora, check_lora
-from rlif_lightning.models.policy import set_training_mode
+from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.references import frozen_copy
 from rlif_lightning.models.tokenizer import load_tokenizer
 from rlif_lightning.sampling import NativeSampler, Sampling
@@ -379,3 +380,9 @@ def test_a_fingerprint_sees_every_weight():
     with torch.no_grad():
         other.model.layers[1].self_attn.q_proj.weight.neg_()
     assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("precision", ["transformer-engine", "float32"])
+def test_a_precision_that_only_a_trainer_has_is_refused(precision):
+    with pytest.raises(UserError, match=f"needs a Trainer(?s:.*){precision}"):
+        Policy.load(PolicySettings("nowhere/at-all"), precision=precision)

@@ -31,6 +31,7 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(event_file_writer, "time", clock)
+    monkeypatch.setattr("rlif_lightning.runs.logger.time", clock)
     return clock
 
 
@@ -146,6 +147,18 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path, clock):
     assert [t.step for t in pages.Tensors("advantage")] == [0, 1]
     assert [t.step for t in pages.Tensors("val/accuracy")] == [0, 2]
     assert pages.Tensors("custom_scalars__config__")
+
+
+@pytest.mark.parametrize("seconds", [0, 1, -3600])
+def test_events_follow_each_other_whatever_the_clock_says(tmp_path, clock, seconds):
+    """Files of the same second were read in the order "10", "9": a continued run showed its beginning only."""
+    for step in range(12):
+        logger = RunLogger(tmp_path, resume_step=step)
+        log_step(logger, step)
+        logger.finalize("failed")
+        clock.now += seconds
+    assert scalars(tmp_path)["rollout/reward"] == {step: 0.25 * step for step in range(12)}
+    assert len(list(tmp_path.glob("events.*"))) == 12
 
 
 def test_resuming_is_done_once(tmp_path, clock):

@@ -217,6 +217,8 @@ def test_without_a_trainer_annotators_score_the_rollout_if_they_were_made(model_
             collector.collect(prompts, [(0, 0)], 0, policy, step=0, loss=LossSettings())
         policy.make_references(["ema"])
         collected = collector.collect(prompts, [(0, 0)], 0, policy, step=0, loss=LossSettings())
+        with pytest.raises(ValueError, match="got 1 and 0"):
+            collector.collect(prompts, [], 0, policy, step=0, loss=LossSettings())
     finally:
         collector.close()
     assert collected.rollout.annotations.keys() == {"ema"}
