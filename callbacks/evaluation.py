@@ -86,6 +86,7 @@ class Evaluation(Callback):
         self.predictions, self.every, self.n = predictions, every, n
         sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
         self.attempts = Attempts(sampling, samples, greedy, batch_size)
+        self.new_tokens = ("evaluation.max_new_tokens", max_new_tokens)
         self.sampler: Sampler | None = sampler
         self._latest: tuple[int, dict[str, float]] = (-1, {})  # step and metrics of this fit's newest evaluation
         self._grader: Grader | None = None
@@ -95,7 +96,9 @@ class Evaluation(Callback):
         pl_module.evaluation = self
         data, split = trainer.datamodule, SPLITS[stage]
         if isinstance(data, PromptDataModule):
-            prompts = [p.ids for p in data.prompts.get(split, [])][: self.n if stage == "fit" else None]
+            limit = self.n if stage == "fit" else None
+            data.check_limits(split, self.new_tokens, pl_module.policy_settings, limit)
+            prompts = [p.ids for p in data.prompts.get(split, [])][:limit]
             device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
             self.engine(pl_module).check(prompts, self.attempts.sampling, device, trainer.world_size)
             self._grader = Grader(data.answers_of(split))

@@ -108,6 +108,8 @@ class RolloutCallback(Callback):
         if not isinstance(data, PromptDataModule):
             raise UserError("Training takes its prompts from a PromptDataModule", got=type(data).__name__)
         device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
+        new = ("rollout.max_new_tokens", collector.sampling.max_new_tokens)
+        data.check_limits("train", new, pl_module.policy_settings)
         prompts = [p.ids for p in data.prompts["train"]]
         collector.sampler.check(prompts, collector.sampling, device, trainer.world_size)
         if trainer.accumulate_grad_batches != 1:

@@ -1,5 +1,7 @@
 """Warnings as users should see them."""
 
+import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +26,8 @@ def quiet_lightning() -> None:
 
 
 @contextmanager
-def no_saving_bar() -> Iterator[None]:
-    """``save_pretrained`` without the bar that transformers shows even for a single file."""
+def no_bar() -> Iterator[None]:
+    """Keep transformers from showing a bar, as it does even for a single file."""
     from transformers.utils import logging as transformers_logging
 
     shows_bars = transformers_logging.is_progress_bar_enabled()
@@ -35,6 +37,21 @@ def no_saving_bar() -> Iterator[None]:
     finally:
         if shows_bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keep transformers from printing its table of weights that do not fit: messages of this package say it."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not re.search("LOAD REPORT|checkpoint seem corrupted", str(record.msg))
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def short_warnings() -> None:

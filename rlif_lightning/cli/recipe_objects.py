@@ -1,6 +1,7 @@
 """Recipes to objects, for commands that take the settings of ``rlif fit`` and run no loop of the Trainer's."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import read_checkpoint
+from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs.folder import CONFIG, next_run_folder
@@ -91,6 +93,11 @@ class RecipeObjects(RLIFCLI):
         self.data.setup(STAGES[split])
         return self.data.prompts[split]
 
+    @property
+    def policy_settings(self) -> PolicySettings:
+        """The module's, with the end of an answer in the chat template."""
+        return replace(self.module.policy_settings, turn_end=self.data.template.turn_end(self.module.tokenizer))
+
     def policy(self, training: bool = False) -> Policy:
         """Load the weights, those of ``--ckpt_path`` where it is given, onto the device.
 
@@ -100,7 +107,7 @@ class RecipeObjects(RLIFCLI):
         Raises:
             UserError: There is no such model, or the checkpoint is another one's.
         """
-        settings, tokenizer = self.module.policy_settings, self.module.tokenizer
+        settings, tokenizer = self.policy_settings, self.module.tokenizer
         policy = Policy.load(settings, self.device, self.precision, training, tokenizer=tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if self.options.ckpt_path is not None:

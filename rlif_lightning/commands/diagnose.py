@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> None:
     objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
     collector = objects.collector
+    new = ("rollout.max_new_tokens", collector.sampling.max_new_tokens)
+    objects.data.check_limits(objects.options.split, new, objects.module.policy_settings)
     collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
     rewards = candidates(collector.rewards, objects.data.has_labels(objects.options.split))
     policy = objects.policy(training=True)  # before the first step every reference is the policy itself

@@ -120,7 +120,7 @@ class Export:
     """One export: what is asked for, checked before weights are loaded."""
 
     def __init__(self, objects: RecipeObjects) -> None:
-        self.model_settings, self.objects = objects.module.policy_settings, objects
+        self.model_settings, self.objects = objects.policy_settings, objects
         options = objects.options
         self.settings: dict[str, Any] = yaml.safe_load(objects.parser.dump(objects.config, skip_none=False))
         self.source, self.form = Path(options.ckpt_path), options.format

@@ -88,6 +88,9 @@ class Mixing:
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
         held_out = [prompt.ids for _, prompt in self.problems]
+        settings, new = objects.module.policy_settings, ("rollout.max_new_tokens", collector.sampling.max_new_tokens)
+        objects.data.check_limits("train", new, settings)
+        objects.data.check_limits("val", evaluation.new_tokens, settings, evaluation.n)
         collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
         self.engine.check(held_out, evaluation.attempts.sampling, objects.device)
         if self.options.output is not None:

@@ -7,11 +7,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.data.limits import check_limits
 from rlif_lightning.data.loaders import EvaluationLoader, PromptLoader, run_seed
 from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.data.prompts import Prompt, Template
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading import AnswerFormat, check_gold
+from rlif_lightning.models.loading import PolicySettings
 
 
 class PromptDataModule(pl.LightningDataModule):
@@ -27,6 +29,7 @@ class PromptDataModule(pl.LightningDataModule):
             template; null: the chat template if the tokenizer has one.
         system_prompt: System message for the chat template.
         chat_template: Jinja chat template that replaces the tokenizer's.
+        chat_template_kwargs: Settings of the chat template, such as ``{enable_thinking: false}``.
         max_prompt_tokens: Longest training prompt in tokens; longer ones are left out and counted.
     """
 
@@ -40,6 +43,7 @@ class PromptDataModule(pl.LightningDataModule):
         template: str | None = None,
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         max_prompt_tokens: int = 512,
     ) -> None:
         super().__init__()
@@ -47,7 +51,7 @@ class PromptDataModule(pl.LightningDataModule):
         answers = answers or AnswerFormat()
         own = {name: source.answers for name, source in self.sources.items() if source and source.answers}
         self._answers = {name: own[name].over(answers) if name in own else answers for name in self.sources}
-        self.template = Template(template, system_prompt, chat_template)
+        self.template = Template(template, system_prompt, chat_template, chat_template_kwargs or {})
         self.max_prompt_tokens = max_prompt_tokens
         self.tokenizer: Any = None  # where there is no Trainer
         self.plan: BatchPlan | None = None
@@ -56,6 +60,8 @@ class PromptDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and encode what the stage needs, before the model's weights are loaded."""
+        if not self.prompts:
+            self.template.check(self._tokenizer())
         fit = ["train", "val"] if self.sources["val"] else ["train"]
         for name in {"fit": fit, "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]:
             if name not in self.prompts:
@@ -66,15 +72,23 @@ class PromptDataModule(pl.LightningDataModule):
         source = self.sources[name]
         return source is not None and source.answer is not None
 
+    def check_limits(self, name: str, new: tuple[str, int], model: PolicySettings, limit: int | None = None) -> None:
+        """See :func:`~rlif_lightning.data.limits.check_limits`, for a source's prompts or the first of them."""
+        if self.prompts.get(name):
+            check_limits(self.prompts[name][:limit], new, model, self._tokenizer())
+
     def answers_of(self, name: str) -> AnswerFormat:
         """How answers to a source's problems are read and compared."""
         return self._answers[name]
+
+    def _tokenizer(self) -> Any:
+        return self.tokenizer if self.trainer is None else self.trainer.lightning_module.tokenizer
 
     def _encode(self, name: str) -> list[Prompt]:
         source = self.sources[name]
         if source is None:
             raise UserError(f"data.{name} is empty, so this command has no problems", do=f"set data.{name}.path")
-        tokenizer: Any = self.tokenizer if self.trainer is None else self.trainer.lightning_module.tokenizer
+        tokenizer = self._tokenizer()
         problems = read_problems(source, "test" if source is self.sources["test"] else name)
         for problem in problems:
             if problem.gold is not None:

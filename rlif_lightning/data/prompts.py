@@ -1,12 +1,15 @@
 """From a problem's text to the token ids that the policy continues."""
 
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.data.problems import Problem
+from rlif_lightning.data.rows import Message
 from rlif_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ class Prompt:
     problem: Problem
 
 
+PROBE, ANSWER = "What is 3 + 5?", "It is 8."
+
+
 @dataclass(frozen=True)
 class Template:
     """How a problem becomes a prompt: the settings of the same names in ``PromptDataModule``."""
@@ -29,6 +35,7 @@ class Template:
     template: str | None = None
     system_prompt: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse templates that would lose the problem or the system prompt."""
@@ -40,7 +47,7 @@ class Template:
                 got=repr(self.template),
                 expected='"chat", null, or a text with {prompt}',
             )
-        if self.system_prompt or self.chat_template:
+        if self.system_prompt or self.chat_template or self.chat_template_kwargs:
             raise UserError(
                 "A format string takes no system prompt and no chat template",
                 got=f"data.template {self.template!r}",
@@ -50,7 +57,7 @@ class Template:
     def uses_chat(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Whether the chat template applies; it must be there where it is asked for."""
         has = bool(self.chat_template or tokenizer.chat_template)
-        if not has and (self.template == "chat" or self.system_prompt):
+        if not has and (self.template == "chat" or self.system_prompt or self.chat_template_kwargs):
             raise UserError(
                 "The tokenizer has no chat template",
                 do='give one in data.chat_template, or a format string in data.template, such as "{prompt}\\n"',
@@ -73,15 +80,67 @@ class Template:
                 )
             # Not str.format: problems are full of braces.
             return (self.template or "{prompt}").replace("{prompt}", problem.text)
-        messages = list(problem.messages) or [{"role": "user", "content": problem.text}]
-        if self.system_prompt and not self.keeps_system_message_of(problem):
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        apply = partial(tokenizer.apply_chat_template, messages, chat_template=self.chat_template)
+        return self._chat(tokenizer, problem.messages or [_user(problem.text)], add_generation_prompt=True)
+
+    def _chat(self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **more: Any) -> str:
+        """A conversation by the chat template, after the system prompt where it has none."""
+        if self.system_prompt and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        settings = {"chat_template": self.chat_template, "tokenize": False, **more, **self.chat_template_kwargs}
         try:
-            return str(apply(tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            do = "correct data.chat_template or data.system_prompt"
-            raise UserError("The chat template fails", got=error, do=do) from error
+            return str(tokenizer.apply_chat_template(list(messages), **settings))
+        except Exception as error:  # a template is a program and may raise anything
+            do = "correct data.chat_template, data.chat_template_kwargs or data.system_prompt"
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"The chat template fails: {said}", do=do) from error
+
+    def check(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Refuse a chat template that fails, loses the problem or knows nothing of a setting that it is given.
+
+        One that reads the clock is said.
+        """
+        if not self.uses_chat(tokenizer):
+            return
+        words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.get_chat_template(self.chat_template))))
+        for name in self.chat_template_kwargs.keys() - words:
+            near = get_close_matches(name, words, 1)
+            raise UserError(
+                "The chat template does not use a setting of data.chat_template_kwargs",
+                got=name,
+                expected=f"perhaps {near[0]}" if near else "a name that the chat template uses",
+            )
+        asked: list[str] = []
+
+        def clock(form: str) -> str:
+            asked.append(form)
+            return form
+
+        text = self._chat(tokenizer, [_user(PROBE)], add_generation_prompt=True, strftime_now=clock)
+        for role, content in (("user", PROBE), ("system", self.system_prompt or "")):
+            if content.strip() not in text:
+                raise UserError(
+                    f"The chat template leaves the {role}'s message out",
+                    got=f"{text[-100:]!r} for the message {content[:60]!r}",
+                    do=f"correct data.chat_template: it has to write message['content'] of the role {role}",
+                )
+        if asked:
+            do = " Set data.chat_template_kwargs '{date_string: 1 Jan 2026}'." if "date_string" in words else ""
+            rank_zero_warn(
+                f"The chat template reads the clock (strftime_now), so a run can't be repeated exactly later.{do}"
+            )
+
+    def turn_end(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+        """The special token that follows an answer in the chat template; None without such a token or template."""
+        if not self.uses_chat(tokenizer):
+            return None
+        try:
+            text = self._chat(tokenizer, [_user(PROBE), {"role": "assistant", "content": ANSWER}])
+        except UserError:  # a template for single problems
+            return None
+        rest = text.rpartition(ANSWER)[2].lstrip() if ANSWER in text else ""
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special.update(tokenizer.all_special_tokens)
+        return max((token for token in special if rest.startswith(token)), key=len, default=None)
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""
@@ -97,3 +156,7 @@ class Template:
         if not ids:
             raise UserError("A prompt has no tokens", got=f"problem {problem.text[:80]!r}", do="see data.template")
         return Prompt(text, tuple(ids), problem)
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}

@@ -10,6 +10,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.exporting.weights import Format
 from rlif_lightning.models.lora import adapter_off
 from rlif_lightning.models.policy import PolicySettings
+from rlif_lightning.warnings_shown import no_load_report
 
 # Largest difference of a logit that is a rounding, as a share of the largest logit. In float32 the sums of a merged
 # layer come in another order; in half precision the merged weights are rounded once more.
@@ -78,13 +79,14 @@ def load_export(folder: Path, form: Format, dtype: torch.dtype, settings: Policy
     """Load an export by transformers, or the base and the export by transformers and PEFT, alone."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder if form == "merged" else base,
-        revision=None if form == "merged" else settings.revision,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    with no_load_report():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder if form == "merged" else base,
+            revision=None if form == "merged" else settings.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+        )
     if form == "adapter":
         from peft import PeftModel
 

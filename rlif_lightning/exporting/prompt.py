@@ -21,9 +21,10 @@ PROBES = (
 def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
     """A Jinja template that renders a user's message as the prompt of training.
 
-    Where training used a chat template, it is that one, and adds the recipe's system prompt to a conversation
-    without one. Where training used a format string, it is that string around each user's message, after the tokens
-    that the tokenizer puts in front of a text, and with the end token after each message of the model.
+    Where training used a chat template, it is that one with the recipe's settings, and adds the recipe's system
+    prompt to a conversation without one. Where training used a format string, it is that string around each user's
+    message, after the tokens that the tokenizer puts in front of a text, and with the end token after each message of
+    the model.
 
     Returns:
         The template; templates by name where the tokenizer has several.
@@ -32,12 +33,20 @@ def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
         texts = (template.template or "{prompt}").split("{prompt}")  # around the problem, which may come twice
         return _turns(" + message['content'] + ".join(map(_literal, texts)), tokenizer)
     own = template.chat_template or tokenizer.chat_template
-    if not template.system_prompt:
-        return own
-    message = f"{{'role': 'system', 'content': {_literal(template.system_prompt)}}}"
-    added = f"{{%- set messages = [{message}] + messages %}}"
-    first = f"{{%- if messages[0]['role'] != 'system' %}}{added}{{%- endif -%}}\n"
+    first = "".join(  # what apply_chat_template is given by name still wins
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif -%}}\n"
+        for name, value in template.chat_template_kwargs.items()
+    )
+    if template.system_prompt:
+        first += _system_message(template.system_prompt)
     return {name: first + t for name, t in own.items()} if isinstance(own, dict) else first + own
+
+
+def _system_message(text: str) -> str:
+    """Jinja that puts a system message before a conversation without one."""
+    message = f"{{'role': 'system', 'content': {_literal(text)}}}"
+    added = f"{{%- set messages = [{message}] + messages %}}"
+    return f"{{%- if messages[0]['role'] != 'system' %}}{added}{{%- endif -%}}\n"
 
 
 def differing_prompts(template: Template, tokenizer: Any, exported: Any) -> list[str]:

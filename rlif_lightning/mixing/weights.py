@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.fit import check_configs, check_vocabularies
 from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
-from rlif_lightning.models.hub import load_config
+from rlif_lightning.models.hub import load_config, resolve_model
 from rlif_lightning.models.lora import CONFIG as ADAPTER
 from rlif_lightning.models.lora import check_fit, find_adapter
 from rlif_lightning.models.merging import merge
 from rlif_lightning.models.policy import Policy, PolicySettings
+from rlif_lightning.models.weight_files import check_files
+from rlif_lightning.models.weight_names import misfit, shapes
 from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, find_checkpoint
 
 
@@ -44,8 +46,9 @@ class Pair:
         return policy
 
     def check(self) -> None:
-        """Compare what can be compared without weights: configurations, tokenizers, the shapes of an adapter."""
+        """Compare what can be compared without weights: configurations, tokenizers, names and shapes."""
         config, checkpoint = load_config(self.base, **self._base.source), self._checkpoint
+        check_files(self.base, resolve_model(self.base), config, **self._base.source)
         if self._adapter is not None:
             adapter = find_adapter(self._adapter)
             check_fit(config, adapter.lora, adapter, self.trust_remote_code)
@@ -56,6 +59,7 @@ class Pair:
             check_configs(config.to_dict(), tuned.to_dict(), self.base, self.tuned)
             base, other = (settings.load_tokenizer().get_vocab() for settings in (self._base, self._tuned))
             check_vocabularies(base, other, self.base, self.tuned)
+            check_files(self.tuned, resolve_model(self.tuned), tuned, **self._tuned.source)
 
     @property
     def _base(self) -> PolicySettings:
@@ -137,15 +141,10 @@ def interpolate(base: nn.Module, tuned: nn.Module, ratio: float) -> nn.Module:
     float32 is not lost in the rounding of a base in bfloat16. Tied weights stay tied; buffers are the base's.
     At 0 and 1 the weights are those of the ends bit by bit.
     """
-    own, other = ({name: list(p.shape) for name, p in model.named_parameters()} for model in (base, tuned))
-    names = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))[:3]
-    if names:
-        raise UserError(
-            "The weights of the tuned model are not those of the base",
-            got=", ".join(f"{name} {other.get(name, 'missing')}" for name in names),
-            expected=", ".join(f"{name} {own.get(name, 'missing')}" for name in names),
-        )
     others = dict(tuned.named_parameters())
+    wrong = misfit(shapes(dict(base.named_parameters())), shapes(others))
+    if wrong:
+        raise UserError("The weights of the tuned model are not those of the base", got=wrong)
     with torch.no_grad():
         for name, weight in base.named_parameters():
             weight.data = _between(weight.data, others[name].data, ratio)

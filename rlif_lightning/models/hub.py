@@ -29,12 +29,8 @@ def resolve_model(name: str) -> str:
     if not is_local(name):
         refuse_almost_toy(name)
         return name
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise UserError("The model folder does not exist", got=folder, do="check --model.name")
-    if not (folder / "config.json").is_file():
-        lacks, expected, do = "config.json", "a folder written by save_pretrained()", "check --model.name"
-    elif not any(folder.glob("*.safetensors")):
+    folder = local_folder(name)
+    if not any(folder.glob("*.safetensors")):
         lacks = "weights in safetensors format"
         expected, do = "model.safetensors, or model-*.safetensors with an index", "copy the weights into the folder"
         if any(folder.glob("*.bin")):
@@ -44,9 +40,32 @@ def resolve_model(name: str) -> str:
         do = "copy the tokenizer's files into the folder"  # transformers would make up an empty one
     else:
         return str(folder)
+    raise _lacks(folder, lacks, expected, do)
+
+
+def local_folder(name: str) -> Path:
+    """The folder of a model that is one, with its config.json at least."""
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        do = "give the folder that the file lies in"
+        if folder.suffix == ".gguf":
+            do = "give the folder or the hub name of the model that it was made from"
+        expected = "a folder with config.json, a tokenizer and weights in safetensors format"
+        raise UserError("The model is a file", got=folder, expected=expected, do=do)
+    if not folder.is_dir():
+        raise UserError("The model folder does not exist", got=folder, do="check --model.name")
+    if (folder / "adapter_config.json").is_file():  # transformers would load it too, without a word
+        do = "give it as --model.adapter, and its base model, in a folder of its own, as --model.name"
+        raise UserError("The model folder holds an adapter", got=folder, do=do)
+    if not (folder / "config.json").is_file():
+        raise _lacks(folder, "config.json", "a folder written by save_pretrained()", "check --model.name")
+    return folder
+
+
+def _lacks(folder: Path, lacks: str, expected: str, do: str) -> UserError:
     names = sorted(p.name for p in folder.iterdir())
     listing = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") or "no files"
-    raise UserError(f"The model folder holds no {lacks}", got=f"{folder} with {listing}", expected=expected, do=do)
+    return UserError(f"The model folder holds no {lacks}", got=f"{folder} with {listing}", expected=expected, do=do)
 
 
 def from_hub(what: str, name: str, load: Any) -> Any:

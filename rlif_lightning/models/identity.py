@@ -39,8 +39,11 @@ class Identity:
         """Texts, for the metadata of a safetensors file."""
         return {name: value if name in TEXTS else json.dumps(value) for name, value in vars(self).items()}
 
-    def check(self, stored: "Identity", same_shapes: bool, training: bool) -> None:
-        """Refuse stored weights of another model; the adapter that a run began with matters in training alone."""
+    def check(self, stored: "Identity", misfit: str, training: bool) -> None:
+        """Refuse stored weights of another model, or those that do not fit (how: ``misfit``).
+
+        The adapter that a run began with matters in training alone.
+        """
         if stored.quantization != self.quantization:
             raise UserError(
                 "The checkpoint was trained on frozen weights of another precision",
@@ -55,12 +58,13 @@ class Identity:
                 expected=f"a checkpoint of '{self.model}'",
                 do="give the recipe, or the --model.name, that it was trained with",
             )
-        if not same_shapes or not _same_lora(stored.lora, self.lora):
+        if misfit or not _same_lora(stored.lora, self.lora):
             raise UserError(
                 "The checkpoint holds other trainable weights than this recipe",
-                got=f"LoRA settings {stored.lora}",
+                got=f"LoRA settings {stored.lora}" + (f"; {misfit}" if misfit else ""),
                 expected=f"{self.lora}",
-                do="use the model.lora settings, or the model.adapter, that it was trained with",
+                do="use the model.lora settings, or the model.adapter, that it was trained with; where they are the "
+                "same, the file is damaged: give another one",
             )
         if training and stored.adapter_mark != self.adapter_mark:
             raise UserError(

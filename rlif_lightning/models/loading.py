@@ -14,6 +14,8 @@ from rlif_lightning.models.hub import from_hub, load_config, resolve_model
 from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, check_fit, check_lora
 from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
 from rlif_lightning.models.tokenizer import load_tokenizer
+from rlif_lightning.models.weight_files import check_files, check_finite, check_loaded, file_weights, warn_of_unused
+from rlif_lightning.warnings_shown import no_load_report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +33,7 @@ class PolicySettings:
     end_tokens: Sequence[str] = ()  # besides those of the generation config and the tokenizer
     revision: str | None = None  # of a hub repository
     trust_remote_code: bool = False  # run Python code that comes with the model
+    turn_end: str | None = None  # the token after an answer in the chat template that makes the prompts
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong without the model: settings of LoRA, or two adapters."""
@@ -60,25 +63,39 @@ def load_model(
 
     The dtype is that of weights that are not quantised, and of products with those that are; an adapter is float32.
     4-bit weights are made on the device, piece by piece; others are always loaded on the CPU.
+
+    Raises:
+        UserError: The files lack weights or hold NaN, or the adapter does not fit.
     """
     from transformers import AutoModelForCausalLM
 
-    path = resolve_model(settings.name)
+    name, path = settings.name, resolve_model(settings.name)
     if adapter is not None:
-        _check_base(adapter, settings.name, path)
+        _check_base(adapter, name, path)
+    config = load_config(name, **settings.source)
     if settings.lora is not None:
-        check_fit(load_config(settings.name, **settings.source), settings.lora, adapter, settings.trust_remote_code)
+        check_fit(config, settings.lora, adapter, settings.trust_remote_code)
+    check_files(name, path, config, **settings.source)
     options = {**settings.source, "dtype": dtype, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if settings.quantization is not None:
+        # In 4 bits NaN becomes a number.
+        from_hub("model", name, lambda: check_finite(file_weights(path, settings.revision), name))
         options |= {"quantization_config": quantization_config(dtype), "device_map": {"": device}}
-    model = from_hub("model", settings.name, lambda: AutoModelForCausalLM.from_pretrained(path, **options))
+    with no_load_report():
+        model, found = from_hub("model", name, lambda: AutoModelForCausalLM.from_pretrained(path, **options))
+    check_loaded(found, name)
+    warn_of_unused(found, name)
     if settings.quantization is not None:
         keep_as_quantised(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # so inputs need no gradient for an adapter's
     if adapter is not None:
-        return add_adapter(model, adapter)
-    return model if settings.lora is None else add_lora(model, settings.lora)
+        model = add_adapter(model, adapter)
+    elif settings.lora is not None:
+        model = add_lora(model, settings.lora)
+    check_finite(model.named_parameters(), name)
+    return model
 
 
 def _check_base(adapter: StoredAdapter, name: str, path: str) -> None:

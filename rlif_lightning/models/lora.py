@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, is_local, meta_model
+from rlif_lightning.models.weight_names import misfit, shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of LoraConfig that say where an adapter comes from, not what it computes.
@@ -110,7 +111,7 @@ def find_adapter(name: str, weights: bool = True) -> StoredAdapter:
         folder = Path(from_hub("adapter", name, lambda: snapshot_download(name, allow_patterns=files)))
     file = folder / CONFIG
     if not file.is_file():
-        wrong = f"holds no {CONFIG}" if folder.is_dir() else "does not exist"
+        wrong = f"holds no {CONFIG}" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise UserError(
             f"The adapter's folder {wrong}", got=folder, expected="a PEFT adapter", do="check --model.adapter"
         )
@@ -173,15 +174,12 @@ def _check_names(weights: Mapping[str, Tensor], adapter: StoredAdapter) -> None:
             stored = {name: found.get_slice(name).get_shape() for name in found.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError("The adapter's weights can't be read", got=f"{file}: {error}") from error
-    own = {name: list(weight.shape) for name, weight in weights.items()}
-    stored = {n: shape for n, shape in stored.items() if n in own or not n.endswith(embeddings)}
-    wrong = sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
+    wrong = misfit(shapes(weights), {n: s for n, s in stored.items() if n in weights or not n.endswith(embeddings)})
     if wrong:
-        name, more = wrong[0], f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(
             "The adapter does not fit the model: it belongs to another one",
-            got=f"{adapter.folder} with {name} {stored.get(name, 'missing')}{more}",
-            expected=own.get(name, f"no such weight in the model; it has {len(own)} others"),
+            got=f"{adapter.folder}: {wrong}",
+            expected=f"the {len(weights)} weights of such an adapter on this model",
             do="give the model that the adapter was trained from, or another adapter",
         )
 

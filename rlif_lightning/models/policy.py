@@ -21,6 +21,7 @@ from rlif_lightning.models.quantization import check_quantization, check_trainab
 from rlif_lightning.models.references import ReferenceKind, References, frozen_copy, frozen_shares
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
 from rlif_lightning.models.trainable import trainable
+from rlif_lightning.models.weight_names import misfit, shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +88,8 @@ class Policy:
         own = (settings.lora, settings.adapter, mark, settings.quantization)
         identity = Identity(settings.name, fingerprint(model), *own)
         tokenizer = tokenizer or settings.load_tokenizer()
-        ends = end_token_ids(tokenizer, getattr(model, "generation_config", None), settings.end_tokens)
+        generation = getattr(model, "generation_config", None)
+        ends = end_token_ids(tokenizer, generation, settings.end_tokens, settings.turn_end)
         policy = cls(settings, model, tokenizer, ends, identity, device, precision, frozen, training)
         check_ids(model, [*ends, policy.pad_id])
         return policy
@@ -154,9 +156,8 @@ class Policy:
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse the weights of another model with a :class:`UserError`."""
-        shapes = {name: weight.shape for name, weight in weights_of(checkpoint).items()}
-        own = {name: weight.shape for name, weight in trainable(self.model).items()}
-        self.identity.check(identity_of(checkpoint), own == shapes, self.can_train)
+        wrong = misfit(shapes(trainable(self.model)), shapes(weights_of(checkpoint)))
+        self.identity.check(identity_of(checkpoint), wrong, self.can_train)
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the weights of a checkpoint, unless it is another model's."""

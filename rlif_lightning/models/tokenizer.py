@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, resolve_model
 
@@ -36,10 +38,13 @@ def load_tokenizer(name: str, **source: Any) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str]) -> list[int]:
+def end_token_ids(
+    tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str], turn_end: str | None = None
+) -> list[int]:
     """Every id that ends a completion: of the generation config, of the tokenizer, and of extra tokens.
 
-    A base model with a chat template ends on a token that its generation config does not list.
+    The token that ends an answer in the chat template is said where it is none of these, and ends completions too:
+    base models come with chat templates whose end their generation config does not list.
     """
     listed = getattr(generation_config, "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
@@ -48,6 +53,9 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase", generation_config: Any, 
         if token not in vocabulary:
             raise UserError("model.end_tokens names a token that the tokenizer does not have", got=repr(token))
         ids.add(vocabulary[token])
+    if turn_end is not None and tokenizer.convert_tokens_to_ids(turn_end) not in ids:
+        rank_zero_info(f"{turn_end} ends a completion: the chat template ends answers with it (model.end_tokens).")
+        ids.add(tokenizer.convert_tokens_to_ids(turn_end))
     return sorted(ids)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.models.weight_names import misfit, shapes
 from rlif_lightning.runs.atomic import replacing
 
 Weights = dict[str, Tensor]
@@ -74,13 +75,10 @@ def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None
     To be called on all processes: the weights of the first reach all, and others may have none.
     """
     own = trainable(policy)
-    if weights is not None and {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
-        other = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
-        raise UserError(
-            "The weights do not belong to this model",
-            got=f"{len(weights)} weights; others here and there: {', '.join(other[:3])}",
-            expected=f"the {len(own)} trainable weights of the policy",
-        )
+    wrong = "" if weights is None else misfit(shapes(own), shapes(weights))
+    if wrong:
+        expected = f"the {len(own)} trainable weights of the policy"
+        raise UserError("The weights do not belong to this model", got=wrong, expected=expected)
     for name, weight in own.items():
         values = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         if weights is not None:

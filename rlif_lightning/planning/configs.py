@@ -2,11 +2,9 @@
 
 import copy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from rlif_lightning.errors import UserError
-from rlif_lightning.models.hub import from_hub, is_local
+from rlif_lightning.models.hub import from_hub, is_local, local_folder
 from rlif_lightning.toy import parse_toy_name, toy_model
 
 QWEN2: dict[str, Any] = {"model_type": "qwen2"}
@@ -44,9 +42,7 @@ def model_config(name: str, *, revision: str | None = None, trust_remote_code: b
     source = str(toy_model(name)) if parse_toy_name(name) is not None else name
     load = partial(AutoConfig.from_pretrained, trust_remote_code=trust_remote_code)
     if is_local(source):
-        folder = Path(source).expanduser()
-        if not (folder / "config.json").is_file():
-            raise UserError("The model folder holds no config.json", got=folder, do="check --model.name")
+        folder = local_folder(source)
         return from_hub("model", source, lambda: load(str(folder)))
     try:
         return load(name, revision=revision, local_files_only=True)

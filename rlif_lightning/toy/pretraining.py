@@ -19,7 +19,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.toy import arithmetic, recipe
 from rlif_lightning.toy.problems import draw_document
 from rlif_lightning.toy.recipe import BOS, EOS, PAD, PROMPT_END, VOCABULARY, Phase
-from rlif_lightning.warnings_shown import no_saving_bar
+from rlif_lightning.warnings_shown import no_bar
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ def build_toy(
         for phase in phases:
             _train(model, phase, seed, task, progress)
         model.generation_config = GenerationConfig(**SPECIAL_IDS)
-        with no_saving_bar():
+        with no_bar():
             model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
 

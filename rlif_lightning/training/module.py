@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
@@ -78,7 +79,8 @@ class RLIFModule(pl.LightningModule):
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory and costs time. Prompts
             are then computed once per completion instead of once per group.
-        end_tokens: Tokens that end a completion, besides those of the generation config and the tokenizer.
+        end_tokens: Tokens that end a completion, besides those of the generation config, of the tokenizer and of an
+            answer in the chat template.
         revision: Revision of a repository on the hub.
         trust_remote_code: Run Python code that comes with the model. Set it only for code that you have read.
     """
@@ -183,6 +185,9 @@ class RLIFModule(pl.LightningModule):
         device = torch.device("cpu") if strategy is None else strategy.root_device
         precision = "32-true" if trainer is None else str(trainer.precision)
         settings, sharded = self.policy_settings, shares_out(strategy)
+        data = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PromptDataModule):
+            settings = replace(settings, turn_end=data.template.turn_end(self.tokenizer))
         policy = Policy.load(settings, device, precision, training, sharded=sharded, tokenizer=self.tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)
         if training and isinstance(strategy, FSDP2Strategy):

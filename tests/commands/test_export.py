@@ -350,6 +350,9 @@ def with_bos(tokenizer):
     return tokenizer
 
 
+SETTINGS = "{% for m in messages %}{{ m.content }}{% endfor %} {{ on }} {{ of }}"
+
+
 @pytest.mark.parametrize(
     ("template", "tokenizer"),
     [
@@ -362,6 +365,7 @@ def with_bos(tokenizer):
         (Template("chat", SYSTEM), make_tokenizer(CHAT_TEMPLATE)),
         (Template(None, SYSTEM, "{{ bos_token }}" + CHAT_TEMPLATE + "<think>\n"), with_bos(make_tokenizer())),
         (Template(None, SYSTEM), make_tokenizer({"default": CHAT_TEMPLATE, "tool_use": "x"})),
+        (Template(None, SYSTEM, SETTINGS, {"on": False, "of": {"a": "it's\n", "b": [1, None]}}), make_tokenizer()),
     ],
 )
 def test_apply_chat_template_gives_the_tokens_of_training(tmp_path, template, tokenizer):
@@ -383,6 +387,14 @@ def test_a_system_message_of_the_conversation_wins():
     text = tokenizer.apply_chat_template(other, tokenize=False)
     assert "Be long." in text
     assert "Be brief." not in text
+
+
+def test_settings_that_the_template_is_given_win():
+    tokenizer = make_tokenizer(SETTINGS)
+    tokenizer.chat_template = chat_template(Template(chat_template_kwargs={"on": False}), tokenizer)
+    chat = [{"role": "user", "content": "Hi"}]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False, **given) for given in ({}, {"on": True})]
+    assert texts == ["Hi False ", "Hi True "]
 
 
 def test_a_format_string_has_turns_and_no_system_message():
