@@ -37,8 +37,10 @@ def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> No
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and those behind it: libraries between us and the command line wrap them."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -105,7 +105,7 @@ class MistakeFinder:
         near = difflib.get_close_matches(name, known.hints, 1)
         whole = f"{known.key}.{name}".strip(".")
         if removed := what_to_do(whole):
-            return self._mistake(f"The setting {whole} was removed", do=removed)
+            return self._mistake(f"There is no setting {whole} any more", do=removed)
         if known.key:
             do = f"did you mean {near[0]}?" if near else f"it has {', '.join(known.hints)}"
             return self._mistake(f"{known.key} has no setting '{name}'{known.owner and ' for ' + known.owner}", do=do)
@@ -199,7 +199,8 @@ class MistakeFinder:
     def _wrong_value(self, key: str, node: Any, hint: Any) -> UserError:
         self.node, value, takes = node, _value(node), hints.describe(hint)
         said = "null" if value is None else str(value)
-        if "a list" in takes and hints.base_of(hints.item_of(hint))[0] and "[" not in said:
+        one_class = hints.base_of(hints.item_of(hint))[0] and not hints.base_of(hint)[0]
+        if "a list" in takes and one_class and "[" not in said:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
         near, do = difflib.get_close_matches(said, takes, 1), None
@@ -207,9 +208,11 @@ class MistakeFinder:
             compose(said)
         except yaml.YAMLError as error:
             do = f"correct it: {getattr(error, 'problem', error)}"
+        if near:
+            do = f"did you mean {near[0]}?"
         expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
         said = said if len(said) < 200 else f"{said[:80]} ... {said[-80:]}"
-        return self._mistake(f"{key} can't be '{said}'", near and f"did you mean {near[0]}?" or do, expected=expected)
+        return self._mistake(f"{key} can't be '{said}'", do, expected=expected)
 
     def _mistake(self, wrong: str, do: Any = None, *, expected: str | None = None) -> UserError:
         """What is wrong with the node that is looked at; the help is named where there is nothing else to do."""

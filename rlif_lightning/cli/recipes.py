@@ -30,7 +30,7 @@ def recipe_path(value: str) -> str:
         raise UserError("The recipe file does not exist", got=value, do=do)
     if value in recipes:
         return recipes[value]
-    near = difflib.get_close_matches(value, recipes, 1, cutoff=0.4)
+    near = difflib.get_close_matches(value, recipes, 1)
     wrong = f"No recipe is called '{value}'" + (f"; did you mean '{near[0]}'?" if near else "")
     raise UserError(wrong, expected=f"one of {', '.join(recipes)}, or the path of a YAML file")
 

@@ -147,7 +147,8 @@ class RLIFCLI(LightningCLI):
         except ValueError:  # jsonargparse's sum of what each type of a union says
             if maker.mistake is None:
                 raise
-            raise maker.mistake from None
+        if maker.mistake is not None:
+            raise maker.mistake
 
     def _find_checkpoint(self, ckpt_path: str) -> Path:
         """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""
@@ -161,17 +162,18 @@ class RLIFCLI(LightningCLI):
         """A Trainer that logs into the run's folder."""
         config = self.config_init[self.subcommand]
         trainer, asked = config.trainer, config.trainer.logger
-        if asked is not False and not trainer.fast_dev_run:
-            extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
-            trainer.logger = [self._run_logger(config.ckpt_path), *extra]
-        bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
-        own = trainer.callbacks if isinstance(trainer.callbacks, list) else filter(None, [trainer.callbacks])
-        trainer.callbacks = [*own, *bar, *([Report()] if self.subcommand == "fit" else [])]
+        given = trainer.callbacks if isinstance(trainer.callbacks, list) else filter(None, [trainer.callbacks])
+        trainer.callbacks = [*given]
         for key in self._parser(self.subcommand).callback_keys:
             kind = type(config[key])
             if kind in map(type, trainer.callbacks):
                 wrong = f"trainer.callbacks names {kind.__name__}, which every run has"
                 raise UserError(wrong, do=f"leave it out there, and set --{key}.*")
+        if asked is not False and not trainer.fast_dev_run:
+            extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
+            trainer.logger = [self._run_logger(config.ckpt_path), *extra]
+        bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
+        trainer.callbacks += [*bar, *([Report()] if self.subcommand == "fit" else [])]
         try:
             return super().instantiate_trainer(**kwargs)
         except UserError:
