@@ -144,7 +144,8 @@ class MistakeFinder:
         examples = f"one of {hints.package_of(base)}: {', '.join(offered)}"
         if path is None:
             raise self._mistake(f"{key}: the class comes before its settings", expected=examples)
-        module, _, name = offered.get(path, path).rpartition(".")
+        short = {} if getattr(base, "_is_protocol", False) else offered  # of a protocol jsonargparse knows no classes
+        module, _, name = short.get(path, path).rpartition(".")
         try:
             found = hints.classes_in(module).get(name)
         except Exception as error:
@@ -203,13 +204,12 @@ class MistakeFinder:
         if "a list" in takes and one_class and "[" not in said:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
-        near, do = difflib.get_close_matches(said, takes, 1), None
+        near = difflib.get_close_matches(said, takes, 1)
+        do = near and f"did you mean {near[0]}?"
         try:
             compose(said)
         except yaml.YAMLError as error:
             do = f"correct it: {getattr(error, 'problem', error)}"
-        if near:
-            do = f"did you mean {near[0]}?"
         expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
         said = said if len(said) < 200 else f"{said[:80]} ... {said[-80:]}"
         return self._mistake(f"{key} can't be '{said}'", do, expected=expected)

@@ -169,6 +169,9 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "class without list": (["fit", "--rollout.rewards=SelfCertanty"], "rewards.SelfCertainty?"),
     "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
     "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
+    "short name of a sampler": (
+        ["fit", "--rollout.sampler=NativeSampler"], "'NativeSampler'", "did you mean rlif_lightning.sampling.NativeSampler?",
+    ),
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
     "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "--data.train.path p.jsonl?"),
@@ -199,7 +202,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "renamed": (["fit", "--probe.action", "off"], "no setting probe.action any more", "memory_check.action"),
     "removed": (["fit", "--model.dropout=true"], "no setting model.dropout any more", "dropout is always off"),
     "removed from a class": (
-        ["fit", "--rollout.sampler=NativeSampler", "--rollout.sampler.plain=true"], "rollout.sampler.plain any more", "leave it out",
+        ["fit", "--rollout.sampler=rlif_lightning.sampling.NativeSampler", "--rollout.sampler.plain=true"], "rollout.sampler.plain any more", "leave it out",
     ),
     "callback that is there": (
         ["fit", "--trainer.callbacks=[rlif_lightning.callbacks.RolloutCallback]"], "names RolloutCallback", "--rollout.*",

@@ -107,15 +107,16 @@ def test_a_module_of_a_recipe_is_told_with_the_recipes_line(refused):
     [
         ("trainer.callbacks", "OwnCallback"),
         ("trainer.logger", "OwnLogger"),
-        ("trainer.strategy", "OwnStrategy"),
+        ("trainer.strategy.class_path", "OwnStrategy"),
         ("model.optimizer", "OwnOptimizer"),
         ("rollout.rewards", "OwnReward"),
     ],
 )
 def test_a_class_that_can_not_be_made(setting, name, refused):
     message = refused({"raising.py": MODULE}, f"--{setting}", f"raising.{name}")
-    assert f"error: {setting}: {name} can't be made: KeyError: 'key' (" in message  # the module is that of the first case
-    assert "raising.py, line 15)" in message
+    setting = setting.removesuffix(".class_path")
+    assert f"error: {setting}: {name} can't be made: KeyError: 'key' (" in message
+    assert "raising.py, line 15)" in message  # in the folder of the first case, from which Python has it
 
 
 @pytest.mark.parametrize(
