@@ -205,7 +205,7 @@ class MistakeFinder:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
         near = difflib.get_close_matches(said, takes, 1)
-        do = near and f"did you mean {near[0]}?"
+        do: Any = near and f"did you mean {near[0]}?"
         try:
             compose(said)
         except yaml.YAMLError as error:
