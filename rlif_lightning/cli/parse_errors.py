@@ -205,14 +205,14 @@ class MistakeFinder:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
         near = difflib.get_close_matches(said, takes, 1)
-        do: Any = near and f"did you mean {near[0]}?"
+        advice: Any = near and f"did you mean {near[0]}?"
         try:
             compose(said)
         except yaml.YAMLError as error:
-            do = f"correct it: {getattr(error, 'problem', error)}"
+            advice = f"correct it: {getattr(error, 'problem', error)}"
         expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
         said = said if len(said) < 200 else f"{said[:80]} ... {said[-80:]}"
-        return self._mistake(f"{key} can't be '{said}'", do, expected=expected)
+        return self._mistake(f"{key} can't be '{said}'", advice, expected=expected)
 
     def _mistake(self, wrong: str, do: Any = None, *, expected: str | None = None) -> UserError:
         """What is wrong with the node that is looked at; the help is named where there is nothing else to do."""

@@ -213,7 +213,7 @@ def check_numbers(value: Any, name: str = "") -> None:
     """Refuse a setting that is no number (nan), or one that no machine word holds."""
     if isinstance(value, Namespace | dict):
         for key, part in (value if isinstance(value, dict) else vars(value)).items():
-            check_numbers(part, f"{name}.{key}".strip("."))
+            check_numbers(part, f"{name}.{key}".strip(".").removesuffix(".init_args"))
     elif isinstance(value, list | tuple):
         for part in value:
             check_numbers(part, name)

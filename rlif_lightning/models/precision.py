@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 import torch
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from torch import nn
-from torch.optim import Optimizer
 
 from rlif_lightning.errors import UserError
 
@@ -37,16 +36,6 @@ def check_trains(precision: str) -> None:
             "Training in float16 is not supported: gradients of single tokens are rounded to 0",
             got=f"trainer.precision {precision}",
             do="set --trainer.precision bf16-mixed, or 32-true on a device without bfloat16",
-        )
-
-
-def check_clipping(optimizer: Optimizer, precision: str, clip: float | None) -> None:
-    """Refuse an optimiser whose gradients a Trainer of mixed precision does not clip."""
-    if clip and precision.endswith("-mixed") and getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise UserError(
-            "A fused optimizer does not let gradients be clipped in mixed precision",
-            got=f"{type(optimizer).__name__}, trainer.precision {precision}, trainer.gradient_clip_val {clip}",
-            do="leave out fused, or set --trainer.gradient_clip_val null",
         )
 
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlif_lightning.errors import UserError, check_ranges, said_by_python
+from rlif_lightning.errors import UserError, check_ranges, said_by_python, users_mistake
 from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy, set_training_mode
-from rlif_lightning.models.precision import check_clipping
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
-from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
+from rlif_lightning.models.strategies import FSDP2Strategy, check_optimizer, check_strategy, shares_out
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
@@ -131,11 +130,9 @@ class RLIFModule(pl.LightningModule):
         )
         try:
             optimizer([nn.Parameter(torch.zeros(1))])
-        except UserError:
-            raise
         except Exception as error:
-            got = said_by_python(error)
-            raise UserError("The optimizer can't be made", got=got, do="correct model.optimizer") from error
+            said, do = said_by_python(error), "correct model.optimizer"
+            raise users_mistake(error) or UserError("The optimizer can't be made", got=said, do=do) from None
         ends = tuple(end_tokens or ())
         self.policy_settings = PolicySettings(
             name, lora, adapter, quantization, gradient_checkpointing, ends, revision, trust_remote_code
@@ -259,11 +256,8 @@ class RLIFModule(pl.LightningModule):
         """Refuse a Trainer that would run through these commands without doing anything."""
         quiet_lightning()
         check_strategy(type(self.trainer.strategy).__name__)
-        optimizer, trainer = self.make_optimizer([nn.Parameter(torch.zeros(1))]), self.trainer
-        if isinstance(trainer.strategy, FSDP2Strategy):
-            check_sharding(optimizer)
         if stage == "fit":
-            check_clipping(optimizer, str(trainer.precision), trainer.gradient_clip_val)
+            check_optimizer(self.make_optimizer([nn.Parameter(torch.zeros(1))]), self.trainer)
         if stage != "fit" and self.evaluation is None:
             do = "give the Trainer a rlif_lightning.callbacks.Evaluation"
             raise UserError("This command needs an Evaluation callback", do=do)
