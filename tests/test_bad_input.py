@@ -426,9 +426,15 @@ def test_an_8_bit_optimizer_on_shares(refused):
 
 
 @pytest.mark.usefixtures("alone")
-def test_lightnings_own_sharding_strategies_in_python(model_folder, problems_file):
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.strategies import ModelParallelStrategy
+@pytest.mark.parametrize(
+    ("strategy", "callbacks", "wrong"),
+    [
+        ("ModelParallelStrategy", 1, r"Tensor parallelism, .* is not supported"),
+        ("SingleDeviceStrategy", 2, "more than one RolloutCallback"),
+    ],
+)
+def test_a_trainer_in_python_that_can_not_work(strategy, callbacks, wrong, model_folder, problems_file):
+    from lightning.pytorch import Trainer, strategies
 
     from rlif_lightning.callbacks import RolloutCallback
     from rlif_lightning.data.module import PromptDataModule
@@ -439,9 +445,9 @@ def test_lightnings_own_sharding_strategies_in_python(model_folder, problems_fil
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        strategy=ModelParallelStrategy(),
+        strategy=getattr(strategies, strategy)(),
         logger=False,
-        callbacks=[RolloutCallback(2, 2)],
+        callbacks=[RolloutCallback(2, 2) for _ in range(callbacks)],
     )
-    with pytest.raises(UserError, match=r"Tensor parallelism, .* is not supported"):
+    with pytest.raises(UserError, match=wrong):
         trainer.fit(RLIFModule(str(model_folder())), PromptDataModule(Source(str(problems_file))))

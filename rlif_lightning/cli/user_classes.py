@@ -4,7 +4,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from rlif_lightning.errors import UserError, missing_package, place_of, said_by_python, users_mistake
+from rlif_lightning.errors import UserError, missing_package, place_of, said_by_python
 
 
 def failure(setting: str, what: str, happens: str, error: Exception) -> tuple[str, str]:
@@ -30,16 +30,16 @@ class ClassMaker:
         """An object of the class."""
         try:
             return cls(*args, **kwargs)
+        except UserError as error:
+            self.mistake = self.mistake or error
+            raise
         except Exception as error:
-            found = users_mistake(error)
-            if found is None and cls.__module__.startswith("rlif_lightning."):
+            if cls.__module__.startswith("rlif_lightning."):
                 raise
-            if found is None:
-                setting = setting_of(self.config, cls.__name__) or cls.__module__
-                wrong, do = failure(setting, cls.__name__, "made", error)
-                found = UserError(wrong, do=do)
-            self.mistake = self.mistake or found
-            raise found from error
+            setting = setting_of(self.config, cls.__name__) or cls.__module__
+            wrong, do = failure(setting, cls.__name__, "made", error)
+            self.mistake = self.mistake or UserError(wrong, do=do)
+            raise self.mistake from error
 
 
 def setting_of(settings: Any, name: str, key: str = "") -> str | None:

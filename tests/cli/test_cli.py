@@ -230,6 +230,14 @@ def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
     assert message.startswith("error: rollout.rewards: there is no class")
 
 
+def test_a_word_after_a_runs_own_recipe_is_not_looked_for_in_it(refused, tmp_path):
+    run = tmp_path / "runs/a/1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last.ckpt").touch()
+    (run / "config.yaml").write_text("model: {name: x}\nevaluation: {predictions: rows}\n")
+    assert refused("export", run, "--format", "lora").startswith("error: format can't be 'lora'\n")
+
+
 def test_a_right_setting_before_the_wrong_one_is_not_blamed(refused):
     """The braces of a template were read as a mapping, and the template refused."""
     words = ["--model.name", NOWHERE, "--data.template={prompt}", "--data.train.gold=[#]+(.+)", "--evaluation.n=null"]
