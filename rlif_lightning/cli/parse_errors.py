@@ -123,7 +123,10 @@ class MistakeFinder:
         named = {name.value: value for name, value in parts}
         at = self.node = named.get("class_path", node)
         known = hints.settings_of_class(self._find_class(key, base), key, skip)
-        arguments = list(named["init_args"].value) if "init_args" in named else []
+        given = named.get("init_args")
+        arguments = list(given.value) if isinstance(given, yaml.MappingNode) else []
+        if given is not None and not isinstance(given, yaml.MappingNode):
+            raise self._mistake(f"{key}: init_args takes settings, not '{_value(given)}'", "write {name: value}")
         for self.node, value in parts:
             if self.node.value in ("class_path", "init_args", "dict_kwargs"):
                 continue

@@ -35,6 +35,8 @@ def _check(node: Any, above: tuple[int, ...], done: set[int]) -> None:
     if id(node) in done or node is None:
         return
     done.add(id(node))
+    if node.tag not in yaml.SafeLoader.yaml_constructors and not node.tag.endswith((":merge", ":value")):
+        raise _error(f"an unknown tag, {node.tag}", node)
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
             raise _error(f"a number of {len(node.value)} digits", node)
@@ -52,6 +54,8 @@ def _check(node: Any, above: tuple[int, ...], done: set[int]) -> None:
 def _refuse_repeated(pairs: list[tuple[Any, Any]]) -> None:
     """Refuse a name that stands twice in a mapping; ``a: {b: 1}`` and ``a.b: 2`` are the same setting, too."""
     for i, (name, value) in enumerate(pairs):
+        if not isinstance(name, yaml.ScalarNode):
+            raise _error("a name is not a word", name)
         for other, its_value in pairs[:i]:
             short, long = sorted((str(name.value), str(other.value)), key=len)
             group = value if short == name.value else its_value

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.trainable import gather_all, shard_like, trainable, write_shard
 
 
@@ -113,6 +113,7 @@ def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
             do="set --model.optimizer torch.optim.AdamW, or --trainer.strategy ddp",
         )
     mixed, clip = str(trainer.precision).endswith("-mixed"), trainer.gradient_clip_val
+    check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, "0 or more, or null"))
     if clip and mixed and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(
             "A fused optimizer does not let gradients be clipped in mixed precision",

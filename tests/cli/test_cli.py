@@ -276,6 +276,12 @@ FILES = {  # a recipe, and what its complaint must hold: always the file, and th
         "line 7",
         "'k' stands twice, here and in line 5",
     ),
+    "? [a]\n: 1": ("line 1", "a name is not a word"),
+    "model: !!python/name:os.system": ("line 1", "an unknown tag"),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args: 3": (
+        "line 3",
+        "init_args takes settings, not '3'",
+    ),
     "a: &a {b: *a}": ("line 1", "an anchor holds itself"),
     f"rollout: {{group_size: {'1' * 5000}}}": ("line 1", "a number of 5000 digits"),
     "evaluation: {<<: {n: 7}, n: 9}\nguard: {acton: warn}": ("line 2", "did you mean guard.action?"),
