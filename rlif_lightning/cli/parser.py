@@ -33,6 +33,7 @@ class RecipeFile(ActionConfigFile):
         self.opened.append((str(values), recipe))
         recipes.forget_replaced_sources(cfg, recipe)
         self.apply_config(parser, cfg, self.dest, path)
+        RecipeFile.shortened = None
 
 
 class Parser(LightningArgumentParser):
