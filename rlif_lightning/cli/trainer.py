@@ -3,12 +3,10 @@
 import os
 import shutil
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -27,7 +25,7 @@ from rlif_lightning.callbacks import (
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
-from rlif_lightning.cli.parser import Parser
+from rlif_lightning.cli.parser import Parser, check_numbers
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, missing_package, said_by_python
@@ -110,7 +108,7 @@ class RLIFCLI(LightningCLI):
         """Nothing: a value on the command line wins over one stored in a checkpoint."""
 
     @property
-    def command_config(self) -> Namespace:
+    def command_config(self) -> Any:
         """The settings of the command."""
         return self.config if self.subcommand is None else self.config[self.subcommand]
 
@@ -207,18 +205,6 @@ class RLIFCLI(LightningCLI):
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)
-
-
-def check_numbers(value: Any, name: str = "") -> None:
-    """Refuse a setting that is no number (nan), or one that no machine word holds."""
-    if isinstance(value, Namespace | dict):
-        for key, part in (value if isinstance(value, dict) else vars(value)).items():
-            check_numbers(part, f"{name}.{key}".strip(".").removesuffix(".init_args"))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            check_numbers(part, name)
-    elif (isinstance(value, float) and isnan(value)) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise UserError(f"{name} is out of range", got=str(value)[:80], expected="a number of at most 64 bits")
 
 
 class SaveConfig(SaveConfigCallback):
