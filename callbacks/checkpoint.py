@@ -35,7 +35,11 @@ class RolloutCheckpoint(Checkpoint):
     """
 
     def __init__(self, every: int = 10, keep: int | None = 0) -> None:
-        check_ranges("checkpoint", ("every", every, every >= 1, "1 or more"))
+        check_ranges(
+            "checkpoint",
+            ("every", every, every >= 1, "1 or more"),
+            ("keep", keep, keep is None or keep >= 0, "0 or more, or null"),
+        )
         self.every, self.keep = every, keep
         self._saved_step = -1
         self._module: Any = None  # whom a signal is told

@@ -104,6 +104,8 @@ class RolloutCallback(Callback):
         collector = pl_module.collector = self.collector
         if stage != "fit":
             return
+        if [c for c in trainer.callbacks if isinstance(c, RolloutCallback)] != [self]:
+            raise UserError("The Trainer has more than one RolloutCallback", do="give it one, with all rewards")
         data = trainer.datamodule
         if not isinstance(data, PromptDataModule):
             raise UserError("Training takes its prompts from a PromptDataModule", got=type(data).__name__)

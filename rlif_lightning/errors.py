@@ -1,6 +1,9 @@
 """The one exception for a user's mistake."""
 
+import os
 import re
+import textwrap
+import traceback
 from collections.abc import Iterator
 
 
@@ -34,8 +37,10 @@ def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> No
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and those behind it: libraries between us and the command line wrap them."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 
@@ -44,6 +49,29 @@ def users_mistake(error: BaseException | None) -> UserError | None:
     return next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
 
 
+def missing_package(error: BaseException) -> str | None:
+    """The package for want of which something can't be imported, by the name that it is imported or installed by."""
+    if not isinstance(error, ImportError):
+        return None
+    asked = re.search(r"pip install (?:-\S+ )*['\"]?([\w.-]+)", str(error))
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return missing or (asked[1] if asked else None)
+
+
+def said_by_python(error: BaseException) -> str:
+    """Type and message of an exception that came out of somebody else's code, and where."""
+    text = " ".join([f"{type(error).__name__}:", *str(error).split()])
+    return textwrap.shorten(text, 300, placeholder=" ...") + place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """File and line from which an exception comes, the last ones outside of libraries and of this package."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not re.match(LIBRARY, f.filename)]
+    return f" ({frames[-1].filename.removeprefix(os.getcwd() + os.sep)}, line {frames[-1].lineno})" if frames else ""
+
+
+HOMES = [re.escape(os.path.dirname(file) + os.sep) for file in (__file__, os.__file__)]
+LIBRARY = f"<|.*[/\\\\](site|dist)-packages[/\\\\]|{'|'.join(HOMES)}"
 DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
 LOST = "reset by peer|closed by peer|Broken pipe|Timed out|Socket Timeout|communicator was aborted|process exited"
 

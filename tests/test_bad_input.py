@@ -273,10 +273,16 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
         (["--model.kl_coefficient=-1"], ["model.kl_coefficient is negative"]),
         (["--model.warmup_ratio=1"], ["warmup_ratio is out of range"]),
         (["--model.lora.rr=4"], ["no setting 'rr'", "'r'"]),
-        (["--model.optimizer.lr=-1"], ["optimizer refuses", "Invalid learning rate"]),
+        (["--model.optimizer.lr=-1"], ["model.optimizer: AdamW can't be made", "Invalid learning rate: -1"]),
         (["--evaluation.samples=0", "--evaluation.greedy=false"], ["evaluation.samples", "evaluation.greedy true"]),
         (["--evaluation.temperature=0"], ["evaluation.temperature", "above 0, or --evaluation.samples 0"]),
         (["--evaluation.n=0"], ["evaluation.n is out of range"]),
+        (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is out of range"]),
+        (["--checkpoint.keep=-1"], ["checkpoint.keep is out of range"]),
+        (["--rollout.sampler=rlif_lightning.sampling.NativeSampler", "--rollout.sampler.rows=0"],
+         ["sampler.rows is out of range"]),
+        (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.fused=true", "--trainer.precision=bf16-mixed"],
+         ["fused optimizer", "gradients be clipped", "leave out the optimizer's fused"]),
         (["--checkpoint.every=0"], ["checkpoint.every is out of range"]),
         (["--completions.keep=-1"], ["completions.keep is out of range"]),
         (["--ckpt_path=last"], ["no checkpoint to continue"]),
@@ -428,9 +434,15 @@ def test_an_8_bit_optimizer_on_shares(refused):
 
 
 @pytest.mark.usefixtures("alone")
-def test_lightnings_own_sharding_strategies_in_python(model_folder, problems_file):
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.strategies import ModelParallelStrategy
+@pytest.mark.parametrize(
+    ("strategy", "callbacks", "wrong"),
+    [
+        ("ModelParallelStrategy", 1, r"Tensor parallelism, .* is not supported"),
+        ("SingleDeviceStrategy", 2, "more than one RolloutCallback"),
+    ],
+)
+def test_a_trainer_in_python_that_can_not_work(strategy, callbacks, wrong, model_folder, problems_file):
+    from lightning.pytorch import Trainer, strategies
 
     from rlif_lightning.callbacks import RolloutCallback
     from rlif_lightning.data.module import PromptDataModule
@@ -441,9 +453,9 @@ def test_lightnings_own_sharding_strategies_in_python(model_folder, problems_fil
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        strategy=ModelParallelStrategy(),
+        strategy=getattr(strategies, strategy)(),
         logger=False,
-        callbacks=[RolloutCallback(2, 2)],
+        callbacks=[RolloutCallback(2, 2) for _ in range(callbacks)],
     )
-    with pytest.raises(UserError, match=r"Tensor parallelism, .* is not supported"):
+    with pytest.raises(UserError, match=wrong):
         trainer.fit(RLIFModule(str(model_folder())), PromptDataModule(Source(str(problems_file))))

@@ -19,7 +19,7 @@ WITHIN = {  # settings of a class or a source, which the parser has no entry of 
 }
 OUR_WORDS = {  # where Lightning speaks of what is not here
     "ckpt_path": "Checkpoint to start from: a file, a run folder, or 'last' for the newest run of the recipes.",
-    "seed_everything": "Seed of all random numbers; true: choose one at random.",
+    "seed_everything": "Seed of all random numbers; true: that of the environment variable PL_GLOBAL_SEED, or 0.",
     "print_config": "Print the settings as a recipe and exit.",
     "help": "Show this help and exit; --help all: with the settings of Lightning's Trainer.",
 }

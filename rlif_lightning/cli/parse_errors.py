@@ -5,19 +5,24 @@ against the settings and their type hints; wrong is what jsonargparse refuses wh
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from textwrap import shorten
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, get_loader
 
 from rlif_lightning.cli import type_hints as hints
 from rlif_lightning.cli.recipes import shipped_recipes
+from rlif_lightning.cli.removed import what_to_do
+from rlif_lightning.cli.strict_yaml import compose
+from rlif_lightning.cli.user_classes import failure
 from rlif_lightning.errors import UserError
 
 Pairs = Iterable[tuple[Any, Any]]  # nodes of names and values
+CLASS_PATH = re.compile(r"(\w+\.)*[A-Z]\w*$")
 one_line = partial(shorten, width=300, placeholder=" ...")
 
 
@@ -35,14 +40,14 @@ class MistakeFinder:
             do = f"give --{name}, or a recipe with --config"
             self.needed[name] = self._mistake(f"The setting --{name} is missing", do=do)
 
-    def explain(self, message: str, recipes: Sequence[tuple[str, str]], words: Sequence[str]) -> UserError:
+    def explain(self, message: str, recipes: Sequence[tuple[str, Any]], words: Sequence[str]) -> UserError:
         """Say in at most three lines what the user can act upon; else the message of jsonargparse, shortened.
 
-        Recipes are pairs of name and text, in their order; the words are those after the command.
+        Recipes are pairs of name and YAML, in their order; the words are those after the command.
         """
         try:
-            for self.recipe, text in recipes:
-                self._walk_recipe(text)
+            for self.recipe, root in recipes:
+                self._check_settings(root.value, self.settings)
             self.recipe = None
             self._walk_words(list(words))
         except UserError as mistake:
@@ -50,18 +55,6 @@ class MistakeFinder:
         missing = [mistake for name, mistake in self.needed.items() if name not in self.given]
         lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
         return missing[0] if missing else self._mistake(" ".join(lines[:2]))
-
-    def _walk_recipe(self, text: str) -> None:
-        try:
-            root = yaml.compose(text, yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            place = f"{self.recipe}, line {error.problem_mark.line + 1}" if error.problem_mark else self.recipe
-            do = "correct that line: indent with spaces, not tabs"
-            raise UserError(f"{place}: not valid YAML: {error.problem}", do=do) from error
-        if not isinstance(root, yaml.MappingNode):
-            wrong = "the recipe is empty" if root is None else "the recipe holds no settings"
-            raise UserError(f"{self.recipe}: {wrong}", expected="a YAML mapping, such as rollout: {group_size: 8}")
-        self._check_settings(root.value, self.settings)
 
     def _walk_words(self, words: list[str]) -> None:
         """Every ``--a.b value`` is looked at like ``a: {b: value}`` in a recipe."""
@@ -110,6 +103,9 @@ class MistakeFinder:
             self.node, node = node.value[0]
             name += f".{self.node.value}"
         near = difflib.get_close_matches(name, known.hints, 1)
+        whole = f"{known.key}.{name}".strip(".")
+        if removed := what_to_do(whole):
+            return self._mistake(f"There is no setting {whole} any more", do=removed)
         if known.key:
             do = f"did you mean {near[0]}?" if near else f"it has {', '.join(known.hints)}"
             return self._mistake(f"{known.key} has no setting '{name}'{known.owner and ' for ' + known.owner}", do=do)
@@ -127,7 +123,10 @@ class MistakeFinder:
         named = {name.value: value for name, value in parts}
         at = self.node = named.get("class_path", node)
         known = hints.settings_of_class(self._find_class(key, base), key, skip)
-        arguments = list(named["init_args"].value) if "init_args" in named else []
+        given = named.get("init_args")
+        arguments = list(given.value) if isinstance(given, yaml.MappingNode) else []
+        if given is not None and not isinstance(given, yaml.MappingNode):
+            raise self._mistake(f"{key}: init_args takes settings, not '{_value(given)}'", "write {name: value}")
         for self.node, value in parts:
             if self.node.value in ("class_path", "init_args", "dict_kwargs"):
                 continue
@@ -148,14 +147,21 @@ class MistakeFinder:
         examples = f"one of {hints.package_of(base)}: {', '.join(offered)}"
         if path is None:
             raise self._mistake(f"{key}: the class comes before its settings", expected=examples)
-        module, _, name = offered.get(path, path).rpartition(".")
-        found = hints.classes_in(module).get(name)
+        short = {} if getattr(base, "_is_protocol", False) else offered  # of a protocol jsonargparse knows no classes
+        module, _, name = short.get(path, path).rpartition(".")
+        try:
+            found = hints.classes_in(module).get(name)
+        except Exception as error:
+            raise self._mistake(*failure(key, module, "imported", error)) from error
         if found is None:
             offered |= hints.offered_classes(base, module)
             near = difflib.get_close_matches(name, offered, 1)
             do = f"did you mean {offered[near[0]]}?" if near else "give the whole path: package.module.Class"
             raise self._mistake(f"{key}: there is no class '{path}'", do=do)
         if not hints.extends(found, base):
+            lacks = hints.missing_methods(found, base)
+            if lacks:
+                raise self._mistake(f"{key}: the class {path} lacks a method", do=f"define {', '.join(lacks)}")
             raise self._mistake(f"{key}: {path} is no {base.__name__}", expected=examples)
         return found
 
@@ -179,7 +185,9 @@ class MistakeFinder:
                 lack = self._mistake(f"The setting {key}.{name} is missing", do=f"give --{key}.{name} VALUE")
                 self.needed.setdefault(f"{key}.{name}", lack)
             self._check_settings(node.value, known)
-        elif base is not None and (is_mapping or not set(hints.describe(hint)) - {"a list", "null"}):
+        elif base is not None and (
+            is_mapping or CLASS_PATH.match(str(_value(node))) or not set(hints.describe(hint)) - {"a list", "null"}
+        ):
             self._check_class(key, node, base, skip)
         else:
             raise self._wrong_value(key, node, hint)
@@ -195,14 +203,21 @@ class MistakeFinder:
     def _wrong_value(self, key: str, node: Any, hint: Any) -> UserError:
         self.node, value, takes = node, _value(node), hints.describe(hint)
         said = "null" if value is None else str(value)
-        if "a list" in takes and hints.base_of(hints.item_of(hint))[0] and "[" not in said:
+        one_class = hints.base_of(hints.item_of(hint))[0] and not hints.base_of(hint)[0]
+        if "a list" in takes and one_class and "[" not in said:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
         near = difflib.get_close_matches(said, takes, 1)
+        advice: Any = near and f"did you mean {near[0]}?"
+        try:
+            compose(said)
+        except yaml.YAMLError as error:
+            advice = f"correct it: {getattr(error, 'problem', error)}"
         expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
-        return self._mistake(f"{key} can't be '{said}'", expected=expected, do=near and f"did you mean {near[0]}?")
+        said = said if len(said) < 200 else f"{said[:80]} ... {said[-80:]}"
+        return self._mistake(f"{key} can't be '{said}'", advice, expected=expected)
 
-    def _mistake(self, wrong: str, *, expected: str | None = None, do: Any = None) -> UserError:
+    def _mistake(self, wrong: str, do: Any = None, *, expected: str | None = None) -> UserError:
         """What is wrong with the node that is looked at; the help is named where there is nothing else to do."""
         if self.recipe:
             wrong = f"{self.recipe}, line {self.node.start_mark.line + 1}: {wrong}"
@@ -212,14 +227,14 @@ class MistakeFinder:
 
 def _value(node: Any) -> Any:
     """As jsonargparse gets it: a word of the command line as it is."""
-    return node.word if hasattr(node, "word") else yaml.safe_load(yaml.serialize(node))
+    return node.word if hasattr(node, "word") else get_loader("yaml")(yaml.serialize(node))
 
 
 def _pairs(key: str, text: str) -> Pairs:
     """A setting of the command line as YAML; values are taken apart where they are lists or mappings."""
     node: Any
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = compose(text)
     except yaml.YAMLError:
         node = None
     if not isinstance(node, yaml.CollectionNode):

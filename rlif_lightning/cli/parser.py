@@ -1,32 +1,40 @@
 """The parser of recipes and settings: shipped names, mistakes in three lines, help with what matters first."""
 
+from math import isnan
 from typing import Any, ClassVar, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 
+from rlif_lightning.cli import recipes
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
-from rlif_lightning.cli.recipes import forget_replaced_sources, recipe_path, shipped_recipes
+from rlif_lightning.cli.removed import drop_removed
 from rlif_lightning.errors import UserError, users_mistake
 
 
 class RecipeFile(ActionConfigFile):
     """``--config`` that takes paths and shipped names."""
 
-    opened: ClassVar[list[tuple[str, str]]] = []
-    """Name and text of the recipes of this command line in their order, to say where a mistake stands."""
+    opened: ClassVar[list[tuple[str, Any]]] = []
+    """Name and YAML nodes of the recipes of this command line in their order, to say where a mistake stands."""
+    shortened: ClassVar[str | None] = None
+    """The text of the recipe that is applied, where settings that were removed are taken out of it."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a recipe."""
-        path = recipe_path(values)
-        try:
-            with open(path, encoding="utf-8") as file:
-                self.opened.append((str(values), file.read()))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text", got=error.reason, do="save it as UTF-8") from error
-        forget_replaced_sources(cfg, self.opened[-1][1])
+        path = recipes.recipe_path(values)
+        recipe = recipes.read_recipe(str(values), path)
+        dropped = drop_removed(recipe, training=parser.prog.endswith((" fit", " mix")))
+        if dropped:
+            rank_zero_warn(f"{values} holds settings that were removed and change nothing here: {', '.join(dropped)}")
+        RecipeFile.shortened = yaml.serialize(recipe) if dropped else None
+        self.opened.append((str(values), recipe))
+        recipes.forget_replaced_sources(cfg, recipe)
         self.apply_config(parser, cfg, self.dest, path)
+        RecipeFile.shortened = None
 
 
 class Parser(LightningArgumentParser):
@@ -41,18 +49,28 @@ class Parser(LightningArgumentParser):
         """As in the base class; ``--config`` learns the shipped names."""
         if kwargs.get("action") is ActionConfigFile:
             kwargs["action"] = RecipeFile
-            kwargs["help"] = f"A YAML file or a shipped recipe: {', '.join(shipped_recipes())}. Later ones win."
+            names = ", ".join(recipes.shipped_recipes())
+            kwargs["help"] = f"A YAML file or a shipped recipe: {names}. Later ones win."
         return super().add_argument(*args, **kwargs)
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """As in the base class; the recipes of an earlier call are forgotten."""
+        """As in the base class; recipes come before all other words, and those of an earlier call are forgotten."""
         if self.exit_on_error:
             RecipeFile.opened.clear()
             self._given = list(args or [])
-        parsed = super().parse_args(args, *rest, **kwargs)
+            if self._subcommands_action is None:
+                args = [word for part in recipes.recipes_first(self._given) for word in part]
+        try:
+            parsed = super().parse_args(args, *rest, **kwargs)
+        except Exception as error:  # a module that a class path names may raise anything
+            self.error(str(error), error)
         if any(not isinstance(parsed.get(group, parsed), Namespace) for group in self.groups or ()):
             self.error("A group of settings was given as one value")  # which the base class lets through
         return parsed
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """As in the base class, without settings that were removed."""
+        return super().parse_string(RecipeFile.shortened or content, *args, **kwargs)
 
     def format_help(self, *args: Any) -> str:
         """The settings that matter most come first; the pages of usage that repeat every setting are left out."""
@@ -74,3 +92,15 @@ class Parser(LightningArgumentParser):
         """The parser whose settings the message is about: that of the command."""
         choices = getattr(getattr(self, "_subcommands_action", None), "choices", None) or {}
         return choices.get(next(iter(self._given), ""), self)
+
+
+def check_numbers(value: Any, name: str = "") -> None:
+    """Refuse a setting that is no number (nan), or one that no machine word holds."""
+    if isinstance(value, Namespace | dict):
+        for key, part in (value if isinstance(value, dict) else vars(value)).items():
+            check_numbers(part, f"{name}.{key}".strip(".").removesuffix(".init_args"))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            check_numbers(part, name)
+    elif (isinstance(value, float) and isnan(value)) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise UserError(f"{name} is out of range", got=str(value)[:80], expected="a number of at most 64 bits")

@@ -1,12 +1,15 @@
 """Shipped recipes by name, and recipes that replace what earlier recipes said."""
 
 import difflib
+import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlif_lightning.cli.strict_yaml import compose, entries
 from rlif_lightning.errors import UserError
 
 
@@ -27,19 +30,52 @@ def recipe_path(value: str) -> str:
         raise UserError("The recipe file does not exist", got=value, do=do)
     if value in recipes:
         return recipes[value]
-    near = difflib.get_close_matches(value, recipes, 1, cutoff=0.4)
+    near = difflib.get_close_matches(value, recipes, 1)
     wrong = f"No recipe is called '{value}'" + (f"; did you mean '{near[0]}'?" if near else "")
     raise UserError(wrong, expected=f"one of {', '.join(recipes)}, or the path of a YAML file")
 
 
-def forget_replaced_sources(settings: Any, text: str) -> None:
-    """Drop from the settings read so far each source of which the next recipe names another path: other data."""
+def read_recipe(name: str, path: str) -> Any:
+    """The YAML nodes of a recipe.
+
+    Raises:
+        UserError: It is no text, no YAML, or holds no settings; a setting stands in it twice.
+    """
     try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return  # the parser says what is wrong
-    sources = recipe.get("data") if isinstance(recipe, dict) else None
-    for split, source in sources.items() if isinstance(sources, dict) else ():
+        with open(path, encoding="utf-8") as file:
+            root = compose(file.read())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text", got=error.reason, do="save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        place = f"{name}, line {mark.line + 1}" if mark else name
+        raise UserError(f"{place}: not valid YAML: {problem}", do="correct that line") from error
+    if not isinstance(root, yaml.MappingNode):
+        wrong = "the recipe is empty" if root is None else "the recipe holds no settings"
+        raise UserError(f"{name}: {wrong}", expected="a YAML mapping, such as rollout: {group_size: 8}")
+    return root
+
+
+def forget_replaced_sources(settings: Any, recipe: Any) -> None:
+    """Drop from the settings read so far each source of which the next recipe names another path: other data."""
+    for split, source in entries(entries(recipe).get("data")).items():
+        path = entries(source).get("path")
         earlier = settings.get(f"data.{split}.init_args.path")
-        if isinstance(source, dict) and source.get("path") not in (None, earlier):
+        if path is not None and not path.tag.endswith(":null") and path.value != earlier:
             settings[f"data.{split}"] = None
+
+
+def recipes_first(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that give recipes, and all others: these win, wherever they stand."""
+    recipes: list[str] = []
+    others: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word in ("--config", "-c") and left and not left[0].startswith("-"):
+            recipes += [word, left.pop(0)]
+        elif word.startswith("--config=") or re.match("-c.", word):
+            recipes.append(word)
+        else:
+            others.append(word)
+    return recipes, others

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlif_lightning.callbacks import (
@@ -26,9 +25,10 @@ from rlif_lightning.callbacks import (
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
-from rlif_lightning.cli.parser import Parser
+from rlif_lightning.cli.parser import Parser, check_numbers
+from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, missing_package, said_by_python
 from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
@@ -107,9 +107,22 @@ class RLIFCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: a value on the command line wins over one stored in a checkpoint."""
 
+    @property
+    def command_config(self) -> Any:
+        """The settings of the command."""
+        return self.config if self.subcommand is None else self.config[self.subcommand]
+
+    def _set_seed(self) -> None:
+        """Refuse numbers that nothing can take, then as in the base class."""
+        check_numbers(self.command_config)
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError("seed_everything is out of range", got=error, expected="0 to 4294967295") from error
+
     def before_instantiate_classes(self) -> None:
         """Check the strategy and find the checkpoint before anything is loaded."""
-        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        config = self.command_config
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
         self.root = runs.run_root(config.runs)
@@ -123,6 +136,18 @@ class RLIFCLI(LightningCLI):
             # Read here: a file that is no checkpoint is refused before anything is loaded.
             self.checkpoint_step = read_checkpoint(config.ckpt_path)["global_step"]
 
+    def instantiate_classes(self) -> None:
+        """As in the base class; what the class of a setting raises is told with the setting's name."""
+        maker = ClassMaker(self.command_config)
+        self.parser.add_instantiator(maker, object)
+        try:
+            super().instantiate_classes()
+        except ValueError:  # jsonargparse's sum of what each type of a union says
+            if maker.mistake is None:
+                raise
+        if maker.mistake is not None:
+            raise maker.mistake
+
     def _find_checkpoint(self, ckpt_path: str) -> Path:
         """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""
         recipe, names = self.recipe, self.recipe.split("+")
@@ -135,15 +160,26 @@ class RLIFCLI(LightningCLI):
         """A Trainer that logs into the run's folder."""
         config = self.config_init[self.subcommand]
         trainer, asked = config.trainer, config.trainer.logger
+        given = trainer.callbacks if isinstance(trainer.callbacks, list) else filter(None, [trainer.callbacks])
+        trainer.callbacks = [*given]
+        for key in self._parser(self.subcommand).callback_keys:
+            kind = type(config[key])
+            if kind in map(type, trainer.callbacks):
+                wrong = f"trainer.callbacks names {kind.__name__}, which every run has"
+                raise UserError(wrong, do=f"leave it out there, and set --{key}.*")
         if asked is not False and not trainer.fast_dev_run:
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
         bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
-        trainer.callbacks = [*(trainer.callbacks or []), *bar, *([Report()] if self.subcommand == "fit" else [])]
+        trainer.callbacks += [*bar, *([Report()] if self.subcommand == "fit" else [])]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError("The Trainer refuses its settings", got=error, do="correct --trainer.*") from error
+        except UserError:
+            raise
+        except Exception as error:  # of any kind: a package that is missing, a class that a setting names
+            package, got = missing_package(error), said_by_python(error)
+            do = f"pip install {package}" if package else "correct --trainer.*"
+            raise UserError("The Trainer refuses its settings", got=got, do=do) from error
 
     def before_fit(self) -> None:
         """Refuse a number of processes that does not divide the prompts, before those processes start."""

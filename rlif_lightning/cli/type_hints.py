@@ -7,7 +7,7 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 WORDS |= {list: "a list", Iterable: "a list", NoneType: "null"}
@@ -43,7 +43,7 @@ def accepts(hint: Any, value: Any) -> bool:
     parser.add_argument("--value", type=hint)
     try:
         parser.parse_object({"value": value})
-    except ArgumentError:
+    except Exception:  # not ArgumentError alone: a class path's module may raise anything
         return False
     return True
 
@@ -95,11 +95,15 @@ def package_of(base: type) -> str:
 
 
 def classes_in(module: str) -> dict[str, type]:
-    """The classes of a module by name; none where there is no such module."""
+    """The classes of a module by name; none where there is no such module. Raises whatever the module raises."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return {}
     try:
         return {name: found for name, found in vars(import_module(module)).items() if inspect.isclass(found)}
-    except (ImportError, ValueError):  # ValueError: no name at all
-        return {}
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            return {}
+        raise
 
 
 def offered_classes(base: type, module: str | None = None) -> dict[str, str]:
@@ -114,3 +118,9 @@ def extends(cls: type, base: Any) -> bool:
         methods = {name for name, value in vars(base).items() if callable(value) and not name.startswith("_")}
         return cls is not base and all(hasattr(cls, name) for name in methods)
     return issubclass(cls, base) and not inspect.isabstract(cls) and cls is not base
+
+
+def missing_methods(cls: type, base: type) -> list[str]:
+    """The methods, as ``name(arguments)``, that a class derived from an abstract one has not defined."""
+    names = sorted(getattr(cls, "__abstractmethods__", ())) if base in cls.__mro__[1:] else []
+    return [f"{name}({', '.join(inspect.signature(getattr(cls, name)).parameters)})" for name in names]

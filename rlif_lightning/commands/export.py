@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from rlif_lightning.cli.recipe_objects import RecipeObjects
+from rlif_lightning.cli.recipes import recipes_first
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
 from rlif_lightning.exporting.card import portable_name, write_card
@@ -98,7 +99,7 @@ class ExportCLI(RecipeObjects):
         checkpoint = choose_checkpoint(self.config.ckpt_path, own, root, recipe)
         run = runs.run_folder_of(checkpoint)
         if own is None and run is not None and (run / runs.CONFIG).is_file():
-            super().parse_arguments(parser, ["--config", str(run / runs.CONFIG), *_without_recipes(args)])
+            super().parse_arguments(parser, ["--config", str(run / runs.CONFIG), *recipes_first(args)[1]])
         self.config.ckpt_path = str(checkpoint)
 
     def before_instantiate_classes(self) -> None:
@@ -107,13 +108,6 @@ class ExportCLI(RecipeObjects):
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Any machine can export: the run's GPU is not looked for."""
         self.device, self.precision = torch.device("cpu"), precision_name(self.config_init.trainer.precision)
-
-
-def _without_recipes(words: list[str]) -> list[str]:
-    """The words of a command line without ``--config`` and its values."""
-    flags = ("--config", "-c")
-    pairs = zip(["", *words], words, strict=False)
-    return [word for before, word in pairs if not {before, word} & {*flags} and not word.startswith("--config=")]
 
 
 class Export:

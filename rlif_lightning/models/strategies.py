@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -13,7 +14,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.trainable import gather_all, shard_like, trainable, write_shard
 
 
@@ -103,11 +104,19 @@ def shares_out(strategy: Strategy | None) -> bool:
     return isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
 
 
-def check_sharding(optimizer: Optimizer) -> None:
-    """Refuse an optimiser that can't work on shares."""
-    if type(optimizer).__module__.startswith("bitsandbytes"):
+def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
+    """Refuse an optimiser that can't work on shares, or that unscales gradients itself where a Trainer clips them."""
+    if isinstance(trainer.strategy, FSDP2Strategy) and type(optimizer).__module__.startswith("bitsandbytes"):
         raise UserError(
             "The optimisers of bitsandbytes can't work on weights that processes share out",
             got=type(optimizer).__name__,
             do="set --model.optimizer torch.optim.AdamW, or --trainer.strategy ddp",
+        )
+    mixed, clip = str(trainer.precision).endswith("-mixed"), trainer.gradient_clip_val
+    check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, "0 or more, or null"))
+    if clip and mixed and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise UserError(
+            "A fused optimizer does not let gradients be clipped in mixed precision",
+            got=f"trainer.precision {trainer.precision}, trainer.gradient_clip_val {clip}",
+            do="leave out the optimizer's fused, or set --trainer.gradient_clip_val null",
         )

@@ -4,6 +4,7 @@ import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from torch import Tensor
 
@@ -40,6 +41,12 @@ class Reward(ABC):
                 got=weight,
                 expected="a number, or [[step, weight], ...] with rising steps",
             )
+
+    @cached_property
+    def _points(self) -> list[tuple[int, float]]:
+        """Steps and weights, which ``__init__`` sets; this is for a class whose own ``__init__`` forgets that."""
+        wrong = f"The __init__ of the reward {self.class_path} does not call that of its base class"
+        raise UserError(wrong, do="begin it with super().__init__(weight=weight)")
 
     def weight_at(self, step: int) -> float:
         """The weight at an optimiser step."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
@@ -40,6 +40,7 @@ class NativeSampler:
     LOOK_EVERY = 16  # tokens between two looks at what has finished, where a look makes the host wait for the device
 
     def __init__(self, rows: int | None = None) -> None:
+        check_ranges("sampler", ("rows", rows, rows is None or rows >= 1, "1 or more, or null"))
         self.rows = rows
         self.policy: nn.Module | None = None
         self.end_ids = torch.tensor([], dtype=torch.long)

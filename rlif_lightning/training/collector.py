@@ -76,16 +76,14 @@ class Collector:
         votes: int | None = None,
         importance_cap: float | None = 2.0,
     ) -> None:
-        names = [r.name for r in rewards]
+        silent, names = [r.is_silent for r in rewards], [r.name for r in rewards]
         if not names:
             raise UserError("rollout.rewards is empty", expected="at least one reward; null: SelfCertainty")
         if len(set(names)) < len(names):
-            raise UserError(
-                "A reward is named twice",
-                got=", ".join(names),
-                do="keep one of them: --rollout.rewards+ adds to the recipe's, --rollout.rewards replaces them",
-            )
-        if all(r.is_silent for r in rewards):
+            got = ", ".join(f"{r.name} ({r.class_path})" for r in rewards if names.count(r.name) > 1)
+            do = "keep one (--rollout.rewards replaces the recipe's), or override `name` in one of your classes"
+            raise UserError("A reward is named twice", got=got, do=do)
+        if all(silent):
             raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
         least, cap = plan.group_size, importance_cap
         check_ranges(

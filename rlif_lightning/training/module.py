@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError, check_ranges
+from rlif_lightning.errors import UserError, check_ranges, said_by_python, users_mistake
 from rlif_lightning.functional.loss_records import KLEstimator, Loss, LossSettings
 from rlif_lightning.models.checkpoints import MODEL, weights_of
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
-from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
+from rlif_lightning.models.strategies import FSDP2Strategy, check_optimizer, check_strategy, shares_out
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
@@ -132,8 +132,9 @@ class RLIFModule(pl.LightningModule):
         )
         try:
             optimizer([nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
-            raise UserError("The optimizer refuses its settings", got=error, do="correct model.optimizer") from error
+        except Exception as error:
+            said, do = said_by_python(error), "correct model.optimizer"
+            raise users_mistake(error) or UserError("The optimizer can't be made", got=said, do=do) from None
         ends = tuple(end_tokens or ())
         self.policy_settings = PolicySettings(
             name, lora, adapter, quantization, gradient_checkpointing, ends, revision, trust_remote_code
@@ -260,8 +261,8 @@ class RLIFModule(pl.LightningModule):
         """Refuse a Trainer that would run through these commands without doing anything."""
         quiet_lightning()
         check_strategy(type(self.trainer.strategy).__name__)
-        if isinstance(self.trainer.strategy, FSDP2Strategy):
-            check_sharding(self.make_optimizer([nn.Parameter(torch.zeros(1))]))
+        if stage == "fit":
+            check_optimizer(self.make_optimizer([nn.Parameter(torch.zeros(1))]), self.trainer)
         if stage != "fit" and self.evaluation is None:
             do = "give the Trainer a rlif_lightning.callbacks.Evaluation"
             raise UserError("This command needs an Evaluation callback", do=do)

@@ -169,6 +169,9 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "class without list": (["fit", "--rollout.rewards=SelfCertanty"], "rewards.SelfCertainty?"),
     "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
     "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
+    "short name of a sampler": (
+        ["fit", "--rollout.sampler=NativeSampler"], "'NativeSampler'", "did you mean rlif_lightning.sampling.NativeSampler?",
+    ),
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
     "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "--data.train.path p.jsonl?"),
@@ -190,6 +193,24 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "empty value": (["fit", "--rollout.group_size="], "rollout.group_size can't be ''", "a whole number"),
     "text for a group of settings": (["fit", "--model", "qwen"], "'qwen'", "--model.name qwen?"),
     "no value": (["fit", "--model.name"], "--model.name", "no value"),
+    "key twice in a value": (["fit", "--model.lora={r: 4, r: 8}"], "model.lora can't be", "'r' stands twice"),
+    "digits": (["fit", f"--rollout.group_size={'1' * 5000}"], "rollout.group_size can't be '111", "a number of 5000 digits"),
+    "64 bits": (["fit", f"--trainer.max_steps={10**20}"], "trainer.max_steps is out of range", str(10**20)),
+    "not a number": (["fit", "--model.kl_coefficient=.nan"], "model.kl_coefficient is out of range", "nan"),
+    "not a number in a list": (["fit", "--rollout.agreement_band=[0.1,.nan]"], "rollout.agreement_band is out of range", "nan"),
+    "seed": (["fit", "--seed_everything", "-1"], "seed_everything is out of range", "0 to 4294967295"),
+    "renamed": (["fit", "--probe.action", "off"], "no setting probe.action any more", "memory_check.action"),
+    "removed": (["fit", "--model.dropout=true"], "no setting model.dropout any more", "dropout is always off"),
+    "removed from a class": (
+        ["fit", "--rollout.sampler=rlif_lightning.sampling.NativeSampler", "--rollout.sampler.plain=true"], "rollout.sampler.plain any more", "leave it out",
+    ),
+    "callback that is there": (
+        ["fit", "--trainer.callbacks=[rlif_lightning.callbacks.RolloutCallback]"], "names RolloutCallback", "--rollout.*",
+    ),
+    "abstract reward": (["fit", "--rollout.rewards=rlif_lightning.rewards.InternalReward"], "lacks a method", "statistic(self, logp)"),
+    "logger that is none": (["fit", "--trainer.logger=maybe"], "trainer.logger can't be 'maybe'", "true or false"),
+    "package": (["fit", "--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger needs wandb", "pip install wandb"),
+    "package of Lightning": (["fit", "--trainer.strategy.class_path=XLAStrategy"], "XLAStrategy needs torch_xla", "pip install torch_xla"),
     "word": (["fit", "extra"], "'extra'", "settings begin with --"),
     "missing": (["fit"], "--model.name is missing", "--config"),
 }  # fmt: skip
@@ -207,6 +228,14 @@ def test_a_mistake_is_answered_in_three_lines_with_a_suggestion(mistake, refused
 def test_a_word_of_the_command_line_is_not_looked_for_in_a_recipe(refused):
     message = refused("fit", "--config", "quickstart", "--rollout.rewards", "rlif_lightning.rewards.SelfCertanty")
     assert message.startswith("error: rollout.rewards: there is no class")
+
+
+def test_a_word_after_a_runs_own_recipe_is_not_looked_for_in_it(refused, tmp_path):
+    run = tmp_path / "runs/a/1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last.ckpt").touch()
+    (run / "config.yaml").write_text("model: {name: x}\nevaluation: {predictions: rows}\n")
+    assert refused("export", run, "--format", "lora").startswith("error: format can't be 'lora'\n")
 
 
 def test_a_right_setting_before_the_wrong_one_is_not_blamed(refused):
@@ -237,6 +266,27 @@ FILES = {  # a recipe, and what its complaint must hold: always the file, and th
     "rollout:\n  group_size: 4\n   rewards: [": ("line 3", "not valid YAML"),
     "\tmodel: x": ("line 1", "not valid YAML"),
     "- a\n- b": ("holds no settings",),
+    "rollout: {group_size: 4}\nguard: {}\nrollout: {passes: 1}": (
+        "line 3",
+        "'rollout' stands twice, here and in line 1",
+    ),
+    "rollout: {passes: 1}\nrollout.group_size: 4": ("line 2", "'rollout' stands twice, here and in line 1"),
+    "rollout.group_size: 4\nrollout: {passes: 1}": ("line 2", "'rollout' stands twice, here and in line 1"),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args:\n      k: 1\n      weight: 1\n      k: 2": (
+        "line 7",
+        "'k' stands twice, here and in line 5",
+    ),
+    "? [a]\n: 1": ("line 1", "a name is not a word"),
+    "model: !!python/name:os.system": ("line 1", "an unknown tag"),
+    "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args: 3": (
+        "line 3",
+        "init_args takes settings, not '3'",
+    ),
+    "a: &a {b: *a}": ("line 1", "an anchor holds itself"),
+    f"rollout: {{group_size: {'1' * 5000}}}": ("line 1", "a number of 5000 digits"),
+    "evaluation: {<<: {n: 7}, n: 9}\nguard: {acton: warn}": ("line 2", "did you mean guard.action?"),
+    "model: {dropout: true}": ("line 1", "dropout is always off"),
+    "guard:\n  lag: 0\nprobe:\n  action: try": ("line 4", "memory_check.action"),
     "": ("is empty",),
     "rollout:\n  rewards:\n  - class_path: rlif_lightning.rewards.SelfCertanty": ("line 3", "rewards.SelfCertainty?"),
     "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args: {agregation: sum}": (
@@ -305,8 +355,53 @@ def test_later_recipes_win_and_the_command_line_wins_over_all(settings, tmp_path
     configs = ["--config", "quickstart", "--config", one, "--config", two]
     rollout = settings("fit", *configs, "--rollout.group_size=6")["rollout"]
     assert (rollout["group_size"], rollout["prompts_per_step"], rollout["max_new_tokens"]) == (6, 7, 9)
-    # also when the setting stands before the recipes? No: words are read in their order, and the last wins
     assert settings("fit", *configs)["rollout"]["group_size"] == 5
+
+
+def test_the_command_line_wins_wherever_it_stands(settings, tmp_path):
+    one = str(write(tmp_path / "one.yaml", rollout={"group_size": 4, "max_new_tokens": 9}))
+    two = str(write(tmp_path / "two.yaml", rollout={"group_size": 5, "prompts_per_step": 7}))
+    words = ["--rollout.group_size", "6", "-c", "quickstart", "--rollout.passes=2", f"--config={one}", f"-c{two}"]
+    for command in ("fit", "test", "diagnose", "plan", "export"):
+        rollout = settings(command, *words)["rollout"]
+        found = [rollout[name] for name in ("group_size", "passes", "max_new_tokens", "prompts_per_step")]
+        assert found == [6, 2, 9, 7]
+    words = ["--rollout.rewards+", "Length", "--rollout.rewards.prefer=long", "--config", "quickstart"]
+    assert [name for name, _ in rewards_of(settings("fit", *words))] == ["SelfCertainty", "Length"]
+
+
+def test_a_recipe_without_a_value_takes_no_word_of_others(refused):
+    assert "'extra'" in refused("fit", "extra", "--config")
+
+
+def test_anchors_and_merge_keys_stay_legal(settings, tmp_path):
+    text = "evaluation: &e {<<: {n: 7, every: 3}, n: 9}\nguard: &g {action: stop}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    config = settings("fit", "--config", "quickstart", "--config", "a.yaml")
+    assert (config["evaluation"]["n"], config["evaluation"]["every"], config["guard"]["action"]) == (9, 3, "stop")
+    words = ["--config", "quickstart", "--data.system_prompt", "{a: 1, a: 2}"]  # a text, whatever it looks like
+    assert settings("fit", *words)["data"]["system_prompt"] == "{a: 1, a: 2}"
+
+
+OLD = """model: {name: x, dropout: true, plain_forward: false}
+probe: {action: try}
+guard: {lag: 2, action: stop}
+completions: {show: 4, every: 3}
+"""
+
+
+def test_settings_that_were_removed_are_left_out_where_they_change_nothing(settings, refused, tmp_path):
+    old = tmp_path / "old.yaml"
+    old.write_text(OLD)
+    with pytest.warns(UserWarning, match="removed.*probe.action, model.dropout, model.plain_forward, guard.lag"):
+        config = settings("test", "--config", old)
+    assert (config["guard"]["action"], config["completions"]) == ("stop", {"every": 3, "keep": 32})
+    assert config["memory_check"] == {"action": "auto"} and not {"lag", "probe", "show"} & {*config, *config["guard"]}
+    with pytest.warns(UserWarning, match="removed"):
+        assert "old.yaml, line 1: There is no setting model.dropout any more" in refused("fit", "--config", old)
+    old.write_text(OLD.replace("true", "false").replace("lag: 2", "lag: 0").replace("try", "auto"))
+    with pytest.warns(UserWarning, match="removed"):
+        assert settings("fit", "--config", old)["guard"]["action"] == "stop"
 
 
 def rewards_of(config):

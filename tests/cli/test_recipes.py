@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from rlif_lightning.cli.recipes import shipped_recipes
+from rlif_lightning.cli.strict_yaml import compose
 from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.grading import AnswerFormat, Grader
 
@@ -112,6 +113,10 @@ def test_no_recipe_is_forgotten_here():
     shipped = {"quickstart", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
     shipped |= {*MATH_OVERLAYS, *SEVERAL_GPUS, "frozen_annotator"}
     assert set(shipped_recipes()) == shipped
+
+
+def test_no_recipe_says_anything_twice():
+    assert all(compose(Path(path).read_text()) for path in shipped_recipes().values())
 
 
 @pytest.mark.parametrize("recipe", TRAINING)

@@ -1,0 +1,76 @@
+"""YAML in which nothing is lost without a word: what stands twice is an error, with both lines."""
+
+import sys
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_DIGITS = sys.int_info.default_max_str_digits
+
+
+def compose(text: str) -> Any:
+    """The nodes of a text, merge keys (<<) resolved; None where it holds nothing.
+
+    Raises:
+        yaml.YAMLError: It is not YAML, a setting stands twice, an anchor holds itself, or a number is too long.
+    """
+    try:
+        root = yaml.compose(text, LOADER)
+        _check(root, (), set())
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    return root
+
+
+def entries(node: Any) -> dict[str, Any]:
+    """Name to value of a mapping; nothing for another node."""
+    return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+
+
+def _check(node: Any, above: tuple[int, ...], done: set[int]) -> None:
+    if id(node) in above:
+        raise _error("an anchor holds itself", node)
+    if id(node) in done or node is None:
+        return
+    done.add(id(node))
+    if node.tag not in yaml.SafeLoader.yaml_constructors and not node.tag.endswith((":merge", ":value")):
+        raise _error(f"an unknown tag, {node.tag}", node)
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
+            raise _error(f"a number of {len(node.value)} digits", node)
+        return
+    is_mapping = isinstance(node, yaml.MappingNode)
+    if is_mapping:
+        _refuse_repeated(node.value)
+    for part in [part for pair in node.value for part in pair] if is_mapping else node.value:
+        _check(part, (*above, id(node)), done)
+    if is_mapping:
+        yaml.constructor.SafeConstructor().flatten_mapping(node)
+        node.value = list({str(name.value): (name, value) for name, value in node.value}.values())  # own ones win
+
+
+def _refuse_repeated(pairs: list[tuple[Any, Any]]) -> None:
+    """Refuse a name that stands twice in a mapping; ``a: {b: 1}`` and ``a.b: 2`` are the same setting, too."""
+    for i, (name, value) in enumerate(pairs):
+        if not isinstance(name, yaml.ScalarNode):
+            raise _error("a name is not a word", name)
+        for other, its_value in pairs[:i]:
+            short, long = sorted((str(name.value), str(other.value)), key=len)
+            group = value if short == name.value else its_value
+            if short == long or (long.startswith(f"{short}.") and isinstance(group, yaml.MappingNode)):
+                raise _error(f"'{short}' stands twice, here and in line {other.start_mark.line + 1}", name)
+
+
+def _error(problem: str, node: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _load(text: str) -> Any:
+    compose(text)
+    return _load_leniently(text)
+
+
+_load_leniently = get_loader("yaml")
+set_loader("yaml", _load, (yaml.YAMLError,))
