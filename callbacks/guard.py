@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder, run_logger
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.guard.kept_weights import KeptWeights
-from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
+from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, RuleSettings, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import put_weights, trainable_weights
 from rlif_lightning.runs.atomic import replacing
@@ -54,11 +54,11 @@ class CollapseGuard(Callback):
         self,
         action: Literal["off", "warn", "stop", "restore"] = "warn",
         signals: list[Signal] | None = None,
-        drop: float = 0.05,
-        reference_drop: float = 0.15,
-        patience: int = 3,
-        smoothing: float = 0.3,
-        warmup: int = 3,
+        drop: float = RuleSettings.drop,
+        reference_drop: float = RuleSettings.reference_drop,
+        patience: int = RuleSettings.patience,
+        smoothing: float = RuleSettings.smoothing,
+        warmup: int = RuleSettings.warmup,
     ) -> None:
         check_ranges(
             "guard",
