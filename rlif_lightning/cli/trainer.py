@@ -1,12 +1,15 @@
 """LightningCLI for RLIF: it turns settings into objects and gives every run a folder."""
 
+import json
 import os
-import shutil
+import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,6 +26,7 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
+from rlif_lightning.callbacks.checkpoint import check_problems
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
@@ -175,12 +179,46 @@ class SaveConfig(SaveConfigCallback):
     """Writes config.yaml; a continued run keeps the settings of its earlier steps in a file next to it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the old file, then write the new one."""
-        if trainer.is_global_zero and not self.already_saved and isinstance(trainer.logger, RunLogger):
-            step, config = trainer.logger.resume_step, trainer.logger.folder / runs.CONFIG
-            if step is not None and config.is_file():
-                shutil.copyfile(config, config.with_name(f"config.until-step-{step}.yaml"))
-        super().setup(trainer, pl_module, stage)
+        """Write the file; where a run continues, only refuse other data, before anything is loaded."""
+        if self._continues(trainer):
+            check_problems(trainer, read_checkpoint(self.config.ckpt_path))
+        else:
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run continues, and nothing has refused the checkpoint: say what was changed since, and write the file."""
+        if not self._continues(trainer):
+            return
+        folder, step = Path(str(trainer.log_dir)), trainer.global_step
+        before = runs.keep_settings(folder, step) if trainer.is_global_zero else ""
+        super().setup(trainer, pl_module, "fit")
+        if before:
+            settings = (yaml.safe_load(text) for text in (before, (folder / runs.CONFIG).read_text(encoding="utf-8")))
+            changes = ", ".join(changed_settings(*settings))
+            if changes:
+                rank_zero_info(f"Changed since step {step}: {changes}")
+
+    @staticmethod
+    def _continues(trainer: Trainer) -> bool:
+        return isinstance(trainer.logger, RunLogger) and trainer.logger.resume_step is not None
+
+
+def changed_settings(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two versions of config.yaml, as ``model.kl_coefficient 0.005 -> 0.02``."""
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        was, now = ({f"[{n}]": value for n, value in enumerate(values)} for values in (was, now))
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("class_path") == now.get("class_path"):
+        for key in {**was, **now}:
+            if name or key not in ("ckpt_path", "runs", "config"):
+                inner = name if key == "init_args" else f"{name}.{key}".lstrip(".").replace(".[", "[")
+                yield from changed_settings(was.get(key), now.get(key), inner)
+    elif was != now:
+        yield f"{name} {_shown(was)} -> {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    value = value.get("class_path", value) if isinstance(value, dict) else value
+    return textwrap.shorten(value if isinstance(value, str) else json.dumps(value, default=str), 60)
 
 
 main = RLIFCLI.run

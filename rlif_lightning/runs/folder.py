@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.atomic import replacing
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -72,6 +73,23 @@ def next_run_folder(root: Path, recipe: str) -> Path:
 def latest_run_folder(root: Path, recipe: str) -> Path | None:
     """The newest run of the recipe (by number) that holds a checkpoint, None if there is none."""
     return next(reversed(_runs_with_checkpoint(Path(root) / recipe)), None)
+
+
+def keep_settings(run: Path, step: int) -> str:
+    """Before config.yaml is replaced, keep the settings of the steps before ``step``; returns their text.
+
+    Where a run goes back, ``config.until-step-<n>.yaml`` of the first n from ``step`` on has them, and later ones are
+    given up with their steps.
+    """
+    kept = {int(path.stem.rpartition("-")[2]): path for path in run.glob("config.until-step-*.yaml")}
+    source = next((kept[n] for n in sorted(kept) if n >= step), run / CONFIG)
+    settings = source.read_bytes() if source.is_file() else b""
+    with replacing(run / f"config.until-step-{step}.yaml") as file:
+        file.write(settings)
+    for n in kept:
+        if n > step:
+            kept[n].unlink()
+    return settings.decode()
 
 
 def check_run_folder(folder: Path, file: str) -> None:
