@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import torch
 import yaml
@@ -32,8 +32,8 @@ from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError
-from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
+from rlif_lightning.errors import UserError, no_room
+from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.logger import RunLogger
@@ -50,6 +50,8 @@ class RLIFCLI(LightningCLI):
 
     created: ClassVar[Path | None] = None
     """The run folder that this process has made; an early failure removes it."""
+    lock: ClassVar[IO[bytes] | None] = None
+    """Keeps other processes out of the run folder."""
 
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
@@ -59,12 +61,18 @@ class RLIFCLI(LightningCLI):
             return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error) from error
-        except BaseException:
+        except BaseException as error:
             if cls.created is not None:
                 runs.discard_run_folder(cls.created)
+            full = no_room(error, cls.lock and Path(cls.lock.name).parent)
+            if full is not None:
+                raise full from error
             raise
         finally:
             cls.created = None
+            if cls.lock is not None:
+                cls.lock.close()
+                cls.lock = None
             os.environ.pop(RUN_FOLDER, None)
 
     @staticmethod
@@ -116,16 +124,18 @@ class RLIFCLI(LightningCLI):
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
-        self.root = runs.run_root(config.runs)
+        self.root = runs.writable_folder(config.runs)
         self.recipe = runs.recipe_name(config.config)
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
-            if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
+            # Read here: a file that is no checkpoint is refused before anything is loaded.
+            checkpoint = read_checkpoint(config.ckpt_path)
+            identity_of(checkpoint)
+            if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
                 wrong = "Training can't continue from weights alone: the optimiser's state is missing"
                 do = "use them with test, validate, predict, diagnose or mix, or train with --guard.action restore"
                 raise UserError(wrong, got=config.ckpt_path, do=do)
-            # Read here: a file that is no checkpoint is refused before anything is loaded.
-            self.checkpoint_step = read_checkpoint(config.ckpt_path)["global_step"]
+            self.checkpoint_step = checkpoint["global_step"]
 
     def _find_checkpoint(self, ckpt_path: str) -> Path:
         """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""
@@ -163,6 +173,8 @@ class RLIFCLI(LightningCLI):
             if 0 < most <= step:
                 got = f"a checkpoint of step {step}, trainer.max_steps {most}"
                 raise UserError("The run has nothing left to do", got=got, do="raise --trainer.max_steps to train on")
+            if not getattr(rank_zero_only, "rank", 0):  # the first process writes for all
+                RLIFCLI.lock = runs.lock_run(resumed)
             rank_zero_info(f"Continuing the run in {resumed} from step {step}")
             return RunLogger(resumed, resume_step=step)
         if RUN_FOLDER in os.environ:
@@ -170,6 +182,7 @@ class RLIFCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
         folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe)
+        RLIFCLI.lock = runs.lock_run(folder)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)
