@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
 from rlif_lightning.callbacks.logging import run_folder
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_ranges
@@ -45,7 +46,7 @@ class RolloutCheckpoint(Checkpoint):
         self.every, self.keep = every, keep
         self._saved_step = -1
         self._module: Any = None  # whom a signal is told
-        self._at_boundary = True
+        self._at_boundary, self._stop_later = True, False
         self._problems: Tensor | None = None  # marks of those that this run trains on
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
@@ -61,6 +62,8 @@ class RolloutCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write and read checkpoints safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage == "fit":
+            check_early_stopping(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
@@ -106,7 +109,7 @@ class RolloutCheckpoint(Checkpoint):
             if isinstance(config.scheduler, LambdaLR):
                 recompute_rates(config.scheduler)
         self._stored = []
-        self._saved_step, self._at_boundary = trainer.global_step, True
+        self._saved_step, self._at_boundary, self._stop_later = trainer.global_step, True, False
         self._module, pl_module.asked_to_stop = pl_module, None
         self._make_last(trainer)
         if threading.current_thread() is threading.main_thread():
@@ -127,7 +130,7 @@ class RolloutCheckpoint(Checkpoint):
     @staticmethod
     def _give_up(folder: Path, step: int) -> dict[int, Path]:
         """Remove numbered checkpoints from a step on; returns the others."""
-        steps = {int(p.stem.split("=")[1]): p for p in folder.glob("step=*.ckpt")}
+        steps = {int(p.stem[5:]): p for p in folder.glob("step=*.ckpt") if p.stem[5:].isdecimal()}
         for n in [n for n in steps if n >= step]:
             steps.pop(n).unlink()
         return steps
@@ -139,10 +142,14 @@ class RolloutCheckpoint(Checkpoint):
         print("\nStopping after this rollout; a second signal ends the run at once.", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save where due; stop where asked to."""
+        """Save where due; stop where asked to, and where others have asked the Trainer to within the rollout."""
         self._at_boundary = batch["last"]
         if not self._at_boundary:
+            self._stop_later = self._stop_later or trainer.should_stop
+            trainer.should_stop = False
             return
+        trainer.should_stop = trainer.should_stop or self._stop_later
+        ask_early_stopping(trainer, pl_module)
         stop = pl_module.is_asked_to_stop()
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)

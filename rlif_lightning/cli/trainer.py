@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -45,6 +46,10 @@ TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 TRAINER_DEFAULTS |= {"enable_model_summary": False, "use_distributed_sampler": False}
 
 
+# Lightning's Timer has an enum among its defaults, which config.yaml could not hold otherwise.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
 class RLIFCLI(LightningCLI):
     """``rlif fit | validate | test | predict``."""
 
@@ -52,6 +57,8 @@ class RLIFCLI(LightningCLI):
     """The run folder that this process has made; an early failure removes it."""
     lock: ClassVar[IO[bytes] | None] = None
     """Keeps other processes out of the run folder."""
+    checkpoint_step = 0
+    """Optimiser steps of the checkpoint that a run continues from."""
 
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
@@ -149,7 +156,7 @@ class RLIFCLI(LightningCLI):
         """A Trainer that logs into the run's folder."""
         config = self.config_init[self.subcommand]
         trainer, asked = config.trainer, config.trainer.logger
-        if asked is not False and not trainer.fast_dev_run:
+        if asked is not False:
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
         bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
@@ -165,12 +172,18 @@ class RLIFCLI(LightningCLI):
             if isinstance(callback, RolloutCallback):
                 replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
+    def after_fit(self) -> None:
+        """Say so if there was nothing to do."""
+        if self.trainer.global_step == self.checkpoint_step:
+            limits = (f"trainer.{name} {getattr(self.trainer, name)}" for name in ("max_steps", "max_epochs"))
+            rank_zero_warn(f"Nothing was trained: the run ends at step {self.checkpoint_step} ({', '.join(limits)}).")
+
     def _run_logger(self, ckpt_path: str | None) -> RunLogger:
         """A logger for a new run folder, or for the checkpoint's folder when a fit continues."""
         resumed = runs.run_folder_of(Path(ckpt_path)) if self.subcommand == "fit" and ckpt_path is not None else None
         if resumed is not None:
             step, most = self.checkpoint_step, self.config_init[self.subcommand].trainer.max_steps
-            if 0 < most <= step:
+            if 0 <= most <= step:
                 got = f"a checkpoint of step {step}, trainer.max_steps {most}"
                 raise UserError("The run has nothing left to do", got=got, do="raise --trainer.max_steps to train on")
             if not getattr(rank_zero_only, "rank", 0):  # the first process writes for all
