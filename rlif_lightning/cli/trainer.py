@@ -65,7 +65,12 @@ class RLIFCLI(LightningCLI):
         """Parse and run one command: its name and the words after it."""
         prepare()
         try:
-            return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+            cli = cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+            if torch.distributed.is_initialized():
+                # Left to the end of the interpreter, gloo's threads may end it with std::terminate instead.
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
+            return cli
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error) from error
         except BaseException as error:

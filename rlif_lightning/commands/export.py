@@ -131,8 +131,9 @@ class Export:
             self._check_adapter(options)
         if options.push_to_hub is not None:
             check_hub(options.push_to_hub)
-        self.folder = runs.writable_folder(options.output or (self.run or Path()) / "export" / self.form, "--output")
+        self.folder = Path(options.output or (self.run or Path()) / "export" / self.form).expanduser()
         check_export_folder(self.folder, self.base)
+        runs.writable_folder(self.folder, "--output")
         precision = objects.precision.partition("-")[0]
         dtype = options.dtype or {"bf16": "bfloat16", "16": "float16"}.get(precision, "float32")
         self.dtype: torch.dtype = getattr(torch, dtype)

@@ -26,6 +26,10 @@ REFUSED = {
         "set --rollout.micro_batch_size, which changes memory alone; rlif plan says what fits",
     ),
     lightning.LearningRateFinder: ("it would train on rollouts and throw them away", "set --model.optimizer.lr"),
+    lightning.SpikeDetection: (
+        "the loss of a rollout is near 0 by construction, whatever its size says",
+        "leave it out; the guard watches rollouts",
+    ),
     lightning.OnExceptionCheckpoint: (
         "it saves within a rollout, and a new run would continue from that file unasked",
         "set --checkpoint.every 1 and continue with --ckpt_path last",

@@ -1,6 +1,7 @@
 """Exports: what plain transformers and PEFT make of them, prompts, cards, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -506,6 +507,9 @@ def test_mistakes_are_named(rlif, fit, model_folder, capsys, tmp_path, monkeypat
     ):
         assert message in refused(rlif, capsys, *args)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # a run of somebody else
+        assert "another one with --output" in refused(rlif, capsys, run)
     (run / "checkpoints" / "last.ckpt").unlink()
     assert "no last checkpoint" in refused(rlif, capsys, run)
     (run / "checkpoints" / "last.ckpt").mkdir()
