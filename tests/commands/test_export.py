@@ -508,7 +508,8 @@ def test_mistakes_are_named(rlif, fit, model_folder, capsys, tmp_path, monkeypat
         assert message in refused(rlif, capsys, *args)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     with monkeypatch.context() as patch:
-        patch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # a run of somebody else
+        # a run of somebody else
+        patch.setattr("os.access", lambda path, mode, real=os.access: Path(path) != run and real(path, mode))
         assert "another one with --output" in refused(rlif, capsys, run)
     (run / "checkpoints" / "last.ckpt").unlink()
     assert "no last checkpoint" in refused(rlif, capsys, run)
