@@ -71,16 +71,22 @@ def lost_process(error: BaseException | None) -> Failure | None:
     return None
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def no_room(error: BaseException | None, folder: object = None) -> Failure | None:
-    """What to say where a disk is full or a quota is used up; torch's writer reports only where it stopped.
+    """What to say where a disk is full or a quota is used up.
+
+    torch's writer reports only where it stopped, that of safetensors the number of the system's error in a text.
 
     Args:
         error: What was raised.
         folder: Where the command writes, if the error does not say.
     """
+    numbers = "|".join(map(str, FULL))
     for cause in causes(error):
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or re.search("PytorchStreamWriter failed|unexpected pos", str(cause)):
+        full = isinstance(cause, OSError) and cause.errno in FULL
+        if full or re.search(rf"PytorchStreamWriter failed|unexpected pos|\(os error ({numbers})\)", str(cause)):
             return Failure(
                 f"There is no room in {folder or getattr(cause, 'filename', None) or 'the output folder'}",
                 got=str(cause).splitlines()[0],

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint, completions
 from rlif_lightning.callbacks.checkpoint import apply_changes, configuration
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, no_room
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.training.module import RLIFModule
@@ -154,6 +155,27 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, error):
 # -- a full disk -----------------------------------------------------------------------------------------------
 
 FULL = Path("/dev/full")  # takes nothing, as a full disk does
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 355456 vs 355348"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), False),
+        (OSError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_what_a_full_disk_raises(error, full):
+    try:
+        raise ValueError("on the way out") from error
+    except ValueError as outer:
+        said = no_room(outer, "runs/a/1")
+    assert (said is not None) == full
+    if said is not None:
+        assert str(said).startswith("There is no room in runs/a/1\n") and said.code == 1
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
