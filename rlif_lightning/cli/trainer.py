@@ -33,7 +33,7 @@ from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError, no_room
+from rlif_lightning.errors import UserError, no_room, users_mistake
 from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
@@ -67,9 +67,8 @@ class RLIFCLI(LightningCLI):
         try:
             cli = cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
             if torch.distributed.is_initialized():
-                # Left to the end of the interpreter, gloo's threads may end it with std::terminate instead.
                 torch.distributed.barrier()
-                torch.distributed.destroy_process_group()
+                torch.distributed.destroy_process_group()  # gloo's threads may abort at exit
             return cli
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error) from error
@@ -79,6 +78,8 @@ class RLIFCLI(LightningCLI):
             full = no_room(error, cls.lock and Path(cls.lock.name).parent)
             if full is not None:
                 raise full from error
+            if users_mistake(error) is not None and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # with the exit code that belongs to it
             raise
         finally:
             cls.created = None
