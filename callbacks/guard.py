@@ -192,9 +192,11 @@ class CollapseGuard(Callback):
         """Tell what was decided wherever a reader may look."""
         then = {"warn": "Training continues", "stop": "The run ends after this rollout"}
         then["restore"] = f"{then['stop']}, with the weights of that step"
+        best = self.rule.best_step
+        where = f"kept in {self._folder / GUARD_WEIGHTS}" if best in self._kept.steps else "lost"
         text = (
-            f"Collapse guard: {reason}. The weights of step {self.rule.best_step} are kept in "
-            f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
+            f"Collapse guard: {reason}. The weights of step {best} are {where}. "
+            f"{then[self.action]} (guard.action {self.action})."
         )
         rank_zero_warn(text)
         logger = run_logger(trainer)

@@ -70,10 +70,11 @@ def _why_unreadable(path: Path, error: Exception) -> object:
         start = file.read(2)
     if not start:
         return "the file is empty"
-    if start == b"PK":  # a zip file, as torch.save writes them
-        other = "it holds other Python objects, which are not loaded because that could run any code"
-        return other if zipfile.is_zipfile(path) else "it was cut short"
-    return "it is another kind of file"
+    if start == b"PK" and not zipfile.is_zipfile(path):  # torch.save writes zip files
+        return "it was cut short"
+    if start == b"PK" and "Weights only load failed" in str(error):
+        return "it holds other Python objects, which are not loaded because that could run any code"
+    return "it is another kind of file, or damaged"
 
 
 def _kept_by_the_guard(path: Path) -> dict[str, Any]:

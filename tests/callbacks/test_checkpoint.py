@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ CHECKPOINTS = {
     "pickled object": ["can't be read", "could run any code"],
     "cut short": ["can't be read", "it was cut short"],
     "config.yaml": ["can't be read", "it is another kind of file"],
+    "archive.npz": ["can't be read", "it is another kind of file"],
     "empty": ["can't be read", "the file is empty"],
     "other content": ["can't be read", "something else than the state of a training"],
     "another program's": ["was not written by rlif_lightning"],
@@ -95,6 +97,9 @@ def test_what_is_no_checkpoint_is_refused(rlif, small_fit, tmp_path, capsys, mon
         path.write_bytes(path.read_bytes()[:-200])
     elif kind in ("config.yaml", "empty", "cut.safetensors"):
         path.write_text("" if kind == "empty" else "seed_everything: 0\n")
+    elif kind == "archive.npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", "x")
     elif "folder" in kind:
         path.unlink()
         path.mkdir()
