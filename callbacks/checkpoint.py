@@ -5,20 +5,27 @@ import shutil
 import signal
 import sys
 import threading
+from array import array
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
 from rlif_lightning.callbacks.logging import run_folder
+from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
 from rlif_lightning.runs.atomic import replacing
-from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT
+from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, LAST_CHECKPOINT
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -43,13 +50,14 @@ class RolloutCheckpoint(Checkpoint):
         self.every, self.keep = every, keep
         self._saved_step = -1
         self._module: Any = None  # whom a signal is told
-        self._at_boundary = True
+        self._at_boundary, self._stop_later = True, False
+        self._problems: Tensor | None = None  # marks of those that this run trains on
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
         self._stored: list[dict[str, Any]] = []  # as configured when the checkpoint was written
 
     def state_dict(self) -> dict[str, Any]:
-        """How the optimisers were configured, so that a continued run knows what has been changed since."""
-        return {"optimizers": self._optimizers}
+        """How the optimisers were configured, and on what: a continued run must know what has been changed since."""
+        return {"optimizers": self._optimizers, "problems": self._problems}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it from the checkpoint."""
@@ -58,14 +66,17 @@ class RolloutCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write and read checkpoints safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage == "fit":
+            check_early_stopping(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
         if not trainer.training:
             return
+        if not check_problems(trainer, checkpoint):
+            rank_zero_info("The checkpoint does not say on which problems it was trained: they are not compared.")
         plan, loop = trainer.datamodule.plan, checkpoint["loops"]["fit_loop"]
         (place,) = loop["state_dict"]["combined_loader"]
-        trainer.datamodule.train_dataloader().load_state_dict(place)  # refuses other data
         before, here = place["world_size"], trainer.world_size
         if before != here:
             dealt = plan.steps_per_rollout > 1
@@ -79,8 +90,9 @@ class RolloutCheckpoint(Checkpoint):
             rollouts = counts["ready"] // was
             counts.update({k: n + rollouts * (now - was) for k, n in counts.items()})
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
         """Note how the optimisers are configured, before the checkpoint's settings take their place."""
+        self._problems = problem_marks(trainer.datamodule.prompts["train"])
         self._optimizers = [configuration(optimizer) for optimizer in trainer.optimizers]
         for now, was in zip(self._optimizers, self._stored, strict=False):
             if now["class"] != was["class"]:
@@ -95,13 +107,13 @@ class RolloutCheckpoint(Checkpoint):
         """Bring changed settings back; take SIGTERM over from Lightning, which would stop within a rollout."""
         for optimizer, now, was in zip(trainer.optimizers, self._optimizers, self._stored, strict=False):
             changes = apply_changes(optimizer, now["groups"], was["groups"])
-            if changes:
+            if changes and not (run_folder(trainer) / CONFIG).is_file():  # else the command line tells them
                 rank_zero_info(f"Changed since the checkpoint: {', '.join(changes)}")
         for config in trainer.lr_scheduler_configs if self._stored else []:
             if isinstance(config.scheduler, LambdaLR):
                 recompute_rates(config.scheduler)
         self._stored = []
-        self._saved_step, self._at_boundary = trainer.global_step, True
+        self._saved_step, self._at_boundary, self._stop_later = trainer.global_step, True, False
         self._module, pl_module.asked_to_stop = pl_module, None
         self._make_last(trainer)
         if threading.current_thread() is threading.main_thread():
@@ -122,7 +134,7 @@ class RolloutCheckpoint(Checkpoint):
     @staticmethod
     def _give_up(folder: Path, step: int) -> dict[int, Path]:
         """Remove numbered checkpoints from a step on; returns the others."""
-        steps = {int(p.stem.split("=")[1]): p for p in folder.glob("step=*.ckpt")}
+        steps = {int(p.stem[5:]): p for p in folder.glob("step=*.ckpt") if p.stem[5:].isdecimal()}
         for n in [n for n in steps if n >= step]:
             steps.pop(n).unlink()
         return steps
@@ -134,10 +146,14 @@ class RolloutCheckpoint(Checkpoint):
         print("\nStopping after this rollout; a second signal ends the run at once.", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save where due; stop where asked to."""
+        """Save where due; stop where asked to, and where others have asked the Trainer to within the rollout."""
         self._at_boundary = batch["last"]
         if not self._at_boundary:
+            self._stop_later = self._stop_later or trainer.should_stop
+            trainer.should_stop = False
             return
+        trainer.should_stop = trainer.should_stop or self._stop_later
+        ask_early_stopping(trainer, pl_module)
         stop = pl_module.is_asked_to_stop()
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
@@ -214,3 +230,41 @@ def recompute_rates(scheduler: LambdaLR) -> None:
     scheduler._last_lr = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
     for group, lr in zip(groups, scheduler._last_lr, strict=True):
         group["lr"] = lr
+
+
+# -- the problems that a run is trained on ------------------------------------------------------------------------
+
+
+def problem_marks(prompts: Sequence[Prompt]) -> Tensor:
+    """A short mark of each problem [problems] int32: of the prompt's tokens and the right answer."""
+    golds = ((g := p.problem.gold) and (g.text, g.unit, g.tolerance) for p in prompts)
+    texts = (array("q", p.ids).tobytes() + ascii(gold).encode() for p, gold in zip(prompts, golds, strict=True))
+    return torch.frombuffer(bytearray(b"".join(blake2b(t, digest_size=4).digest() for t in texts)), dtype=torch.int32)
+
+
+def check_problems(trainer: Any, checkpoint: Mapping[str, Any]) -> bool:
+    """Refuse to continue a run on other training problems, or with rollouts of another size.
+
+    Returns whether the checkpoint tells its problems: those of older versions don't.
+
+    Raises:
+        UserError: They differ, with the number of those that do.
+    """
+    data = trainer.datamodule
+    (place,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    data.train_dataloader().load_state_dict(place)  # refuses another number of problems
+    prompts = data.prompts["train"]
+    was, now = checkpoint["callbacks"].get(RolloutCheckpoint.__name__, {}).get("problems"), problem_marks(prompts)
+    if was is None:
+        return False
+    differ = (was != now).nonzero().flatten().tolist()
+    if differ:
+        text = f"{len(differ)} of {len(prompts)} differ, the first is number {differ[0] + 1}: "
+        in_other_order = torch.equal(was.sort().values, now.sort().values)
+        raise UserError(
+            "The checkpoint was trained on other problems, prompts or answers",
+            got="the same ones in another order" if in_other_order else text + repr(prompts[differ[0]].text[:60]),
+            expected="those of the run so far",
+            do="leave data.train.*, the prompt's template and the files as they were, or begin a new run",
+        )
+    return True

@@ -108,6 +108,11 @@ class Evaluation(Callback):
         if self._grader is not None:
             self._grader.close()
 
+    @property
+    def latest_step(self) -> int:
+        """The step of this fit's newest evaluation; -1: there was none."""
+        return self._latest[0]
+
     def engine(self, module: RLIFModule) -> Sampler:
         """The rollout's where no other is given: there may be room for one only."""
         if self.sampler is None:
@@ -137,7 +142,7 @@ class Evaluation(Callback):
 
     def evaluate(self, trainer: Trainer, module: RLIFModule) -> dict[str, float]:
         """Evaluate the weights of the current step and log that, once per step; returns ``val/*``."""
-        if self._latest[0] != trainer.global_step:
+        if self.latest_step != trainer.global_step:
             start = time.perf_counter()
             metrics = self.held_out(trainer, module)
             self._latest = (trainer.global_step, metrics)

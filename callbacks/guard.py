@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder, run_logger
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.guard.kept_weights import KeptWeights
-from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
+from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, RuleSettings, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import put_weights, trainable_weights
 from rlif_lightning.runs.atomic import replacing
@@ -54,11 +54,11 @@ class CollapseGuard(Callback):
         self,
         action: Literal["off", "warn", "stop", "restore"] = "warn",
         signals: list[Signal] | None = None,
-        drop: float = 0.05,
-        reference_drop: float = 0.15,
-        patience: int = 3,
-        smoothing: float = 0.3,
-        warmup: int = 3,
+        drop: float = RuleSettings.drop,
+        reference_drop: float = RuleSettings.reference_drop,
+        patience: int = RuleSettings.patience,
+        smoothing: float = RuleSettings.smoothing,
+        warmup: int = RuleSettings.warmup,
     ) -> None:
         check_ranges(
             "guard",
@@ -192,9 +192,11 @@ class CollapseGuard(Callback):
         """Tell what was decided wherever a reader may look."""
         then = {"warn": "Training continues", "stop": "The run ends after this rollout"}
         then["restore"] = f"{then['stop']}, with the weights of that step"
+        best = self.rule.best_step
+        where = f"kept in {self._folder / GUARD_WEIGHTS}" if best in self._kept.steps else "lost"
         text = (
-            f"Collapse guard: {reason}. The weights of step {self.rule.best_step} are kept in "
-            f"{self._folder / GUARD_WEIGHTS}. {then[self.action]} (guard.action {self.action})."
+            f"Collapse guard: {reason}. The weights of step {best} are {where}. "
+            f"{then[self.action]} (guard.action {self.action})."
         )
         rank_zero_warn(text)
         logger = run_logger(trainer)

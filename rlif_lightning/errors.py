@@ -1,5 +1,6 @@
 """The one exception for a user's mistake."""
 
+import errno
 import os
 import re
 import textwrap
@@ -17,11 +18,20 @@ class UserError(Exception):
         do: What to do about it.
     """
 
+    code = 2
+    """What the command exits with."""
+
     def __init__(self, wrong: str, *, got: object = None, expected: object = None, do: object = None) -> None:
         lines = [wrong]
         facts = (("got", got), ("expected", expected), ("do", do))
         lines += [f"  {name}: {text}" for name, text in facts if text is not None]
         super().__init__("\n".join(lines))
+
+
+class Failure(UserError):
+    """Something that the machine did, not the user."""
+
+    code = 1
 
 
 def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> None:
@@ -76,14 +86,38 @@ DISTRIBUTED = ("DistBackendError", "DistNetworkError", "DistStoreError")
 LOST = "reset by peer|closed by peer|Broken pipe|Timed out|Socket Timeout|communicator was aborted|process exited"
 
 
-def lost_process(error: BaseException | None) -> UserError | None:
+def lost_process(error: BaseException | None) -> Failure | None:
     """What to say where another process of the run has gone: gloo and NCCL only report a lost connection."""
     for cause in causes(error):
         said = str(cause)
         if ("gloo" in said or type(cause).__name__ in DISTRIBUTED) and re.search(LOST, said):
-            return UserError(
+            return Failure(
                 "Another process of this run has ended or does not answer, so this one ends as well",
                 got=said.splitlines()[0][:200],
                 do="look for the first error among the processes' messages; continue with --ckpt_path last",
+            )
+    return None
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(error: BaseException | None, folder: object = None) -> Failure | None:
+    """What to say where a disk is full or a quota is used up.
+
+    torch's writer reports only where it stopped, that of safetensors the number of the system's error in a text.
+
+    Args:
+        error: What was raised.
+        folder: Where the command writes, if the error does not say.
+    """
+    numbers = "|".join(map(str, FULL))
+    for cause in causes(error):
+        full = isinstance(cause, OSError) and cause.errno in FULL
+        if full or re.search(rf"PytorchStreamWriter failed|unexpected pos|\(os error ({numbers})\)", str(cause)):
+            return Failure(
+                f"There is no room in {folder or getattr(cause, 'filename', None) or 'the output folder'}",
+                got=str(cause).splitlines()[0],
+                do="make room; what was written before is whole, and a run continues with --ckpt_path last",
             )
     return None

@@ -3,6 +3,9 @@
 import logging
 import os
 import sys
+import threading
+
+from rlif_lightning.errors import no_room
 
 SAID_BY_LIGHTNING = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
 
@@ -19,7 +22,21 @@ def prepare() -> None:
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_said_by_lightning)
+    _quiet_threads()
 
 
 def _not_said_by_lightning(record: logging.LogRecord) -> bool:
     return not any(words in record.getMessage() for words in SAID_BY_LIGHTNING)
+
+
+def _quiet_threads() -> None:
+    """No traceback of TensorBoard's writing thread on a full disk: the run meets the error itself."""
+    usual = threading.excepthook
+    if usual.__module__ == __name__:
+        return
+
+    def ended(args: threading.ExceptHookArgs) -> None:
+        if no_room(args.exc_value) is None:
+            usual(args)
+
+    threading.excepthook = ended

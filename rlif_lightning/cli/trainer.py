@@ -1,15 +1,19 @@
 """LightningCLI for RLIF: it turns settings into objects and gives every run a folder."""
 
+import json
 import os
-import shutil
+import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlif_lightning.callbacks import (
@@ -22,14 +26,15 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
+from rlif_lightning.callbacks.checkpoint import check_problems
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser, check_numbers
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError, missing_package, said_by_python
-from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
+from rlif_lightning.errors import UserError, missing_package, no_room, said_by_python, users_mistake
+from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.logger import RunLogger
@@ -41,26 +46,46 @@ TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 TRAINER_DEFAULTS |= {"enable_model_summary": False, "use_distributed_sampler": False}
 
 
+# Lightning's Timer has an enum among its defaults, which config.yaml could not hold otherwise.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
 class RLIFCLI(LightningCLI):
     """``rlif fit | validate | test | predict``."""
 
     created: ClassVar[Path | None] = None
     """The run folder that this process has made; an early failure removes it."""
+    lock: ClassVar[IO[bytes] | None] = None
+    """Keeps other processes out of the run folder."""
+    checkpoint_step = 0
+    """Optimiser steps of the checkpoint that a run continues from."""
 
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
         """Parse and run one command: its name and the words after it."""
         prepare()
         try:
-            return cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+            cli = cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()  # gloo's threads may abort at exit
+            return cli
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error) from error
-        except BaseException:
+        except BaseException as error:
             if cls.created is not None:
                 runs.discard_run_folder(cls.created)
+            full = no_room(error, cls.lock and Path(cls.lock.name).parent)
+            if full is not None:
+                raise full from error
+            if users_mistake(error) is not None and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # with the exit code that belongs to it
             raise
         finally:
             cls.created = None
+            if cls.lock is not None:
+                cls.lock.close()
+                cls.lock = None
             os.environ.pop(RUN_FOLDER, None)
 
     @staticmethod
@@ -125,16 +150,18 @@ class RLIFCLI(LightningCLI):
         config = self.command_config
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
-        self.root = runs.run_root(config.runs)
+        self.root = runs.writable_folder(config.runs)
         self.recipe = runs.recipe_name(config.config)
         if config.ckpt_path is not None:
             config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
-            if self.subcommand == "fit" and config.ckpt_path.endswith(KEPT):
+            # Read here: a file that is no checkpoint is refused before anything is loaded.
+            checkpoint = read_checkpoint(config.ckpt_path)
+            identity_of(checkpoint)
+            if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
                 wrong = "Training can't continue from weights alone: the optimiser's state is missing"
                 do = "use them with test, validate, predict, diagnose or mix, or train with --guard.action restore"
                 raise UserError(wrong, got=config.ckpt_path, do=do)
-            # Read here: a file that is no checkpoint is refused before anything is loaded.
-            self.checkpoint_step = read_checkpoint(config.ckpt_path)["global_step"]
+            self.checkpoint_step = checkpoint["global_step"]
 
     def instantiate_classes(self) -> None:
         """As in the base class; what the class of a setting raises is told with the setting's name."""
@@ -167,7 +194,7 @@ class RLIFCLI(LightningCLI):
             if kind in map(type, trainer.callbacks):
                 wrong = f"trainer.callbacks names {kind.__name__}, which every run has"
                 raise UserError(wrong, do=f"leave it out there, and set --{key}.*")
-        if asked is not False and not trainer.fast_dev_run:
+        if asked is not False:
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
         bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
@@ -187,14 +214,22 @@ class RLIFCLI(LightningCLI):
             if isinstance(callback, RolloutCallback):
                 replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
+    def after_fit(self) -> None:
+        """Say so if there was nothing to do."""
+        if self.trainer.global_step == self.checkpoint_step:
+            limits = (f"trainer.{name} {getattr(self.trainer, name)}" for name in ("max_steps", "max_epochs"))
+            rank_zero_warn(f"Nothing was trained: the run ends at step {self.checkpoint_step} ({', '.join(limits)}).")
+
     def _run_logger(self, ckpt_path: str | None) -> RunLogger:
         """A logger for a new run folder, or for the checkpoint's folder when a fit continues."""
         resumed = runs.run_folder_of(Path(ckpt_path)) if self.subcommand == "fit" and ckpt_path is not None else None
         if resumed is not None:
             step, most = self.checkpoint_step, self.config_init[self.subcommand].trainer.max_steps
-            if 0 < most <= step:
+            if 0 <= most <= step:
                 got = f"a checkpoint of step {step}, trainer.max_steps {most}"
                 raise UserError("The run has nothing left to do", got=got, do="raise --trainer.max_steps to train on")
+            if not getattr(rank_zero_only, "rank", 0):  # the first process writes for all
+                RLIFCLI.lock = runs.lock_run(resumed)
             rank_zero_info(f"Continuing the run in {resumed} from step {step}")
             return RunLogger(resumed, resume_step=step)
         if RUN_FOLDER in os.environ:
@@ -202,6 +237,7 @@ class RLIFCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
         folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe)
+        RLIFCLI.lock = runs.lock_run(folder)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
         return RunLogger(folder)
@@ -211,12 +247,46 @@ class SaveConfig(SaveConfigCallback):
     """Writes config.yaml; a continued run keeps the settings of its earlier steps in a file next to it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the old file, then write the new one."""
-        if trainer.is_global_zero and not self.already_saved and isinstance(trainer.logger, RunLogger):
-            step, config = trainer.logger.resume_step, trainer.logger.folder / runs.CONFIG
-            if step is not None and config.is_file():
-                shutil.copyfile(config, config.with_name(f"config.until-step-{step}.yaml"))
-        super().setup(trainer, pl_module, stage)
+        """Write the file; where a run continues, only refuse other data, before anything is loaded."""
+        if self._continues(trainer):
+            check_problems(trainer, read_checkpoint(self.config.ckpt_path))
+        else:
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run continues, and nothing has refused the checkpoint: say what was changed since, and write the file."""
+        if not self._continues(trainer):
+            return
+        folder, step = Path(str(trainer.log_dir)), trainer.global_step
+        before = runs.keep_settings(folder, step) if trainer.is_global_zero else ""
+        super().setup(trainer, pl_module, "fit")
+        if before:
+            settings = (yaml.safe_load(text) for text in (before, (folder / runs.CONFIG).read_text(encoding="utf-8")))
+            changes = ", ".join(changed_settings(*settings))
+            if changes:
+                rank_zero_info(f"Changed since step {step}: {changes}")
+
+    @staticmethod
+    def _continues(trainer: Trainer) -> bool:
+        return isinstance(trainer.logger, RunLogger) and trainer.logger.resume_step is not None
+
+
+def changed_settings(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two versions of config.yaml, as ``model.kl_coefficient 0.005 -> 0.02``."""
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        was, now = ({f"[{n}]": value for n, value in enumerate(values)} for values in (was, now))
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("class_path") == now.get("class_path"):
+        for key in {**was, **now}:
+            if name or key not in ("ckpt_path", "runs", "config"):
+                inner = name if key == "init_args" else f"{name}.{key}".lstrip(".").replace(".[", "[")
+                yield from changed_settings(was.get(key), now.get(key), inner)
+    elif was != now:
+        yield f"{name} {_shown(was)} -> {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    value = value.get("class_path", value) if isinstance(value, dict) else value
+    return textwrap.shorten(value if isinstance(value, str) else json.dumps(value, default=str), 60)
 
 
 main = RLIFCLI.run

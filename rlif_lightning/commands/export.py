@@ -95,7 +95,7 @@ class ExportCLI(RecipeObjects):
         super().parse_arguments(parser, args)
         last = Path(str(self.config.config[-1])) if self.config.config else Path()
         own = last.parent if last.name == runs.CONFIG and (last.parent / runs.CHECKPOINTS).is_dir() else None
-        root, recipe = runs.run_root(self.config.runs), runs.recipe_name(self.config.config)
+        root, recipe = Path(self.config.runs).expanduser(), runs.recipe_name(self.config.config)
         checkpoint = choose_checkpoint(self.config.ckpt_path, own, root, recipe)
         run = runs.run_folder_of(checkpoint)
         if own is None and run is not None and (run / runs.CONFIG).is_file():
@@ -127,6 +127,7 @@ class Export:
             check_hub(options.push_to_hub)
         self.folder = Path(options.output or (self.run or Path()) / "export" / self.form).expanduser()
         check_export_folder(self.folder, self.base)
+        runs.writable_folder(self.folder, "--output")
         precision = objects.precision.partition("-")[0]
         dtype = options.dtype or {"bf16": "bfloat16", "16": "float16"}.get(precision, "float32")
         self.dtype: torch.dtype = getattr(torch, dtype)

@@ -1,9 +1,11 @@
 """Copies of the trainable weights of a few steps: in memory, and in a folder where they outlive the process."""
 
+import warnings
 from pathlib import Path
 
 from torch import nn
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.models.trainable import Weights, load_trainable, save_trainable, trainable_weights
 
 FILE = "weights.safetensors"
@@ -44,8 +46,12 @@ class KeptWeights:
         """Read the needed steps from a folder; returns the steps of files that are not."""
         others = []
         for path in sorted(folder.glob("*.safetensors")):
-            weights, facts = load_trainable(path)
-            step = int(facts["step"])
+            try:
+                weights, facts = load_trainable(path)
+                step = int(facts["step"])
+            except (UserError, KeyError, ValueError):
+                warnings.warn(f"Collapse guard: {path} is damaged: the run goes on without it.", stacklevel=1)
+                continue
             if step in needed:
                 self.steps[step] = weights
                 self._written[path] = step

@@ -39,6 +39,17 @@ class Decision:
         )
 
 
+@dataclass(frozen=True)
+class RuleSettings:
+    """The settings of :class:`~rlif_lightning.callbacks.CollapseGuard` that make its rule."""
+
+    drop: float = 0.05  # of agreement or similarity, as a share of the best
+    reference_drop: float = 0.15  # of the reference's log-likelihood, as a share of its first mean
+    patience: int = 3  # consecutive rollouts below that fire
+    smoothing: float = 0.3  # weight of a new value, above 0 and up to 1
+    warmup: int = 3  # first rollouts, which enter the average but are not judged
+
+
 @dataclass
 class Watch:
     """Looks at one signal, of which larger is better, for a lasting drop from its running best.
@@ -51,9 +62,9 @@ class Watch:
     signal: str  # name of the metric
     drop: float  # that counts, in the unit
     unit: Literal["best", "start"] = "best"
-    patience: int = 3  # consecutive rollouts below that fire
-    smoothing: float = 0.3  # weight of a new value, above 0 and up to 1
-    warmup: int = 3  # first rollouts, which enter the average but are not judged
+    patience: int = RuleSettings.patience
+    smoothing: float = RuleSettings.smoothing
+    warmup: int = RuleSettings.warmup
     absent: float | None = None  # what a missing value means once the signal has been there; None: it is skipped
     unless: str | None = None  # the watch only counts as long as this other signal has never been there
     steps: list[int] = field(default_factory=list, init=False)
@@ -151,28 +162,21 @@ class CollapseRule:
             self.update(step, {name: seen[step] for name, seen in signals.items() if step in seen})
 
 
-def default_rule(
-    drop: float = 0.05,
-    reference_drop: float = 0.15,
-    patience: int = 3,
-    smoothing: float = 0.3,
-    warmup: int = 3,
-    signals: Sequence[str] = (AGREEMENT, SIMILARITY, REFERENCE),
-) -> CollapseRule:
+def default_rule(signals: Sequence[str] = (AGREEMENT, SIMILARITY, REFERENCE), **settings: Any) -> CollapseRule:
     """Agreement or the reference's log-likelihood; similarity where there are no answers to agree on.
 
-    The settings are those of :class:`~rlif_lightning.callbacks.CollapseGuard`; the first signal is the primary.
+    The settings are those of :class:`RuleSettings`; the first signal is the primary.
     """
-    drops = {AGREEMENT: drop, SIMILARITY: drop, REFERENCE: reference_drop}
+    rule = RuleSettings(**settings)
     return CollapseRule(
         [
             Watch(
                 signal,
-                drops[signal],
+                rule.reference_drop if signal == REFERENCE else rule.drop,
                 "start" if signal == REFERENCE else "best",
-                patience,
-                smoothing,
-                warmup,
+                rule.patience,
+                rule.smoothing,
+                rule.warmup,
                 # A rollout without any answer has no agreement; where there was some before, it has fallen to 0.
                 absent=0.0 if signal == AGREEMENT else None,
                 unless=AGREEMENT if signal == SIMILARITY and AGREEMENT in signals else None,

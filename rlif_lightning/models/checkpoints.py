@@ -52,25 +52,41 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
         if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
-            raise TypeError("no checkpoint of a Trainer")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if "Weights only load failed" in str(error) and zipfile.is_zipfile(path):
-            reason = "it holds other Python objects, which are not loaded because that could run any code"
+            raise TypeError("it holds something else than the state of a training")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, OSError) as error:
         raise UserError(
             "The checkpoint can't be read",
-            got=f"{path}: {reason}",
-            expected="a whole file of tensors and plain values, as this package writes them",
-            do="give another checkpoint in --ckpt_path",
+            got=f"{path}: {_why_unreadable(Path(path), error)}",
+            expected="a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt",
+            do="give one, or a run's folder, in --ckpt_path; a model is given in --model.name",
         ) from error
     return checkpoint
+
+
+def _why_unreadable(path: Path, error: Exception) -> object:
+    if isinstance(error, OSError | TypeError):
+        return getattr(error, "strerror", None) or error
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return "the file is empty"
+    if start == b"PK" and not zipfile.is_zipfile(path):  # torch.save writes zip files
+        return "it was cut short"
+    if start == b"PK" and "Weights only load failed" in str(error):
+        return "it holds other Python objects, which are not loaded because that could run any code"
+    return "it is another kind of file, or damaged"
 
 
 def _kept_by_the_guard(path: Path) -> dict[str, Any]:
     """Kept weights in the shape of a checkpoint; they come without an optimiser's state."""
     weights, facts = load_trainable(path)
     if not {"step", *Identity.__dataclass_fields__} <= facts.keys():
-        raise UserError("The file holds no weights that the collapse guard has kept", got=path)
+        raise UserError(
+            "The file holds no weights that the collapse guard has kept",
+            got=path,
+            expected="a checkpoint (.ckpt), or checkpoints/guard/weights.safetensors of a run",
+            do="give one in --ckpt_path; a model is given by its folder in --model.name",
+        )
     return {
         "global_step": int(facts["step"]),
         "pytorch-lightning_version": lightning_version,
@@ -83,7 +99,8 @@ def identity_of(checkpoint: Mapping[str, Any]) -> Identity:
     """Whose weights a checkpoint of ours holds."""
     mark = checkpoint.get("rlif")
     if mark is None:
-        raise UserError("The checkpoint was not written by rlif_lightning", do="check --ckpt_path")
+        expected = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
+        raise UserError("The checkpoint was not written by rlif_lightning", expected=expected, do="check --ckpt_path")
     return Identity(**{name: mark[name] for name in Identity.__dataclass_fields__})
 
 

@@ -101,4 +101,5 @@ def load_trainable(path: Path) -> tuple[Weights, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError("The weights can't be read", got=f"{path}: {error}") from error
+        do = "take the run's last checkpoint (--ckpt_path last), or delete the file if it is damaged"
+        raise UserError("The weights can't be read", got=f"{path}: {error}", do=do) from error

@@ -7,11 +7,18 @@ A resumed run continues in the folder of its checkpoint.
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.atomic import replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
@@ -26,13 +33,38 @@ def recipe_name(configs: list[Any] | None) -> str:
     return "+".join(names) or "run"
 
 
-def run_root(path: str) -> Path:
-    """The folder that holds all runs; it must allow writing."""
-    root = Path(path).expanduser()
-    existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+def writable_folder(path: str | Path, setting: str = "--runs") -> Path:
+    """A folder that exists or can be made, with ``~`` replaced; it must allow writing."""
+    folder = Path(path).expanduser()
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError("The output folder can't be written to", got=root, do="give another one with --runs")
-    return root
+        raise UserError("The output folder can't be written to", got=folder, do=f"give another one with {setting}")
+    return folder
+
+
+def lock_run(folder: Path) -> IO[bytes]:
+    """Keep other processes from writing into a run folder until the returned file is closed or this process ends.
+
+    Does nothing on Windows, and on file systems without locks.
+
+    Raises:
+        UserError: Another process writes to the run, or this one may not.
+    """
+    try:
+        file = (folder / LOCK).open("wb")
+    except OSError as error:
+        got = f"{folder}: {error.strerror}"
+        raise UserError("The run folder can't be written to", got=got, do="continue a copy of it") from error
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        do = "wait for its end, or end it; a new run (without --ckpt_path) gets a folder of its own"
+        raise UserError("Another process writes to this run", got=folder, do=do) from error
+    except OSError:  # no locks here
+        pass
+    return file
 
 
 def discard_run_folder(folder: Path) -> None:
@@ -41,7 +73,7 @@ def discard_run_folder(folder: Path) -> None:
     Folders above that are left empty go as well. Anything but settings and empty event files keeps it.
     """
     files = [f for f in folder.rglob("*") if f.is_file()]
-    if any(f.name != CONFIG and "tfevents" not in f.name for f in files):
+    if any(f.name not in (CONFIG, LOCK) and "tfevents" not in f.name for f in files):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for above in list(folder.parents)[:2]:  # of the recipe, of all runs
@@ -72,6 +104,23 @@ def next_run_folder(root: Path, recipe: str) -> Path:
 def latest_run_folder(root: Path, recipe: str) -> Path | None:
     """The newest run of the recipe (by number) that holds a checkpoint, None if there is none."""
     return next(reversed(_runs_with_checkpoint(Path(root) / recipe)), None)
+
+
+def keep_settings(run: Path, step: int) -> str:
+    """Before config.yaml is replaced, keep the settings of the steps before ``step``; returns their text.
+
+    Where a run goes back, ``config.until-step-<n>.yaml`` of the first n from ``step`` on has them, and later ones are
+    given up with their steps.
+    """
+    kept = {int(path.stem.rpartition("-")[2]): path for path in run.glob("config.until-step-*.yaml")}
+    source = next((kept[n] for n in sorted(kept) if n >= step), run / CONFIG)
+    settings = source.read_bytes() if source.is_file() else b""
+    with replacing(run / f"config.until-step-{step}.yaml") as file:
+        file.write(settings)
+    for n in kept:
+        if n > step:
+            kept[n].unlink()
+    return settings.decode()
 
 
 def check_run_folder(folder: Path, file: str) -> None:
@@ -115,6 +164,9 @@ def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
     elif (path / CONFIG).exists():
         wrong, got = "The run folder holds no checkpoint.", ""
         do = "give a run of `rlif fit`: runs of test, validate and predict hold only results"
+    elif path.is_dir():
+        wrong, got = "The folder is no run: it has no checkpoints.", ""
+        do = "give a run's folder or the path of a checkpoint; a model's folder is given in --model.name"
     elif path.exists():
         return path
     else:

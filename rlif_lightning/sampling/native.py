@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.errors import UserError, check_ranges
+from rlif_lightning.errors import check_ranges
 from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
 from rlif_lightning.rollout import Samples, left_trim
 from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
 from rlif_lightning.sampling.llama_decoder import decoder_for
-from rlif_lightning.sampling.protocol import Progress, Sampling
+from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
 from rlif_lightning.sampling.token_sampling import TokenSampler, filter_logits, inverse_cdf, uniforms
 
 
@@ -134,10 +134,7 @@ class NativeSampler:
         decoder = decoder_for(self.policy)
         logits = decoder.prefill(ids, mask)  # [P, V]
         if not logits.amax(-1).isfinite().all():
-            raise UserError(
-                "The policy's logits are not numbers any more: training has diverged",
-                do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
-            )
+            raise diverged()
         drawn.finite = bool(logits.isfinite().all())  # tokens may be ruled out by a logit of -inf
         group = torch.arange(len(ids), device=device).repeat_interleave(group_size)
         decoder.select_rows(group)

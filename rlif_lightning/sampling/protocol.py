@@ -101,3 +101,11 @@ def up_to_date(sampler: Sampler, policy: Policy) -> Iterator[nn.Module]:
             yield model
         finally:
             sampler.release()
+
+
+def diverged() -> UserError:
+    """What to say where the policy's logits are not finite."""
+    return UserError(
+        "The policy's logits are not numbers any more: training has diverged",
+        do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
+    )

@@ -23,6 +23,7 @@ from rlif_lightning.models.trainable import trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
+from rlif_lightning.training.other_callbacks import check_trainer
 from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
 from rlif_lightning.training.window import EntropyBonus, Window
 from rlif_lightning.warnings_shown import quiet_lightning
@@ -152,6 +153,11 @@ class RLIFModule(pl.LightningModule):
         self.evaluation: Any = None  # the Evaluation callback
         self.asked_to_stop: str | None = None  # the signal that this process got
         self.window = Window()
+
+    def configure_callbacks(self) -> list[Any]:
+        """None; the first that Lightning asks for, hence the place to refuse a Trainer's others."""
+        check_trainer(self.trainer)
+        return []
 
     # -- loading ---------------------------------------------------------------------------------------------
 

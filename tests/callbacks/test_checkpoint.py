@@ -1,25 +1,41 @@
 """Checkpoint files: when they are written, what they hold, and what is refused."""
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
+from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint, completions
 from rlif_lightning.callbacks.checkpoint import apply_changes, configuration
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, no_room
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
+from rlif_lightning.runs import folder as runs
+from rlif_lightning.training.module import RLIFModule
 
 
 def last(folder):
     return read_checkpoint(Path(folder) / "runs" / "run" / "1" / "checkpoints" / "last.ckpt")
+
+
+def raising(error):
+    """A function that raises."""
+
+    def function(*_):
+        raise error
+
+    return function
 
 
 def test_a_failed_write_leaves_the_file_before_whole(tmp_path, monkeypatch):
@@ -55,20 +71,140 @@ def test_what_was_read_stays_when_the_file_is_replaced(tmp_path):
     assert torch.equal(read["x"], values)
 
 
-@pytest.mark.parametrize("kind", ["pickled object", "cut short", "text", "empty", "other content"])
-def test_what_is_no_checkpoint_is_refused(rlif, small_fit, tmp_path, capsys, kind):
-    path = tmp_path / "bad.ckpt"
-    torch.save({"global_step": 1, "x": argparse.Namespace(a=1)} if kind == "pickled object" else [1, 2], path)
+CHECKPOINTS = {
+    "pickled object": ["can't be read", "could run any code"],
+    "cut short": ["can't be read", "it was cut short"],
+    "config.yaml": ["can't be read", "it is another kind of file"],
+    "archive.npz": ["can't be read", "it is another kind of file"],
+    "empty": ["can't be read", "the file is empty"],
+    "other content": ["can't be read", "something else than the state of a training"],
+    "another program's": ["was not written by rlif_lightning"],
+    "a folder": ["The folder is no run", "--model.name"],
+    "weights.safetensors": ["no weights that the collapse guard has kept", "--model.name"],
+    "cut.safetensors": ["The weights can't be read", "--ckpt_path last"],
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_what_is_no_checkpoint_is_refused(rlif, small_fit, tmp_path, capsys, monkeypatch, kind):
+    path = tmp_path / kind
+    contents = {
+        "pickled object": {"global_step": 1, "x": argparse.Namespace(a=1)},
+        "another program's": {"global_step": 1},
+    }
+    torch.save(contents.get(kind, [1, 2]), path)
     if kind == "cut short":
         path.write_bytes(path.read_bytes()[:-200])
-    elif kind in ("text", "empty"):
-        path.write_text("no checkpoint\n" if kind == "text" else "")
+    elif kind in ("config.yaml", "empty", "cut.safetensors"):
+        path.write_text("" if kind == "empty" else "seed_everything: 0\n")
+    elif kind == "archive.npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", "x")
+    elif "folder" in kind:
+        path.unlink()
+        path.mkdir()
+    elif kind == "weights.safetensors":
+        save_file({"x": torch.ones(1)}, path)
+    monkeypatch.setattr(RLIFModule, "configure_model", None)
     with pytest.raises(SystemExit) as ended:
         rlif("fit", *small_fit, "--ckpt_path", path)
     assert ended.value.code == 2
+    error = capsys.readouterr().err.removeprefix("INFO: Seed set to 0\n")
+    assert all(part in error for part in CHECKPOINTS[kind]) and len(error.splitlines()) <= 4, error
+
+
+def test_weights_alone_are_not_continued(rlif, small_fit, tmp_path, capsys):
+    """ModelCheckpoint writes such files if it is told to; the loops' state was looked for in them."""
+    rlif("fit", *small_fit, "--trainer.max_steps=1")
+    stored = last(tmp_path)
+    torch.save({k: v for k, v in stored.items() if k not in ("optimizer_states", "loops")}, "weights.ckpt")
+    with pytest.raises(SystemExit):
+        rlif("fit", *small_fit, "--ckpt_path=weights.ckpt")
+    assert "can't continue from weights alone" in capsys.readouterr().err
+
+
+# -- two processes that write to one run -----------------------------------------------------------------------
+
+
+def test_one_process_at_a_time_writes_to_a_run(rlif, small_fit, tmp_path, capsys):
+    """The slower one's files were taken away by the faster one; a killed process leaves no lock behind."""
+    settings = [*small_fit, "--ckpt_path=last", "--trainer.max_steps=2"]
+    rlif("fit", *small_fit, "--trainer.max_steps=1")
+    run = tmp_path / "runs" / "run" / "1"
+    hold = "import pathlib, sys\nfrom rlif_lightning.runs.folder import lock_run\n"
+    hold += "held = lock_run(pathlib.Path(sys.argv[1]))\n"
+    with subprocess.Popen([sys.executable, "-c", hold + "print(flush=True)\nsys.stdin.read()", run],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:  # fmt: skip
+        other.stdout.readline()
+        before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+        with pytest.raises(SystemExit) as ended:
+            rlif("fit", *settings)
+        assert ended.value.code == 2 and "Another process writes to this run" in capsys.readouterr().err
+        assert before == {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+        other.kill()
+    rlif("fit", *settings)
+    assert last(tmp_path)["global_step"] == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), None])
+def test_file_systems_without_locks(tmp_path, monkeypatch, error):
+    """And systems without fcntl."""
+    if error is None:
+        monkeypatch.setattr(runs, "fcntl", None)
+    else:
+        monkeypatch.setattr(runs.fcntl, "flock", raising(error))
+    with runs.lock_run(tmp_path), runs.lock_run(tmp_path):
+        pass
+
+
+# -- a full disk -----------------------------------------------------------------------------------------------
+
+FULL = Path("/dev/full")  # takes nothing, as a full disk does
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 355456 vs 355348"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), False),
+        (OSError(errno.EACCES, "Permission denied"), False),
+    ],
+)
+def test_what_a_full_disk_raises(error, full):
+    try:
+        raise ValueError("on the way out") from error
+    except ValueError as outer:
+        said = no_room(outer, "runs/a/1")
+    assert (said is not None) == full
+    if said is not None:
+        assert str(said).startswith("There is no room in runs/a/1\n") and said.code == 1
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", ["checkpoints/.last.ckpt.new", ".metrics.csv.new", "completions", "events"])
+def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_path, capsys, monkeypatch, name):
+    rlif("fit", *small_fit, "--trainer.max_steps=1")
+    run = tmp_path / "runs" / "run" / "1"
+    path, before = run / name, last(tmp_path)
+    settings = [*small_fit, "--ckpt_path=last", "--checkpoint.every=1"]
+    with monkeypatch.context() as patch:
+        if name == "events":
+            patch.setattr(RecordWriter, "write", raising(OSError(errno.ENOSPC, "No space left")))
+        else:
+            path.symlink_to(FULL)
+            patch.setattr(completions, "COMPLETIONS", "completions")  # the right file is read first, without an end
+        with pytest.raises(SystemExit) as ended:
+            rlif("fit", *settings)
     error = capsys.readouterr().err
-    assert "error: The checkpoint can't be read" in error
-    assert ("could run any code" in error) == (kind == "pickled object")
+    assert ended.value.code == 1 and f"error: There is no room in {run}" in error and "Traceback" not in error
+    assert last(tmp_path)["global_step"] == before["global_step"] == 1
+    if path.is_symlink():
+        path.unlink()
+    rlif("fit", *settings)
+    assert last(tmp_path)["global_step"] == 2
 
 
 def test_only_trainable_weights_are_kept(rlif, small_fit):
@@ -98,7 +234,7 @@ def test_a_save_waits_for_the_end_of_the_rollout(rlif, small_fit, monkeypatch):
 
 
 def test_file_systems_without_links(rlif, small_fit, monkeypatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    monkeypatch.setattr(os, "link", raising(PermissionError(1, "not permitted")))
     folder = rlif("fit", *small_fit, "--checkpoint.every=1", "--checkpoint.keep=1")
     checkpoints = folder / "runs" / "run" / "1" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["last.ckpt", "step=2.ckpt"]

@@ -1,6 +1,7 @@
 """Exports: what plain transformers and PEFT make of them, prompts, cards, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -518,6 +519,10 @@ def test_mistakes_are_named(rlif, fit, model_folder, capsys, tmp_path, monkeypat
     ):
         assert message in refused(rlif, capsys, *args)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    with monkeypatch.context() as patch:
+        # a run of somebody else
+        patch.setattr("os.access", lambda path, mode, real=os.access: Path(path) != run and real(path, mode))
+        assert "another one with --output" in refused(rlif, capsys, run)
     (run / "checkpoints" / "last.ckpt").unlink()
     assert "no last checkpoint" in refused(rlif, capsys, run)
     (run / "checkpoints" / "last.ckpt").mkdir()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from rlif_lightning.callbacks import CollapseGuard, RolloutCheckpoint
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.similarity import group_similarity
+from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.trainable import load_trainable, put_weights, save_trainable, trainable_weights
@@ -280,6 +281,20 @@ def test_weights_of_another_model_are_refused(tmp_path):
     for name in ("w", "nowhere"):
         with pytest.raises(UserError, match="can't be read"):
             load_trainable(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["cut short", "no step"])
+def test_damaged_weights_are_done_without(tmp_path, kind):
+    """A run could not be continued because of them, and nothing said which file to delete."""
+    good, bad = tmp_path / "step=3.safetensors", tmp_path / "weights.safetensors"
+    for path, facts in ((good, {"step": 3}), (bad, {} if kind == "no step" else {"step": 2})):
+        save_trainable({"w": torch.ones(3)}, path, **facts)
+    if kind == "cut short":
+        bad.write_bytes(bad.read_bytes()[:-5])
+    kept = KeptWeights()
+    with pytest.warns(UserWarning, match=rf"{bad} is damaged"):
+        assert kept.read(tmp_path, {2, 3}) == []
+    assert list(kept.steps) == [3]
 
 
 # -- the callback --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere and continued is the uninterrupted run, bit by bit."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlif_lightning.cli.trainer import RLIFCLI
+from rlif_lightning.cli.trainer import RLIFCLI, changed_settings
 from rlif_lightning.training.module import RLIFModule
 
 UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")
@@ -222,7 +223,7 @@ def test_no_run_to_continue(rlif, small_fit, capsys, tmp_path):
 )
 def test_what_cannot_be_continued_is_refused(fit, capsys, settings, message):
     run = fit("runs", "--trainer.max_steps=2")
-    before = {name: (run / name).read_bytes() for name in ("metrics.csv", "completions.jsonl")}
+    before = {name: (run / name).read_bytes() for name in ("metrics.csv", "completions.jsonl", "config.yaml")}
     with pytest.raises(SystemExit) as ended:
         fit("runs", *settings, "--ckpt_path=last")
     assert ended.value.code == 2
@@ -310,8 +311,84 @@ def test_a_finished_run_is_left_alone(fit, capsys):
     assert (run / "metrics.csv").read_bytes() == before
 
 
-def test_the_settings_of_the_steps_so_far_are_kept(fit):
-    run = fit("runs", "--trainer.max_steps=2")
+def test_the_settings_of_the_steps_so_far_are_kept_and_changes_are_said(fit, caplog):
+    run = fit("runs", "--trainer.max_steps=2", "--checkpoint.keep=null")
     before = (run / "config.yaml").read_bytes()
-    fit("runs", "--trainer.max_steps=4", "--model.kl_coefficient=0.5", "--ckpt_path=last")
-    assert (run / "config.until-step-2.yaml").read_bytes() == before != (run / "config.yaml").read_bytes()
+    changed = ["--checkpoint.keep=null", "--model.kl_coefficient=0.5", "--rollout.rewards=Random"]
+    fit("runs", *changed, "--model.optimizer.lr=0.006", "--trainer.max_steps=4", "--ckpt_path=last")
+    kept = run / "config.until-step-2.yaml"
+    assert kept.read_bytes() == before != (run / "config.yaml").read_bytes()
+    (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Changed since")]
+    settings = dict.fromkeys(part.split(" ")[0] for part in said.removeprefix("Changed since step 2: ").split(", "))
+    assert sorted(settings) == ["model.kl_coefficient", "model.optimizer.lr", "rollout.rewards", "trainer.max_steps"]
+    assert "model.kl_coefficient 0.01 -> 0.5" in said and "model.optimizer.lr 0.003 -> 0.006" in said
+
+    fit("runs", *changed, "--trainer.max_steps=5", "--ckpt_path=last")
+    caplog.clear()
+    older = run / "checkpoints" / "step=1.ckpt"  # of the steps before anything was changed
+    fit("runs", *changed, "--trainer.max_steps=2", "--ckpt_path", older)
+    (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Changed since")]
+    assert said.startswith("Changed since step 1: ") and "model.kl_coefficient 0.01 -> 0.5" in said
+    assert "lr" not in said and sorted(p.name for p in run.glob("config.*")) == [
+        "config.until-step-1.yaml", "config.yaml",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "expected"),
+    [
+        ({"a": {"b": 1, "c": None}}, {"a": {"b": 2, "c": True}}, ["a.b 1 -> 2", "a.c null -> true"]),
+        ({"ckpt_path": None, "runs": "a"}, {"ckpt_path": "x", "runs": "b"}, []),
+        ({"a": [{"class_path": "m.A", "init_args": {"w": 1}}]}, {"a": [{"class_path": "m.A", "init_args": {"w": 2}}]},
+         ["a[0].w 1 -> 2"]),
+        ({"a": {"class_path": "A", "init_args": {"x": 1}}}, {"a": {"class_path": "B"}}, ["a A -> B"]),
+        ({"a": None}, {"a": {"r": 4}}, ['a null -> {"r": 4}']),
+        ({"a": [1, 2]}, {"a": [1]}, ["a [1, 2] -> [1]"]),
+        ({"a": "x"}, {"a": "x", "new": 3}, ["new null -> 3"]),
+    ],
+)  # fmt: skip
+def test_changed_settings(was, now, expected):
+    assert list(changed_settings(was, now)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (
+            lambda rows: [*rows[:5], *({**r, "answer": "#### 9"} for r in rows[5:])],
+            [],
+            "2 of 7 differ, the first is n",
+        ),
+        (lambda rows: [*rows[:4], {**rows[4], "question": "Is it so?"}, *rows[5:]], [], "number 5: 'Is it so? '"),
+        (lambda rows: rows[::-1], [], "the same ones in another order"),
+        (lambda rows: rows, ["--data.template={prompt}="], "7 of 7 differ"),
+    ],
+    ids=["answers", "question", "order", "template"],
+)
+def test_other_problems_are_refused_before_anything_is_loaded(fit, capsys, monkeypatch, tmp_path, problems_file,
+                                                              change, settings, message):  # fmt: skip
+    """As many rows as before, with other content: the run went on and its curves jumped."""
+    rows = [json.loads(line) for line in problems_file.read_text().splitlines()[:7]]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--data.train.path", path]
+    run = fit("runs", *data, "--trainer.max_steps=1")
+    path.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+    before = {f.relative_to(run): f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    monkeypatch.setattr(RLIFModule, "configure_model", None)
+    with pytest.raises(SystemExit) as ended:
+        fit("runs", *data, *settings, "--ckpt_path=last")
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "trained on other problems" in error and message in error
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_a_checkpoint_without_marks_goes_on(fit, caplog):
+    run = fit("runs", "--trainer.max_steps=1")
+    path = run / "checkpoints" / "last.ckpt"
+    old = torch.load(path, weights_only=True)
+    del old["callbacks"]["RolloutCheckpoint"]["problems"]
+    torch.save(old, path)
+    fit("runs", "--trainer.max_steps=2", "--ckpt_path=last")
+    assert caplog.text.count("does not say on which problems") == 1
+    assert len(checkpoint(run)["callbacks"]["RolloutCheckpoint"]["problems"]) == 7

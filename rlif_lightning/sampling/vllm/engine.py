@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Samples
 from rlif_lightning.sampling.native import pad_left
-from rlif_lightning.sampling.protocol import Progress, Sampling
+from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
 from rlif_lightning.sampling.vllm.merged_weights import merged_weights
 from rlif_lightning.sampling.vllm.start import check_head_size, merged_config, start_engine, undisturbed
 
@@ -234,8 +234,5 @@ def _logprobs(drawn: Sequence[Any], mask: Tensor) -> Tensor:
     values = [p[t].logprob for x in drawn for p, t in zip(x.logprobs, x.token_ids, strict=True)]
     logprob = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(values))
     if not logprob.isfinite().all():
-        raise UserError(
-            "The policy's logits are not numbers any more: training has diverged",
-            do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
-        )
+        raise diverged()
     return logprob
