@@ -1,8 +1,4 @@
-r"""Whether an answer equals the right one: everything that needs no computer algebra.
-
-The rules run twice: in the training process without a `symbolic` comparison, where they leave open what they
-cannot decide (None), and in the worker with one. So both agree by construction.
-"""
+"""Whether an answer equals the right one: everything that needs no computer algebra."""
 
 import math
 import re
@@ -11,12 +7,21 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from rlif_lightning.grading.normalise import MAX_ANSWER, answer_key, clean, normalise, split_answers, without_name
+from rlif_lightning.grading.normalise import (
+    MAX_ANSWER,
+    answer_key,
+    key,
+    measured,
+    normalise,
+    split_answers,
+    unit_words,
+    without_name,
+)
 from rlif_lightning.grading.number import as_number, same_number
 
 Several = Literal["one", "ordered", "set"]
 Symbolic = Callable[[str, str, float, float], bool]
-"""(gold, answer, absolute tolerance, relative tolerance) -> equal."""
+"""(gold, answer, absolute tolerance, relative tolerance) -> equal, for two formulas."""
 
 MAX_NESTING = 12
 MAX_POWERS = 60
@@ -31,7 +36,8 @@ _TOO_HIGH = re.compile(
 _TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
-_THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_LETTER_UNIT = re.compile(r"(?<=[0-9])\s*[mgshlLNJWVK]$")
+_EQUATION = re.compile(r"(?<![<>!])=")
 
 
 @dataclass(frozen=True)
@@ -66,87 +72,68 @@ def _depths(text: str) -> list[int]:
     return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
-def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic | None = None) -> bool | None:
-    """Whether an answer equals the right one; None where only `symbolic` could tell and there is none."""
+def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic) -> bool:
+    """Whether an answer equals the right one; formulas are left to `symbolic`."""
     if too_costly(answer):
         return gold.strip() == answer.strip()
     wanted = split_answers(gold) if rule.several != "one" else []
-    if len(wanted) > 1:
-        compare = _ordered if rule.several == "ordered" else _unordered
-        return compare(wanted, split_answers(answer), rule, symbolic)
-    return _one(gold, answer, rule, rule.tolerance(0), symbolic)
+    if len(wanted) < 2:
+        return _one(gold, answer, rule, rule.tolerance(0), symbolic)
+    compare = _ordered if rule.several == "ordered" else _unordered
+    return compare(wanted, split_answers(answer), rule, symbolic)
 
 
-def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
-    if len(wanted) != len(given) or len(given) > MAX_PARTS:
-        return False
-    sure = True
-    for place, (gold, answer) in enumerate(zip(wanted, given, strict=True)):
-        verdict = _one(gold, answer, rule, rule.tolerance(place), symbolic)
-        if verdict is False:
+def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic) -> bool:
+    return len(wanted) == len(given) <= MAX_PARTS and all(
+        _one(gold, answer, rule, rule.tolerance(place), symbolic)
+        for place, (gold, answer) in enumerate(zip(wanted, given, strict=True))
+    )
+
+
+def _unordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic) -> bool:
+    """Every right answer given and nothing else; repeated answers count as one."""
+    distinct = [{answer_key(part): (part, place) for place, part in enumerate(parts)} for parts in (wanted, given)]
+    left, right = (list(parts.values()) for parts in distinct)
+    for gold, place in left if len(left) == len(right) <= MAX_PARTS else [("", 0)]:
+        same = (pair for pair in right if _one(gold, pair[0], rule, rule.tolerance(place), symbolic))
+        if (found := next(same, None)) is None:
             return False
-        sure &= verdict is True
-    return sure or None
-
-
-def _unordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
-    """Every right answer given once and nothing else; repeated answers count as one if that is needed."""
-    verdict = _matching(wanted, given, rule, symbolic)
-    once, given_once = (list({answer_key(part): part for part in parts}.values()) for parts in (wanted, given))
-    if verdict is False and (once, given_once) != (wanted, given):
-        return _matching(once, given_once, rule, symbolic)
-    return verdict
-
-
-def _matching(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic | None) -> bool | None:
-    if len(wanted) != len(given) or len(given) > MAX_PARTS:
-        return False
-    left = list(given)
-    unmatched = []
-    for place, gold in enumerate(wanted):
-        absolute = rule.tolerance(place)
-        verdicts = [_one(gold, answer, rule, absolute, None) for answer in left]
-        if True in verdicts:
-            del left[verdicts.index(True)]
-        elif None not in verdicts:
-            return False
-        else:
-            unmatched.append((gold, absolute))
-    if unmatched and symbolic is None:
-        return None
-    for gold, absolute in unmatched:
-        same = next((answer for answer in left if _one(gold, answer, rule, absolute, symbolic)), None)
-        if same is None:
-            return False
-        left.remove(same)
+        right.remove(found)
     return True
 
 
-def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic | None) -> bool | None:
+def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic) -> bool:
     """Compare single answers: as text, as numbers, as brackets of parts, at last as formulas."""
-    if normalise(gold, rule.unit) == normalise(answer, rule.unit):
-        return True
     if _WORDS.fullmatch(gold):  # else the letters of a word would count as factors in any order
         return normalise(gold).casefold() == normalise(answer).casefold()
-    wanted, given = clean(gold, rule.unit), clean(answer, rule.unit)
-    (name, value), (other_name, other_value) = without_name(wanted), without_name(given)
-    if not (name and other_name and name != other_name):
-        wanted, given = value, other_value
+    (wanted, unit), (given, other) = measured(gold, rule.unit), measured(answer, rule.unit)
+    if other and (unit or unit_words(rule.unit or "")) not in ((), other):
+        return False
+    wanted, given = _without_names(wanted, given)
     if not given:
         return False
-    if normalise(wanted) == normalise(given):
+    number = as_number(wanted)
+    if number and not unit:
+        given = _LETTER_UNIT.sub("", given)
+    if key(wanted) == key(given):
         return True
-    number, answered = (as_number(_THOUSANDS_COMMA.sub("", text)) for text in (wanted, given))
-    if number and answered:
+    if number and (answered := as_number(given)):
         return same_number(number, answered, absolute=absolute, relative=rule.relative)
-    if _BASED.fullmatch(normalise(wanted)) and _BASED.fullmatch(normalise(given)):
+    if _BASED.fullmatch(key(wanted)) and _BASED.fullmatch(key(given)):
         return False  # 52_8 is not 52_9, though math-verify drops the base
     if _shape(wanted) and _shape(wanted) == _shape(given):
         parts = split_answers(wanted[1:-1])
         if len(parts) > 1:
             part_rule = Rule("ordered", None, (absolute,), rule.relative)
             return _ordered(parts, split_answers(given[1:-1]), part_rule, symbolic)
-    return symbolic(wanted, given, absolute, rule.relative) if symbolic else None
+    return symbolic(wanted, given, absolute, rule.relative)
+
+
+def _without_names(one: str, other: str) -> tuple[str, str]:
+    """Two answers without the `x =` in front, unless it makes one of them an equation that differs."""
+    (name, value), (other_name, other_value) = without_name(one), without_name(other)
+    differ = name and (other_name or _EQUATION.search(other)), other_name and (name or _EQUATION.search(one))
+    return (one, other) if name != other_name and any(differ) else (value, other_value)
 
 
 def _shape(text: str) -> tuple[str, str] | None:

@@ -4,6 +4,7 @@ Every pattern is simple and the callers cap the length, so hostile answers cost 
 """
 
 import re
+from collections.abc import Callable
 
 from rlif_lightning.grading.number import as_number
 
@@ -11,69 +12,137 @@ MAX_ANSWER = 1_000
 """A longer answer is no answer to a question with a number or a formula as its answer."""
 
 _UNICODE = str.maketrans({
-    "\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
-    "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u00b0": r"^{\circ}",
-    "\u2264": r"\leq ", "\u2265": r"\geq ", "\u222a": r"\cup ",
+    "\u2212": "-", "\u2013": "-", "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u00f7": "/",
+    "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u03c0": r"\pi ", "\u221e": r"\infty ",
+    "\u00b0": r"^{\circ}", "\u2264": r"\leq ", "\u2265": r"\geq ", "\u2260": r"\neq ", "\u2208": r"\in ",
+    "\u222a": r"\cup ", "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
+    "\u221a": r"\unicodesqrt ",
 })  # fmt: skip
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 _WRAPPERS = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname|rm)(?![A-Za-z])"
 
-_REWRITES = tuple(
+_REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\+\$|\$", ""),
+        (r"\\+\$|[$€£¥₹¢]", ""),
+        (r"^(?:USD|US|EUR|GBP|Rs)\b\.?\s*(?=[-0-9.])|(?<=^-)(?:USD|EUR|GBP)\s?(?=[0-9.])", ""),
         (r",\s*\\!\s*|\{,\}", ","),
         (r"(?<!\\)\\!", ""),
+        (r"(?<=[0-9])(?:\\[,;: ]|~)\s*(?=[0-9]{3}(?![0-9]))", ""),
         (r"(?<!\\)\\(?:[,;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~", " "),
         (r"\\(?:left|right)\.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?=[^A-Za-z]|\\)", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(leq|geq)slant(?![A-Za-z])", r"\\\1"),
-        (r"\\([lg])e(?![A-Za-z])", r"\\\1eq"),
+        (r"\\([lgn])e(?![A-Za-z])", r"\\\1eq"),
+        (r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:)(.+)\\\}$", r"\1"),
+        (r"(?<![A-Za-z\\])(?:np|math)\.([a-z]+)", r"\\\1"),
+        (rf"\\(?:operatorname|mathrm|text)\s*\{{\s*({_FUNCTIONS}|pi)\s*\}}", r"\\\1 "),
+        (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=\s*[(^_0-9A-Za-z\\])(?![a-z]{{2}})", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(pi|sqrt)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+        (r"\\unicodesqrt\s*([0-9]+)", r"\\sqrt{\1}"),
+        (r"\\(?:unicode)?sqrt\s*\(((?:[^()]|\([^()]*\))*)\)", r"\\sqrt{\1}"),
+        (r"\\(?:unicode)?sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
+        ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match.group().translate(_SUPERSCRIPT)}}}"),
+        (
+            r"([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar)\s*\{([0-9]{1,99})\}",
+            lambda match: _repeating(*match.groups()),
+        ),
+        (r"\*\*", "^"),
+        (r"\*", r"\\cdot "),
         (r"\\frac\s*([0-9A-Za-z])", r"\\frac{\1}"),
         (r"(\\frac\s?\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),
-        (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\s*(?<![A-Za-z\\])degrees?$", ""),
-        (r"\s*\\?%", r"\\%"),
-        (r"(?<![A-Za-z\\])(?:np|math)\.([a-z]+)", r"\\\1"),
+        (r"\s*(?:\\?%|\\text\s*\{\s*per\s?cent\s*\}|(?<![A-Za-z])per\s?cent(?![A-Za-z]))", r"\\%"),
         (r"(?<![0-9A-Za-z.\\])([0-9]+(?:\.[0-9]+)?)[eE]\+?(-?[0-9]+)(?![0-9A-Za-z.])", r"\1 \\times 10^{\2}"),
         (r"(?<=[0-9])\.(?![0-9])", ""),
         (r"\s+", " "),
+        (r"(?<![0-9.,^_/}])([0-9]{1,9}) ([0-9]{1,9})\s?/\s?([0-9]{1,9})(?![0-9.])", r"\1\\frac{\2}{\3}"),
     )
 )
+_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-_THOUSANDS_ONLY = re.compile(r"[-+]?\s?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\s?(?:\\%)?")
+_THOUSANDS_ONLY = re.compile(r"[-+]?\s?[0-9]{1,3}(?:,[0-9]{3}|(?: [0-9]{3})(?=[ .\\]|$))+(?:\.[0-9]+)?\s?(?:\\%)?")
 _WRAPPED = re.compile(rf"{_WRAPPERS}\s*\{{([^{{}}]*)\}}")
 _UNIT = re.compile(
     rf"(?<=[0-9A-Za-z}})])[\s/]*(?:\\cdot\s*)?{_WRAPPERS}\s*\{{(?!\s*[iexyznkabcdf]\s*\}})[^{{}}]*\}}"
     r"\s*(?:\^\s*\{?\s*-?[0-9]\s*\}?)?$"
 )
+_BARE_UNIT = re.compile(
+    r"(?P<head>.*?(?:[0-9)}]|\\pi(?= )))"
+    r"(?P<unit>\s?[A-Za-z]+(?:(?:\s?[/-]\s?|\s?\\cdot\s?|\. ?| )[A-Za-z]+|\^\{?-?[0-9]\}?)*)\.?"
+)
+_NO_UNIT = re.compile(
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|and|or|to|not|than|times|plus|minus|over|squared|cubed)\b"
+)
+_SPELT = {
+    name: names.split()[0]
+    for names in (
+        "m meter metre", "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre",
+        "in inch inche", "ft foot feet", "yd yard", "mi mile", "2 square sq", "3 cubic cu", "l liter litre",
+        "ml milliliter", "mg milligram", "g gram", "kg kilogram", "oz ounce", "lb pound", "s sec second",
+        "min minute", "h hr hour", "am", "pm", "mph",
+    )
+    for name in names.split()
+}  # fmt: skip
 _CHOICE = re.compile(r"^\(([A-Z])\)$")
+_JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _ASSIGNED = re.compile(
-    r"(?P<name>[A-Za-z\\(][A-Za-z0-9\\_{}', ()]{0,40}?)\s*(?:=|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>].*)",
+    r"(?P<name>[A-Za-z\\(][A-Za-z0-9\\_{}', ()]{0,40}?)\s*"
+    rf"(?:=(?:(?:(?!{_JOINTS.pattern})[^=<>,;])+=)*|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>].*)",
     re.DOTALL,
 )
-_JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
 def clean(answer: str, unit: str | None = None) -> str:
     r"""Tidy an answer into plain LaTeX that means the same.
 
-    Dollar signs, spacing commands, `\left`/`\right`, degrees, units in text and a trailing dot go;
-    `\dfrac` becomes `\frac`, `4.5e33` becomes `4.5 \times 10^{33}`, `\frac12` gets its braces. The `unit`, such as
-    `km/h`, may follow the answer and says nothing new.
+    Dollar signs, spacing commands, `\left`/`\right`, degrees, units and a trailing dot go; `\dfrac` becomes `\frac`,
+    `4.5e33` becomes `4.5 \times 10^{33}`, `2*pi` becomes `2\cdot \pi`. The `unit`, such as `km/h`, may follow the
+    answer and says nothing new.
     """
+    return measured(answer, unit)[0]
+
+
+def measured(answer: str, unit: str | None = None) -> tuple[str, tuple[str, ...]]:
+    r"""An answer as `clean` tidies it, and the words of its unit; none where it has no unit."""
     text = answer.strip().translate(_UNICODE)
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
     while text[:2] + text[-2:] in (r"\(\)", r"\[\]"):
         text = text[2:-2]
-    text = _trim(_rewritten(text))
-    if unit:
-        text = _without_unit(text, unit)
-    while (shorter := _trim(_UNIT.sub("", text))) != text:
-        text = shorter
-    return text
+    text, units = _trim(_rewritten(text)), ""
+    if unit and (rest := _without_unit(text, unit)) != text:
+        text, units = rest, unit
+    while found := _split_unit(text):
+        text, units = _trim(found[0]), f"{found[1]} {units}"
+    if _THOUSANDS_ONLY.fullmatch(text):
+        text = re.sub("(?<=[0-9])[, ]", "", text)
+    return text, unit_words(units)
+
+
+def unit_words(unit: str) -> tuple[str, ...]:
+    """The words of a unit in one spelling and order: `square meters`, `m^2` and `metre^2` are one."""
+    words = re.findall(r"[a-z]+|[0-9]", _WRAPPED.sub(r"\1", _rewritten(unit)).replace(r"\cdot", " ").lower())
+    single = [word.removesuffix("s") if len(word) > 2 else word for word in words if word != "per"]
+    return tuple(sorted(_SPELT.get(word, word) for word in single))
+
+
+def _split_unit(text: str) -> tuple[str, str] | None:
+    """Cut off a unit in one of the text commands, a common one, or any words after a number; None without one."""
+    if match := _UNIT.search(text):
+        return None if _NO_UNIT.search(match.group()) else (text[: match.start()], match.group())
+    match = _BARE_UNIT.fullmatch(_WRAPPED.sub(r"\1", text))
+    if match is None or _NO_UNIT.search(match["unit"]):
+        return None
+    words = unit_words(match["unit"])
+    known = all(word in _SPELT for word in words) and re.search("[A-Za-z]{2}", match["unit"])
+    spaced = re.match(" .*[A-Za-z]{3}", match["unit"])
+    goes = known or (spaced and as_number(match["head"].replace(",", "")))
+    return (match["head"], match["unit"]) if goes else None
 
 
 def normalise(answer: str, unit: str | None = None) -> str:
@@ -82,9 +151,11 @@ def normalise(answer: str, unit: str | None = None) -> str:
     Numbers become exact (`27.0`, `027` and `27` are one, so are `0.5`, `1/2` and `\frac{1}{2}`), thousands
     commas and spaces go, `\text{East}` becomes `East`, `(C)` becomes `C`, a leading plus goes.
     """
-    text = clean(answer, unit)
-    if _THOUSANDS_ONLY.fullmatch(text):
-        text = text.replace(",", "")
+    return key(clean(answer, unit))
+
+
+def key(text: str) -> str:
+    """`normalise` for a cleaned answer."""
     if number := as_number(text):
         return str(number)
     text = _WRAPPED.sub(r"\1", text)
@@ -98,13 +169,13 @@ def normalise(answer: str, unit: str | None = None) -> str:
 
 def answer_key(answer: str) -> str:
     """`normalise` for a cleaned answer, without the `x =` that it may begin with."""
-    return normalise(without_name(answer)[1])
+    return key(clean(without_name(answer)[1]))
 
 
 def without_name(answer: str) -> tuple[str | None, str]:
     r"""Split a cleaned `x = 5` into `x` and `5`, also `f(x) = ...` and `x \in ...`; other texts have no name."""
     match = _ASSIGNED.fullmatch(answer)
-    if match is None or "=" in match["rest"] or match["name"].strip() in _CLOSE:
+    if match is None or "=" in match["rest"] or match["name"].strip() in (*_CLOSE, match["rest"].strip()):
         return None, answer
     return re.sub(r"\s+", "", match["name"]), match["rest"]
 
@@ -116,8 +187,6 @@ def split_answers(answer: str) -> list[str]:
     no spaces (`58,500`) is one answer; the braces of `\{1, 2\}` are opened.
     """
     text = clean(answer)
-    if _THOUSANDS_ONLY.fullmatch(text):
-        return [text]
     if text.startswith(r"\{") and text.endswith(r"\}") and r"\}" not in text[2:-2]:
         text = text[2:-2]
     name, value = without_name(text) if "," not in text.partition("=")[0] else (None, text)
@@ -147,7 +216,15 @@ def _cut(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
+def _repeating(whole: str, once: str, again: str) -> str:
+    """A decimal whose last digits repeat, as a fraction."""
+    over = int(whole + once + again) - int(whole + once or "0")
+    return rf"\frac{{{over}}}{{{10 ** len(once) * (10 ** len(again) - 1)}}}"
+
+
 def _rewritten(text: str) -> str:
+    if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])", text):
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return text
