@@ -2,17 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rlif_lightning.grading.normalise import (
     MAX_ANSWER,
     answer_key,
     key,
     measured,
-    normalise,
     split_answers,
     unit_words,
     without_name,
@@ -40,20 +38,6 @@ _LETTER_UNIT = re.compile(r"(?<=[0-9])\s*[mgshlLNJWVK]$")
 _EQUATION = re.compile(r"(?<![<>!])=")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How one answer is compared with its right one."""
-
-    several: Several = "one"  # see `AnswerFormat`
-    unit: str | None = None  # that the answer may repeat
-    absolute: tuple[float, ...] = ()  # allowed absolute differences: none, one for all parts, or one per part
-    relative: float = 0.0  # allowed relative difference
-
-    def tolerance(self, place: int) -> float:
-        """Allowed absolute difference of a part; the last one given is for all parts beyond it."""
-        return self.absolute[min(place, len(self.absolute) - 1)] if self.absolute else 0.0
-
-
 def too_costly(answer: str) -> bool:
     """Whether an answer is longer, deeper or higher than any honest one, at a glance."""
     return (
@@ -72,61 +56,64 @@ def _depths(text: str) -> list[int]:
     return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
-def equal(gold: str, answer: str, rule: Rule, symbolic: Symbolic) -> bool:
-    """Whether an answer equals the right one; formulas are left to `symbolic`."""
-    if too_costly(answer):
-        return gold.strip() == answer.strip()
-    wanted = split_answers(gold) if rule.several != "one" else []
-    if len(wanted) < 2:
-        return _one(gold, answer, rule, rule.tolerance(0), symbolic)
-    compare = _ordered if rule.several == "ordered" else _unordered
-    return compare(wanted, split_answers(answer), rule, symbolic)
+class Rule(NamedTuple):
+    """How answers are compared with a right one."""
 
+    symbolic: Symbolic  # for what is left after text and numbers
+    several: Several = "one"  # see `AnswerFormat`
+    unit: str | None = None  # that the answer may repeat
+    absolute: Sequence[float] = ()  # allowed absolute differences: none, or one per part, the last for all beyond it
+    relative: float = 0.0  # allowed relative difference
 
-def _ordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic) -> bool:
-    return len(wanted) == len(given) <= MAX_PARTS and all(
-        _one(gold, answer, rule, rule.tolerance(place), symbolic)
-        for place, (gold, answer) in enumerate(zip(wanted, given, strict=True))
-    )
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether an answer equals the right one."""
+        wanted = split_answers(gold) if self.several != "one" else []
+        if len(wanted) < 2:
+            return self._one(gold, answer, 0)
+        given = split_answers(answer)
+        if self.several == "set":
+            return self._unordered(wanted, given)
+        return self._ordered(wanted, given)
 
+    def _ordered(self, wanted: list[str], given: list[str]) -> bool:
+        pairs = zip(wanted, given, strict=False)
+        return len(wanted) == len(given) <= MAX_PARTS and all(self._one(*pair, n) for n, pair in enumerate(pairs))
 
-def _unordered(wanted: list[str], given: list[str], rule: Rule, symbolic: Symbolic) -> bool:
-    """Every right answer given and nothing else; repeated answers count as one."""
-    distinct = [{answer_key(part): (part, place) for place, part in enumerate(parts)} for parts in (wanted, given)]
-    left, right = (list(parts.values()) for parts in distinct)
-    for gold, place in left if len(left) == len(right) <= MAX_PARTS else [("", 0)]:
-        same = (pair for pair in right if _one(gold, pair[0], rule, rule.tolerance(place), symbolic))
-        if (found := next(same, None)) is None:
+    def _unordered(self, wanted: list[str], given: list[str]) -> bool:
+        """Every right answer given and nothing else; repeated answers count as one."""
+        places = {answer_key(part): place for place, part in enumerate(wanted)}
+        left = {answer_key(part): part for part in given}
+        if not len(places) == len(left) <= MAX_PARTS:
             return False
-        right.remove(found)
-    return True
-
-
-def _one(gold: str, answer: str, rule: Rule, absolute: float, symbolic: Symbolic) -> bool:
-    """Compare single answers: as text, as numbers, as brackets of parts, at last as formulas."""
-    if _WORDS.fullmatch(gold):  # else the letters of a word would count as factors in any order
-        return normalise(gold).casefold() == normalise(answer).casefold()
-    (wanted, unit), (given, other) = measured(gold, rule.unit), measured(answer, rule.unit)
-    if other and (unit or unit_words(rule.unit or "")) not in ((), other):
-        return False
-    wanted, given = _without_names(wanted, given)
-    if not given:
-        return False
-    number = as_number(wanted)
-    if number and not unit:
-        given = _LETTER_UNIT.sub("", given)
-    if key(wanted) == key(given):
+        for place in places.values():
+            found = next((name for name, part in left.items() if self._one(wanted[place], part, place)), None)
+            if found is None:
+                return False
+            del left[found]
         return True
-    if number and (answered := as_number(given)):
-        return same_number(number, answered, absolute=absolute, relative=rule.relative)
-    if _BASED.fullmatch(key(wanted)) and _BASED.fullmatch(key(given)):
-        return False  # 52_8 is not 52_9, though math-verify drops the base
-    if _shape(wanted) and _shape(wanted) == _shape(given):
-        parts = split_answers(wanted[1:-1])
-        if len(parts) > 1:
-            part_rule = Rule("ordered", None, (absolute,), rule.relative)
-            return _ordered(parts, split_answers(given[1:-1]), part_rule, symbolic)
-    return symbolic(wanted, given, absolute, rule.relative)
+
+    def _one(self, gold: str, answer: str, place: int) -> bool:
+        """Compare single answers: as text, as numbers, as brackets of parts, at last as formulas."""
+        if _WORDS.fullmatch(gold):  # else the letters of a word would count as factors in any order
+            return key(measured(gold)[0]).casefold() == key(measured(answer)[0]).casefold()
+        (wanted, unit), (given, other) = measured(gold, self.unit), measured(answer, self.unit)
+        if other and (unit or unit_words(self.unit or "")) not in ((), other):
+            return False
+        wanted, given = _without_names(wanted, given)
+        number = as_number(wanted)
+        if number and not unit:
+            given = _LETTER_UNIT.sub("", given)
+        if not given or key(wanted) == key(given):
+            return bool(given)
+        absolute = self.absolute[min(place, len(self.absolute) - 1)] if self.absolute else 0.0
+        if number and (answered := as_number(given)):
+            return same_number(number, answered, absolute=absolute, relative=self.relative)
+        if _BASED.fullmatch(key(wanted)) and _BASED.fullmatch(key(given)):
+            return False  # 52_8 is not 52_9, though math-verify drops the base
+        if _shape(wanted) and _shape(wanted) == _shape(given) and len(parts := split_answers(wanted[1:-1])) > 1:
+            rule = self._replace(unit=None, absolute=(absolute,))
+            return rule._ordered(parts, split_answers(given[1:-1]))
+        return self.symbolic(wanted, given, absolute, self.relative)
 
 
 def _without_names(one: str, other: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.answers import AnswerFormat, Gold
-from rlif_lightning.grading.compare import Rule, equal, too_costly
+from rlif_lightning.grading.compare import Rule, too_costly
 from rlif_lightning.grading.literals import canonical_literal, same_literal
 from rlif_lightning.grading.normalise import answer_key, clean, normalise, split_answers
 from rlif_lightning.grading.process import STARTUP_SECONDS, WorkerProcess
@@ -125,10 +125,10 @@ class Grader:
         if (answer, gold) not in self._verdicts:
             if len(self._verdicts) >= REMEMBERED:
                 self._verdicts.clear()
-            rule = Rule(self.format.several, gold.unit, gold.tolerance, self.format.relative_tolerance)
+            rule = Rule(self._ask, self.format.several, gold.unit, gold.tolerance, self.format.relative_tolerance)
             self._left = self.seconds
             try:
-                self._verdicts[answer, gold] = equal(gold.text, answer, rule, self._ask)
+                self._verdicts[answer, gold] = rule.equal(gold.text, answer)
             except TimeoutError:
                 self.timeouts += 1
                 self._verdicts[answer, gold] = False

@@ -97,27 +97,24 @@ _ASSIGNED = re.compile(
 _OPEN, _CLOSE = "([{", ")]}"
 
 
-def clean(answer: str, unit: str | None = None) -> str:
+def clean(answer: str) -> str:
     r"""Tidy an answer into plain LaTeX that means the same.
 
     Dollar signs, spacing commands, `\left`/`\right`, degrees, units and a trailing dot go; `\dfrac` becomes `\frac`,
-    `4.5e33` becomes `4.5 \times 10^{33}`, `2*pi` becomes `2\cdot \pi`. The `unit`, such as `km/h`, may follow the
-    answer and says nothing new.
+    `4.5e33` becomes `4.5 \times 10^{33}`, `2*pi` becomes `2\cdot \pi`.
     """
-    return measured(answer, unit)[0]
+    return measured(answer)[0]
 
 
 def measured(answer: str, unit: str | None = None) -> tuple[str, tuple[str, ...]]:
-    r"""An answer as `clean` tidies it, and the words of its unit; none where it has no unit."""
+    r"""An answer as `clean` tidies it, and the words of its unit, if any; `unit` is one that it may have."""
     text = answer.strip().translate(_UNICODE)
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
     while text[:2] + text[-2:] in (r"\(\)", r"\[\]"):
         text = text[2:-2]
-    text, units = _trim(_rewritten(text)), ""
-    if unit and (rest := _without_unit(text, unit)) != text:
-        text, units = rest, unit
-    while found := _split_unit(text):
+    text, units, usual = _trim(_rewritten(text)), "", unit_words(unit or "")
+    while found := _split_unit(text, usual):
         text, units = _trim(found[0]), f"{found[1]} {units}"
     if _THOUSANDS_ONLY.fullmatch(text):
         text = re.sub("(?<=[0-9])[, ]", "", text)
@@ -131,31 +128,31 @@ def unit_words(unit: str) -> tuple[str, ...]:
     return tuple(sorted(_SPELT.get(word, word) for word in single))
 
 
-def _split_unit(text: str) -> tuple[str, str] | None:
-    """Cut off a unit in one of the text commands, a common one, or any words after a number; None without one."""
+def _split_unit(text: str, usual: tuple[str, ...]) -> tuple[str, str] | None:
+    """Cut off a unit in one of the text commands, a usual one, or any words after a number; None without one."""
     if match := _UNIT.search(text):
         return None if _NO_UNIT.search(match.group()) else (text[: match.start()], match.group())
     match = _BARE_UNIT.fullmatch(_WRAPPED.sub(r"\1", text))
     if match is None or _NO_UNIT.search(match["unit"]):
         return None
-    words = unit_words(match["unit"])
-    known = all(word in _SPELT for word in words) and re.search("[A-Za-z]{2}", match["unit"])
-    spaced = re.match(" .*[A-Za-z]{3}", match["unit"])
-    goes = known or (spaced and as_number(match["head"].replace(",", "")))
-    return (match["head"], match["unit"]) if goes else None
+    head, unit = match.group("head", "unit")
+    words = unit_words(unit)
+    known = words == usual or (all(word in _SPELT for word in words) and re.search("[A-Za-z]{2}", unit))
+    spaced = re.match(" .*[A-Za-z]{3}", unit) and not re.search(r"(?<![A-Za-z\\])[A-Za-z]", head.rpartition("=")[2])
+    return (head, unit) if known or spaced else None
 
 
 def normalise(answer: str, unit: str | None = None) -> str:
-    r"""One string for all the usual ways of writing one answer; arguments as for `clean`.
+    """`key` of an answer as it was written, which may have the given unit."""
+    return key(measured(answer, unit)[0])
+
+
+def key(text: str) -> str:
+    r"""One string for all the usual ways of writing one answer, which is cleaned already.
 
     Numbers become exact (`27.0`, `027` and `27` are one, so are `0.5`, `1/2` and `\frac{1}{2}`), thousands
     commas and spaces go, `\text{East}` becomes `East`, `(C)` becomes `C`, a leading plus goes.
     """
-    return key(clean(answer, unit))
-
-
-def key(text: str) -> str:
-    """`normalise` for a cleaned answer."""
     if number := as_number(text):
         return str(number)
     text = _WRAPPED.sub(r"\1", text)
@@ -168,8 +165,8 @@ def key(text: str) -> str:
 
 
 def answer_key(answer: str) -> str:
-    """`normalise` for a cleaned answer, without the `x =` that it may begin with."""
-    return key(clean(without_name(answer)[1]))
+    """`key` without the `x =` that an answer may begin with."""
+    return key(without_name(answer)[1])
 
 
 def without_name(answer: str) -> tuple[str | None, str]:
@@ -232,15 +229,3 @@ def _rewritten(text: str) -> str:
 
 def _trim(text: str) -> str:
     return text.strip().rstrip(".,;: ").lstrip(",; ")
-
-
-def _without_unit(text: str, unit: str) -> str:
-    """Drop the given unit at the end, written in any of the text commands or plainly."""
-    letters = re.sub(r"[\s{}]", "", _WRAPPED.sub(r"\1", _rewritten(unit)))
-    bare = _WRAPPED.sub(r"\1", text).rstrip()
-    found = re.search("[ {}]*".join(map(re.escape, letters)) + "[ {}]*$", bare) if letters else None
-    rest = _trim(bare[: found.start()]) if found else ""
-    # Only a whole word is a unit: "km" ends "5 km", not "\pkm"; braces must still balance.
-    if not rest or re.search(r"\\[A-Za-z]*$", rest) or rest.count("{") != rest.count("}"):
-        return text
-    return rest
