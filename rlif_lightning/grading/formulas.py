@@ -132,8 +132,9 @@ def _same_relation(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> 
     if wanted and given:
         if len(wanted) == len(given) and all(any(_equivalent(x, y, same) for y in given) for x in wanted):
             return True
-        sets = _solutions(wanted), _solutions(given)
-        return _letters(wanted) == _letters(given) and None not in sets and same(*sets)
+        if _letters(wanted) != _letters(given) or (found := _solutions(wanted)) is None:
+            return False
+        return (others := _solutions(given)) is not None and same(found, others)
     parts, other = (wanted, answer) if wanted else (given, gold)
     if isinstance(other, sympy.Set):  # an answer that is still to be solved is none
         solved = wanted or all(x.lhs.is_Symbol or x.rhs.is_Symbol for x in given)

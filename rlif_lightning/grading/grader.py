@@ -65,15 +65,15 @@ class Grader:
         """Number the classes of equivalent answers of `extract_answers` from 0, in order; None stays None.
 
         Equivalence is asked against the first answer of each class, so a class can't grow by steps. An answer
-        whose comparisons run out of time is found out once and stands alone.
+        whose comparison runs out of time is found out once and stands alone.
         """
         known: dict[str, int] = {}
         first: list[str] = []
         for answer in answers:
             if answer is None or answer in known:
                 continue
-            others = [] if self._is_slow(answer) else [other for other in first if other not in self._slow]
-            same = next((other for other in others if self._grade(answer, Gold(other))), answer)
+            self._equals(answer, "0")  # a formula that nothing but time ends shows here
+            same = next((other for other in first if self._equals(answer, other)), answer)
             if same == answer:
                 first.append(answer)
             known[answer] = first.index(same)
@@ -84,14 +84,15 @@ class Grader:
         while self._workers:
             self._workers.pop().kill()
 
-    def _is_slow(self, answer: str) -> bool:
-        """Whether any comparison of this answer runs out of time, whatever it is compared with."""
+    def _equals(self, answer: str, other: str) -> bool:
+        """Whether two answers are equal; one that ran out of time equals no other from then on."""
+        if answer in self._slow or other in self._slow:
+            return False
         before = self.timeouts
-        if answer not in self._slow:
-            self._grade(answer, Gold("0"))
+        same = self._grade(answer, Gold(other))
         if self.timeouts > before:
             self._slow.add(answer)
-        return answer in self._slow
+        return same
 
     def _read(self, text: str, ended: bool) -> str | None:
         found = self.format.locate(text, ended)
@@ -116,12 +117,10 @@ class Grader:
             return False
         if self.format.compare == "literal":
             return same_literal(gold.text, answer)
-        if self.format.compare == "exact" or (self.format.compare == "text" and too_costly(answer)):
-            return answer == gold.text.strip()
+        if self.format.compare == "exact" or too_costly(answer):
+            return answer.strip() == gold.text.strip()
         if self.format.compare == "text":
             return normalise(answer, gold.unit) == normalise(gold.text, gold.unit)
-        if too_costly(answer):
-            return gold.text.strip() == answer.strip()
         if (answer, gold) not in self._verdicts:
             if len(self._verdicts) >= REMEMBERED:
                 self._verdicts.clear()
