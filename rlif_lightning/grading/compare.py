@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 from rlif_lightning.grading.normalise import (
     MAX_ANSWER,
-    answer_key,
     key,
     measured,
     split_answers,
@@ -81,8 +80,8 @@ class Rule(NamedTuple):
 
     def _unordered(self, wanted: list[str], given: list[str]) -> bool:
         """Every right answer given and nothing else; repeated answers count as one."""
-        places = {answer_key(part): place for place, part in enumerate(wanted)}
-        left = {answer_key(part): part for part in given}
+        places = {key(part): place for place, part in enumerate(wanted)}
+        left = {key(part): part for part in given}
         if not len(places) == len(left) <= MAX_PARTS:
             return False
         for place in places.values():

@@ -165,8 +165,9 @@ def key(text: str) -> str:
 
 
 def answer_key(answer: str) -> str:
-    """`key` without the `x =` that an answer may begin with."""
-    return key(without_name(answer)[1])
+    """`key` without the `x =` that a number may begin with."""
+    value = without_name(answer)[1]
+    return key(value if as_number(value) else answer)
 
 
 def without_name(answer: str) -> tuple[str | None, str]:
