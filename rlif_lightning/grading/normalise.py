@@ -16,7 +16,6 @@ _UNICODE = str.maketrans({
     "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u03c0": r"\pi ", "\u221e": r"\infty ",
     "\u00b0": r"^{\circ}", "\u2264": r"\leq ", "\u2265": r"\geq ", "\u2260": r"\neq ", "\u2208": r"\in ",
     "\u222a": r"\cup ", "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
-    "\u221a": r"\unicodesqrt ",
 })  # fmt: skip
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
@@ -31,20 +30,19 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"(?<!\\)\\!", ""),
         (r"(?<=[0-9])(?:\\[,;: ]|~)\s*(?=[0-9]{3}(?![0-9]))", ""),
         (r"(?<!\\)\\(?:[,;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~", " "),
-        (r"\\(?:left|right)\.", ""),
-        (r"\\(?:left|right|[bB]igg?[lrm]?)(?=[^A-Za-z]|\\)", ""),
+        (r"\\(?:left|right)\.|\\(?:left|right|[bB]igg?[lrm]?)(?=[^A-Za-z]|\\)", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(leq|geq)slant(?![A-Za-z])", r"\\\1"),
-        (r"\\([lgn])e(?![A-Za-z])", r"\\\1eq"),
+        (r"\\([lgn])eq?(?:slant)?(?![A-Za-z])", r"\\\1eq"),
         (r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:)(.+)\\\}$", r"\1"),
         (r"(?<![A-Za-z\\])(?:np|math)\.([a-z]+)", r"\\\1"),
         (rf"\\(?:operatorname|mathrm|text)\s*\{{\s*({_FUNCTIONS}|pi)\s*\}}", r"\\\1 "),
-        (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=\s*[(^_0-9A-Za-z\\])(?![a-z]{{2}})", r"\\\1 "),
-        (r"(?<![A-Za-z\\])(pi|sqrt)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=\s*[(^_0-9\\]|\s+[A-Za-z](?![A-Za-z])|[xyz](?![a-z]))", r"\\\1 "),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"\\unicodesqrt\s*([0-9]+)", r"\\sqrt{\1}"),
-        (r"\\(?:unicode)?sqrt\s*\(((?:[^()]|\([^()]*\))*)\)", r"\\sqrt{\1}"),
-        (r"\\(?:unicode)?sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
+        (r"√\s*([0-9]+)", r"\\sqrt{\1}"),
+        (r"√|(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt "),
+        (r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
         ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match.group().translate(_SUPERSCRIPT)}}}"),
         (
             r"([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar)\s*\{([0-9]{1,99})\}",
@@ -67,11 +65,11 @@ _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _THOUSANDS_ONLY = re.compile(r"[-+]?\s?[0-9]{1,3}(?:,[0-9]{3}|(?: [0-9]{3})(?=[ .\\]|$))+(?:\.[0-9]+)?\s?(?:\\%)?")
 _WRAPPED = re.compile(rf"{_WRAPPERS}\s*\{{([^{{}}]*)\}}")
 _UNIT = re.compile(
-    rf"(?<=[0-9A-Za-z}})])[\s/]*(?:\\cdot\s*)?{_WRAPPERS}\s*\{{(?!\s*[iexyznkabcdf]\s*\}})[^{{}}]*\}}"
+    rf"(?<=[0-9A-Za-z}})\]])[\s/]*(?:\\cdot\s*)?{_WRAPPERS}\s*\{{(?!\s*[iexyznkabcdf]\s*\}})[^{{}}]*\}}"
     r"\s*(?:\^\s*\{?\s*-?[0-9]\s*\}?)?$"
 )
 _BARE_UNIT = re.compile(
-    r"(?P<head>.*?(?:[0-9)}]|\\pi(?= )))"
+    r"(?P<head>.*?(?:[0-9)}\]]|\\pi(?= )))"
     r"(?P<unit>\s?[A-Za-z]+(?:(?:\s?[/-]\s?|\s?\\cdot\s?|\. ?| )[A-Za-z]+|\^\{?-?[0-9]\}?)*)\.?"
 )
 _NO_UNIT = re.compile(

@@ -62,6 +62,9 @@ EQUAL = r"""
     5\text{ m} ~ 5 meters
     864 \mbox{ inches}^2 ~ 864 \text{ square inches}
     3\sqrt{2}\text{ cm} ~ 3\sqrt{2} cm
+    18 logs ~ 18
+    18 secs ~ 18 seconds
+    sin x + cosx ~ \cos x+\sin x
     60 miles per hour ~ 60\text{ miles}/\text{hour}
     5/4 ~ 1 1/4
     2\frac{1}{2} ~ 2.5
