@@ -18,6 +18,7 @@ from rlif_lightning.grading.number import DECIMAL_PRECISION
 
 DIGITS = 30
 POINTS = 5
+NOISE = 20  # bits of accuracy
 MAX_DEGREE = 8  # of an equation that is solved
 # `clean` has taken the units away; math-verify would take 3t for three of something.
 _NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
@@ -105,7 +106,7 @@ def _is_zero(expression: Any) -> bool | None:
         if all(part.is_finite for part in parts):
             if not all(part == 0 or isinstance(part, sympy.Float) for part in parts):
                 return None
-            if any(part != 0 and part._prec > 1 for part in parts):
+            if any(part != 0 and part._prec > NOISE for part in parts):
                 return False
             verdict = True
     return verdict

@@ -171,9 +171,10 @@ def answer_key(answer: str) -> str:
 def without_name(answer: str) -> tuple[str | None, str]:
     r"""Split a cleaned `x = 5` into `x` and `5`, also `f(x) = ...` and `x \in ...`; other texts have no name."""
     match = _ASSIGNED.fullmatch(answer)
-    if match is None or "=" in match["rest"] or match["name"].strip() in (*_CLOSE, match["rest"].strip()):
+    name, rest = match.group("name", "rest") if match else ("", "")
+    if not match or "=" in rest or name.strip() == rest.strip() or name.count("{") != name.count("}"):
         return None, answer
-    return re.sub(r"\s+", "", match["name"]), match["rest"]
+    return re.sub(r"\s+", "", name), rest
 
 
 def split_answers(answer: str) -> list[str]:

@@ -47,6 +47,8 @@ EQUAL = r"""
     (-\infty,1)\cup(1,\infty) ~ \mathbb{R}\setminus\{1\}
     \frac{x^2-1}{x-1} ~ x+1
     \sin^2 x+\cos^2 x ~ 1
+    n! ~ n(n-1)!
+    \sum_{k=1}^{n} k ~ \frac{n(n+1)}{2}
     0.5x ~ \frac{x}{2}
     \sqrt{5+2\sqrt6} ~ \sqrt2+\sqrt3
     \cos\frac{\pi}{5} ~ \frac{1+\sqrt5}{4}
