@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from rlif_lightning.grading.normalise import (
     MAX_ANSWER,
+    depths,
     key,
     measured,
     split_answers,
@@ -46,13 +46,8 @@ def too_costly(answer: str) -> bool:
         or answer.count("!") > MAX_FACTORIALS
         # A power of a power, all in digits, with an exponent of a million or more.
         or any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in _TOWER.finditer(answer))
-        or max(_depths(answer), default=0) > MAX_NESTING
+        or max(depths(answer), default=0) > MAX_NESTING
     )
-
-
-def _depths(text: str) -> list[int]:
-    """How many brackets are open after each letter."""
-    return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
 class Rule(NamedTuple):
@@ -124,6 +119,6 @@ def _without_names(one: str, other: str) -> tuple[str, str]:
 
 def _shape(text: str) -> tuple[str, str] | None:
     """The outer brackets of a point or an interval, if one pair encloses all of it."""
-    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or 0 in _depths(text)[:-1]:
+    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or 0 in depths(text)[:-1]:
         return None
     return text[0], text[-1]

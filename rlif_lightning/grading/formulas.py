@@ -38,9 +38,9 @@ def _parsed(formula: str) -> Any:
     found = parse(text, _READING, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
     if not found or not isinstance(found[0], sympy.Basic | sympy.MatrixBase):
         return None
-    complex_letters = [x for x in found[0].atoms(sympy.Symbol) if x.is_real is False]
-    letters = {x: sympy.I if x.name == "i" else sympy.Symbol(x.name) for x in complex_letters}
-    value = found[0].xreplace(letters) if letters else found[0]
+    letters = {x: sympy.I if x.name == "i" else sympy.Symbol(x.name) for x in found[0].atoms(sympy.Symbol)}
+    is_real = all(x.is_real and x.name != "i" for x in letters)
+    value = found[0] if is_real else found[0].xreplace(letters)
     return value.doit() if isinstance(value, sympy.MatrixExpr) else value
 
 

@@ -5,6 +5,7 @@ Every pattern is simple and the callers cap the length, so hostile answers cost 
 
 import re
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 
 from rlif_lightning.grading.number import as_number
 
@@ -92,7 +93,6 @@ _ASSIGNED = re.compile(
     rf"(?:=(?:(?:(?!{_JOINTS.pattern})[^=<>,;])+=)*|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>].*)",
     re.DOTALL,
 )
-_OPEN, _CLOSE = "([{", ")]}"
 
 
 def clean(answer: str) -> str:
@@ -187,8 +187,10 @@ def split_answers(answer: str) -> list[str]:
     if text.startswith(r"\{") and text.endswith(r"\}") and r"\}" not in text[2:-2]:
         text = text[2:-2]
     name, value = without_name(text) if "," not in text.partition("=")[0] else (None, text)
-    parts = [part for part in map(_trim, _cut(_JOINTS.sub(",", value))) if part]
-    parts = [signed for part in parts for signed in _both_signs(part)]
+    value = _JOINTS.sub(",", value)
+    cuts = [place for place, depth in enumerate(depths(value)) if depth <= 0 and value[place] in ",;"]
+    pieces = [value[begin + 1 : end] for begin, end in pairwise([-1, *cuts, len(value)])]
+    parts = [signed for part in map(_trim, pieces) if part for signed in _both_signs(part)]
     return [f"{name}={parts[0]}"] if name is not None and len(parts) == 1 else parts
 
 
@@ -199,18 +201,9 @@ def _both_signs(part: str) -> list[str]:
     return [plus.removeprefix("+"), minus]
 
 
-def _cut(text: str) -> list[str]:
-    """Cut at commas and semicolons that stand outside every bracket; half-open intervals count as closed."""
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
-        if letter in _OPEN:
-            depth += 1
-        elif letter in _CLOSE:
-            depth = max(depth - 1, 0)
-        elif letter in ",;" and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-    return [*parts, text[start:]]
+def depths(text: str) -> list[int]:
+    """How many brackets are open after each letter; half-open intervals count as closed."""
+    return list(accumulate((letter in "([{") - (letter in ")]}") for letter in text))
 
 
 def _repeating(whole: str, once: str, again: str) -> str:

@@ -85,6 +85,9 @@ EQUAL = r"""
     1½ ~ 1.5
     0.3\overline{6} ~ \frac{11}{30}
     i^2 ~ -1
+    2i ~ \sqrt{-4}
+    a+2i ~ 2i+a
+    z=1+i ~ i+1=z
     e^{i\pi/3} ~ \frac12+\frac{\sqrt3}{2}i
     \sin 30^\circ ~ \frac12
     90^\circ ~ 90
