@@ -53,6 +53,10 @@ def _same(gold: Any, answer: Any, absolute: float = 0.0, relative: float = 0.0) 
     def both(kind: type) -> bool:
         return isinstance(gold, kind) and isinstance(answer, kind)
 
+    gold, answer = (
+        x.args[0] if isinstance(x, sympy.FiniteSet) and len(x) == 1 and _relations(x.args[0]) else x
+        for x in (gold, answer)
+    )
     if _relations(gold) or _relations(answer):
         return _same_relation(gold, answer, same)
     if both(sympy.MatrixBase):
