@@ -33,7 +33,7 @@ _TOO_HIGH = re.compile(
 _TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
-_LETTER_UNIT = re.compile(r"(?<=[0-9}])\s*[mgshlLNJWVK]$")
+_LETTER_UNIT = re.compile(r"(?<=[0-9}])\s*[mgshlLNJWV]$")
 _EQUATION = re.compile(r"(?<![<>!])=")
 
 
