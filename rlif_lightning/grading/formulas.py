@@ -123,9 +123,17 @@ def _point(letters: Iterable[Any], row: int) -> dict[Any, Any]:
 
 
 def _relations(statement: Any) -> tuple[Any, ...]:
-    """The equations or inequalities that a statement consists of, as `1 < x < 2` of two; empty for anything else."""
-    parts = statement.args if isinstance(statement, sympy.And) else (statement,)
-    return parts if all(isinstance(part, Relational) for part in parts) else ()
+    """The equations or inequalities that a statement consists of, as `1 < x < 2` of two; empty for anything else.
+
+    Of a chain `a = b = c` the ends count.
+    """
+    is_chain = isinstance(statement, sympy.And)
+    parts = tuple(getattr(statement, "_unsorted_args", statement.args)) if is_chain else (statement,)
+    if not all(isinstance(part, Relational) for part in parts):
+        return ()
+    if len(parts) > 1 and all(part.rel_op == "==" for part in parts):
+        return (sympy.Eq(parts[0].lhs, parts[-1].rhs, evaluate=False),)
+    return parts
 
 
 def _letters(parts: Iterable[Any]) -> set[Any]:

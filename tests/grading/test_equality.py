@@ -37,6 +37,9 @@ EQUAL = r"""
     x=2+3=5 ~ 5
     2+3=5 ~ 5
     x+y=7 ~ 7
+    a+b=2+3=5 ~ 5
+    a+b=2+3=5 ~ a+b=5
+    1+2+3=3+3=6 ~ 6
     x=\pm 2 ~ \{2,-2\}
     x>2 ~ -2x<-4
     x^2<4 ~ |x|<2
@@ -197,6 +200,17 @@ def test_a_statement_without_content_is_no_answer(grader, nothing):
         r"\text{true}",
     ):
         assert not right(grader, gold, nothing)
+
+
+@pytest.mark.parametrize("size", [3, 9, 15, 21, 30])
+def test_a_difference_counts_however_small_it_is(grader, size):
+    """Expanded products with letters, roots and constants, and the same off by 10^-size."""
+    product = r"(x-\sqrt{2})(x+\pi y)\cdot\frac{3}{7}"
+    expanded = r"\frac{3x^2}{7}+\frac{3\pi xy}{7}-\frac{3\sqrt{2}x}{7}-\frac{3\sqrt{2}\pi y}{7}"
+    assert right(grader, product, expanded)
+    assert right(grader, "z=" + product, f"-2z=-2({expanded})")
+    assert not right(grader, product, rf"{expanded}+\frac{{1}}{{10^{{{size}}}}}")
+    assert not right(grader, "z=" + product, rf"-2z=-2({expanded})+\frac{{1}}{{10^{{{size}}}}}")
 
 
 def test_a_unit_that_the_problem_names():
