@@ -86,6 +86,7 @@ _SPELT = {
     )
     for name in names.split()
 }  # fmt: skip
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _CHOICE = re.compile(r"^\(([A-Z])\)$")
 _JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _ASSIGNED = re.compile(
@@ -136,7 +137,7 @@ def _split_unit(text: str, usual: tuple[str, ...]) -> tuple[str, str] | None:
     head, unit = match.group("head", "unit")
     words = unit_words(unit)
     known = words == usual or (all(word in _SPELT for word in words) and re.search("[A-Za-z]{2}", unit))
-    spaced = re.match(" .*[A-Za-z]{3}", unit) and not re.search(r"(?<![A-Za-z\\])[A-Za-z]", head.rpartition("=")[2])
+    spaced = re.match(" .*[A-Za-z]{3}", unit) and not _LETTER.search(head.rpartition("=")[2])
     return (head, unit) if known or spaced else None
 
 
@@ -163,9 +164,9 @@ def key(text: str) -> str:
 
 
 def answer_key(answer: str) -> str:
-    """`key` without the `x =` that a number may begin with."""
-    value = without_name(answer)[1]
-    return key(value if as_number(value) else answer)
+    """`key` without the `x =` or `f(x) =` in front; the `y =` of an equation between letters stays."""
+    name, value = without_name(answer)
+    return key(answer if name and "(" not in name and _LETTER.search(value) else value)
 
 
 def without_name(answer: str) -> tuple[str | None, str]:
