@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from rlif_lightning.grading.normalise import (
+    LETTER,
     MAX_ANSWER,
     depths,
     key,
@@ -34,6 +35,7 @@ _TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
 _LETTER_UNIT = re.compile(r"(?<=[0-9}])\s*[mgshlLNJWV]$")
+_SPACES = re.compile(r"\s+(?=[A-Za-z])")
 _EQUATION = re.compile(r"(?<![<>!])=")
 
 
@@ -90,12 +92,14 @@ class Rule(NamedTuple):
         """Compare single answers: as text, as numbers, as brackets of parts, at last as formulas."""
         if _WORDS.fullmatch(gold):  # else the letters of a word would count as factors in any order
             return key(measured(gold)[0]).casefold() == key(measured(answer)[0]).casefold()
+        if _SPACES.sub("", gold) == _SPACES.sub("", answer):
+            return bool(answer.strip())
         (wanted, unit), (given, other) = measured(gold, self.unit), measured(answer, self.unit)
         if other and (unit or unit_words(self.unit or "")) not in ((), other):
             return False
         wanted, given = _without_names(wanted, given)
         number = as_number(wanted)
-        if number and not unit:
+        if not unit and not LETTER.search(wanted):
             given = _LETTER_UNIT.sub("", given)
         if not given or key(wanted) == key(given):
             return bool(given)

@@ -68,11 +68,15 @@ def _same(gold: Any, answer: Any, absolute: float = 0.0, relative: float = 0.0) 
     if both(sympy.Interval):
         ends = gold.left_open == answer.left_open and gold.right_open == answer.right_open
         return ends and same(gold.start, answer.start) and same(gold.end, answer.end)
-    if both(sympy.Expr):
+    if _is_value(gold) and _is_value(answer):
         equal = _same_value(gold, answer, absolute, relative)
         if equal or (equal is False and not (gold.is_Symbol or answer.is_Symbol)):  # a word may be one symbol
             return equal
     return bool(verify([gold], [answer], timeout_seconds=None, raise_on_error=True))
+
+
+def _is_value(thing: Any) -> bool:
+    return isinstance(thing, sympy.Expr) and not isinstance(thing, sympy.MatrixBase | sympy.MatrixExpr)
 
 
 def _same_value(gold: Any, answer: Any, absolute: float, relative: float) -> bool | None:
@@ -171,7 +175,7 @@ def _equivalent(one: Any, other: Any, same: Callable[[Any, Any], bool]) -> bool:
     ):
         return True
     letters = one.free_symbols
-    if not all(isinstance(x, sympy.Expr) for x in one.args + other.args) or letters != other.free_symbols:
+    if not all(map(_is_value, one.args + other.args)) or letters != other.free_symbols:
         return False
     difference, other_difference = _exact(left - right), _exact(other_left - other_right)
     for row in range(POINTS) if letters else ():

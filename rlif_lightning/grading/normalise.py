@@ -86,7 +86,7 @@ _SPELT = {
     )
     for name in names.split()
 }  # fmt: skip
-_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
+LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _CHOICE = re.compile(r"^\(([A-Z])\)$")
 _JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _ASSIGNED = re.compile(
@@ -135,10 +135,11 @@ def _split_unit(text: str, usual: tuple[str, ...]) -> tuple[str, str] | None:
     if match is None or _NO_UNIT.search(match["unit"]):
         return None
     head, unit = match.group("head", "unit")
-    words = unit_words(unit)
-    known = words == usual or (all(word in _SPELT for word in words) and re.search("[A-Za-z]{2}", unit))
-    spaced = re.match(" .*[A-Za-z]{3}", unit) and not _LETTER.search(head.rpartition("=")[2])
-    return (head, unit) if known or spaced else None
+    words, value = unit_words(unit), head.rpartition("=")[2]
+    known = all(word in _SPELT for word in words)
+    sure = re.search("[A-Za-z]{2}", unit) or re.fullmatch(r"\s*-?[0-9.,]+", value)  # 5 m, not \frac{1}{2} m
+    spaced = unit.startswith(" ") and (re.search("[A-Za-z]{3}", unit) or known) and not LETTER.search(value)
+    return (head, unit) if words == usual or (known and len(unit.strip()) > 1) or (spaced and sure) else None
 
 
 def normalise(answer: str, unit: str | None = None) -> str:
@@ -166,7 +167,7 @@ def key(text: str) -> str:
 def answer_key(answer: str) -> str:
     """`key` without the `x =` or `f(x) =` in front; the `y =` of an equation between letters stays."""
     name, value = without_name(answer)
-    return key(answer if name and "(" not in name and _LETTER.search(value) else value)
+    return key(answer if name and "(" not in name and LETTER.search(value) else value)
 
 
 def without_name(answer: str) -> tuple[str | None, str]:

@@ -67,6 +67,11 @@ EQUAL = r"""
     5\text{ m} ~ 5
     5\text{ m} ~ 5 meters
     864 \mbox{ inches}^2 ~ 864 \text{ square inches}
+    5 m ~ 5
+    5 m ~ 5\text{ meters}
+    5 m ~ 5m
+    12 s ~ 12 seconds
+    \frac{1}{2} g ~ \frac{g}{2}
     3\sqrt{2}\text{ cm} ~ 3\sqrt{2} cm
     18 logs ~ 18
     18 secs ~ 18 seconds
@@ -130,6 +135,7 @@ DIFFERENT = r"""
     10\% ~ 1000\%
     5\text{ m} ~ 5\text{ cm}
     5\text{ m} ~ 5 cm
+    5 m ~ 5 s
     5\text{ eggs} ~ 5\text{ dollars}
     10 am ~ 10 pm
     5 ~ 5x
@@ -211,6 +217,11 @@ def test_a_difference_counts_however_small_it_is(grader, size):
     assert right(grader, "z=" + product, f"-2z=-2({expanded})")
     assert not right(grader, product, rf"{expanded}+\frac{{1}}{{10^{{{size}}}}}")
     assert not right(grader, "z=" + product, rf"-2z=-2({expanded})+\frac{{1}}{{10^{{{size}}}}}")
+
+
+def test_a_common_letter_behind_a_constant_is_a_unit(grader):
+    assert right(grader, "5", "5m") and right(grader, r"11\sqrt2", r"11\sqrt2 m")
+    assert not right(grader, "5m", "5") and not right(grader, "x", "x m")
 
 
 def test_a_unit_that_the_problem_names():
