@@ -86,6 +86,7 @@ _SPELT = {
     )
     for name in names.split()
 }  # fmt: skip
+_FACTORS = ("mg", "ml", "mi", "in", "am", "pm")
 LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _CHOICE = re.compile(r"^\(([A-Z])\)$")
 _JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
@@ -136,10 +137,13 @@ def _split_unit(text: str, usual: tuple[str, ...]) -> tuple[str, str] | None:
         return None
     head, unit = match.group("head", "unit")
     words, value = unit_words(unit), head.rpartition("=")[2]
-    known = all(word in _SPELT for word in words)
-    sure = re.search("[A-Za-z]{2}", unit) or re.fullmatch(r"\s*-?[0-9.,]+", value)  # 5 m, not \frac{1}{2} m
-    spaced = unit.startswith(" ") and (re.search("[A-Za-z]{3}", unit) or known) and not LETTER.search(value)
-    return (head, unit) if words == usual or (known and len(unit.strip()) > 1) or (spaced and sure) else None
+    spaced, long = unit.startswith(" "), re.search("[A-Za-z]{3}", unit)
+    if words == usual or (spaced and long and not LETTER.search(value)):
+        return head, unit
+    # 5 mg is a mass, \frac{1}{2} mg half a weight
+    sure = long or any(len(word) > 1 and word not in _FACTORS for word in words)
+    known = all(word in _SPELT for word in words) and (sure or (spaced and re.fullmatch(r"\s*-?[0-9.,]+", value)))
+    return (head, unit) if known else None
 
 
 def normalise(answer: str, unit: str | None = None) -> str:

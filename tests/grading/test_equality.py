@@ -72,6 +72,9 @@ EQUAL = r"""
     5 m ~ 5m
     12 s ~ 12 seconds
     \frac{1}{2} g ~ \frac{g}{2}
+    \frac{1}{2} mg ~ \frac{mg}{2}
+    2mg ~ 2gm
+    5 mg ~ 5
     3\sqrt{2}\text{ cm} ~ 3\sqrt{2} cm
     18 logs ~ 18
     18 secs ~ 18 seconds
