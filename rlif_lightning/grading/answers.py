@@ -31,9 +31,9 @@ class AnswerFormat:
 
     Args:
         completion: Place of the answer in a completion; of several places the first that holds an answer counts.
-        compare: How answers are compared. ``math``: equal in value (numbers exactly, formulas by math-verify).
-            ``text``: equal after normalisation of numbers, spaces and LaTeX. ``exact``: equal letter by letter.
-            ``literal``: equal as Python values, which are read and never run.
+        compare: How answers are compared. ``math``: equal in value, numbers exactly, formulas as math-verify reads
+            them. ``text``: equal after normalisation of numbers, spaces and LaTeX. ``exact``: equal letter by
+            letter. ``literal``: equal as Python values, which are read and never run.
         several: How a right answer that is a comma-separated list is compared: ``one`` takes it as a single answer,
             ``ordered`` compares part by part, ``set`` in any order. A point or an interval in brackets is one part.
         relative_tolerance: Relative error that a number may have. 0 compares integers and fractions exactly and

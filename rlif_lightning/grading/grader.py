@@ -1,11 +1,11 @@
 """Grade completions: cheap comparisons here, formulas in a worker process that can be killed."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.answers import AnswerFormat, Gold
-from rlif_lightning.grading.compare import Rule, equal, too_costly
+from rlif_lightning.grading.compare import Rule, too_costly
 from rlif_lightning.grading.literals import canonical_literal, same_literal
 from rlif_lightning.grading.normalise import answer_key, clean, normalise, split_answers
 from rlif_lightning.grading.process import STARTUP_SECONDS, WorkerProcess
@@ -36,6 +36,7 @@ class Grader:
         self.seconds = seconds
         self.timeouts = 0
         self.errors = 0
+        self._left = seconds
         self._verdicts: dict[tuple[str, Gold], bool] = {}
         self._slow: set[str] = set()
         self._workers: list[WorkerProcess] = []
@@ -64,15 +65,15 @@ class Grader:
         """Number the classes of equivalent answers of `extract_answers` from 0, in order; None stays None.
 
         Equivalence is asked against the first answer of each class, so a class can't grow by steps. An answer
-        whose comparisons run out of time is found out once and stands alone.
+        whose comparison runs out of time is found out once and stands alone.
         """
         known: dict[str, int] = {}
         first: list[str] = []
         for answer in answers:
             if answer is None or answer in known:
                 continue
-            others = [] if self._is_slow(answer) else [other for other in first if other not in self._slow]
-            same = next((other for other in others if self._grade(answer, Gold(other))), answer)
+            self._equals(answer, "0")  # a formula that nothing but time ends shows here
+            same = next((other for other in first if self._equals(answer, other)), answer)
             if same == answer:
                 first.append(answer)
             known[answer] = first.index(same)
@@ -83,14 +84,15 @@ class Grader:
         while self._workers:
             self._workers.pop().kill()
 
-    def _is_slow(self, answer: str) -> bool:
-        """Whether any comparison of this answer runs out of time, whatever it is compared with."""
+    def _equals(self, answer: str, other: str) -> bool:
+        """Whether two answers are equal; one that ran out of time equals no other from then on."""
+        if answer in self._slow or other in self._slow:
+            return False
         before = self.timeouts
-        if answer not in self._slow:
-            self._grade(answer, Gold("0"))
+        same = self._grade(answer, Gold(other))
         if self.timeouts > before:
             self._slow.add(answer)
-        return answer in self._slow
+        return same
 
     def _read(self, text: str, ended: bool) -> str | None:
         found = self.format.locate(text, ended)
@@ -115,31 +117,39 @@ class Grader:
             return False
         if self.format.compare == "literal":
             return same_literal(gold.text, answer)
-        if self.format.compare == "exact" or (self.format.compare == "text" and too_costly(answer)):
-            return answer == gold.text.strip()
+        if self.format.compare == "exact" or too_costly(answer):
+            return answer.strip() == gold.text.strip()
         if self.format.compare == "text":
             return normalise(answer, gold.unit) == normalise(gold.text, gold.unit)
-        rule = Rule(self.format.several, gold.unit, gold.tolerance, self.format.relative_tolerance)
-        if (verdict := equal(gold.text, answer, rule)) is not None:
-            return verdict
         if (answer, gold) not in self._verdicts:
             if len(self._verdicts) >= REMEMBERED:
                 self._verdicts.clear()
-            self._verdicts[answer, gold] = self._ask(answer, gold, rule)
+            rule = Rule(self._ask, self.format.several, gold.unit, gold.tolerance, self.format.relative_tolerance)
+            self._left = self.seconds
+            try:
+                self._verdicts[answer, gold] = rule.equal(gold.text, answer)
+            except TimeoutError:
+                self.timeouts += 1
+                self._verdicts[answer, gold] = False
         return self._verdicts[answer, gold]
 
-    def _ask(self, answer: str, gold: Gold, rule: Rule) -> bool:
-        """Let the worker decide; whatever goes wrong with an answer makes it wrong."""
+    def _ask(self, *formulas: str | float) -> bool:
+        """Let the worker compare two formulas in the time that is left; whatever goes wrong makes them differ.
+
+        Raises:
+            TimeoutError: The time of this answer is over.
+        """
         worker = self._ready_worker()
+        start = time.monotonic()
         try:
-            right = worker.ask({"gold": gold.text, "answer": answer, "rule": asdict(rule)}, self.seconds)
+            right = worker.ask(formulas, self._left)
         except TimeoutError:
-            self.timeouts += 1
             self._drop(worker)
-            return False
+            raise
         except (EOFError, OSError):
             self._drop(worker)
             right = None
+        self._left = max(self._left - (time.monotonic() - start), 0.0)
         self.errors += right is None
         return bool(right)
 

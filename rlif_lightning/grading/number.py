@@ -16,7 +16,10 @@ _PLAIN = re.compile(
     rf"(?P<sign>[-+]?)(?P<over>{_DECIMAL})(?:\s*/\s*(?P<under>{_DECIMAL})"
     rf"|(?:[eE]|\s*\\(?:times|cdot)\s*10\s*\^)\s*\{{?\s*(?P<exponent>[-+]?[0-9]{{1,4}})\s*\}}?)?"
 )
-_FRAC = re.compile(rf"(?P<sign>[-+]?)\s*\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}")
+_FRAC = re.compile(
+    rf"(?P<sign>[-+]?)\s*(?P<whole>{_INTEGER}(?=\s*\\frac\{{[0-9]))?\s*"
+    rf"\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}"
+)
 _PERCENT = re.compile(r"\s*\\?%$")
 
 
@@ -32,14 +35,9 @@ class Number:
         """One text per value: 27.0 is 27, 0.50 and 2/4 are 1/2; the per cent sign is dropped."""
         return str(self.value)
 
-    @property
-    def readings(self) -> tuple[Fraction, ...]:
-        """The values it may stand for: 50 % is 50 (in per cent) or 1/2."""
-        return (self.value, self.value / 100) if self.percent else (self.value,)
-
 
 def as_number(text: str) -> Number | None:
-    r"""Read `-12`, `1.5`, `.5`, `3/4`, `\frac{3}{4}`, `4.5e33`, `4.5 \times 10^{33}`, with % or without.
+    r"""Read `-12`, `1.5`, `.5`, `3/4`, `\frac{3}{4}`, `4.5e33`, `4.5 \times 10^{33}`, `1\frac{1}{2}`, with % or not.
 
     `text` is a cleaned answer (no thousands commas); overlong numbers and zero denominators are none.
     """
@@ -50,11 +48,12 @@ def as_number(text: str) -> Number | None:
     match = _PLAIN.fullmatch(bare) or _FRAC.fullmatch(bare)
     if match is None:
         return None
-    over, under, exponent = (match.groupdict().get(name) or "" for name in ("over", "under", "exponent"))
+    names = ("whole", "over", "under", "exponent")
+    whole, over, under, exponent = (match.groupdict().get(name) or "" for name in names)
     ten = int(exponent or 0)
     if abs(ten) > MAX_DIGITS or (under and not Fraction(under)):
         return None
-    value = Fraction(over) / Fraction(under or 1) * Fraction(10) ** ten
+    value = int(whole or 0) + Fraction(over) / Fraction(under or 1) * Fraction(10) ** ten
     decimal = bool(exponent) or any("." in part.rstrip(".") for part in (over, under))
     return Number(-value if match["sign"] == "-" else value, decimal, percent)
 
@@ -62,13 +61,14 @@ def as_number(text: str) -> Number | None:
 def same_number(gold: Number, answer: Number, *, absolute: float = 0.0, relative: float = 0.0) -> bool:
     """Whether two numbers are equal, or differ by at most `absolute` or a share `relative` of the gold value.
 
-    Integers and fractions are compared exactly. Where either side is a decimal, `DECIMAL_PRECISION` applies.
+    Integers and fractions are compared exactly. Where either side is a decimal, `DECIMAL_PRECISION` applies. Where
+    only one side is in per cent, 50 % may be 50 or 1/2.
     """
     share = Fraction(relative)
     if gold.decimal or answer.decimal:
         share = max(share, DECIMAL_PRECISION)
-    return any(
-        abs(wanted - value) <= max(Fraction(absolute), share * abs(wanted))
-        for wanted in gold.readings
-        for value in answer.readings
-    )
+    for scale in (1, 100) if gold.percent != answer.percent else (1,):
+        wanted, value = (x.value / (scale if x.percent else 1) for x in (gold, answer))
+        if abs(wanted - value) <= max(Fraction(absolute), share * abs(wanted)):
+            return True
+    return False

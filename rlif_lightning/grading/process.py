@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,14 +55,14 @@ class WorkerProcess:
             )
         self._ready = True
 
-    def ask(self, request: dict[str, Any], seconds: float) -> bool | None:
-        """Send a comparison and wait for its verdict; None: it failed.
+    def ask(self, formulas: Sequence[str | float], seconds: float) -> bool | None:
+        """Send a question of `formulas_equal` and wait for its verdict; None: the comparison failed.
 
         Raises:
             TimeoutError: No answer in `seconds`; the worker is still busy and should be killed.
             EOFError, OSError: The worker ended.
         """
-        self._connection.send_bytes(json.dumps({**request, "seconds": seconds}).encode())
+        self._connection.send_bytes(json.dumps([seconds, *formulas]).encode())
         return self._receive(seconds)
 
     def _receive(self, seconds: float) -> Any:

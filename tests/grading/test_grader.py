@@ -166,6 +166,8 @@ def test_answers_for_grouping():
         (box("1,2"), True),
     ]
     assert grader.extract_answers(texts) == ["27", "27", None, None, "1,2", "1,2"]
+    keys = grader.extract_answers([(box(text), True) for text in (r"x=25\pi", r"x \in [0,1]", "f(x)=2x", "y=2x")])
+    assert keys == [r"25\pi", "[0,1]", "2x", "y=2x"]
     assert grader.extract_answers([(box("9" * 1_000_000), True), (box("(" * 3_000), True)]) == [None, None]
 
 

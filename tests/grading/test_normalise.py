@@ -85,7 +85,7 @@ def test_a_given_unit_is_dropped(answer, unit):
 
 def test_a_formula_stays_a_formula():
     assert clean(r"2\pi x + e^{x}") == r"2\pi x + e^{x}"
-    assert clean(r"\frac{600}{7} km/h", "km/h") == r"\frac{600}{7}"
+    assert clean(r"\frac{600}{7} km/h") == r"\frac{600}{7}"
     assert clean("3+2\\mathrm{i}") == "3+2\\mathrm{i}"
 
 
@@ -98,7 +98,7 @@ def test_a_formula_stays_a_formula():
         ("(1, 2), (3, 4)", ["(1, 2)", "(3, 4)"]),
         (r"(3, \pi/2)", [r"(3, \pi/2)"]),
         ("(3,4]", ["(3,4]"]),
-        ("58,500", ["58,500"]),
+        ("58,500", ["58500"]),
         ("2400, 1350, 864", ["2400", "1350", "864"]),
         (r"\{1\pm\sqrt{5},-2\}", [r"1+\sqrt{5}", r"1-\sqrt{5}", "-2"]),
         (r"1 \text{ or } 2", ["1", "2"]),
