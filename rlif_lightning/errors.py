@@ -1,7 +1,9 @@
 """The one exception for a user's mistake."""
 
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,11 +27,24 @@ def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> No
     """Refuse the first setting of a section (name, value, whether it is right, what would be) that is wrong.
 
     Raises:
-        UserError: It is out of range.
+        UserError: It is out of range, or not finite.
     """
     for name, value, right, expected in settings:
-        if not right:
+        if not right or (isinstance(value, float) and not math.isfinite(value)):
             raise UserError(f"{section}.{name} is out of range", got=value, expected=expected)
+
+
+def check_finite(value: Any, name: str = "") -> None:
+    """Refuse NaN and infinity anywhere in settings: mappings and lists of them, by their names.
+
+    Raises:
+        UserError: The first one that is found.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name.replace('.init_args', '')} is no finite number", got=value)
+    parts = value.items() if hasattr(value, "items") else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        check_finite(part, f"{name}.{key}".removeprefix("."))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -28,7 +28,7 @@ from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_finite
 from rlif_lightning.models.checkpoints import KEPT, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
@@ -108,8 +108,9 @@ class RLIFCLI(LightningCLI):
         """Nothing: a value on the command line wins over one stored in a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Check the strategy and find the checkpoint before anything is loaded."""
+        """Check numbers and strategy, and find the checkpoint, before anything is loaded."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
+        check_finite(config)
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
         self.root = runs.run_root(config.runs)

@@ -68,6 +68,11 @@ def local_shard(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights that hold NaN or infinity, in this process's share."""
+    return [name for name, weight in weights.items() if not local_shard(weight).isfinite().all()]
+
+
 def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
     """Write whole weights into the policy, in place: its optimiser keeps its parameters.
 

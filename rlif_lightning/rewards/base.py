@@ -1,6 +1,7 @@
 """What every reward is."""
 
 import itertools
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -34,11 +35,12 @@ class Reward(ABC):
 
     def __init__(self, weight: Weight = 1.0) -> None:
         self._points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
-        if not self._points or any(a[0] >= b[0] for a, b in itertools.pairwise(self._points)):
+        rising = all(a[0] < b[0] for a, b in itertools.pairwise(self._points))
+        if not self._points or not rising or not all(math.isfinite(w) for _, w in self._points):
             raise UserError(
                 "The weight of a reward is neither a number nor a schedule",
                 got=weight,
-                expected="a number, or [[step, weight], ...] with rising steps",
+                expected="a finite number, or [[step, weight], ...] with rising steps",
             )
 
     def weight_at(self, step: int) -> float:

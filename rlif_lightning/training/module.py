@@ -18,7 +18,7 @@ from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
-from rlif_lightning.models.trainable import trainable
+from rlif_lightning.models.trainable import not_finite, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
@@ -222,7 +222,7 @@ class RLIFModule(pl.LightningModule):
         return self.window.metrics(total, self.reference in self.needs, self.entropy_bonus)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep what the step is taken with."""
+        """Keep what the step is taken with, and skip it where its gradient is not finite."""
         self.window.note_step(optimizer)
 
     def configure_optimizers(self) -> Any:
@@ -273,16 +273,25 @@ class RLIFModule(pl.LightningModule):
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable weights only, and whose they are."""
-        names = trainable(self).keys()
+        """Keep trainable weights only, and whose they are; weights that are not finite are refused."""
+        weights = trainable(self)
+        names, bad = weights.keys(), not_finite(weights)
+        if self.trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            raise UserError(
+                f"The weights after step {self.trainer.global_step} are not finite, so they are not saved",
+                got=f"NaN or infinity in {', '.join(bad[:3]) or 'the share of another process'}",
+                do="continue with --ckpt_path last and a lower model.optimizer.lr",
+            )
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
         checkpoint["rlif"] = {**vars(self.policy.identity), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
+        checkpoint["rlif_window"] = self.window.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
         self.policy.check_checkpoint(checkpoint)
         checkpoint["state_dict"] = {MODEL + name: weight for name, weight in weights_of(checkpoint).items()}
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))  # not in the guard's kept weights
+        self.window.load_state_dict(checkpoint.get("rlif_window", {}))
         self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # nor are these
