@@ -105,7 +105,7 @@ class RolloutCallback(Callback):
         self._collected: Collected | None = None  # of this process; None between two rollouts
         self._rollout: Rollout | None = None  # with the tokens that learn in the current optimiser step
         self._update_start = 0.0
-        self._check = LearningCheck(self.collector.advantages)
+        self._check = LearningCheck(self.collector.advantages, any(r.abstains for r in self.collector.rewards))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Derive the batch arithmetic and check that the rewards find what they need."""

@@ -17,10 +17,11 @@ class LearningCheck:
 
     Args:
         settings: How rewards become advantages.
+        abstains: Whether a reward may leave completions out with good reason.
     """
 
-    def __init__(self, settings: AdvantageSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: AdvantageSettings, abstains: bool = False) -> None:
+        self.settings, self.abstains = settings, abstains
         self.is_new = True  # has seen no rollout
         self._rollouts = self._steps = 0  # in a row that taught nothing
         self._said: set[str] = set()
@@ -30,7 +31,11 @@ class LearningCheck:
         self.is_new = False
         self._rollouts = 0 if metrics["rollout/advantage_size"] else self._rollouts + 1
         if self._rollouts < IN_A_ROW:
-            return None
+            missing = 0.0 if self.abstains else metrics["rollout/unscored_fraction"]
+            text = (
+                f"The rewards gave no finite number for {missing:.0%} of the completions, whose advantage is then 0; "
+            )
+            return self._once("unscored", f"{text}rollout/unscored_fraction counts them.") if missing else None
         why = self._why_no_advantage(metrics, weights)
         return self._once("rollout", f"{IN_A_ROW} rollouts in a row taught nothing: {why}.")
 

@@ -11,10 +11,8 @@ from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import Baseline, Scale, batch_std, combine_advantages, group_advantages
 from rlif_lightning.grading import agreement
 from rlif_lightning.rewards import Reward
+from rlif_lightning.rewards.base import LARGEST
 from rlif_lightning.rollout import Rollout
-
-LARGEST = 1e15
-"""Of rewards that can be compared: the squares of larger ones overflow in float32."""
 
 
 @dataclass(frozen=True)

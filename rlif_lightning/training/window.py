@@ -58,7 +58,7 @@ class Window:
     """What is known about the optimiser step under way.
 
     A step whose gradient is not finite is skipped: the optimiser gets no gradient, so weights, moments and their
-    count stay as they are. Schedule, step number and references go on as if it had been taken.
+    count stay as they are, and so does the entropy bonus. Schedule, step number and references go on as ever.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Window:
                 f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite and were skipped",
                 got=f"a gradient norm of {self.grad_norm}",
                 do="lower model.optimizer.lr, model.kl_coefficient, model.entropy_coefficient or the weights of "
-                "rollout.rewards, and continue with --ckpt_path last",
+                "rollout.rewards, and begin again or continue with --ckpt_path last",
             )
 
     def state_dict(self) -> dict[str, int]:

@@ -143,6 +143,9 @@ def test_every_number_of_the_settings_is_looked_at():
             check_finite(bad)
     with pytest.raises(UserError, match=r"rollout\.x is out of range"):
         check_ranges("rollout", ("x", math.inf, True, "0 or more"))
+    for weight in (math.nan, -math.inf, 1e16, [(0, 1.0), (5, math.nan)]):
+        with pytest.raises(UserError, match="weight of a reward"):
+            Random(weight=weight)
 
 
 # -- rewards ---------------------------------------------------------------------------------------------------
@@ -211,11 +214,19 @@ NOTHING = {
     ],
 )
 def test_rollouts_that_teach_nothing_are_said_once(settings, metrics, weights, said):
-    check, found = LearningCheck(AdvantageSettings(**settings)), []
+    check, found = LearningCheck(AdvantageSettings(**settings), abstains=True), []
     for size in (0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0):
         found.append(check.after_rollout({**NOTHING, **metrics, "rollout/advantage_size": size}, weights))
     assert [bool(text) for text in found] == [False] * 5 + [True] + [False] * 5
     assert re.fullmatch(f"3 rollouts in a row taught nothing: .*{said}.*", found[5])
+
+
+def test_completions_without_a_reward_are_said_once_where_no_reward_abstains():
+    some = {**NOTHING, "rollout/advantage_size": 0.5, "rollout/unscored_fraction": 0.25}
+    check = LearningCheck(AdvantageSettings())
+    first, *others = [check.after_rollout(some, [1.0]) for _ in range(3)]
+    assert first is not None and "no finite number for 25% of the completions" in first and others == [None, None]
+    assert LearningCheck(AdvantageSettings(), abstains=True).after_rollout(some, [1.0]) is None
 
 
 def test_steps_that_change_nothing_are_said_once():
