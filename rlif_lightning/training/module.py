@@ -18,7 +18,7 @@ from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.strategies import FSDP2Strategy, check_sharding, check_strategy, shares_out
-from rlif_lightning.models.trainable import not_finite, trainable
+from rlif_lightning.models.trainable import check_finite_weights, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
@@ -274,15 +274,9 @@ class RLIFModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are; weights that are not finite are refused."""
-        weights = trainable(self)
-        names, bad = weights.keys(), not_finite(weights)
-        if self.trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
-            raise UserError(
-                f"The weights after step {self.trainer.global_step} are not finite, so they are not saved",
-                got=f"NaN or infinity in {', '.join(bad[:3]) or 'the share of another process'}",
-                do="continue with --ckpt_path last and a lower model.optimizer.lr",
-            )
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        weights, step = trainable(self), self.trainer.global_step
+        check_finite_weights(weights, step, partial(self.trainer.strategy.reduce_boolean_decision, all=False))
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in weights}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
         checkpoint["rlif"] = {**vars(self.policy.identity), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
