@@ -22,13 +22,14 @@ class LearningCheck:
 
     def __init__(self, settings: AdvantageSettings, abstains: bool = False) -> None:
         self.settings, self.abstains = settings, abstains
-        self.is_new = True  # has seen no rollout
+        self.is_new, self._has_taught = True, False  # has seen no rollout; none that taught anything
         self._rollouts = self._steps = 0  # in a row that taught nothing
         self._said: set[str] = set()
 
     def after_rollout(self, metrics: Mapping[str, float], weights: Sequence[float]) -> str | None:
         """What to say after a rollout, from its ``rollout/*`` and its rewards' weights; mostly nothing."""
         self.is_new = False
+        self._has_taught |= metrics["rollout/advantage_size"] > 0
         self._rollouts = 0 if metrics["rollout/advantage_size"] else self._rollouts + 1
         if self._rollouts < IN_A_ROW:
             missing = 0.0 if self.abstains else metrics["rollout/unscored_fraction"]
@@ -75,6 +76,8 @@ class LearningCheck:
             return "the weighted rewards cancel; change rollout.rewards or their weights"
         if settings.min_spread > AdvantageSettings.min_spread:
             return f"the rewards of no group differ by more than rollout.min_spread {settings.min_spread:g}; lower it"
+        if self._has_taught:
+            return "all rewards of a group are equal by now; where all is not learned, lower model.optimizer.lr"
         return "all rewards of a group are equal; raise rollout.temperature, or change rollout.rewards or the prompts"
 
 

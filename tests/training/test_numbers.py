@@ -204,7 +204,7 @@ NOTHING = {
 @pytest.mark.parametrize(
     ("settings", "metrics", "weights", "said"),
     [
-        ({}, {}, [1.0], "equal; raise rollout.temperature"),
+        ({}, {}, [1.0], "equal by now; .* lower model.optimizer.lr"),
         ({}, {}, [0.0, 0.0], "weight 0"),
         ({"min_spread": 0.5}, {}, [1.0], "rollout.min_spread 0.5; lower it"),
         ({"mask_truncated": True}, {"rollout/truncated_fraction": 0.9}, [1.0], "90% .* raise rollout.max_new_tokens"),
@@ -219,6 +219,12 @@ def test_rollouts_that_teach_nothing_are_said_once(settings, metrics, weights, s
         found.append(check.after_rollout({**NOTHING, **metrics, "rollout/advantage_size": size}, weights))
     assert [bool(text) for text in found] == [False] * 5 + [True] + [False] * 5
     assert re.fullmatch(f"3 rollouts in a row taught nothing: .*{said}.*", found[5])
+
+
+def test_rewards_that_were_equal_from_the_start_are_told_apart():
+    check = LearningCheck(AdvantageSettings())
+    *_, said = [check.after_rollout(NOTHING, [1.0]) for _ in range(3)]
+    assert said is not None and "equal; raise rollout.temperature" in said
 
 
 def test_completions_without_a_reward_are_said_once_where_no_reward_abstains():
