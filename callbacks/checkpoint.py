@@ -38,10 +38,11 @@ class RolloutCheckpoint(Checkpoint):
 
     Args:
         every: Optimiser steps between two checkpoints; the end of training is always saved.
-        keep: Number of numbered checkpoints to keep besides ``last.ckpt``, the newest ones; null: all.
+        keep: Checkpoints to keep under the number of their step, the newest ones; null: all. The newest is that of
+            ``last.ckpt`` (one file with two names), so 2 keeps the one before as well.
     """
 
-    def __init__(self, every: int = 10, keep: int | None = 0) -> None:
+    def __init__(self, every: int = 10, keep: int | None = 2) -> None:
         check_ranges(
             "checkpoint",
             ("every", every, every >= 1, "1 or more"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ class Completions(Callback):
         count, g = len(rollout.texts), rollout.group_size
         if self.keep is not None:
             count = min(count, math.ceil(self.keep / g) * g)
-        rows = [_row(rollout, batch, step, i) for i in range(count)]
-        path = Path(logger.log_dir) / COMPLETIONS
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        rows = [completion_row(rollout, batch, step, i) for i in range(count)]
+        append_rows(Path(logger.log_dir) / COMPLETIONS, rows)
         for number, row in enumerate(rows[:SHOWN]):
             logger.log_text(f"completions/{number}", _markdown(row), step)
         for name, values in _distributions(rollout).items():
@@ -71,7 +70,13 @@ class Completions(Callback):
         return bool(self.every) and step // self.every > before // self.every
 
 
-def _row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a file of JSON lines."""
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def completion_row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:
     """Completion i for the file."""
     prompt = batch["prompts"][i // rollout.group_size]
     rewards = {name: float(values[i]) for name, values in rollout.rewards.items()}

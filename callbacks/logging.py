@@ -83,8 +83,8 @@ class Means:
         self.pairs[name] = torch.stack([torch.as_tensor(x).double().cpu() for x in (total, count)])
 
     def rows(self, name: str, values: Tensor) -> None:
-        """Add the mean of a tensor's entries that are numbers."""
-        numbers = values[~values.isnan()]
+        """Add the mean of a tensor's finite entries."""
+        numbers = values[values.isfinite()]
         self.add(name, numbers.sum(), numbers.numel())
 
     def reduce(self, trainer: Trainer) -> dict[str, float]:
@@ -99,7 +99,7 @@ def rollout_metrics(trainer: Trainer, collected: Collected) -> dict[str, float]:
     """``rollout/*``: means over all processes, reduced once.
 
     Statistics are means over tokens (nats), the others over completions or groups. ``rollout/reward`` is the
-    weighted sum of the rewards; several are logged one by one as well.
+    weighted sum of the rewards, over the completions that all of them score; several are logged one by one as well.
     """
     rollout, samples, means = collected.rollout, collected.rollout.samples, Means()
     mask, g = samples.completion_mask, rollout.group_size
@@ -137,6 +137,7 @@ def _add_rewards(means: Means, rollout: Rollout, weights: list[float]) -> None:
             total = total + weight * values
     means.rows("rollout/reward", total)
     means.rows("rollout/reward_std", total.view(-1, rollout.group_size).std(1))
+    means.rows("rollout/unscored_fraction", (~total.isfinite()).float())
     if len(weights) > 1:
         for name, values in rollout.rewards.items():
             means.rows(f"rollout/reward/{name}", values)

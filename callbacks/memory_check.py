@@ -20,6 +20,7 @@ from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
+from rlif_lightning.training.slice_loss import takes_fused_loss
 
 ANY_SETTING = (
     "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
@@ -131,7 +132,8 @@ def _refer(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
     with up_to_date(collector.sampler, module.policy):
         part = _longest_slice(trainer, module, collector)
         rows = [torch.arange(len(part.seeds))]
-        collector.with_references(part, module.policy, rows, module.needs, module.reference, module.fuses_loss)
+        fused = takes_fused_loss(module.policy.model, module.loss)
+        collector.with_references(part, module.policy, rows, module.needs, module.reference, fused)
 
 
 def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics
+from rlif_lightning.callbacks.completions import append_rows, completion_row
+from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics, run_logger
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
@@ -19,10 +21,15 @@ from rlif_lightning.functional.entropy import top_entropy_mask
 from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.folder import SKIPPED
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import Collected, Collector
+from rlif_lightning.training.learning_check import LearningCheck, mostly_cut_off
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
+
+SKIPPED_STEPS = 10
+"""Skipped steps of a run whose completions are kept."""
 
 
 class RolloutCallback(Callback):
@@ -98,6 +105,7 @@ class RolloutCallback(Callback):
         self._collected: Collected | None = None  # of this process; None between two rollouts
         self._rollout: Rollout | None = None  # with the tokens that learn in the current optimiser step
         self._update_start = 0.0
+        self._check = LearningCheck(self.collector.advantages, any(r.abstains for r in self.collector.rewards))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Derive the batch arithmetic and check that the rewards find what they need."""
@@ -121,7 +129,8 @@ class RolloutCallback(Callback):
                 do="set --rollout.micro_batch_size instead",
             )
         collector.open(trainer.world_size, data.answers_of("train"), data.has_labels("train"))
-        plan = collector.plan
+        plan, clip, off = collector.plan, trainer.gradient_clip_val, "0 or more, or null: no clipping"
+        check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, off))
         if trainer.max_steps > 0 and trainer.max_steps % plan.rollout_steps:
             raise UserError(
                 "trainer.max_steps would end in the middle of a rollout",
@@ -190,8 +199,23 @@ class RolloutCallback(Callback):
             metrics["time/update"] = pl_module.policy.clock() - self._update_start
             # These numbers belong to the step that was just taken: global_step has already moved on.
             log_now(trainer, metrics, step=trainer.global_step - 1)
+            _warn(self._check.after_step(metrics))
+            if pl_module.window.skipped_in_a_row:
+                self._after_skip(trainer, pl_module, batch)
         if batch["last"]:
             self._collected = self._rollout = None
+
+    def _after_skip(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> None:
+        """Keep the completions of the first skipped steps, and end a run that skips step after step."""
+        collected, step, logger = self._collected, trainer.global_step - 1, run_logger(trainer)
+        assert collected is not None
+        if module.window.skipped <= SKIPPED_STEPS and logger is not None:
+            rows = torch.cat(collected.windows[batch["slice"] // self.collector.plan.slices]).sort().values.tolist()
+            own = [completion_row(collected.rollout, batch, step, row) for row in rows]
+            for part in gather_objects(trainer, own):
+                if trainer.is_global_zero:
+                    append_rows(Path(logger.log_dir) / SKIPPED, part)
+        module.window.check_skipped()
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> Collected:
         """A rollout with the current weights; its metrics are logged and put into the batch."""
@@ -210,6 +234,10 @@ class RolloutCallback(Callback):
         metrics = rollout_metrics(trainer, collected)
         if trainer.global_step == 0:  # a continued run has shown that its rewards can work
             self.collector.check_first(metrics)
+        if self._check.is_new:
+            fraction, most = metrics["rollout/truncated_fraction"], self.collector.sampling.max_new_tokens
+            _warn(mostly_cut_off(fraction, collected.rollout, module.policy, most))
+        _warn(self._check.after_rollout(metrics, collected.weights))
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:
             metrics["time/reference"] = collected.reference_seconds
@@ -217,6 +245,11 @@ class RolloutCallback(Callback):
         log_now(trainer, metrics)
         batch["metrics"] = metrics
         return collected
+
+
+def _warn(text: str | None) -> None:
+    if text is not None:
+        rank_zero_warn(text)
 
 
 def learning_tokens(collected: Collected, window: int, fraction: float, trainer: Trainer) -> Rollout:

@@ -1,11 +1,13 @@
 """The one exception for a user's mistake."""
 
 import errno
+import math
 import os
 import re
 import textwrap
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -38,11 +40,25 @@ def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> No
     """Refuse the first setting of a section (name, value, whether it is right, what would be) that is wrong.
 
     Raises:
-        UserError: It is out of range.
+        UserError: It is out of range, or not finite.
     """
     for name, value, right, expected in settings:
-        if not right:
+        if not right or (isinstance(value, float) and not math.isfinite(value)):
             raise UserError(f"{section}.{name} is out of range", got=value, expected=expected)
+
+
+def check_numbers(value: Any, name: str = "") -> None:
+    """Refuse NaN, infinity and what no machine word holds anywhere in settings: mappings and lists of them.
+
+    Raises:
+        UserError: The first one that is found, by its name.
+    """
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
+        expected = "a finite number of at most 64 bits"
+        raise UserError(f"{name.replace('.init_args', '')} is out of range", got=str(value)[:80], expected=expected)
+    parts = value.items() if hasattr(value, "items") else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        check_numbers(part, f"{name}.{key}".removeprefix("."))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

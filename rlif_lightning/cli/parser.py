@@ -1,6 +1,5 @@
 """The parser of recipes and settings: shipped names, mistakes in three lines, help with what matters first."""
 
-from math import isnan
 from typing import Any, ClassVar, NoReturn
 
 import yaml
@@ -12,7 +11,7 @@ from rlif_lightning.cli import recipes
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
 from rlif_lightning.cli.removed import drop_removed
-from rlif_lightning.errors import UserError, users_mistake
+from rlif_lightning.errors import users_mistake
 
 
 class RecipeFile(ActionConfigFile):
@@ -92,15 +91,3 @@ class Parser(LightningArgumentParser):
         """The parser whose settings the message is about: that of the command."""
         choices = getattr(getattr(self, "_subcommands_action", None), "choices", None) or {}
         return choices.get(next(iter(self._given), ""), self)
-
-
-def check_numbers(value: Any, name: str = "") -> None:
-    """Refuse a setting that is no number (nan), or one that no machine word holds."""
-    if isinstance(value, Namespace | dict):
-        for key, part in (value if isinstance(value, dict) else vars(value)).items():
-            check_numbers(part, f"{name}.{key}".strip(".").removesuffix(".init_args"))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            check_numbers(part, name)
-    elif (isinstance(value, float) and isnan(value)) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise UserError(f"{name} is out of range", got=str(value)[:80], expected="a number of at most 64 bits")

@@ -30,10 +30,10 @@ from rlif_lightning.callbacks.checkpoint import check_problems
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
-from rlif_lightning.cli.parser import Parser, check_numbers
+from rlif_lightning.cli.parser import Parser
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError, missing_package, no_room, said_by_python, users_mistake
+from rlif_lightning.errors import UserError, check_numbers, missing_package, no_room, said_by_python, users_mistake
 from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs

@@ -1,5 +1,6 @@
 """What a loss is made of, as records: its settings, its inputs, and its answers for a slice and for each token."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple, get_args
@@ -32,7 +33,7 @@ class LossSettings:
     """Which loss it is.
 
     Raises:
-        ValueError: A name is unknown, or a number is negative.
+        ValueError: A name is unknown, or a number is negative or not finite.
     """
 
     name: Loss = "grpo"  # surrogate and weights of the tokens
@@ -48,8 +49,8 @@ class LossSettings:
                 expected = f"one of {', '.join(get_args(known))}"
                 raise ValueError(f"{what} is unknown\n  got: {value!r}\n  expected: {expected}")
         for what in ("clip_low", "clip_high", "kl_coefficient", "entropy_coefficient"):
-            if (getattr(self, what) or 0) < 0:
-                raise ValueError(f"{what} is negative\n  got: {getattr(self, what)}\n  expected: 0 or more")
+            if not 0 <= (getattr(self, what) or 0) < math.inf:
+                raise ValueError(f"{what} is out of range\n  got: {getattr(self, what)}\n  expected: 0 or more")
 
     @property
     def surrogate(self) -> Callable[..., Surrogate]:

@@ -69,6 +69,23 @@ def local_shard(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
+def check_finite_weights(weights: Mapping[str, Tensor], step: int, anywhere: Callable[[bool], bool] = bool) -> None:
+    """Refuse weights after an optimiser step that hold NaN or infinity.
+
+    ``anywhere`` says whether something is so on any process, each of which may hold a share only.
+
+    Raises:
+        UserError: Some do, here or there.
+    """
+    bad = [name for name, weight in weights.items() if not local_shard(weight).isfinite().all()]
+    if anywhere(bool(bad)):
+        raise UserError(
+            f"The weights after step {step} are not finite, so they are not saved",
+            got=f"NaN or infinity in {', '.join(bad[:3]) or 'the share of another process'}",
+            do="continue with --ckpt_path last and a lower model.optimizer.lr",
+        )
+
+
 def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
     """Write whole weights into the policy, in place: its optimiser keeps its parameters.
 

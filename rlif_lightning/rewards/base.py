@@ -13,6 +13,8 @@ from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.rollout import Rollout
 
 Weight = float | list[tuple[int, float]]
+LARGEST = 1e15
+"""Of rewards and of their weights: the squares of larger numbers overflow in float32."""
 REQUIREMENTS = frozenset({"labels", "answers", "answer_mask", "reference", "ema"})
 
 
@@ -35,11 +37,12 @@ class Reward(ABC):
 
     def __init__(self, weight: Weight = 1.0) -> None:
         self._points = [(0, weight)] if isinstance(weight, int | float) else [(int(s), float(w)) for s, w in weight]
-        if not self._points or any(a[0] >= b[0] for a, b in itertools.pairwise(self._points)):
+        rising = all(a[0] < b[0] for a, b in itertools.pairwise(self._points))
+        if not self._points or not rising or not all(abs(w) <= LARGEST for _, w in self._points):
             raise UserError(
                 "The weight of a reward is neither a number nor a schedule",
                 got=weight,
-                expected="a number, or [[step, weight], ...] with rising steps",
+                expected=f"a number of at most {LARGEST:g} in size, or [[step, weight], ...] with rising steps",
             )
 
     @cached_property

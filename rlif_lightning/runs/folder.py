@@ -1,6 +1,7 @@
 """Run folders: ``<root>/<recipe>/<n>`` is one run and holds everything that run has written.
 
-A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl and guard.json.
+A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl and guard.json;
+skipped.jsonl, where steps were skipped, their completions.
 A resumed run continues in the folder of its checkpoint.
 """
 
@@ -23,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 COMPLETIONS = "completions.jsonl"
+SKIPPED = "skipped.jsonl"
 GUARD = "guard.json"
 GUARD_WEIGHTS = f"{CHECKPOINTS}/guard/weights.safetensors"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from rlif_lightning.runs.atomic import truncate_jsonl
-from rlif_lightning.runs.folder import COMPLETIONS, METRICS
+from rlif_lightning.runs.folder import COMPLETIONS, METRICS, SKIPPED
 from rlif_lightning.runs.metrics_csv import MetricsCSV
 
 CHARTS = {
@@ -109,7 +109,8 @@ class RunLogger(TensorBoardLogger):
         writer, path = self.experiment, self.folder / METRICS
         if self.resume_step is not None:
             MetricsCSV.truncate(path, self.resume_step)
-            truncate_jsonl(self.folder / COMPLETIONS, self.resume_step)
+            for name in (COMPLETIONS, SKIPPED):
+                truncate_jsonl(self.folder / name, self.resume_step)
         # TensorBoard forgets older events from this mark on. SummaryWriter(purge_step=...) writes the same, but
         # Lightning opens the writer before it loads the checkpoint. A new run is marked too: TensorBoard takes its
         # first mark for the run's beginning and forgets nothing.

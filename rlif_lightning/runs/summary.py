@@ -20,20 +20,35 @@ SUMMARY_METRICS = dict.fromkeys((*ACCURACIES, "rollout/agreement"), True) | dict
 def summary_table(folder: Path) -> str:
     """Return start, best (where a higher value is better) and end of the key metrics as plain text.
 
-    Metrics that were not logged have no row. Where a guard has fired, a second table says why and compares the
-    accuracy of the weights that it hands back.
+    Metrics that were not logged have no row. Rollouts that taught nothing, and steps that changed nothing or were
+    skipped, are counted in a line each. Where a guard has fired, a second table says why and compares the accuracy of
+    the weights that it hands back.
     """
     curves = load_run(folder)
     last = max((step for curve in curves.values() for step in curve), default=0)
     rows = [[*start_and_best(metric, curve), short_number(curve[max(curve)])] for metric, curve in key_curves(curves)]
     cells = [["", "start", "best", "at step", "end"], *rows]
-    return "\n".join([f"{run_labels([folder])[0]}, last step {last}", *_aligned(cells), *_guard_lines(folder), ""])
+    lines = [f"{run_labels([folder])[0]}, last step {last}", *_aligned(cells)]
+    return "\n".join([*lines, *_idle_lines(curves), *_guard_lines(folder), ""])
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines, names on the left and numbers on the right of their columns."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [f"{row[0]:<{widths[0]}}  {'  '.join(map(str.rjust, row[1:], widths[1:]))}".rstrip() for row in cells]
+
+
+def _idle_lines(curves: Curves) -> list[str]:
+    """Rollouts without an advantage, and steps without a gradient or with one that is not finite: where there are."""
+    advantages, norms = (list(curves.get(n, {}).values()) for n in ("rollout/advantage_size", "train/grad_norm"))
+    skipped = sum(not math.isfinite(norm) for norm in norms)
+    found = [
+        (advantages.count(0), len(advantages), "rollouts taught nothing (rollout/advantage_size 0)"),
+        (norms.count(0), len(norms), "steps changed nothing (train/grad_norm 0)"),
+        (skipped, len(norms), "steps were skipped (train/grad_norm not finite)"),
+    ]
+    lines = [f"{count} of {of} {what}" for count, of, what in found if count]
+    return ["", *lines] if lines else []
 
 
 def _guard_lines(folder: Path) -> list[str]:

@@ -14,6 +14,8 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.rollout import Samples
 
 Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens there can be)
+TEMPERATURES = (1e-3, 1e3)
+"""Below, logits divided by it overflow or pick one token; above, all tokens are equally likely."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
-        wanted = self.statistics_temperature
+        wanted, (low, high) = self.statistics_temperature, TEMPERATURES
+        warm = self.temperature == 0 or low <= self.temperature <= high
         for name, right, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("temperature", warm, f"0 (greedy), or {low} to {high}"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "from 0 (off) to below 1"),
-            ("statistics_temperature", wanted is None or wanted > 0, "above 0"),
+            ("statistics_temperature", wanted is None or low <= wanted <= high, f"{low} to {high}"),
         ):
             if not right:
                 raise UserError(f"{name} is out of range", got=getattr(self, name), expected=expected)

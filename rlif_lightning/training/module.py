@@ -19,12 +19,12 @@ from rlif_lightning.models.policy import Policy, set_training_mode
 from rlif_lightning.models.quantization import Quantization
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.strategies import FSDP2Strategy, check_optimizer, check_strategy, shares_out
-from rlif_lightning.models.trainable import trainable
+from rlif_lightning.models.trainable import check_finite_weights, trainable
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.other_callbacks import check_trainer
-from rlif_lightning.training.slice_loss import slice_loss, takes_fused_loss
+from rlif_lightning.training.slice_loss import slice_loss
 from rlif_lightning.training.window import EntropyBonus, Window
 from rlif_lightning.warnings_shown import quiet_lightning
 
@@ -208,11 +208,6 @@ class RLIFModule(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.policy.references.update_after_step(self.policy.model, self.trainer.global_step + 1)  # counted later
 
-    @property
-    def fuses_loss(self) -> bool:
-        """Whether updates take loss and gradient of the logits together."""
-        return takes_fused_loss(self.policy.model, self.loss)
-
     # -- one update ------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -234,7 +229,7 @@ class RLIFModule(pl.LightningModule):
         return self.window.metrics(total, self.reference in self.needs, self.entropy_bonus)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Keep what the step is taken with."""
+        """Keep what the step is taken with, and skip it where its gradient is not finite."""
         self.window.note_step(optimizer)
 
     def configure_optimizers(self) -> Any:
@@ -285,16 +280,19 @@ class RLIFModule(pl.LightningModule):
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable weights only, and whose they are."""
-        names = trainable(self).keys()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        """Keep trainable weights only, and whose they are; weights that are not finite are refused."""
+        weights, step = trainable(self), self.trainer.global_step
+        check_finite_weights(weights, step, partial(self.trainer.strategy.reduce_boolean_decision, all=False))
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in weights}
         references = self.policy.references.to_checkpoint(keep=self.global_rank == 0)
         checkpoint["rlif"] = {**vars(self.policy.identity), "versions": references}
         checkpoint["rlif_entropy"] = self.entropy_bonus.state_dict()
+        checkpoint["rlif_window"] = self.window.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another model."""
         self.policy.check_checkpoint(checkpoint)
         checkpoint["state_dict"] = {MODEL + name: weight for name, weight in weights_of(checkpoint).items()}
         self.entropy_bonus.load_state_dict(checkpoint.get("rlif_entropy", {}))  # not in the guard's kept weights
+        self.window.load_state_dict(checkpoint.get("rlif_window", {}))
         self.policy.references.from_checkpoint(checkpoint["rlif"].get("versions", {}))  # nor are these

@@ -11,6 +11,7 @@ from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import Baseline, Scale, batch_std, combine_advantages, group_advantages
 from rlif_lightning.grading import agreement
 from rlif_lightning.rewards import Reward
+from rlif_lightning.rewards.base import LARGEST
 from rlif_lightning.rollout import Rollout
 
 
@@ -36,17 +37,28 @@ class AdvantageSettings:
 
 def _checked(reward: Reward, value: object, rows: int) -> Tensor:
     """A reward's numbers as float32 [N]; anything else is refused, and nothing finite at all unless it abstains."""
-    if not isinstance(value, Tensor) or value.shape != (rows,):
-        got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or value.shape != (rows,) or value.is_complex() or value.is_meta:
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"a tensor of shape {list(value.shape)}, {value.dtype}, on {value.device}"
         raise UserError(
             f"The reward {reward.class_path} must return one number per completion",
-            got=got,
-            expected=f"a tensor [{rows}]",
+            got=kind,
+            expected=f"a tensor [{rows}] of real numbers",
         )
-    if not reward.abstains and not value.isfinite().any():
+    finite = value.isfinite()
+    if not reward.abstains and not finite.any():
         wrong = f"The reward {reward.class_path} gave no finite number for any completion, so nothing can be learned"
         raise UserError(wrong, do="correct the reward, or choose another in rollout.rewards")
-    return value.float()
+    value = value.float()
+    if (value[finite].abs() > LARGEST).any():
+        raise UserError(
+            f"The reward {reward.class_path} gave numbers too large to compare in float32",
+            got=f"{value[finite].abs().max():.3g}",
+            expected=f"at most {LARGEST:g} in size",
+            do="divide the reward by a constant: advantages are the same",
+        )
+    return value
 
 
 class ScoredRollout(NamedTuple):

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlif_lightning.errors import UserError
 from rlif_lightning.functional.entropy import adapted_coefficient
 from rlif_lightning.functional.loss_records import PolicyLoss
 from rlif_lightning.models.trainable import gather
 
+MOST_SKIPPED = 3
+"""Skipped steps in a row that end a run."""
 COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLoss, summed over a window
 
 
@@ -52,12 +55,17 @@ class EntropyBonus:
 
 
 class Window:
-    """What is known about the optimiser step under way."""
+    """What is known about the optimiser step under way.
+
+    A step whose gradient is not finite is skipped: the optimiser gets no gradient, so weights, moments and their
+    count stay as they are, and so does the entropy bonus. Schedule, step number and references go on as ever.
+    """
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # [6] so far, in the order of COUNTED
         self.grad_norm: Tensor | None = None  # before clipping
         self.learning_rate = 0.0
+        self.skipped = self.skipped_in_a_row = 0  # steps: of the run, and up to the last one
 
     def count(self, result: PolicyLoss) -> None:
         """Add a slice."""
@@ -65,10 +73,37 @@ class Window:
         self.sums = values if self.sums is None else self.sums + values
 
     def note_step(self, optimizer: Optimizer) -> None:
-        """Keep what the step is about to be taken with."""
+        """Keep what the step is about to be taken with; skip it where its gradient is not finite."""
         self.learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = gather(nn.utils.get_total_norm(grads))
+        self.grad_norm = gather(nn.utils.get_total_norm(grads))  # the same on all processes
+        if self.grad_norm.isfinite():
+            self.skipped_in_a_row = 0
+            return
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        optimizer.zero_grad()  # to None: every optimiser leaves weights without a gradient alone
+
+    def check_skipped(self) -> None:
+        """Refuse to go on where step after step is skipped.
+
+        Raises:
+            UserError: Too many in a row were.
+        """
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise UserError(
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite and were skipped",
+                got=f"a gradient norm of {self.grad_norm}",
+                do="lower model.optimizer.lr, model.kl_coefficient, model.entropy_coefficient or the weights of "
+                "rollout.rewards, and begin again or continue with --ckpt_path last",
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run counts on from."""
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Count on from there."""
+        self.skipped, self.skipped_in_a_row = state.get("skipped", 0), state.get("skipped_in_a_row", 0)
 
     def metrics(self, total: Callable[[Any], Tensor], refers: bool, bonus: EntropyBonus) -> dict[str, float]:
         """Means over the step just taken; starts new sums, and adapts the entropy's coefficient to its target.
@@ -83,6 +118,7 @@ class Window:
             "train/ratio_mean": ratio / tokens,
             "train/clip_fraction": clipped / tokens,
             "train/learning_rate": self.learning_rate,
+            "train/skipped_steps": float(self.skipped),
         }
         if refers:
             metrics["train/kl"] = kl / tokens
@@ -90,7 +126,7 @@ class Window:
             metrics["train/entropy"] = entropy / tokens
             if bonus.target is not None:
                 metrics["train/entropy_coefficient"] = bonus.current
-        if not empty:
+        if not empty and not self.skipped_in_a_row:
             bonus.adapt(entropy / tokens)
         if self.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.grad_norm)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlif_lightning.callbacks import Completions
-from rlif_lightning.callbacks.completions import _markdown, _row
+from rlif_lightning.callbacks.completions import _markdown, completion_row
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
@@ -176,14 +176,14 @@ def batch(problem="p", gold=None):
 
 def test_a_reward_that_is_no_number_is_null():
     made = rollout(["a", "b", "c"], [math.nan, math.inf, 0.5], [0.0, 0.0, 0.0])
-    found = [_row(made, batch(), 0, i) for i in range(3)]
+    found = [completion_row(made, batch(), 0, i) for i in range(3)]
     assert [r["rewards"]["r"] for r in found] == [None, None, 0.5]
     assert "NaN" not in json.dumps(found)
     assert "r None" in _markdown(found[0])
 
 
 def test_without_labels_a_row_has_an_answer_but_nothing_to_compare_it_with():
-    row = _row(rollout(["a", "b"], [1.0, 2.0], [0.5, -0.5], answers=["7", None]), batch(), 0, 0)
+    row = completion_row(rollout(["a", "b"], [1.0, 2.0], [0.5, -0.5], answers=["7", None]), batch(), 0, 0)
     assert row["answer"] == "7"
     assert not {"gold", "correct"} & set(row)
     assert "reference" not in _markdown(row)
@@ -205,7 +205,7 @@ def test_a_text_is_shown_as_it_is_and_runs_nothing(hostile):
     from tensorboard.plugin_util import markdown_to_safe_html
 
     made = rollout([hostile, "b"], [1.0, 2.0], [0.5, -0.5], ["7", "8"], torch.tensor([1.0, 0.0]))
-    shown = _markdown(_row(made, batch(hostile, gold=hostile or "7"), 0, 0))
+    shown = _markdown(completion_row(made, batch(hostile, gold=hostile or "7"), 0, 0))
     html = markdown_to_safe_html(shown)
     for tag in ("<script", "<img", "<b>", "<h1", "<a ", "<table", "<li"):
         assert tag not in html, html

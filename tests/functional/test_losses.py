@@ -546,10 +546,10 @@ def test_shapes_that_would_broadcast_are_refused(key, shape):
     [
         ({"name": "token"}, "loss is unknown\n  got: 'token'\n  expected: one of grpo, dapo"),
         ({"kl_estimator": "k1"}, "kl_estimator is unknown\n  got: 'k1'\n  expected: one of k2, k3"),
-        ({"clip_low": -0.1}, "clip_low is negative\n  got: -0.1\n  expected: 0 or more"),
-        ({"clip_high": -1}, "clip_high is negative"),
-        ({"kl_coefficient": -1e-9}, "kl_coefficient is negative"),
-        ({"entropy_coefficient": -1.0}, "entropy_coefficient is negative"),
+        ({"clip_low": -0.1}, "clip_low is out of range\n  got: -0.1\n  expected: 0 or more"),
+        ({"clip_high": -1}, "clip_high is out of range"),
+        ({"kl_coefficient": -1e-9}, "kl_coefficient is out of range"),
+        ({"entropy_coefficient": -1.0}, "entropy_coefficient is out of range"),
     ],
 )
 def test_settings_without_sense_are_refused(settings, message):

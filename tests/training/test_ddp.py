@@ -112,3 +112,17 @@ def test_the_guard_decides_and_hands_back_for_both(fit, model_folder, action):
     assert accuracy["start"].keys() == accuracy["handed_back"].keys() == accuracy["end"].keys()
     similarity = told["signals"]["rollout/similarity"]["raw"]
     assert similarity == [pytest.approx(float(row["rollout/similarity"])) for row in run.table[: len(similarity)]]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_steps_without_a_finite_gradient_are_skipped_by_both(fit, strategy):
+    """The KL term is 0 at the first step and overflows afterwards; the file holds the completions of both."""
+    settings = ["--model.kl_coefficient=1e30", "--evaluation.every=0", "--trainer.max_steps=9"]
+    end = fit(f"skips-{strategy}", *settings, strategy=strategy, kill_at=1000, seconds=60)
+    assert end.code == 2 and "error: 3 steps in a row had a gradient that is not finite" in end.said
+    assert [row["train/skipped_steps"] for row in end.table] == ["0.0", "1.0", "2.0", "3.0"]
+    rows = [json.loads(line) for line in (end.folder / "skipped.jsonl").read_text().splitlines()]
+    for step in (1, 2, 3):
+        texts = [text for notes in end.notes for text in notes[step]["texts"]]
+        assert [row["completion"] for row in rows if row["step"] == step] == texts
+    assert end.checkpoint["global_step"] == 3 and all(w.isfinite().all() for w in end.weights.values())

@@ -190,8 +190,8 @@ def test_only_the_chosen_tokens_have_a_gradient(train, monkeypatch):
     ("settings", "message"),
     [
         ({"loss": "ppo"}, "model.loss is unknown"),
-        ({"clip_low": -0.1}, "model.clip_low is negative\n  got: -0.1\n  expected: 0 or more"),
-        ({"kl_coefficient": -0.1}, "model.kl_coefficient is negative"),
+        ({"clip_low": -0.1}, "model.clip_low is out of range\n  got: -0.1\n  expected: 0 or more"),
+        ({"kl_coefficient": -0.1}, "model.kl_coefficient is out of range"),
         ({"entropy_coefficient": -0.1}, "model.entropy_coefficient is out of range"),
         ({"target_entropy": 0.0}, "target_entropy"),
         ({"target_entropy": -1.0}, "target_entropy"),

@@ -119,6 +119,27 @@ def test_killed_within_a_rollout_of_several_passes(fit):
     assert_same_run(whole, part)
 
 
+def test_skipped_steps_are_counted_on(fit, monkeypatch):
+    """Of two in a row the first lies before the checkpoint that the run continues from."""
+    backward = RLIFModule.backward
+
+    def spoilt(self, loss, *args, **kwargs):
+        backward(self, loss, *args, **kwargs)
+        if self.trainer.global_step in (1, 3, 4):
+            next(p for p in self.parameters() if p.grad is not None).grad.fill_(
+                float("inf")
+            )  # equal to itself, unlike nan
+
+    monkeypatch.setattr(RLIFModule, "backward", spoilt)
+    whole, part = fit("whole"), fit("part", kill_at=10)
+    assert checkpoint(part)["global_step"] == 4
+    part = fit("part", "--ckpt_path=last")
+    assert_same_run(whole, part)
+    assert (whole / "skipped.jsonl").read_bytes() == (part / "skipped.jsonl").read_bytes()
+    assert [row["train/skipped_steps"] for row in table(whole)[:8]] == ["0.0", "1.0", "1.0", "2.0"] + ["3.0"] * 4
+    assert checkpoint(whole)["rlif_window"] == {"skipped": 3, "skipped_in_a_row": 0}
+
+
 @pytest.mark.parametrize("shorter", [3, 4], ids=["evaluation not due", "evaluation due"])
 def test_more_steps_than_at_first(fit, shorter):
     """The evaluation at the end of the shorter run, where it was not due, is not part of the longer one."""
