@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlif_lightning.callbacks.completions import append_rows, completion_row
 from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics, run_logger
+from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
@@ -249,7 +250,7 @@ class RolloutCallback(Callback):
 
 def _warn(text: str | None) -> None:
     if text is not None:
-        rank_zero_warn(text)
+        say_above_bar(text, warning=True)
 
 
 def learning_tokens(collected: Collected, window: int, fraction: float, trainer: Trainer) -> Rollout:

@@ -55,10 +55,11 @@ def check_numbers(value: Any, name: str = "") -> None:
     """
     if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
         expected = "a finite number of at most 64 bits"
-        raise UserError(f"{name.replace('.init_args', '')} is out of range", got=str(value)[:80], expected=expected)
-    parts = value.items() if hasattr(value, "items") else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, part in parts:
-        check_numbers(part, f"{name}.{key}".removeprefix("."))
+        raise UserError(f"{name} is out of range", got=str(value)[:80], expected=expected)
+    for part in value if isinstance(value, list | tuple) else ():
+        check_numbers(part, name)
+    for key, part in value.items() if hasattr(value, "items") else ():
+        check_numbers(part, f"{name}.{key}".removeprefix(".").replace(".init_args", ""))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
