@@ -64,7 +64,7 @@ def later(seconds: float) -> None:
 def draw(rng: random.Random, part: str, calls: list[tuple[str, int, float]]) -> Kill:
     """At one of the calls of a part."""
     _, nth, seconds = rng.choice([call for call in calls if call[0] == part])
-    return Kill(part, nth, rng.choice(("before", "in", "after")), rng.uniform(0, seconds))
+    return Kill(part, nth, "in" if part == "run" else rng.choice(("before", "in", "after")), rng.uniform(0, seconds))
 
 
 def write_calls(calls: Calls) -> None:
@@ -81,24 +81,16 @@ def kills(options: Options) -> Iterator[Row]:
     if not options.tiny:
         runs.start([*options.fit, "--runs", "twin"], "twin.log").wait()
         found = compare.differences(whole, runs.newest("twin"))
-        yield Row(
-            "nothing: the same command, not forked", f"another {', '.join(found)}" if found else "the same", not found
-        )
-    calls = json.loads(Path("calls.json").read_text())
-    parts = [*sorted({part for part, _, _ in calls}), "run"]
+        yield Row("nothing: the same command, not forked", ", ".join(found) or "the same", not found)
+    calls = [*json.loads(Path("calls.json").read_text()), ("run", 1, duration)]
+    parts = sorted({part for part, _, _ in calls})
     rng.shuffle(parts)
     for i in range(options.n or 0):
-        part, words = parts[i % len(parts)], [*options.fit, "--runs", f"kill{i}"]
-        moment = rng.uniform(0, duration)
-        if part == "run":
-            killed = Run(words, f"kill{i}.log", prepare=lambda _, moment=moment: later(moment)).wait()
-        else:
-            killed = Run(words, f"kill{i}.log", draw(rng, part, calls)).wait()
-        where = killed.calls.now if killed.code < 0 else "nowhere: it ended before"
+        words = [*options.fit, "--runs", f"kill{i}"]
+        killed = Run(words, f"kill{i}.log", draw(rng, parts[i % len(parts)], calls)).wait()
+        where = killed.calls.now if killed.code < 0 else "nothing: it ended before"
         if i % 4 == 3 and compare.step(runs.newest(f"kill{i}")) is not None:
-            Run(
-                [*words, "--ckpt_path", "last"], f"kill{i}.second.log", prepare=lambda _, moment=moment: later(moment)
-            ).wait()
+            runs.again(killed, f"kill{i}.second.log", draw(rng, "run", calls))
             where += ", and once more while it continued"
         continued = runs.again(killed, f"kill{i}.again.log")
         yield Row(f"SIGKILL in {where}", *compare.outcome(whole, continued, runs.newest(f"kill{i}")))

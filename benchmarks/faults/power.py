@@ -17,13 +17,13 @@ from benchmarks.faults.table import Options, Row, run
 
 CALLS = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2"
 ROWS = ("metrics.csv", "completions.jsonl")
-LINE = re.compile(r"^(?:\d+ +)?(?P<call>\w+)\((?P<rest>.*)\) += +(?P<result>-?\d+)")
+LINE = re.compile(r"^(?:\d+ +)?(?P<call>\w+)\((?P<rest>.*?)(?:\) += +(?P<result>-?\d+).*| <unfinished \.\.\.>)$")
 HANDLE = re.compile(r"^\d+<(?P<path>[^>]+)>")
 RENAMED = re.compile(r'(?:AT_FDCWD(?:<[^>]*>)?, )?"(?P<old>[^"]+)", (?:AT_FDCWD(?:<[^>]*>)?, )?"(?P<new>[^"]+)"')
 
 
 def broken(lines: Iterable[str], folder: Path) -> dict[str, int]:
-    """What of the order is not as it must be, with how often, in a log of `strace -f -y`."""
+    """What of the order is not as it must be, with how often, in a log of `strace -f -y` from next to the folder."""
     dirty: set[Path] = set()  # written and not synced
     moved: dict[Path, Path] = {}  # folders with a rename that is not synced, and its new name
     wrong: dict[str, int] = {}
@@ -31,14 +31,14 @@ def broken(lines: Iterable[str], folder: Path) -> dict[str, int]:
     def note(what: str) -> None:
         wrong[what] = wrong.get(what, 0) + 1
 
-    for line in lines:
-        found = LINE.match(line)
-        if found is None or int(found["result"]) < 0:
+    for text in lines:
+        found = LINE.match(text.rstrip())
+        if found is None or (found["result"] or "").startswith("-"):
             continue
         call, rest = found["call"], found["rest"]
         if call.startswith("rename"):
             names = RENAMED.search(rest)
-            old, new = ((folder / name) for name in (names["old"], names["new"])) if names else (folder, folder)
+            old, new = (folder.parent / names[which] for which in ("old", "new")) if names else (folder, folder)
             if names is None or folder not in new.parents:
                 continue
             if old in dirty:

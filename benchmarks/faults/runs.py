@@ -51,8 +51,8 @@ Tell = Callable[[str, int, bool], None]
 """Told of a call: its part, the how manieth of this part it is (from 1), and whether it has ended."""
 
 
-def preload() -> None:
-    """Import what a run imports; nothing that starts a thread."""
+def preload(toy: bool) -> None:
+    """Import what a run imports, nothing that starts a thread; build the toy, if it is wanted, in another process."""
     import torch
 
     torch.set_num_threads(1)
@@ -62,6 +62,12 @@ def preload() -> None:
         "transformers.models.llama.modeling_llama", *(place.partition(":")[0] for place in PARTS.values()),
     ):  # fmt: skip
         import_module(module)
+    if toy:
+        from rlif_lightning.toy import toy_model
+
+        build = FORK.Process(target=toy_model)
+        build.start()
+        build.join()
 
 
 def tiny() -> list[str]:
@@ -99,6 +105,8 @@ class Calls:
                 *owners, name = path.split(".")
                 owner = functools.reduce(getattr, owners, import_module(module))
                 setattr(owner, name, self._watched(getattr(owner, name), part, number, tell))
+        if tell is not None:
+            tell("run", 1, False)
 
     def _watched(self, function: Any, part: str, number: int, tell: Tell | None) -> Any:
         @functools.wraps(function)
@@ -235,8 +243,8 @@ def newest(runs: str | Path) -> Path:
     return max(folders, key=lambda folder: int(folder.name), default=Path(runs) / "no run")
 
 
-def again(run: Run, log: str, **environment: str) -> Run:
+def again(run: Run, log: str, tell: Tell | None = None, **environment: str) -> Run:
     """Start a command once more as its user would: from its last checkpoint, if it has one."""
     runs = Path(run.words[run.words.index("--runs") + 1])
     checkpoint = any(runs.glob("*/*/checkpoints/last.ckpt")) and "--ckpt_path" not in run.words
-    return Run([*run.words, *(["--ckpt_path", "last"] if checkpoint else [])], log, **environment).wait()
+    return Run([*run.words, *(["--ckpt_path", "last"] if checkpoint else [])], log, tell, **environment).wait()

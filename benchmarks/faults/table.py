@@ -81,6 +81,7 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
     given = parser.parse_args(arguments)
     docs = given.docs and given.docs.absolute()
     enter(given.out / name)
+    runs.preload(toy=not given.tiny)
     rows = []
     for row in harness(Options(given.n, given.seed, given.tiny)):
         print(line(row, 1), file=sys.stderr, flush=True)
@@ -102,7 +103,6 @@ def enter(folder: Path) -> None:
     folder.mkdir(parents=True)
     os.chdir(folder)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    runs.preload()
 
 
 def table(rows: Sequence[Row]) -> str:
