@@ -6,11 +6,13 @@ Rollouts of 64 random members of a family are graded against 42 and sorted into 
 them says 42. A worker that is left over at the end is a leak.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.faults import runs
 from benchmarks.faults.table import Options, Row, run
 
 ROLLOUT = 64
@@ -96,7 +98,6 @@ def answers(options: Options) -> Iterator[Row]:
         worst = max(worst, seconds)
         right = [text for text, verdict in zip(texts, verdicts, strict=True) if verdict]
         found.setdefault(name, []).append((len(texts), seconds, grader.timeouts - before, right))
-    workers = [worker._process for worker in grader._workers]
     grader.close()
     for name, rollouts in found.items():
         count, seconds, timeouts = (sum(column) for column in list(zip(*rollouts, strict=True))[:3])
@@ -104,7 +105,7 @@ def answers(options: Options) -> Iterator[Row]:
         seen = f"{count}: {1000 * seconds / count:.0f} ms each, {timeouts} out of time, {len(right)} right"
         yield Row(f"answers: {name}", f"{seen}{f', such as {right[0][:60]!r}' if right else ''}", not right)
     yield Row(f"rollouts of {ROLLOUT}", f"the slowest took {worst:.0f} s", worst < PATIENCE)
-    left = sum(worker.poll() is None for worker in workers)
+    left = sum(map(runs.alive, runs.children(os.getpid(), b"grading")))
     yield Row("the grader is closed", f"{left} workers are left", not left)
     yield Row("code among the answers", "it ran" if Path("ran").exists() else "none ran", not Path("ran").exists())
 

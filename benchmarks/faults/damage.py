@@ -86,11 +86,9 @@ def continued(whole: Path, what: str, name: str, content: bytes | None, options:
         seen = f"{asked.ending}{'; changed ' + ', '.join(changes) if changes else ''}"
         return Row(what, seen, asked.refused and not changes)
     seen, same = compare.outcome(whole, asked, runs.newest("hurt"))
-    lost = name.startswith("checkpoints/guard") and seen.startswith(
-        "another guard"
-    )  # the run can do without, if it says so
     tells = Path(name).name in asked.said
-    return Row(what, f"{seen}{'' if tells else ', without a word'}", same or (lost and tells))
+    without_guard = name.startswith("checkpoints/guard") and seen.startswith("another guard")  # it may, if it says so
+    return Row(what, f"{seen}{'' if tells else ', without a word'}", same or (without_guard and tells))
 
 
 def cache(what: str, options: Options) -> Row:
@@ -106,9 +104,8 @@ def cache(what: str, options: Options) -> Row:
         (folder / "tokenizer.json").unlink()
     else:
         (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2 if "half" in what else 0])
-    used = Run(
-        [*options.fit, "--runs", "cached"], f"cache-{what.replace(' ', '-')}.log", RLIF_CACHE=str(folder.parent)
-    ).wait()
+    words, log = [*options.fit, "--runs", "cached"], f"cache-{what.replace(' ', '-')}.log"
+    used = Run(words, log, RLIF_CACHE=str(folder.parent)).wait()
     return Row(f"the toy's cache, {what}", used.ending, used.code == 0 or used.refused)
 
 
@@ -126,7 +123,7 @@ def damage(options: Options) -> Iterator[Row]:
         for what, content in {**checkpoints(half / LAST, rng), "a folder": None}.items()
     ]
     cases += [
-        partial(continued, whole, what, name, hurt((half / name).read_bytes()) if (half / name).exists() else b"")
+        partial(continued, whole, what, name, hurt((half / name).read_bytes()))
         for what, name, hurt in COMPANIONS
         if (half / name).exists()
     ]

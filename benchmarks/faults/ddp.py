@@ -18,27 +18,6 @@ from benchmarks.faults.table import Options, Row, run
 PATIENCE = 60.0  # seconds that the other process may take to notice
 
 
-def processes(pid: int) -> list[int]:
-    """A command and the further ranks that it has started."""
-    found = [pid]
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == pid and b"fit" in (folder / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def rows(path: Path) -> int:
     """Of a table, as far as it is written."""
     return len(path.read_bytes().splitlines()) - 1 if path.is_file() else 0
@@ -52,23 +31,20 @@ def ddp(options: Options) -> Iterator[Row]:
     whole = runs.newest("whole")
     steps = rows(whole / "metrics.csv") - 1
     for i in range(options.n or 0):
-        own, whom = (
-            [*words, "--runs", f"kill{i}"],
-            ("both processes", "the first process", "the second process")[i % 3],
-        )
-        process, at = runs.start(own, f"kill{i}.log"), rng.randint(1, steps)
+        own, at = [*words, "--runs", f"kill{i}"], rng.randint(1, steps)
+        process = runs.start(own, f"kill{i}.log")
         while process.poll() is None and rows(runs.newest(f"kill{i}") / "metrics.csv") < at:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
-        ranks = processes(process.pid)
-        victims = {"both processes": ranks, "the first process": ranks[:1], "the second process": ranks[1:]}[whom]
+        ranks = [process.pid, *runs.children(process.pid, b"fit")]
+        whom, victims = [("both", ranks), ("the first", ranks[:1]), ("the second", ranks[1:])][i % 3]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + PATIENCE
-        while any(map(alive, ranks)) and time.monotonic() < end:
+        while any(map(runs.alive, ranks)) and time.monotonic() < end:
             process.poll()  # collects it
             time.sleep(0.05)
-        hang = [pid for pid in ranks if alive(pid)]
+        hang = [pid for pid in ranks if runs.alive(pid)]
         for pid in hang:
             os.kill(pid, signal.SIGKILL)
         code = process.wait()
@@ -77,7 +53,7 @@ def ddp(options: Options) -> Iterator[Row]:
         found = compare.differences(whole, runs.newest(f"kill{i}"))
         seen = f"exit {continued}" if continued else f"another {', '.join(found)}" if found else "the same"
         hung = f"the other still there after {PATIENCE:.0f} s; " if hang else "exit 0; " if code == 0 else ""
-        yield Row(f"SIGKILL of {whom}", f"{hung}{seen}", not (hang or code == 0 or continued or found))
+        yield Row(f"SIGKILL of {whom} of two", f"{hung}{seen}", not (hang or code == 0 or continued or found))
 
 
 if __name__ == "__main__":

@@ -31,12 +31,12 @@ def sampled(calls: Calls) -> None:
     ended = RolloutCallback.on_train_batch_end
 
     def then(self: RolloutCallback, *args: object) -> None:
-        ended(self, *args)  # type: ignore[arg-type]
+        ended(self, *args)
         if calls.count("update") % EVERY == 0:
             with open("measured.jsonl", "a") as file:
                 file.write(json.dumps(measure()) + "\n")
 
-    RolloutCallback.on_train_batch_end = then  # type: ignore[assignment, method-assign]
+    RolloutCallback.on_train_batch_end = then
 
 
 def longrun(options: Options) -> Iterator[Row]:

@@ -71,7 +71,7 @@ def power(options: Options) -> Iterator[Row]:
         yield Row("a power cut", "it takes strace", None)
         return
     rlif, log = Path(sys.executable).with_name("rlif"), Path("calls.log")
-    strace = ["strace", "-f", "-y", "-s", "0", "-e", f"trace={CALLS}", "-o", log]
+    strace = ["strace", "-f", "-y", "-s", "0", "-e", f"trace={CALLS}", "-o", str(log)]
     with open("run.log", "wb") as said:
         done = subprocess.run([*strace, rlif, *options.fit, "--runs", "runs"], stdout=said, stderr=said, check=False)
     if done.returncode:

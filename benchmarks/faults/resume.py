@@ -98,7 +98,7 @@ def resume(options: Options) -> Iterator[Row]:
     Path("other-model").mkdir()
     build_toy(Path("other-model"), [], seed=9, progress=False)
     cases = [partial(refused, name, settings) for name, settings in OTHERS.items()]
-    cases += [partial(case, whole) for case in (after_a_refusal, finished, nothing_there)] + [said]
+    cases += [partial(case, whole) for case in (after_a_refusal, finished, nothing_there)] + [partial(said)]
     cases += [partial(newer_run, whole, asked) for asked in ("last", "auto")]
     for case in options.drawn(cases):
         yield case(options)

@@ -237,6 +237,27 @@ def start(words: Sequence[object], log: str) -> subprocess.Popen[bytes]:
         )
 
 
+def children(pid: int, word: bytes = b"") -> list[int]:
+    """Processes that a process has started and whose command line holds a word."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == pid and word in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def newest(runs: str | Path) -> Path:
     """The newest run folder below a folder of runs; one that is not there where there is none."""
     folders = [folder for folder in Path(runs).glob("*/*") if folder.name.isdigit()]
