@@ -192,11 +192,9 @@ def texts(fit: list[str]) -> Iterator[tuple[str, list[object]]]:
     Path("odd.jsonl").write_text(f"{json.dumps(row)}\n" * 8)
     odd = "--data.{}={{path: odd.jsonl, prompt: question, answer: answer, gold: whole{}}}"
     yield "data with control characters", [*fit, odd.format("train", "")]
-    words = ["validate", *fit[1:3], odd.format("val", ', by: ["\\e[31mkind"]')]
-    yield (
-        "data with control characters, by field",
-        [*words, *(word for word in fit if word.startswith("--model.name"))],
-    )
+    model = [word for word in fit if word.startswith("--model.name")]
+    words = ["validate", *fit[1:3], *model, odd.format("val", ', by: ["\\e[31mkind"]')]
+    yield "data with control characters, by field", [*words]
     for what, text in RECIPES.items():
         path = Path(f"{re.sub('[^a-z]+', '-', what.lower())}.yaml")
         path.write_text(text)
