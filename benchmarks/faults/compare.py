@@ -1,6 +1,7 @@
 """What two finished runs must have in common to be the same run, bit by bit."""
 
 import csv
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def differences(one: Path, other: Path) -> list[str]:
         for kept in (one / "checkpoints").rglob("*.safetensors"):
             if not equal(tensors(kept), tensors(other / kept.relative_to(one))):
                 found.append(f"guard/{kept.name}")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a file that is missing or damaged, in the words of its reader
         return [f"end: {type(error).__name__} {error}".replace(f"{other}/", "").replace(f"{Path.cwd()}/", "")[:120]]
     found += [f"{name} (missing)" for name in ("curves.png", "summary.txt") if not (other / name).is_file()]
     left = {p.name for p in other.rglob(".*")} - {p.name for p in one.rglob(".*")}
@@ -45,14 +46,20 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 def step(run: Path) -> int | None:
-    """The optimiser step of the last checkpoint; None where there is none."""
-    return checkpoint(run)["global_step"] if (run / "checkpoints" / "last.ckpt").exists() else None
+    """The optimiser step of the last checkpoint; None where there is none that can be read."""
+    try:
+        return checkpoint(run)["global_step"]
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError):
+        return None
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
     """metrics.csv without what is measured anew in every run."""
     with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if not k.startswith(MEASURED)}
+            for row in csv.DictReader(file, restkey="more")
+        ]
 
 
 def tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

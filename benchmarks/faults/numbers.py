@@ -96,9 +96,9 @@ class Odd(Reward):
 '''
 
 
-def words_of(said: str) -> set[str]:
-    """The lines of a log without their numbers and paths."""
-    return {re.sub(r"[\d.]+|\S*/\S*", "", text).strip() for text in said.replace("\r", "\n").splitlines()}
+def lines_of(said: str) -> set[tuple[str, ...]]:
+    """The lines of a log, of each its words: no numbers, no paths."""
+    return {tuple(re.findall(r"[A-Za-z_]{2,}", re.sub(r"\S*/\S*", "", text))) for text in re.split(r"[\r\n]", said)}
 
 
 def judged(name: str, words: list[str], sound: Run, must_refuse: bool, prepare: Any = None) -> Row:
@@ -106,7 +106,7 @@ def judged(name: str, words: list[str], sound: Run, must_refuse: bool, prepare: 
     folder = re.sub(r"\W+", "-", name)
     done = Run([*words, "--runs", folder], f"{folder}.log", prepare=prepare).wait(120)
     finite = compare.finite(runs.newest(folder))
-    tells = done.code != 0 or bool(words_of(done.said) - words_of(sound.said))
+    tells = done.code != 0 or bool(lines_of(done.said) - lines_of(sound.said))
     right = finite and tells and not done.traceback and not done.hangs and (done.refused or not must_refuse)
     seen = (
         f"{done.ending}{'' if finite else '; saved weights that are not finite'}{'' if tells else ', without a word'}"

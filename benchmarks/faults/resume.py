@@ -1,6 +1,8 @@
 """Traps of continuing: a refused one changes no byte of the folder, and `last` never continues what was not meant.
 
-python -m benchmarks.faults.resume      # about a minute of one core
+    python -m benchmarks.faults.resume      # about a minute of one core
+
+What is continued is a copy of a run that was killed half-way.
 """
 
 import shutil

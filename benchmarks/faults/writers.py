@@ -1,17 +1,30 @@
 """Several commands on one run folder at the same time: is anything lost, and is the second writer told?
 
-python -m benchmarks.faults.writers     # about a minute of two cores
+    python -m benchmarks.faults.writers     # about a minute of two cores
+
+The first of two is held after a checkpoint until the other has ended.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.faults import compare, runs
 from benchmarks.faults.kills import Kill
-from benchmarks.faults.runs import Run
+from benchmarks.faults.runs import Run, Tell
 from benchmarks.faults.table import Options, Row, run
 
 LAST = ["--ckpt_path", "last"]
+
+
+def held(nth: int, go: Path) -> Tell:
+    """The run waits after its nth checkpoint until there is a file."""
+
+    def tell(*call: object) -> None:
+        while call == ("checkpoint", nth, True) and not go.exists():
+            time.sleep(0.05)
+
+    return tell
 
 
 def stopped_half_way(options: Options, name: str) -> list[str]:
@@ -23,9 +36,10 @@ def stopped_half_way(options: Options, name: str) -> list[str]:
 
 def continued_while_it_runs(whole: Path, options: Options) -> Row:
     """As a job that is queued again too early, or a second terminal."""
-    words = [*options.fit, "--runs", "early"]
-    first = Run(words, "early.log").until("checkpoint", 2)
+    words, go = [*options.fit, "--runs", "early"], Path("early.go")
+    first = Run(words, "early.log", held(2, go)).until("checkpoint", 2)
     second = Run([*words, *LAST], "early.second.log").wait()
+    go.touch()
     seen, same = compare.outcome(whole, first.wait(), runs.newest("early"))
     right = same and second.refused
     return Row("a run is continued while it still runs", f"the second: {second.ending}; the first: {seen}", right)
@@ -52,8 +66,8 @@ def two_new_runs(whole: Path, options: Options) -> Row:
 
 def read_while_it_runs(whole: Path, options: Options) -> Row:
     """Commands that read a run folder see a whole state of it, and leave the run alone."""
-    words = [*options.fit, "--runs", "read"]
-    first = Run(words, "read.log").until("checkpoint", 1)
+    words, go = [*options.fit, "--runs", "read"], Path("read.go")
+    first = Run(words, "read.log", held(2, go)).until("checkpoint", 2)
     folder = runs.newest("read")
     readers = {
         "report": ["report", folder],
@@ -63,6 +77,7 @@ def read_while_it_runs(whole: Path, options: Options) -> Row:
     if options.tiny:
         readers["validate"] += runs.tiny()[-1:]
     ended = {name: Run(command, f"{name}.log").wait() for name, command in readers.items()}
+    go.touch()
     seen, same = compare.outcome(whole, first.wait(), folder)
     wrong = [f"{name}: {one.ending}" for name, one in ended.items() if one.code]
     seen = "; ".join([*(wrong or ["all exit 0"]), f"the run: {seen}"])
