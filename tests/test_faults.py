@@ -87,7 +87,7 @@ CALLS = {
     [
         (["write", "sync", "move", "sync folder"], []),
         (["write", "move", "sync folder"], ["last.ckpt takes its place before it is on the disk"]),
-        (["write", "sync", "move"], ["the name of last.ckpt never reaches the disk"]),
+        (["write", "sync", "move"], ["the new name of last.ckpt is not brought to the disk"]),
         (
             ["write row", "write", "sync", "move", "sync folder"],
             ["last.ckpt takes its place before metrics.csv is on the disk"],

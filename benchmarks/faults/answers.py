@@ -6,6 +6,7 @@ Rollouts of 64 random members of a family are graded against 42 and sorted into 
 them says 42. A worker that is left over at the end is a leak.
 """
 
+import math
 import os
 import random
 import time
@@ -88,9 +89,10 @@ def answers(options: Options) -> Iterator[Row]:
 
     rng, grader, worst, total = random.Random(options.seed), Grader(AnswerFormat()), 0.0, options.n or 0
     found: dict[str, list[tuple[int, float, int, list[str]]]] = {}
-    for first in range(0, total, ROLLOUT):
-        name = [*FAMILIES][first // ROLLOUT % len(FAMILIES)]
-        texts = [rf"\boxed{{{FAMILIES[name](rng)}}}" for _ in range(min(ROLLOUT, total - first))]
+    size = min(ROLLOUT, math.ceil(total / len(FAMILIES)))
+    for first in range(0, total, size):
+        name = [*FAMILIES][first // size % len(FAMILIES)]
+        texts = [rf"\boxed{{{FAMILIES[name](rng)}}}" for _ in range(min(size, total - first))]
         start, before = time.monotonic(), grader.timeouts
         verdicts = grader.grade([(text, True, Gold(RIGHT)) for text in texts])
         grader.classes(grader.extract_answers([(text, True) for text in texts]))
@@ -104,7 +106,7 @@ def answers(options: Options) -> Iterator[Row]:
         right = [text for *_, texts in rollouts for text in texts]
         seen = f"{count}: {1000 * seconds / count:.0f} ms each, {timeouts} out of time, {len(right)} right"
         yield Row(f"answers: {name}", f"{seen}{f', such as {right[0][:60]!r}' if right else ''}", not right)
-    yield Row(f"rollouts of {ROLLOUT}", f"the slowest took {worst:.0f} s", worst < PATIENCE)
+    yield Row(f"rollouts of {size}", f"the slowest took {worst:.0f} s", worst < PATIENCE)
     left = sum(map(runs.alive, runs.children(os.getpid(), b"grading")))
     yield Row("the grader is closed", f"{left} workers are left", not left)
     yield Row("code among the answers", "it ran" if Path("ran").exists() else "none ran", not Path("ran").exists())

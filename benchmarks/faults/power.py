@@ -42,13 +42,17 @@ def broken(lines: Iterable[str], folder: Path) -> dict[str, int]:
             if names is None or folder not in new.parents:
                 continue
             if old in dirty:
+                dirty.add(new)
+            dirty.discard(old)
+            if new.name.startswith("."):  # not yet where anyone looks for it
+                continue
+            if new in dirty:
                 note(f"{new.name} takes its place before it is on the disk")
             if new.parent in moved:
-                note(f"the name of {moved[new.parent].name} is not on the disk when the next file comes")
+                note(f"the new name of {moved[new.parent].name} is not brought to the disk")
             if new.name == "last.ckpt":
                 for late in sorted(path.name for path in dirty if path.name in ROWS):
                     note(f"last.ckpt takes its place before {late} is on the disk")
-            dirty.discard(old)
             moved[new.parent] = new
             continue
         handle = HANDLE.match(rest)
@@ -61,7 +65,7 @@ def broken(lines: Iterable[str], folder: Path) -> dict[str, int]:
             dirty.discard(path)
             moved.pop(path, None)
     for path in moved.values():
-        note(f"the name of {path.name} never reaches the disk")
+        note(f"the new name of {path.name} is not brought to the disk")
     return wrong
 
 
