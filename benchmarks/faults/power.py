@@ -18,7 +18,7 @@ from benchmarks.faults.table import Options, Row, run
 CALLS = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2"
 ROWS = ("metrics.csv", "completions.jsonl")
 LINE = re.compile(r"^(?:\d+ +)?(?P<call>\w+)\((?P<rest>.*?)(?:\) += +(?P<result>-?\d+).*| <unfinished \.\.\.>)$")
-HANDLE = re.compile(r"^\d+<(?P<path>[^>]+)>")
+HANDLE = re.compile(r"^\d+<(?P<path>[^>]+)>(?!\(deleted\))")
 RENAMED = re.compile(r'(?:AT_FDCWD(?:<[^>]*>)?, )?"(?P<old>[^"]+)", (?:AT_FDCWD(?:<[^>]*>)?, )?"(?P<new>[^"]+)"')
 
 
@@ -41,9 +41,7 @@ def broken(lines: Iterable[str], folder: Path) -> dict[str, int]:
             old, new = (folder.parent / names[which] for which in ("old", "new")) if names else (folder, folder)
             if names is None or folder not in new.parents:
                 continue
-            if old in dirty:
-                dirty.add(new)
-            dirty.discard(old)
+            dirty = dirty - {old, new} | ({new} if old in dirty else set())
             if new.name.startswith("."):  # not yet where anyone looks for it
                 continue
             if new in dirty:
