@@ -86,8 +86,15 @@ def full_export(left: int, options: Options) -> Row:
 def full_validate(options: Options) -> Row:
     """When all is answered and graded: the numbers are at least printed."""
     tmpfs()
-    model = runs.tiny()[-1:] if options.tiny else []
-    words = ["validate", "--config", "quickstart", *model, "--ckpt_path", "whole/quickstart/1", "--data.val.limit=20"]
+    words = [
+        "validate",
+        "--config",
+        "quickstart",
+        *options.model,
+        "--ckpt_path",
+        "whole/quickstart/1",
+        "--data.val.limit=20",
+    ]
     done = Run([*words, "--runs", DISK / "runs"], "validate.log", fill_at("evaluation", 1, ended=True)).wait()
     printed = "accuracy" in done.said
     seen = f"{done.ending}; results {'printed' if printed else 'lost'}"

@@ -6,6 +6,7 @@ No case may end in a traceback or leave a checkpoint with weights that are not f
 who looks at the screen must see that something is wrong: an error, or a line that a sound run does not print.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from typing import Any
 from benchmarks.faults import compare, runs
 from benchmarks.faults.runs import Calls, Run
 from benchmarks.faults.table import Options, Row, run
+
+Case = tuple[str, list[str], bool, Callable[[Calls], None] | None]
+"""Its name, settings, whether they must be refused, and what is done to the run."""
 
 QUICK = [
     "--trainer.max_steps=8", "--checkpoint.every=2", "--evaluation.every=0", "--evaluation.n=8",
@@ -108,10 +112,8 @@ def judged(name: str, words: list[str], sound: Run, must_refuse: bool, prepare: 
     finite = compare.finite(runs.newest(folder))
     tells = done.code != 0 or bool(lines_of(done.said) - lines_of(sound.said))
     right = finite and tells and not done.traceback and not done.hangs and (done.refused or not must_refuse)
-    seen = (
-        f"{done.ending}{'' if finite else '; saved weights that are not finite'}{'' if tells else ', without a word'}"
-    )
-    return Row(name, seen, right)
+    saved = "" if finite else "; saved weights that are not finite"
+    return Row(name, f"{done.ending}{saved}{'' if tells else ', without a word'}", right)
 
 
 def poisoned(at: int) -> Callable[[Calls], None]:
@@ -121,7 +123,7 @@ def poisoned(at: int) -> Callable[[Calls], None]:
         from rlif_lightning.training.module import RLIFModule
 
         step, calls = RLIFModule.training_step, iter(range(1, 1 << 30))
-        RLIFModule.training_step = lambda *args: step(*args) * (float("nan") if next(calls) == at else 1.0)  # type: ignore[method-assign]
+        RLIFModule.training_step = lambda *args: step(*args) * (math.nan if next(calls) == at else 1.0)  # type: ignore[method-assign]
 
     return prepare
 
@@ -146,18 +148,14 @@ def numbers(options: Options) -> Iterator[Row]:
     fit = [*options.fit, *QUICK]
     sound = Run([*fit, "--runs", "sound"], "sound.log").wait()
     assert sound.code == 0, "see sound.log"
-    toy = Path("untrained") if options.tiny else toy_model(progress=False)
-    cases: list[tuple[str, list[str], bool, Any]] = [
-        (text.removeprefix("--"), [text], True, None) for text in REFUSED
-    ]
+    toy = runs.untrained() if options.tiny else toy_model(progress=False)
+    cases: list[Case] = [(text.removeprefix("--"), [text], True, None) for text in REFUSED]
     cases += [(name, words, False, None) for name, words in IDLE.items()]
     for how in (*WRONG, *NOTHING):
         reward = f"--rollout.rewards=[{{class_path: odd.Odd, init_args: {{how: {how!r}}}}}]"
         cases.append((f"a reward that is {how}", [reward], how in NOTHING[:-1], None))
-    cases += [
-        (f"a weight that is {x}", [f"--model.name={model_with(x, toy)}"], True, None)
-        for x in (float("nan"), float("inf"))
-    ]
+    for x in (math.nan, math.inf):
+        cases.append((f"a weight that is {x}", [f"--model.name={model_with(x, toy)}"], True, None))
     for at, every in ((6, 3), (5, 3), (5, 1)):
         words = [f"--checkpoint.every={every}", "--trainer.max_steps=12"]
         cases.append((f"the loss of update {at} is NaN, checkpoint.every {every}", words, False, poisoned(at)))

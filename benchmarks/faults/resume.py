@@ -92,13 +92,10 @@ def nothing_there(whole: Path, options: Options) -> Row:
 
 def resume(options: Options) -> Iterator[Row]:
     """The harness."""
-    from rlif_lightning.toy.pretraining import build_toy
-
     assert Run([*options.fit, "--runs", "whole"], "whole.log").wait().code == 0, "see whole.log"
     whole = runs.newest("whole")
     Run([*options.fit, "--runs", "half"], "half.log", Kill("checkpoint", 2, "after")).wait()
-    Path("other-model").mkdir()
-    build_toy(Path("other-model"), [], seed=9, progress=False)
+    runs.untrained("other-model", seed=9)
     cases = [partial(refused, name, settings) for name, settings in OTHERS.items()]
     cases += [partial(case, whole) for case in (after_a_refusal, finished, nothing_there)] + [partial(said)]
     cases += [partial(newer_run, whole, asked) for asked in ("last", "auto")]

@@ -70,15 +70,15 @@ def preload(toy: bool) -> None:
         build.join()
 
 
-def tiny() -> list[str]:
-    """Settings of a run that shows no more than that everything runs: the toy's model is not trained."""
+def untrained(name: str = "untrained", seed: int = 1) -> Path:
+    """The folder of a model like the toy's that has learned nothing."""
     from rlif_lightning.toy.pretraining import build_toy
 
-    folder = Path("untrained").absolute()
+    folder = Path(name).absolute()
     if not folder.exists():
         folder.mkdir()
-        build_toy(folder, [], seed=1, progress=False)
-    return [*TINY, f"--model.name={folder}"]
+        build_toy(folder, [], seed, progress=False)
+    return folder
 
 
 class Calls:

@@ -52,9 +52,8 @@ def in_command(words: list[str], number: signal.Signals) -> Row:
     stopped = Run([*words, "--runs", name], f"{name}.log").until("sampling").send(number).wait(PATIENCE)
     files = sorted({p.name for p in Path(name).rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl", ".png")})
     right = says_unfinished(stopped, number) and not stopped.traceback and not files
-    return Row(
-        f"{number.name}, {words[0]}", f"{stopped.ending}{'; left ' + ', '.join(files) if files else ''}", right
-    )
+    seen = f"{stopped.ending}{'; left ' + ', '.join(files) if files else ''}"
+    return Row(f"{number.name}, {words[0]}", seen, right)
 
 
 def under_slurm(whole: Path, options: Options) -> Row:
@@ -69,9 +68,8 @@ def under_slurm(whole: Path, options: Options) -> Row:
     try:
         stopped = Run([*fit, "--runs", "job"], "job.log", **environment).until("rollout", 4)
         stopped.send(signal.SIGUSR1).wait(PATIENCE)
-        seen, same = compare.outcome(
-            home / whole, runs.again(stopped, "again.log", **environment), runs.newest("job")
-        )
+        then = runs.again(stopped, "again.log", **environment)
+        seen, same = compare.outcome(home / whole, then, runs.newest("job"))
         other = Run([*fit, "--runs", "other"], "other.log", **environment).wait()
         other_seen, other_same = compare.outcome(home / whole, other, runs.newest("other"))
         wrong = [p.name for p in (*Path().glob("hpc_ckpt*"), *Path("bin").glob("asked"))]
@@ -85,7 +83,7 @@ def under_slurm(whole: Path, options: Options) -> Row:
 def signals(options: Options) -> Iterator[Row]:
     """The harness."""
     assert Run([*options.fit, "--runs", "whole"], "whole.log").wait().code == 0, "see whole.log"
-    whole, plain = runs.newest("whole"), ["--config", "quickstart", *(runs.tiny()[-1:] if options.tiny else [])]
+    whole, plain = runs.newest("whole"), ["--config", "quickstart", *options.model]
     some = ["--evaluation.batch_size=20", "--evaluation.samples=8"]
     commands = [
         ["test", *plain, *some],

@@ -175,7 +175,7 @@ def adapters(fit: list[str]) -> Iterator[tuple[str, list[object]]]:
         yield f"an adapter {what}", [*fit, f"--model.adapter={folder}"]
 
 
-def texts(fit: list[str]) -> Iterator[tuple[str, list[object]]]:
+def texts(options: Options, fit: list[str]) -> Iterator[tuple[str, list[object]]]:
     """Templates, data and recipes."""
     for what, text in TEMPLATES.items():
         yield f"a chat template {what}", [*fit, CHAT, f"--data.chat_template={text}"]
@@ -192,8 +192,7 @@ def texts(fit: list[str]) -> Iterator[tuple[str, list[object]]]:
     Path("odd.jsonl").write_text(f"{json.dumps(row)}\n" * 8)
     odd = "--data.{}={{path: odd.jsonl, prompt: question, answer: answer, gold: whole{}}}"
     yield "data with control characters", [*fit, odd.format("train", "")]
-    model = [word for word in fit if word.startswith("--model.name")]
-    words = ["validate", *fit[1:3], *model, odd.format("val", ', by: ["\\e[31mkind"]')]
+    words = ["validate", *fit[1:3], *options.model, odd.format("val", ', by: ["\\e[31mkind"]')]
     yield "data with control characters, by field", [*words]
     for what, text in RECIPES.items():
         path = Path(f"{re.sub('[^a-z]+', '-', what.lower())}.yaml")
@@ -208,8 +207,8 @@ def strangers(options: Options) -> Iterator[Row]:
     Path("strange.py").write_text(CODE)
     fit = [*options.fit, *QUICK]
     assert Run([*fit, "--runs", "good"], "good.log").wait().code == 0, "see good.log"
-    toy = Path("untrained") if options.tiny else toy_model(progress=False)
-    cases = [*checkpoints(runs.newest("good"), fit), *models(toy, fit), *adapters(fit), *texts(fit)]
+    toy = runs.untrained() if options.tiny else toy_model(progress=False)
+    cases = [*checkpoints(runs.newest("good"), fit), *models(toy, fit), *adapters(fit), *texts(options, fit)]
     for name, words in options.drawn(cases):
         yield judged(name, words)
 

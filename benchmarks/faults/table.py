@@ -49,7 +49,12 @@ class Options:
     @property
     def fit(self) -> list[str]:
         """The command that faults are injected into: the toy, a dozen steps, everything on."""
-        return ["fit", *runs.SMALL, *(runs.tiny() if self.tiny else [])]
+        return ["fit", *runs.SMALL, *(runs.TINY if self.tiny else []), *self.model]
+
+    @property
+    def model(self) -> list[str]:
+        """The setting of its model, where that is not the recipe's."""
+        return [f"--model.name={runs.untrained()}"] if self.tiny else []
 
     def drawn(self, cases: Sequence[Case]) -> list[Case]:
         """So many of a list, in its order."""
@@ -67,17 +72,12 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
     name, doc = harness.__name__, sys.modules[harness.__module__].__doc__
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--n", type=int, default=n, help="number of faults; of a list, drawn at random (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tiny", action="store_true", help="an untrained toy and few steps, to see that everything runs"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/faults"), help=f"runs and logs go to OUT/{name}, emptied before"
-    )
-    parser.add_argument("--docs", type=Path, help=f"document with {begin} and {end} to put the table in")
+    add = parser.add_argument
+    add("--n", type=int, default=n, help="number of faults; null: all of a list (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--tiny", action="store_true", help="an untrained toy and few steps, to see that everything runs")
+    add("--out", type=Path, default=Path("runs/faults"), help=f"runs and logs go to OUT/{name}, emptied before")
+    add("--docs", type=Path, help=f"document with {begin} and {end} to put the table in")
     given = parser.parse_args(arguments)
     docs = given.docs and given.docs.absolute()
     enter(given.out / name)
@@ -88,9 +88,8 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
         rows.append(row)
     words = f" --n {given.n}" * (given.n is not None) + " --tiny" * given.tiny
     command = f"python -m benchmarks.faults.{name}{words} --seed {given.seed}"
-    text = (
-        f"{table(rows)}\n{verdict(rows)}; {result.conditions(result.setting(command, len(rows), 0))}; `{command}`\n"
-    )
+    conditions = result.conditions(result.setting(command, len(rows), 0))
+    text = f"{table(rows)}\n{verdict(rows)}; {conditions}; `{command}`\n"
     print(text)
     if docs is not None:
         result.fill(docs, text, begin, end)

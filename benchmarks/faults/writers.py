@@ -72,10 +72,16 @@ def read_while_it_runs(whole: Path, options: Options) -> Row:
     readers = {
         "report": ["report", folder],
         "export": ["export", folder, "--output", "exported"],
-        "validate": ["validate", *words[1:3], *words[-2:], "--ckpt_path", folder, "--data.val.limit=4"],
+        "validate": [
+            "validate",
+            *words[1:3],
+            *words[-2:],
+            *options.model,
+            "--ckpt_path",
+            folder,
+            "--data.val.limit=4",
+        ],
     }
-    if options.tiny:
-        readers["validate"] += runs.tiny()[-1:]
     ended = {name: Run(command, f"{name}.log").wait() for name, command in readers.items()}
     go.touch()
     seen, same = compare.outcome(whole, first.wait(), folder)
