@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.faults import compare, power, table
+from benchmarks.faults import answers, compare, power, table
 from benchmarks.faults.runs import newest
 from benchmarks.faults.table import Options, Row
 
@@ -37,6 +37,15 @@ def test_a_killed_run_is_continued_and_compared(tmp_path):
     (runs[1] / "curves.png").unlink()
     (runs[1] / ".left.new").touch()
     assert compare.differences(*runs) == ["state_dict", "curves.png (missing)", ".left.new (left over)"]
+
+
+def test_hostile_answers_are_graded_by_family(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = list(answers.answers(Options(len(answers.FAMILIES), 0, True)))
+    assert [row.injected for row in rows][: len(answers.FAMILIES)] == [
+        f"answers: {name}" for name in answers.FAMILIES
+    ]
+    assert all(row.kept for row in rows)
 
 
 @pytest.mark.parametrize("name", HARNESSES)
