@@ -209,8 +209,8 @@ class Run:
 
     @property
     def refused(self) -> bool:
-        """Whether it ended as a user's mistake does: exit code 2 and a paragraph."""
-        return self.code == 2 and not self.traceback and "error: " in self.said
+        """Whether it has ended with an error and a paragraph about it."""
+        return self.code > 0 and not self.traceback and "error: " in self.said
 
     @property
     def ending(self) -> str:
