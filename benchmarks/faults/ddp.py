@@ -5,6 +5,7 @@
 Both, the first or the second are killed in turn, at a random step.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -23,6 +24,13 @@ def rows(path: Path) -> int:
     return len(path.read_bytes().splitlines()) - 1 if path.is_file() else 0
 
 
+def kill(pids: list[int]) -> None:
+    """Those that still run."""
+    for pid in filter(runs.alive, pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def ddp(options: Options) -> Iterator[Row]:
     """The harness."""
     rng = random.Random(options.seed)
@@ -38,22 +46,24 @@ def ddp(options: Options) -> Iterator[Row]:
         time.sleep(rng.uniform(0, 0.3))
         ranks = [process.pid, *runs.children(process.pid, b"fit")]
         whom, victims = [("both", ranks), ("the first", ranks[:1]), ("the second", ranks[1:])][i % 3]
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+        late = process.poll() is not None
+        kill(victims)
         end = time.monotonic() + PATIENCE
         while any(map(runs.alive, ranks)) and time.monotonic() < end:
             process.poll()  # collects it
             time.sleep(0.05)
         hang = [pid for pid in ranks if runs.alive(pid)]
-        for pid in hang:
-            os.kill(pid, signal.SIGKILL)
+        kill(hang)
         code = process.wait()
         resume = ["--ckpt_path", "last"] if compare.step(runs.newest(f"kill{i}")) is not None else []
         continued = runs.start([*own, *resume], f"kill{i}.again.log").wait()
         found = compare.differences(whole, runs.newest(f"kill{i}"))
         seen = f"exit {continued}" if continued else f"another {', '.join(found)}" if found else "the same"
         hung = f"the other still there after {PATIENCE:.0f} s; " if hang else "exit 0; " if code == 0 else ""
-        yield Row(f"SIGKILL of {whom} of two", f"{hung}{seen}", not (hang or code == 0 or continued or found))
+        hung = "it ended before; " if late else hung
+        yield Row(
+            f"SIGKILL of {whom} of two", f"{hung}{seen}", not (hang or (code == 0 and not late) or continued or found)
+        )
 
 
 if __name__ == "__main__":
