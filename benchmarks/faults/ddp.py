@@ -59,10 +59,11 @@ def ddp(options: Options) -> Iterator[Row]:
         continued = runs.start([*own, *resume], f"kill{i}.again.log").wait()
         found = compare.differences(whole, runs.newest(f"kill{i}"))
         seen = f"exit {continued}" if continued else f"another {', '.join(found)}" if found else "the same"
-        hung = f"the other still there after {PATIENCE:.0f} s; " if hang else "exit 0; " if code == 0 else ""
-        hung = "it ended before; " if late else hung
+        first = "exit 0; " if code == 0 else ""
+        first = f"the other still there after {PATIENCE:.0f} s; " if hang else first
+        right = not (first or continued or found)
         yield Row(
-            f"SIGKILL of {whom} of two", f"{hung}{seen}", not (hang or (code == 0 and not late) or continued or found)
+            f"SIGKILL of {whom} of two{', too late' if late else ''}", f"{first}{seen}", None if late else right
         )
 
 
