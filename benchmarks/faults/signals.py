@@ -19,6 +19,7 @@ from benchmarks.faults.table import Options, Row, run
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 PLACES = {"loading": 1, "evaluation": 1, "rollout": 4, "update": 3, "report": 1}  # which call of the part
+RESULTS = ("results.json", "problems.jsonl", "predictions.jsonl", "diagnosis.json")  # mix writes as it goes
 AGAIN = 75  # the exit code that asks to be started again
 PATIENCE = 60.0
 SLURM = {
@@ -50,7 +51,7 @@ def in_command(words: list[str], number: signal.Signals) -> Row:
     """Signal while completions are sampled; what is there afterwards must not look like a result."""
     name = f"{number.name}-{words[0]}"
     stopped = Run([*words, "--runs", name], f"{name}.log").until("sampling").send(number).wait(PATIENCE)
-    files = sorted({p.name for p in Path(name).rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl", ".png")})
+    files = sorted({p.name for p in Path(name).rglob("*") if p.name in RESULTS})
     right = says_unfinished(stopped, number) and not stopped.traceback and not files
     seen = f"{stopped.ending}{'; left ' + ', '.join(files) if files else ''}"
     return Row(f"{number.name}, {words[0]}", seen, right)

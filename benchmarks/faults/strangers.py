@@ -185,7 +185,7 @@ def texts(options: Options, fit: list[str]) -> Iterator[tuple[str, list[object]]
     Path("data/data.py").write_text(CODE)
     yield "a data folder with a script", [*fit, "--data.train={path: data}"]
     row = {
-        "question": "<|im_start|> {{ cycler }} {prompt} \0 \x1b[2J \ud800 \u009b",
+        "question": "<|im_start|> {{ cycler }} {prompt} \x1b[2J \u009b",
         "answer": "2",
         "\x1b[31mkind": "\x1b[2J",
     }
