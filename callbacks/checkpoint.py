@@ -1,7 +1,6 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -24,8 +23,8 @@ from rlif_lightning.callbacks.logging import run_folder
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
-from rlif_lightning.runs.atomic import replacing
-from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, LAST_CHECKPOINT
+from rlif_lightning.runs.atomic import copy_file, sync
+from rlif_lightning.runs.folder import CHECKPOINTS, COMPLETIONS, CONFIG, LAST_CHECKPOINT, METRICS, SKIPPED
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -128,8 +127,7 @@ class RolloutCheckpoint(Checkpoint):
         if not trainer.is_global_zero or start is None or start.name == LAST_CHECKPOINT:
             return
         if folder.is_dir() and start.parent.samefile(folder):
-            with start.open("rb") as source, replacing(folder / LAST_CHECKPOINT) as target:
-                shutil.copyfileobj(source, target)
+            copy_file(start, folder / LAST_CHECKPOINT)
             self._give_up(folder, trainer.global_step + 1)
 
     @staticmethod
@@ -175,8 +173,12 @@ class RolloutCheckpoint(Checkpoint):
             )
 
     def _save(self, trainer: Trainer) -> None:
-        folder = run_folder(trainer) / CHECKPOINTS
-        step = self._saved_step = trainer.global_step
+        run = run_folder(trainer)
+        folder, step = run / CHECKPOINTS, trainer.global_step
+        if trainer.is_global_zero:
+            for log in (METRICS, COMPLETIONS, SKIPPED):  # a continued run cuts them back to the checkpoint's step
+                sync(run / log)
+        self._saved_step = step
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         if not trainer.is_global_zero:
             return
@@ -187,7 +189,7 @@ class RolloutCheckpoint(Checkpoint):
         try:  # last.ckpt is replaced, never rewritten, so the link stays whole
             os.link(folder / LAST_CHECKPOINT, numbered)
         except OSError:  # a file system without links
-            shutil.copyfile(folder / LAST_CHECKPOINT, numbered)
+            copy_file(folder / LAST_CHECKPOINT, numbered)
         for old in sorted(steps)[: -self.keep] if self.keep else []:
             steps[old].unlink()
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.callbacks.logging import collected_metrics, run_logger
-from rlif_lightning.errors import check_ranges
+from rlif_lightning.errors import check_ranges, writing
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import COMPLETIONS
 
@@ -72,7 +72,7 @@ class Completions(Callback):
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to a file of JSON lines."""
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

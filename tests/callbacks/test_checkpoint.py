@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint, completions
 from rlif_lightning.callbacks.checkpoint import apply_changes, configuration
-from rlif_lightning.errors import UserError, no_room
+from rlif_lightning.errors import DiskFailure, UserError, disk_failure
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.training.module import RLIFModule
@@ -47,7 +47,7 @@ def test_a_failed_write_leaves_the_file_before_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFailure, match="No space"):
         AtomicCheckpointIO().save_checkpoint({"global_step": 2}, path)
     assert read_checkpoint(path)["global_step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
@@ -165,22 +165,31 @@ FULL = Path("/dev/full")  # takes nothing, as a full disk does
 @pytest.mark.parametrize(
     ("error", "full"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 355456 vs 355348"), True),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
-        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), False),
-        (OSError(errno.EACCES, "Permission denied"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), "There is no room for"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "The quota leaves no room for"),
+        (OSError(errno.EROFS, "Read-only file system"), "The disk is read-only and does not take"),
+        (OSError(errno.EIO, "Input/output error"), "The disk has failed to write"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 355456 vs 355348"),
+            "There is no room",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "There is no room",
+        ),
+        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), None),
+        (OSError(errno.EACCES, "Permission denied"), None),
     ],
 )
-def test_what_a_full_disk_raises(error, full):
+def test_what_a_bad_disk_raises(error, full):
     try:
         raise ValueError("on the way out") from error
     except ValueError as outer:
-        said = no_room(outer, "runs/a/1")
-    assert (said is not None) == full
+        said = disk_failure(outer, "runs/a/1")
+    assert (said is not None) == (full is not None)
     if said is not None:
-        assert str(said).startswith("There is no room in runs/a/1\n") and said.code == 1
+        text = str(said)
+        assert text.startswith(full) and " runs/a/1\n" in text and "MB are free" in text and said.code == 1
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -199,7 +208,7 @@ def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_
         with pytest.raises(SystemExit) as ended:
             rlif("fit", *settings)
     error = capsys.readouterr().err
-    assert ended.value.code == 1 and f"error: There is no room in {run}" in error and "Traceback" not in error
+    assert ended.value.code == 1 and f"error: There is no room for {run}" in error and "Traceback" not in error
     assert last(tmp_path)["global_step"] == before["global_step"] == 1
     if path.is_symlink():
         path.unlink()
