@@ -203,12 +203,14 @@ def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_
         if name == "events":
             patch.setattr(RecordWriter, "write", raising(OSError(errno.ENOSPC, "No space left")))
         else:
-            path.symlink_to(FULL)
+            lock = runs.lock_run  # takes away what a killed run has left behind
+            patch.setattr(runs, "lock_run", lambda folder: (lock(folder), path.symlink_to(FULL))[0])
             patch.setattr(completions, "COMPLETIONS", "completions")  # the right file is read first, without an end
         with pytest.raises(SystemExit) as ended:
             rlif("fit", *settings)
     error = capsys.readouterr().err
     assert ended.value.code == 1 and f"error: There is no room for {run}" in error and "Traceback" not in error
+    assert "step 1 is saved: continue with --ckpt_path last" in error
     assert last(tmp_path)["global_step"] == before["global_step"] == 1
     if path.is_symlink():
         path.unlink()
