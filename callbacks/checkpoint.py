@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
-from rlif_lightning.callbacks.logging import run_folder
+from rlif_lightning.callbacks.logging import run_folder, run_logger
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
@@ -153,6 +153,8 @@ class RolloutCheckpoint(Checkpoint):
             return
         trainer.should_stop = trainer.should_stop or self._stop_later
         ask_early_stopping(trainer, pl_module)
+        if getattr(run_logger(trainer), "failure", None):
+            pl_module.asked_to_stop = pl_module.asked_to_stop or "a disk that takes no more"
         stop = pl_module.is_asked_to_stop()
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
@@ -162,15 +164,16 @@ class RolloutCheckpoint(Checkpoint):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end."""
-        if self._saved_step == trainer.global_step:
-            return
-        if self._at_boundary:
+        """Save the end; tell of a disk that did not take what was logged."""
+        if self._saved_step != trainer.global_step and self._at_boundary:
             self._save(trainer)
-        else:
+        elif self._saved_step != trainer.global_step:
             rank_zero_warn(
                 f"Training ended within a rollout: the newest checkpoint is that of step {self._saved_step}."
             )
+        failure = getattr(run_logger(trainer), "failure", None)
+        if failure is not None:
+            raise failure
 
     def _save(self, trainer: Trainer) -> None:
         run = run_folder(trainer)

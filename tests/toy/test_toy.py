@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import DiskFailure, UserError
 from rlif_lightning.toy import arithmetic, parse_toy_name, pretraining, recipe, toy_model, toy_problems
 from rlif_lightning.toy.cache import cache_dir
 from rlif_lightning.toy.problems import draw_document, draw_question, is_held_out, write_solution
@@ -337,6 +338,27 @@ class TestCache:
         folder = toy_model(progress=False)
         monkeypatch.setattr(pretraining, "build_toy", None)
         assert toy_model(progress=False) == folder
+
+    @pytest.mark.parametrize("damage", ["no weights", "half the weights", "no tokenizer", "half a tokenizer"])
+    def test_a_damaged_folder_is_built_again(self, short_recipe, damage):
+        folder = toy_model(progress=False)
+        path = folder / ("model.safetensors" if "weights" in damage else "tokenizer.json")
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2 if "half" in damage else 0])
+        if damage == "no tokenizer":
+            path.unlink()
+        with pytest.warns(UserWarning, match="is damaged: toy is built again"):
+            assert toy_model(progress=False) == folder
+        assert path.read_bytes() == content
+
+    def test_a_full_disk_is_named(self, short_recipe, monkeypatch):
+        def full(*_, **__):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr(pretraining, "build_toy", full)
+        with pytest.raises(DiskFailure, match=r"There is no room for .*cache/toy-seed1-"):
+            toy_model(progress=False)
+        assert folders(short_recipe) == []
 
     def test_changed_recipe_gets_another_folder(self, short_recipe, monkeypatch):
         folder = toy_model(progress=False)
