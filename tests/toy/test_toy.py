@@ -339,17 +339,27 @@ class TestCache:
         monkeypatch.setattr(pretraining, "build_toy", None)
         assert toy_model(progress=False) == folder
 
-    @pytest.mark.parametrize("damage", ["no weights", "half the weights", "no tokenizer", "half a tokenizer"])
-    def test_a_damaged_folder_is_built_again(self, short_recipe, damage):
+    def test_a_damaged_folder_is_built_again(self, short_recipe, tmp_path, monkeypatch):
         folder = toy_model(progress=False)
-        path = folder / ("model.safetensors" if "weights" in damage else "tokenizer.json")
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2 if "half" in damage else 0])
-        if damage == "no tokenizer":
-            path.unlink()
-        with pytest.warns(UserWarning, match="is damaged: toy is built again"):
-            assert toy_model(progress=False) == folder
-        assert path.read_bytes() == content
+        whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+        def build(target, *_, **__):
+            for name, content in whole.items():
+                (target / name).write_bytes(content)
+
+        monkeypatch.setattr(pretraining, "build_toy", build)
+        for name, kept in (
+            ("model.safetensors", 0),
+            ("model.safetensors", 5000),
+            ("tokenizer.json", 99),
+            ("config.json", None),
+        ):
+            (folder / name).write_bytes(whole[name][:kept])
+            if kept is None:
+                (folder / name).unlink()
+            with pytest.warns(UserWarning, match="is damaged: toy is built again"):
+                assert toy_model(progress=False) == folder
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
     def test_a_full_disk_is_named(self, short_recipe, monkeypatch):
         def full(*_, **__):
