@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint, completions
+from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
 from rlif_lightning.callbacks.checkpoint import apply_changes, configuration
 from rlif_lightning.errors import DiskFailure, UserError, disk_failure
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -193,7 +193,7 @@ def test_what_a_bad_disk_raises(error, full):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("name", ["checkpoints/.last.ckpt.new", ".metrics.csv.new", "completions", "events"])
+@pytest.mark.parametrize("name", ["checkpoints/.last.ckpt.new", ".metrics.csv.new", "events"])
 def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_path, capsys, monkeypatch, name):
     rlif("fit", *small_fit, "--trainer.max_steps=1")
     run = tmp_path / "runs" / "run" / "1"
@@ -205,7 +205,6 @@ def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_
         else:
             lock = runs.lock_run  # takes away what a killed run has left behind
             patch.setattr(runs, "lock_run", lambda folder: (lock(folder), path.symlink_to(FULL))[0])
-            patch.setattr(completions, "COMPLETIONS", "completions")  # the right file is read first, without an end
         with pytest.raises(SystemExit) as ended:
             rlif("fit", *settings)
     error = capsys.readouterr().err
