@@ -215,7 +215,7 @@ class RolloutCallback(Callback):
             own = [completion_row(collected.rollout, batch, step, row) for row in rows]
             for part in gather_objects(trainer, own):
                 if trainer.is_global_zero:
-                    append_rows(Path(logger.log_dir) / SKIPPED, part)
+                    logger.attempt(partial(append_rows, Path(logger.log_dir) / SKIPPED, part))
         module.window.check_skipped()
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> Collected:
