@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.errors import escaped
 from rlif_lightning.evaluation.answering import Answered
 from rlif_lightning.runs.folder import run_folder_of
 
@@ -32,7 +33,7 @@ def write_outputs(path: Path, results: Sequence[Answered], generator: str) -> Pa
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    path.write_text(escaped(text), encoding="utf-8", errors="backslashreplace")
     return path
 
 
