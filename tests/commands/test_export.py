@@ -618,7 +618,9 @@ def test_a_run_of_others_runs_no_code(rlif, fit, tmp_path, setting):
     strange = {"class_path": "stranger_module.R", "init_args": {"prefer": "long"}}
     settings[group][name] = strange if setting == "model.optimizer" else [strange]
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    (tmp_path / "stranger_module.py").write_text("open('ran', 'w')\nfrom rlif_lightning.rewards import Length as R\n")
+    (tmp_path / "stranger_module.py").write_text(
+        f"open('{tmp_path}/ran', 'w')\nfrom rlif_lightning.rewards import Length as R\n"
+    )
     rlif("export", run)
     with pytest.warns(UserWarning, match=f"as a run may be a stranger's: {setting}"):
         rlif("plan", "--config", run / "config.yaml")
@@ -626,5 +628,5 @@ def test_a_run_of_others_runs_no_code(rlif, fit, tmp_path, setting):
     assert not (tmp_path / "ran").exists()
     if setting == "rollout.rewards":
         assert "R(prefer=long)" in (run / "export" / "merged" / "README.md").read_text()
-        rlif("export", run, "--trust_run")
+        rlif("plan", "--config", run / "config.yaml", "--trust_run")
         assert (tmp_path / "ran").exists()
