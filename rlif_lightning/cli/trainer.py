@@ -30,7 +30,7 @@ from rlif_lightning.callbacks.checkpoint import check_problems
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.disk_failures import run_failure
-from rlif_lightning.cli.environment import prepare
+from rlif_lightning.cli.environment import prepare, short_warnings
 from rlif_lightning.cli.parser import Parser
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
@@ -40,7 +40,6 @@ from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.training.module import RLIFModule
-from rlif_lightning.warnings_shown import short_warnings
 
 RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
 TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
