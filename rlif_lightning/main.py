@@ -12,6 +12,7 @@ from typing import Any
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.errors import UserError, disk_failure, escaped, lost_process, users_mistake
+from rlif_lightning.runs.signals import handled
 from rlif_lightning.version import __version__
 
 
@@ -19,13 +20,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake prints its message and exits with 2."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        with redirect_stdout(Cleaned(sys.stdout)):
+        with redirect_stdout(Cleaned(sys.stdout)), handled():
             dispatch(arguments)
     except BrokenPipeError:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except KeyboardInterrupt:  # outside of training, which ends at a checkpoint and says so
+    except KeyboardInterrupt:  # where signals are not ours to take
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
