@@ -134,8 +134,7 @@ def test_a_newer_run_without_a_checkpoint(fit, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", killed)
-        with pytest.raises(OSError, match="Input/output"):
-            fit("runs", "--model.kl_coefficient=0.5")
+        assert fit("runs", "--model.kl_coefficient=0.5")[0] == 1
     code, second = fit("runs", "--ckpt_path=last")
     said = capsys.readouterr().err
     assert code == 2 and second != first and str(second)[-10:] in said and str(first)[-10:] in said
