@@ -21,12 +21,9 @@ def prepare() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about calls that Lightning makes
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_said_by_lightning)
+    lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    lightning.addFilter(lambda record: not any(words in record.getMessage() for words in SAID_BY_LIGHTNING))
     _quiet_threads()
-
-
-def _not_said_by_lightning(record: logging.LogRecord) -> bool:
-    return not any(words in record.getMessage() for words in SAID_BY_LIGHTNING)
 
 
 def _quiet_threads() -> None:

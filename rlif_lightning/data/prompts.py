@@ -3,14 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.rows import Message
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, did_you_mean, said_by_python
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,8 +90,7 @@ class Template:
             return str(tokenizer.apply_chat_template(list(messages), **settings))
         except Exception as error:  # a template is a program and may raise anything
             do = "correct data.chat_template, data.chat_template_kwargs or data.system_prompt"
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"The chat template fails: {said}", do=do) from error
+            raise UserError(f"The chat template fails: {said_by_python(error)}", do=do) from error
 
     def check(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Refuse a chat template that fails, loses the problem or knows nothing of a setting that it is given.
@@ -103,12 +101,11 @@ class Template:
             return
         words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.get_chat_template(self.chat_template))))
         for name in self.chat_template_kwargs.keys() - words:
-            near = get_close_matches(name, words, 1)
-            raise UserError(
+            wrong, expected = (
                 "The chat template does not use a setting of data.chat_template_kwargs",
-                got=name,
-                expected=f"perhaps {near[0]}" if near else "a name that the chat template uses",
+                "a name that it uses",
             )
+            raise UserError(wrong, got=name, expected=expected, do=did_you_mean(name, words))
         asked: list[str] = []
 
         def clock(form: str) -> str:
