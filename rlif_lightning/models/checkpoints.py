@@ -16,6 +16,7 @@ from rlif_lightning.models.trainable import Weights, load_trainable
 from rlif_lightning.runs.atomic import replacing
 
 KEPT = ".safetensors"  # the suffix of weights that the collapse guard has kept
+OURS = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
 MODEL, POLICY = "model.", "policy."  # before a weight's name in a checkpoint, now and once
 
 
@@ -57,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             "The checkpoint can't be read",
             got=f"{path}: {_why_unreadable(Path(path), error)}",
-            expected="a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt",
+            expected=OURS,
             do="give one, or a run's folder, in --ckpt_path; a model is given in --model.name",
         ) from error
     return checkpoint
@@ -99,8 +100,7 @@ def identity_of(checkpoint: Mapping[str, Any]) -> Identity:
     """Whose weights a checkpoint of ours holds."""
     mark = checkpoint.get("rlif")
     if mark is None:
-        expected = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
-        raise UserError("The checkpoint was not written by rlif_lightning", expected=expected, do="check --ckpt_path")
+        raise UserError("The checkpoint was not written by rlif_lightning", expected=OURS, do="check --ckpt_path")
     return Identity(**{name: mark[name] for name in Identity.__dataclass_fields__})
 
 

@@ -53,11 +53,7 @@ ONLY = {
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse what would quietly train something else, before anything is read or loaded.
-
-    Raises:
-        UserError: By name, with what to do instead.
-    """
+    """Refuse what would quietly train something else, before anything is read or loaded."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for kind, (why, do) in REFUSED.items():
             if isinstance(callback, kind):
