@@ -93,11 +93,7 @@ class CollapseGuard(Callback):
         self.accuracy, self.taken, self._kept = {}, "none", KeptWeights()
 
     def _available(self, module: RLIFModule) -> list[str]:
-        """The metrics to watch.
-
-        Raises:
-            UserError: One was asked for that this run won't have.
-        """
+        """The metrics to watch; one that this run won't have is refused."""
         frozen = "frozen" in module.needs
         if self.signals is None:
             return [AGREEMENT, SIMILARITY, *([REFERENCE] if frozen else [])]
@@ -114,11 +110,7 @@ class CollapseGuard(Callback):
         return {**self.rule.state_dict(), "start": self.accuracy.get("start", {})} if self.rule.watches else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there.
-
-        Raises:
-            UserError: The guard has ended this run.
-        """
+        """Continue from there, unless the guard has ended this run."""
         if not self.rule.watches or not state_dict:
             return
         self.rule.load_state_dict(state_dict)

@@ -40,7 +40,7 @@ def check_limits(
 ) -> None:
     """Refuse prompts with tokens that the model has no embedding for, or too long for positions that it has learned.
 
-    Other positions (rotary ones) go on beyond what the model was trained with, which is said in one line.
+    Other positions (rotary ones) go on beyond what the model was trained with: that is a warning.
     """
     setting = f"{section}.max_new_tokens"
     config = load_config(model.name, **model.source).get_text_config()

@@ -72,7 +72,7 @@ class Template:
         if not self.uses_chat(tokenizer):
             if len(problem.messages) > 1:
                 raise UserError(
-                    f"{problem.place} is a conversation, which only a chat template can tell a model",
+                    f"{problem.place} is a conversation, and without a chat template the model can't be given one",
                     got=f"messages of the roles {', '.join(m['role'] for m in problem.messages)}",
                     do="take a model with a chat template and data.template null, give one in data.chat_template, or "
                     "name a field of text in data.*.prompt",
@@ -93,10 +93,7 @@ class Template:
             raise UserError(f"The chat template fails: {said_by_python(error)}", do=do) from error
 
     def check(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Refuse a chat template that fails, loses the problem or knows nothing of a setting that it is given.
-
-        One that reads the clock is said.
-        """
+        """Refuse a chat template that fails, loses the problem or ignores a setting; warn if it reads the clock."""
         if not self.uses_chat(tokenizer):
             return
         words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.get_chat_template(self.chat_template))))
