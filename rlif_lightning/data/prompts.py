@@ -98,10 +98,8 @@ class Template:
             return
         words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.get_chat_template(self.chat_template))))
         for name in self.chat_template_kwargs.keys() - words:
-            wrong, expected = (
-                "The chat template does not use a setting of data.chat_template_kwargs",
-                "a name that it uses",
-            )
+            wrong = "The chat template does not use a setting of data.chat_template_kwargs"
+            expected = "a name that the chat template uses"
             raise UserError(wrong, got=name, expected=expected, do=did_you_mean(name, words))
         asked: list[str] = []
 

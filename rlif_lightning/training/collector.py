@@ -52,8 +52,8 @@ class Collected:
 class Collector:
     """Draws completions with the current policy, scores and rewards them, and cuts them into updates.
 
-    The settings are those of :class:`~rlif_lightning.callbacks.RolloutCallback`; the plan is that of one process until
-    :meth:`open`.
+    The settings are those of :class:`~rlif_lightning.callbacks.RolloutCallback`. Until :meth:`open` the plan is that
+    of one process.
 
     Raises:
         UserError: A reward is named twice, all are silent, or a number is out of range.
