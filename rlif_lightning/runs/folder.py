@@ -5,7 +5,6 @@ skipped.jsonl, where steps were skipped, their completions.
 A resumed run continues in the folder of its checkpoint.
 """
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +12,11 @@ from typing import IO, Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.atomic import replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -43,7 +47,7 @@ def writable_folder(path: str | Path, setting: str = "--runs") -> Path:
 def lock_run(folder: Path) -> IO[bytes]:
     """Keep other processes from writing into a run folder until the returned file is closed or this process ends.
 
-    Does nothing on file systems without locks.
+    Does nothing on Windows, and on file systems without locks.
 
     Raises:
         UserError: Another process writes to the run, or this one may not.
@@ -54,7 +58,8 @@ def lock_run(folder: Path) -> IO[bytes]:
         got = f"{folder}: {error.strerror}"
         raise UserError("The run folder can't be written to", got=got, do="continue a copy of it") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
         do = "wait for its end, or end it; a new run (without --ckpt_path) gets a folder of its own"
