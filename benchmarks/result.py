@@ -150,12 +150,15 @@ def asked(value: float | None) -> str:
 
 def describe(setting: dict[str, Any]) -> str:
     """One line: date, machine, versions, command."""
+    steps = f"{setting['warmup']} step to warm up, {setting['repeats']} measured"
+    return f"{conditions(setting)}; {steps}; `{setting['command']}`"
+
+
+def conditions(setting: dict[str, Any]) -> str:
+    """Date, machine, versions."""
     versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
     box = setting["machine"]
-    return (
-        f"{setting['date']}, {box['cpu']}, {box['threads']} thread of {box['cores']} cores; {versions}; "
-        f"{setting['warmup']} step to warm up, {setting['repeats']} measured; `{setting['command']}`"
-    )
+    return f"{setting['date']}, {box['cpu']}, {box['threads']} thread of {box['cores']} cores; {versions}"
 
 
 def fill(document: Path, text: str, begin: str = BEGIN, end: str = END) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -20,12 +19,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
-from rlif_lightning.callbacks.logging import run_folder
+from rlif_lightning.callbacks.logging import run_folder, run_logger
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
-from rlif_lightning.runs.atomic import replacing
-from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, LAST_CHECKPOINT
+from rlif_lightning.runs.atomic import copy_file, sync
+from rlif_lightning.runs.folder import CHECKPOINTS, COMPLETIONS, CONFIG, LAST_CHECKPOINT, METRICS, SKIPPED
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -128,8 +127,7 @@ class RolloutCheckpoint(Checkpoint):
         if not trainer.is_global_zero or start is None or start.name == LAST_CHECKPOINT:
             return
         if folder.is_dir() and start.parent.samefile(folder):
-            with start.open("rb") as source, replacing(folder / LAST_CHECKPOINT) as target:
-                shutil.copyfileobj(source, target)
+            copy_file(start, folder / LAST_CHECKPOINT)
             self._give_up(folder, trainer.global_step + 1)
 
     @staticmethod
@@ -155,6 +153,8 @@ class RolloutCheckpoint(Checkpoint):
             return
         trainer.should_stop = trainer.should_stop or self._stop_later
         ask_early_stopping(trainer, pl_module)
+        if getattr(run_logger(trainer), "failure", None):
+            pl_module.asked_to_stop = pl_module.asked_to_stop or "a disk that takes no more"
         stop = pl_module.is_asked_to_stop()
         if stop or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
@@ -164,19 +164,24 @@ class RolloutCheckpoint(Checkpoint):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end."""
-        if self._saved_step == trainer.global_step:
-            return
-        if self._at_boundary:
+        """Save the end; tell of a disk that did not take what was logged."""
+        if self._saved_step != trainer.global_step and self._at_boundary:
             self._save(trainer)
-        else:
+        elif self._saved_step != trainer.global_step:
             rank_zero_warn(
                 f"Training ended within a rollout: the newest checkpoint is that of step {self._saved_step}."
             )
+        failure = getattr(run_logger(trainer), "failure", None)
+        if failure is not None:
+            raise failure
 
     def _save(self, trainer: Trainer) -> None:
-        folder = run_folder(trainer) / CHECKPOINTS
-        step = self._saved_step = trainer.global_step
+        run = run_folder(trainer)
+        folder, step = run / CHECKPOINTS, trainer.global_step
+        if trainer.is_global_zero:
+            for log in (METRICS, COMPLETIONS, SKIPPED):  # a continued run cuts them back to the checkpoint's step
+                sync(run / log)
+        self._saved_step = step
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         if not trainer.is_global_zero:
             return
@@ -187,7 +192,7 @@ class RolloutCheckpoint(Checkpoint):
         try:  # last.ckpt is replaced, never rewritten, so the link stays whole
             os.link(folder / LAST_CHECKPOINT, numbered)
         except OSError:  # a file system without links
-            shutil.copyfile(folder / LAST_CHECKPOINT, numbered)
+            copy_file(folder / LAST_CHECKPOINT, numbered)
         for old in sorted(steps)[: -self.keep] if self.keep else []:
             steps[old].unlink()
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.callbacks.logging import collected_metrics, run_logger
-from rlif_lightning.errors import check_ranges
+from rlif_lightning.errors import check_ranges, writing
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import COMPLETIONS
 
@@ -22,23 +23,28 @@ class Completions(Callback):
     """Writes completions with their rewards and advantages to ``completions.jsonl`` and TensorBoard.
 
     The file holds the first groups of the first process, whole groups, so that advantages can be read; TensorBoard
-    shows the first 4 completions.
+    shows the first 4 completions. What comes after ``limit_mb`` is left out, which is said once.
 
     Args:
         every: Optimiser steps between two rollouts that are written; 0: write none.
         keep: Completions per rollout in the file, rounded up to whole groups; null: all.
+        limit_mb: Size in MB of ``completions.jsonl`` from which on no rows are added, and of TensorBoard's files from
+            which on no texts and distributions are: curves go on. null: no limit.
     """
 
-    def __init__(self, every: int = 1, keep: int | None = 32) -> None:
+    def __init__(self, every: int = 1, keep: int | None = 32, limit_mb: int | None = 1000) -> None:
         check_ranges(
             "completions",
             ("every", every, every >= 0, "0 or more"),
             ("keep", keep, keep is None or keep >= 0, "0 or more, or null"),
+            ("limit_mb", limit_mb, limit_mb is None or limit_mb >= 1, "1 or more, or null"),
         )
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.limit_mb = every, keep, limit_mb
+        self._full: set[str] = set()  # files that have reached the limit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where nothing will be written."""
+        self._full = set()
         if stage == "fit" and self.every and run_logger(trainer) is None:
             rank_zero_warn("Completions are not kept: that takes a rlif_lightning.runs.logger.RunLogger as logger.")
 
@@ -58,11 +64,26 @@ class Completions(Callback):
         if self.keep is not None:
             count = min(count, math.ceil(self.keep / g) * g)
         rows = [completion_row(rollout, batch, step, i) for i in range(count)]
-        append_rows(Path(logger.log_dir) / COMPLETIONS, rows)
+        folder = Path(logger.log_dir)
+        if self._has_room(folder, COMPLETIONS):
+            logger.attempt(partial(append_rows, folder / COMPLETIONS, rows))
+        if not self._has_room(folder, "events.out.tfevents.*"):
+            return
         for number, row in enumerate(rows[:SHOWN]):
             logger.log_text(f"completions/{number}", _markdown(row), step)
         for name, values in _distributions(rollout).items():
             logger.log_histogram(f"distribution/{name}", values, step)
+
+    def _has_room(self, folder: Path, files: str) -> bool:
+        """Whether files of a run are below the limit."""
+        size = sum(file.stat().st_size for file in folder.glob(files))
+        if self.limit_mb is None or size < self.limit_mb * 10**6:
+            return True
+        if files not in self._full:
+            self._full.add(files)
+            setting = f"completions.limit_mb {self.limit_mb}"
+            rank_zero_warn(f"{folder / files} has reached {setting}: no more completions are added to it.")
+        return False
 
     def _due(self, step: int, trainer: Trainer) -> bool:
         """Whether a multiple of ``every`` lies in the steps from the rollout before this one to this one."""
@@ -72,7 +93,7 @@ class Completions(Callback):
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to a file of JSON lines."""
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
+from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.errors import UserError
 
 
@@ -34,4 +33,4 @@ def ask_early_stopping(trainer: Any, module: Any) -> None:
         stopping.on_validation_end(trainer, module)
         if trainer.should_stop and not stopped:
             why = stopping.stopping_reason_message
-            rank_zero_info(f"EarlyStopping ends the run after step {trainer.global_step}: {why}")
+            say_above_bar(f"EarlyStopping ends the run after step {trainer.global_step}: {why}")

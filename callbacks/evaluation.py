@@ -1,6 +1,5 @@
 """Held-out evaluation while training, and the work of validate, test and predict."""
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any, Literal
@@ -21,7 +20,14 @@ from rlif_lightning.evaluation.answering import (
     summarise,
     summarise_by,
 )
-from rlif_lightning.evaluation.results import by_table, generator_name, versions, write_outputs, write_rows
+from rlif_lightning.evaluation.results import (
+    by_table,
+    generator_name,
+    versions,
+    write_outputs,
+    write_report,
+    write_rows,
+)
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
@@ -205,8 +211,13 @@ class Evaluation(Callback):
         assert self._grader is not None
         summary = summarise(results, intervals=True)
         timeouts = sum(gather_objects(trainer, self._grader.timeouts))
-        log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
         folder, parts = run_folder(trainer), summarise_by(results)
+        width = max(map(len, summary))
+        for key, value in summary.items():  # said before anything is written: a disk may be full
+            rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
+        for field, values in parts.items():
+            rank_zero_info("\n".join(by_table(field, values)))
+        log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
         if not trainer.is_global_zero:
             return
         identity, data, attempts = module.policy.identity, trainer.datamodule, self.attempts
@@ -229,11 +240,6 @@ class Evaluation(Callback):
             "grading_timeouts": timeouts,
             "versions": versions(),
         }
-        rows, file = write_rows(folder / "problems.jsonl", results), folder / "results.json"
-        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        width = max(map(len, summary))
-        for key, value in summary.items():
-            rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
-        for field, values in parts.items():
-            rank_zero_info("\n".join(by_table(field, values)))
+        rows = write_rows(folder / "problems.jsonl", results)
+        file = write_report(folder / "results.json", report)
         rank_zero_info(f"Results: {file}\nProblems: {rows}")

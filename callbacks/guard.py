@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder, run_logger
+from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, RuleSettings, default_rule
@@ -187,7 +188,7 @@ class CollapseGuard(Callback):
             f"Collapse guard: {reason}. The weights of step {best} are {where}. "
             f"{then[self.action]} (guard.action {self.action})."
         )
-        rank_zero_warn(text)
+        say_above_bar(text, warning=True)
         logger = run_logger(trainer)
         if logger is not None:
             logger.log_text("guard/decision", text, trainer.global_step)
@@ -206,7 +207,7 @@ class CollapseGuard(Callback):
         restored = self.action == "restore" and self._hand_back(trainer, module, stay=True)
         self.taken = "restored" if restored else "stopped"
         trainer.should_stop = True
-        rank_zero_info(f"Stopped by the collapse guard after step {trainer.global_step}.")
+        say_above_bar(f"Stopped by the collapse guard after step {trainer.global_step}.")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Bring the weights to the disk first: after a kill in between, the continued run comes to them again."""
@@ -241,7 +242,7 @@ class CollapseGuard(Callback):
             end = trainable_weights(model, keep=first) or None
         kept = None if handed is None else self._kept.steps.get(handed)
         if not trainer.strategy.broadcast(kept is not None):  # the first process has them, for all
-            rank_zero_warn(f"Collapse guard: the weights of step {handed} are not there to hand back.")
+            say_above_bar(f"Collapse guard: the weights of step {handed} are not there to hand back.", warning=True)
             return False
         put_weights(model, kept)
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
 SHOWN = {
@@ -142,3 +143,9 @@ def counting(bar: Any, what: str, unit: str, total: int) -> Iterator[Callable[..
         yield bar.show
     finally:
         bar.end()
+
+
+def say_above_bar(text: str, warning: bool = False) -> None:
+    """Say something on a line of its own while a bar may stand on the terminal."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        (rank_zero_warn if warning else rank_zero_info)(text)

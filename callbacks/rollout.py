@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlif_lightning.callbacks.completions import append_rows, completion_row
 from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics, run_logger
+from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.loaders import run_seed
@@ -209,7 +210,7 @@ class RolloutCallback(Callback):
             own = [completion_row(collected.rollout, batch, step, row) for row in rows]
             for part in gather_objects(trainer, own):
                 if trainer.is_global_zero:
-                    append_rows(Path(logger.log_dir) / SKIPPED, part)
+                    logger.attempt(partial(append_rows, Path(logger.log_dir) / SKIPPED, part))
         module.window.check_skipped()
 
     def _collect(self, trainer: Trainer, module: RLIFModule, batch: dict[str, Any]) -> Collected:
@@ -244,7 +245,7 @@ class RolloutCallback(Callback):
 
 def _warn(text: str | None) -> None:
     if text is not None:
-        rank_zero_warn(text)
+        say_above_bar(text, warning=True)
 
 
 def learning_tokens(collected: Collected, window: int, fraction: float, trainer: Trainer) -> Rollout:

@@ -5,9 +5,11 @@ import errno
 import math
 import os
 import re
+import shutil
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -56,10 +58,11 @@ def check_numbers(value: Any, name: str = "") -> None:
     """Refuse NaN, infinity and what no machine word holds anywhere in settings: mappings and lists of them."""
     if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
         expected = "a finite number of at most 64 bits"
-        raise UserError(f"{name.replace('.init_args', '')} is out of range", got=str(value)[:80], expected=expected)
-    parts = value.items() if hasattr(value, "items") else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, part in parts:
-        check_numbers(part, f"{name}.{key}".removeprefix("."))
+        raise UserError(f"{name} is out of range", got=str(value)[:80], expected=expected)
+    for part in value if isinstance(value, list | tuple) else ():
+        check_numbers(part, name)
+    for key, part in value.items() if hasattr(value, "items") else ():
+        check_numbers(part, f"{name}.{key}".removeprefix(".").replace(".init_args", ""))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -116,25 +119,73 @@ def lost_process(error: BaseException | None) -> Failure | None:
     return None
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK = {  # what a system's error means, and what to do
+    errno.ENOSPC: ("There is no room for {}", "make room"),
+    errno.EDQUOT: ("The quota leaves no room for {}", "make room"),
+    errno.EFBIG: ("The disk takes no file as large as {}", "give another folder"),
+    errno.EROFS: ("The disk is read-only and does not take {}", "mount it for writing again, or give another folder"),
+    errno.EIO: ("The disk has failed to write {}", "look at the system's log for this disk, or give another folder"),
+}
+SAFE = "what was written before is whole"
 
 
-def no_room(error: BaseException | None, folder: object = None) -> Failure | None:
-    """What to say where a disk is full or a quota is used up.
+class DiskFailure(Failure):
+    """A disk that is full, read-only or broken.
+
+    Args:
+        path: The file or folder that could not be written.
+        number: The system's error.
+        safe: What is not lost.
+    """
+
+    def __init__(self, path: object, number: int, safe: str = SAFE) -> None:
+        self.path, self.number = path, number
+        what, do = DISK[number]
+        super().__init__(what.format(path), got=f"{os.strerror(number)}{_free(str(path))}", do=f"{do}; {safe}")
+
+
+def _free(path: str) -> str:
+    while path and not os.path.exists(path):
+        path = os.path.dirname(path)
+    try:
+        return f"; {shutil.disk_usage(path or '.').free / 2**20:.1f} MB are free"
+    except OSError:
+        return ""
+
+
+def disk_failure(error: BaseException | None, path: object = None) -> DiskFailure | None:
+    """What to say where a disk does not take a file.
 
     torch's writer reports only where it stopped, that of safetensors the number of the system's error in a text.
 
     Args:
         error: What was raised.
-        folder: Where the command writes, if the error does not say.
+        path: Where the command writes, if the error does not say.
     """
-    numbers = "|".join(map(str, FULL))
-    for cause in causes(error):
-        full = isinstance(cause, OSError) and cause.errno in FULL
-        if full or re.search(rf"PytorchStreamWriter failed|unexpected pos|\(os error ({numbers})\)", str(cause)):
-            return Failure(
-                f"There is no room in {folder or getattr(cause, 'filename', None) or 'the output folder'}",
-                got=str(cause).splitlines()[0],
-                do="make room; what was written before is whole, and a run continues with --ckpt_path last",
-            )
+    found = list(causes(error))
+    for cause in found:
+        if isinstance(cause, DiskFailure):
+            return cause
+        said = re.search(r"\(os error (\d+)\)", str(cause))
+        number = cause.errno if isinstance(cause, OSError) else int(said[1]) if said else None
+        if number in DISK:
+            return DiskFailure(path or getattr(cause, "filename", None) or "the output folder", number)
+    if any(re.search("PytorchStreamWriter failed|unexpected pos", str(cause)) for cause in found):
+        return DiskFailure(path or "the output folder", errno.ENOSPC)
     return None
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Name the file or folder which a disk has not taken.
+
+    Raises:
+        DiskFailure: The disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = disk_failure(error, path)
+        if failure is None or failure is error:
+            raise
+        raise failure from error

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.recipes import shipped_recipes
-from rlif_lightning.errors import UserError, did_you_mean, lost_process, no_room, users_mistake
+from rlif_lightning.errors import UserError, did_you_mean, disk_failure, lost_process, users_mistake
 from rlif_lightning.version import __version__
 
 
@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
-        known = users_mistake(error) or lost_process(error) or no_room(error)
+        known = users_mistake(error) or lost_process(error) or disk_failure(error)
         if known is None:
             raise
         print(f"error: {known}", file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 
-from rlif_lightning.errors import no_room
+from rlif_lightning.errors import disk_failure
 
 SAID_BY_LIGHTNING = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
 
@@ -33,7 +33,7 @@ def _quiet_threads() -> None:
         return
 
     def ended(args: threading.ExceptHookArgs) -> None:
-        if no_room(args.exc_value) is None:
+        if disk_failure(args.exc_value) is None:
             usual(args)
 
     threading.excepthook = ended

@@ -12,6 +12,7 @@ from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
 from rlif_lightning.cli.removed import drop_removed
 from rlif_lightning.errors import users_mistake
+from rlif_lightning.runs.atomic import replacing
 
 
 class RecipeFile(ActionConfigFile):
@@ -70,6 +71,11 @@ class Parser(LightningArgumentParser):
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """As in the base class, without settings that were removed."""
         return super().parse_string(RecipeFile.shortened or content, *args, **kwargs)
+
+    def save(self, cfg: Any, path: Any, **kwargs: Any) -> None:
+        """As in the base class, whole or not at all."""
+        with replacing(path) as file:
+            super().save(cfg, file.name, **kwargs | {"overwrite": True})
 
     def format_help(self, *args: Any) -> str:
         """The settings that matter most come first; the pages of usage that repeat every setting are left out."""

@@ -29,12 +29,13 @@ from rlif_lightning.callbacks import (
 from rlif_lightning.callbacks.checkpoint import check_problems
 from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.cli.command_table import COMMANDS
+from rlif_lightning.cli.disk_failures import run_failure
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.parser import Parser
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
-from rlif_lightning.errors import UserError, check_numbers, missing_package, no_room, said_by_python, users_mistake
-from rlif_lightning.models.checkpoints import identity_of, read_checkpoint
+from rlif_lightning.errors import UserError, check_numbers, missing_package, said_by_python, users_mistake
+from rlif_lightning.models.checkpoints import identity_of, newest_whole, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.logger import RunLogger
@@ -75,9 +76,9 @@ class RLIFCLI(LightningCLI):
         except BaseException as error:
             if cls.created is not None:
                 runs.discard_run_folder(cls.created)
-            full = no_room(error, cls.lock and Path(cls.lock.name).parent)
-            if full is not None:
-                raise full from error
+            failure = run_failure(error, Path(cls.lock.name).parent if cls.lock else None)
+            if failure is not None:
+                raise failure from error
             if users_mistake(error) is not None and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()  # with the exit code that belongs to it
             raise
@@ -153,7 +154,9 @@ class RLIFCLI(LightningCLI):
         self.root = runs.writable_folder(config.runs)
         self.recipe = runs.recipe_name(config.config)
         if config.ckpt_path is not None:
-            config.ckpt_path = str(self._find_checkpoint(config.ckpt_path))
+            found = self._find_checkpoint(config.ckpt_path)
+            named = found == Path(config.ckpt_path).expanduser()
+            config.ckpt_path = str(found if named else newest_whole(found))
             # Read here: a file that is no checkpoint is refused before anything is loaded.
             checkpoint = read_checkpoint(config.ckpt_path)
             identity_of(checkpoint)

@@ -2,13 +2,16 @@
 
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.errors import DiskFailure
 from rlif_lightning.evaluation.answering import Answered
+from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import run_folder_of
 
 
@@ -30,9 +33,22 @@ def write_outputs(path: Path, results: Sequence[Answered], generator: str) -> Pa
     return _write(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
+def write_report(path: Path, report: Mapping[str, Any]) -> Path:
+    """One JSON object."""
+    return _write(path, json.dumps(report, indent=2) + "\n")
+
+
 def _write(path: Path, text: str) -> Path:
+    """Write a file whole or not at all; one that the disk does not take goes into the system's temporary folder."""
+    content = text.encode(errors="backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except DiskFailure as failure:
+        spare = Path(tempfile.mkdtemp(prefix="rlif-")) / path.name
+        spare.write_bytes(content)
+        raise DiskFailure(failure.path, failure.number, f"what was graded is in {spare}") from failure
     return path
 
 

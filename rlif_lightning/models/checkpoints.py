@@ -2,21 +2,29 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import __version__ as lightning_version
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.identity import Identity
 from rlif_lightning.models.trainable import Weights, load_trainable
 from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.folder import LAST_CHECKPOINT
 
 KEPT = ".safetensors"  # the suffix of weights that the collapse guard has kept
 OURS = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 MODEL, POLICY = "model.", "policy."  # before a weight's name in a checkpoint, now and once
 
 
@@ -43,24 +51,76 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, or the weights that the collapse guard has kept, without running any code in it.
 
     Tensors come from the disk as they are used: many processes may read the file. A later save replaces the file and
-    never writes into it, so what was read stays as it was.
+    never writes into it, so what was read stays as it was. Its checksums are compared once in a process.
 
     Raises:
-        UserError: It holds more than tensors and plain values, or it is no checkpoint.
+        UserError: It is damaged, it holds more than tensors and plain values, or it is no checkpoint.
     """
-    if Path(path).suffix == KEPT:
-        return _kept_by_the_guard(Path(path))
+    path = Path(path)
+    if path.suffix == KEPT:
+        return _kept_by_the_guard(path)
     try:
-        checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
-        if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
-            raise TypeError("it holds something else than the state of a training")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, OSError) as error:
+        return _read_whole(path)
+    except UNREADABLE as error:
+        whole = ", ".join(map(str, islice(_whole_beside(path), 3)))
+        do = "give one, or a run's folder, in --ckpt_path; a model is given in --model.name"
         raise UserError(
             "The checkpoint can't be read",
-            got=f"{path}: {_why_unreadable(Path(path), error)}",
+            got=f"{path}: {_why_unreadable(path, error)}",
             expected=OURS,
-            do="give one, or a run's folder, in --ckpt_path; a model is given in --model.name",
+            do=f"go back to a whole one beside it: {whole}" if whole else do,
         ) from error
+
+
+def newest_whole(path: Path) -> Path:
+    """A run's checkpoint; where it is damaged the newest one beside it that is whole, which is said.
+
+    Raises:
+        UserError: None is.
+    """
+    try:
+        _read_whole(path)
+    except UNREADABLE as error:
+        other = next(_whole_beside(path), None)
+        if other is not None:
+            rank_zero_warn(f"{path} is skipped: {_why_unreadable(path, error)}. {other.name} is taken instead.")
+            return other
+    return path
+
+
+def _whole_beside(path: Path) -> Iterator[Path]:
+    """Checkpoints of the same run that are whole, the newest first."""
+    steps = {int(p.stem[5:]): p for p in path.parent.glob("step=*.ckpt") if p.stem[5:].isdecimal()}
+    for other in [path.with_name(LAST_CHECKPOINT), *(steps[n] for n in sorted(steps, reverse=True))]:
+        if other != path:
+            try:
+                _read_whole(other)
+            except UNREADABLE:
+                continue
+            yield other
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    if zipfile.is_zipfile(path):
+        file = path.stat()
+        part = _damaged_part(path, file.st_ino, file.st_mtime_ns, file.st_size)
+        if part is not None:
+            raise OSError(f"it is damaged, its part {part} is not what was written")
+    return read_unchecked(path)
+
+
+@lru_cache(maxsize=32)
+def _damaged_part(path: Path, *of_the_file: int) -> str | None:
+    """The first part of a checkpoint that does not have its checksum: torch writes a CRC-32 of each tensor."""
+    with zipfile.ZipFile(path) as parts:
+        return parts.testzip()
+
+
+def read_unchecked(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without a look at its checksums, which takes the time to read the whole file."""
+    checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
+    if not isinstance(checkpoint, dict) or "global_step" not in checkpoint:
+        raise TypeError("it holds something else than the state of a training")
     return checkpoint
 
 

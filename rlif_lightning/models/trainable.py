@@ -3,6 +3,7 @@
 Processes may share each weight out (see ``fsdp2.py``): the copies are whole, and making them takes all processes.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rlif_lightning.models.weight_names import misfit, shapes
 from rlif_lightning.runs.atomic import replacing
 
 Weights = dict[str, Tensor]
+CHECKSUM = "crc32"  # among the facts in a file of weights
 
 
 def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
@@ -105,15 +107,32 @@ def put_weights(policy: nn.Module, weights: Mapping[str, Tensor] | None) -> None
 def save_trainable(weights: Mapping[str, Tensor], path: Path, **metadata: object) -> None:
     """Write weights as safetensors, whole or not at all, with facts about them as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {key: str(value) for key, value in (metadata | {CHECKSUM: _checksum(weights)}).items()}
     with replacing(path) as file:
-        save_file(dict(weights), file.name, {key: str(value) for key, value in metadata.items()})
+        save_file(dict(weights), file.name, facts)
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> int:
+    """CRC-32 of all values, in the order of the names."""
+    total = 0
+    for name in sorted(weights):
+        values: Any = weights[name].detach().contiguous().view(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(values, total)
+    return total
 
 
 def load_trainable(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Read weights and what is said about them."""
+    """Read weights and what is said about them.
+
+    Raises:
+        UserError: The file is damaged, or none of safetensors.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            weights, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        if facts.pop(CHECKSUM, None) not in (None, str(_checksum(weights))):
+            raise OSError("its weights are not those that were written")
+        return weights, facts
     except (OSError, SafetensorError) as error:
         do = "take the run's last checkpoint (--ckpt_path last), or delete the file if it is damaged"
         raise UserError("The weights can't be read", got=f"{path}: {error}", do=do) from error

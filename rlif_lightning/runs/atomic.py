@@ -1,5 +1,6 @@
-"""Files and folders that are replaced as a whole or not at all."""
+"""Files and folders that are replaced as a whole or not at all, and stay so after a power cut."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,26 +9,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file next to ``path`` that takes its place when the block ends without an error.
 
-    At every moment, and after a kill, ``path`` is either the old file or the complete new one.
+    At every moment, after a kill and after a power cut, ``path`` is either the old file or the complete new one.
+
+    Raises:
+        DiskFailure: The disk is full, read-only or broken.
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.new")
     try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with writing(path):
+            with unfinished.open("wb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                yield file
+            unfinished.chmod(mode)  # safetensors puts a file of its own under the name, which only its owner may read
+            sync(unfinished)
+            os.replace(unfinished, path)
+            sync(path.parent)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk; a missing one stays missing."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, PermissionError):  # the latter: a folder on Windows
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that does not sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with source.open("rb") as read, replacing(target) as written:
+        shutil.copyfileobj(read, written)
 
 
 @contextmanager
@@ -39,9 +67,15 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
+        mode = unfinished.stat().st_mode & 0o666
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)  # safetensors lets only the owner read
+            sync(path)
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)
+        sync(folder.parent)
     finally:
         for left in (unfinished, old):
             shutil.rmtree(left, ignore_errors=True)

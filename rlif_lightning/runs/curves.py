@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.metrics_csv import Curves
@@ -85,10 +85,14 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
 def save_figure(figure: Figure, output: Path) -> None:
     """Write a picture in the format that the file's ending says."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output)
-    except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
-        expected = "a file name that ends in .png, .pdf or .svg, in a folder that can be written to"
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(output)
+    except ValueError as error:  # a format that matplotlib does not know
+        expected = "a file name that ends in .png, .pdf or .svg"
+        raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error
+    except OSError as error:
+        expected = "a folder that can be written to"
         raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error
 
 

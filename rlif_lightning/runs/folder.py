@@ -66,6 +66,9 @@ def lock_run(folder: Path) -> IO[bytes]:
         raise UserError("Another process writes to this run", got=folder, do=do) from error
     except OSError:  # no locks here
         pass
+    guard = (folder / GUARD_WEIGHTS).parent
+    for left in [*folder.rglob(".*.new"), *guard.glob(".tmp*")]:  # of a killed process, ours and safetensors'
+        left.unlink(missing_ok=True)
     return file
 
 

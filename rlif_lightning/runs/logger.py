@@ -1,20 +1,21 @@
 """The logger of a run folder: TensorBoard events and metrics.csv."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from rlif_lightning.errors import DiskFailure, writing
 from rlif_lightning.runs.atomic import truncate_jsonl
 from rlif_lightning.runs.folder import COMPLETIONS, METRICS, SKIPPED
-from rlif_lightning.runs.metrics_csv import MetricsCSV
+from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 
 CHARTS = {
     "reward": r"rollout/reward(/.*)?$",
@@ -48,6 +49,8 @@ class RunLogger(TensorBoardLogger):
         super().__init__(str(self.folder.parent), name="", version=self.folder.name, default_hp_metric=False)
         self.resume_step = resume_step
         self._metrics: MetricsCSV | None = None
+        self.failure: DiskFailure | None = None
+        """Why nothing is logged any more."""
 
     @property
     def log_dir(self) -> str:
@@ -62,6 +65,16 @@ class RunLogger(TensorBoardLogger):
             date_event_files_back(self.folder)
         return super().experiment
 
+    def attempt(self, write: Callable[[], object]) -> None:
+        """Write into the run folder; once a disk has refused that, nothing more: the run is to be saved and end."""
+        if self.failure is None:
+            try:
+                with writing(self.folder):
+                    write()
+            except DiskFailure as failure:
+                self.failure = failure
+                rank_zero_warn(f"Nothing more is logged: {str(failure).splitlines()[0]}")
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write scalars to TensorBoard and metrics.csv.
@@ -71,15 +84,20 @@ class RunLogger(TensorBoardLogger):
         table = self._begin()
         scalars = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         step = (table.last_step or 0) if step is None else step
-        table.log(step, scalars)
-        super().log_metrics(scalars, step)
-        self.save()
+        log_events = super().log_metrics
+
+        def write() -> None:
+            table.log(step, scalars)
+            log_events(scalars, step)
+            self.save()
+
+        self.attempt(write)
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Write a text (Markdown) to TensorBoard."""
         self._begin()
-        self.experiment.add_text(tag, text, step)
+        self.attempt(lambda: self.experiment.add_text(tag, text, step))
 
     @rank_zero_only
     def log_histogram(self, tag: str, values: Tensor, step: int) -> None:
@@ -87,7 +105,7 @@ class RunLogger(TensorBoardLogger):
         self._begin()
         finite = values[torch.isfinite(values)].detach().float().cpu()  # one-dimensional
         if len(finite):
-            self.experiment.add_histogram(tag, finite, step)
+            self.attempt(lambda: self.experiment.add_histogram(tag, finite, step))
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Tensor | None = None) -> None:
@@ -108,6 +126,8 @@ class RunLogger(TensorBoardLogger):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer, path = self.experiment, self.folder / METRICS
         if self.resume_step is not None:
+            if path.is_file() and not read_metrics(path):
+                rank_zero_warn(f"{path} is empty: the rows of earlier steps are lost.")
             MetricsCSV.truncate(path, self.resume_step)
             for name in (COMPLETIONS, SKIPPED):
                 truncate_jsonl(self.folder / name, self.resume_step)

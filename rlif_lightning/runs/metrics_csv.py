@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 from rlif_lightning.runs.atomic import replacing
 
 STEP = "step"
@@ -61,7 +61,7 @@ class MetricsCSV:
             return
         old = self._last if step == self.last_step else {}
         row = {STEP: str(int(step)), **old, **cells}
-        with self.path.open("r+b") as file:
+        with writing(self.path), self.path.open("r+b") as file:
             file.seek(-len(_lines(self._columns, [old])) if old else 0, os.SEEK_END)
             # Overwritten first and cut afterwards: cutting first would lose the row to a kill in between.
             # What a kill may leave behind the row is the tail of its old text, which has too few cells.
@@ -95,10 +95,14 @@ def read_metrics(path: Path) -> Curves:
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:
-    """The columns and the rows (logged cells only) of a table, an empty one for a missing file."""
-    if not path.exists():
+    """The columns and the rows (logged cells only) of a table, an empty one for a missing file.
+
+    A power cut may leave nothing of a file but its length.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    if not content.strip(b"\0"):
         return [STEP], []
-    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    lines = content.decode("utf-8", "replace").split("\n")
     table = [next(csv.reader([line]), []) for line in lines[:-1]]  # a line without its end is not whole
     columns = table[0] if table else []
     rows: list[Row] = []

@@ -1,14 +1,17 @@
 """Names of the toy model and its place in the user's cache."""
 
+import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import cast, get_args
 
 from filelock import AcquireReturnProxy, FileLock
+from safetensors import SafetensorError, safe_open
 
-from rlif_lightning.errors import UserError, did_you_mean
+from rlif_lightning.errors import UserError, did_you_mean, writing
 from rlif_lightning.toy import pretraining
 from rlif_lightning.toy.recipe import PHASES, Variant, recipe_hash
 
@@ -46,7 +49,8 @@ def refuse_almost_toy(name: str) -> None:
 def toy_model(name: str = "toy", progress: bool = True) -> Path:
     """The folder of a toy model, which Auto classes of transformers load; built if it is not in the cache yet.
 
-    A folder appears complete or not at all. Processes that ask at the same time wait for the first.
+    A folder appears complete or not at all, and one that was damaged since is built again. Processes that ask at the
+    same time wait for the first.
 
     Args:
         name: ``toy`` or ``toy-tuned``, with or without a seed, such as ``toy:3``.
@@ -54,27 +58,43 @@ def toy_model(name: str = "toy", progress: bool = True) -> Path:
 
     Raises:
         UserError: The name is not a toy's, the cache cannot be written, or the training fails.
+        DiskFailure: The disk is full, read-only or broken.
     """
     parsed = parse_toy_name(name)
     if parsed is None:
         raise UserError("Unknown toy model.", got=name, expected=_EXPECTED)
     variant, seed = parsed
     folder = cache_dir() / f"{variant}-seed{seed}-{recipe_hash(variant)}"
-    if folder.is_dir():
+    if _is_whole(folder):
         return folder
     base = toy_model(f"toy:{seed}", progress) if variant == "toy-tuned" else None
     phases = PHASES[variant][len(PHASES["toy"]) if base else 0 :]
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     with _lock(folder.with_name(f".{folder.name}.lock")):
         try:
-            if not folder.is_dir():  # nobody built it while we waited
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed
-                unfinished.mkdir()
-                pretraining.build_toy(unfinished, phases, seed, base=base, progress=progress)
-                unfinished.rename(folder)
+            if not _is_whole(folder):  # nobody built it while we waited
+                if folder.exists():
+                    warnings.warn(f"{folder} is damaged: {name} is built again.", stacklevel=2)
+                for left in (unfinished, folder):  # the former of a build that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                with writing(folder):
+                    unfinished.mkdir()
+                    pretraining.build_toy(unfinished, phases, seed, base=base, progress=progress)
+                    unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the files of a toy are there in their full length, which a power cut may have cost them."""
+    try:
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return True
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def _lock(path: Path) -> AcquireReturnProxy:

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint, completions
+from rlif_lightning.callbacks import RolloutCallback, RolloutCheckpoint
 from rlif_lightning.callbacks.checkpoint import apply_changes, configuration
-from rlif_lightning.errors import UserError, no_room
+from rlif_lightning.errors import DiskFailure, UserError, disk_failure
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.training.module import RLIFModule
@@ -47,7 +47,7 @@ def test_a_failed_write_leaves_the_file_before_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFailure, match="No space"):
         AtomicCheckpointIO().save_checkpoint({"global_step": 2}, path)
     assert read_checkpoint(path)["global_step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
@@ -165,26 +165,35 @@ FULL = Path("/dev/full")  # takes nothing, as a full disk does
 @pytest.mark.parametrize(
     ("error", "full"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 355456 vs 355348"), True),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
-        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), False),
-        (OSError(errno.EACCES, "Permission denied"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), "There is no room for"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "The quota leaves no room for"),
+        (OSError(errno.EROFS, "Read-only file system"), "The disk is read-only and does not take"),
+        (OSError(errno.EIO, "Input/output error"), "The disk has failed to write"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 355456 vs 355348"),
+            "There is no room",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "There is no room",
+        ),
+        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), None),
+        (OSError(errno.EACCES, "Permission denied"), None),
     ],
 )
-def test_what_a_full_disk_raises(error, full):
+def test_what_a_bad_disk_raises(error, full):
     try:
         raise ValueError("on the way out") from error
     except ValueError as outer:
-        said = no_room(outer, "runs/a/1")
-    assert (said is not None) == full
+        said = disk_failure(outer, "runs/a/1")
+    assert (said is not None) == (full is not None)
     if said is not None:
-        assert str(said).startswith("There is no room in runs/a/1\n") and said.code == 1
+        text = str(said)
+        assert text.startswith(full) and " runs/a/1\n" in text and "MB are free" in text and said.code == 1
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("name", ["checkpoints/.last.ckpt.new", ".metrics.csv.new", "completions", "events"])
+@pytest.mark.parametrize("name", ["checkpoints/.last.ckpt.new", ".metrics.csv.new", "events"])
 def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_path, capsys, monkeypatch, name):
     rlif("fit", *small_fit, "--trainer.max_steps=1")
     run = tmp_path / "runs" / "run" / "1"
@@ -194,12 +203,13 @@ def test_a_full_disk_is_named_and_the_run_can_be_continued(rlif, small_fit, tmp_
         if name == "events":
             patch.setattr(RecordWriter, "write", raising(OSError(errno.ENOSPC, "No space left")))
         else:
-            path.symlink_to(FULL)
-            patch.setattr(completions, "COMPLETIONS", "completions")  # the right file is read first, without an end
+            lock = runs.lock_run  # takes away what a killed run has left behind
+            patch.setattr(runs, "lock_run", lambda folder: (lock(folder), path.symlink_to(FULL))[0])
         with pytest.raises(SystemExit) as ended:
             rlif("fit", *settings)
     error = capsys.readouterr().err
-    assert ended.value.code == 1 and f"error: There is no room in {run}" in error and "Traceback" not in error
+    assert ended.value.code == 1 and f"error: There is no room for {run}" in error and "Traceback" not in error
+    assert "step 1 is saved: continue with --ckpt_path last" in error
     assert last(tmp_path)["global_step"] == before["global_step"] == 1
     if path.is_symlink():
         path.unlink()

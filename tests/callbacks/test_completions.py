@@ -239,3 +239,24 @@ def test_completions_must_come_after_the_rollouts():
         Completions().on_train_batch_start(trainer, None, batch("a"), 0)
     with pytest.warns(UserWarning, match="RunLogger"):
         Completions().setup(trainer, None, "fit")
+
+
+def test_files_are_bounded(tmp_path, recwarn):
+    writer = Completions(limit_mb=1)
+    (tmp_path / "completions.jsonl").write_bytes(bytes(999_999))
+    assert writer._has_room(tmp_path, "completions.jsonl")
+    (tmp_path / "completions.jsonl").write_bytes(bytes(10**6))
+    for name in "ab":
+        (tmp_path / f"events.out.tfevents.{name}").write_bytes(bytes(600_000))
+    assert not any(writer._has_room(tmp_path, files) for files in ("completions.jsonl", "events.out.tfevents.*") * 2)
+    assert ["completions.limit_mb 1: no more" in str(warning.message) for warning in recwarn] == [True, True]
+    assert Completions(limit_mb=None)._has_room(tmp_path, "completions.jsonl")
+
+
+def test_a_run_at_the_limit_goes_on_with_its_curves(rlif, small_fit, monkeypatch):
+    monkeypatch.setattr(Completions, "_has_room", lambda *_: False)
+    run = rlif("fit", *small_fit, "--trainer.max_steps=1") / "runs" / "run" / "1"
+    assert not (run / "completions.jsonl").exists()
+    tags = events(run).Tags()
+    assert "rollout/reward" in tags["scalars"] and not tags["histograms"]
+    assert not any("completions" in name for name in tags["tensors"])

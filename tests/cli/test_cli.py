@@ -197,7 +197,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "digits": (["fit", f"--rollout.group_size={'1' * 5000}"], "rollout.group_size can't be '111", "a number of 5000 digits"),
     "64 bits": (["fit", f"--trainer.max_steps={10**20}"], "trainer.max_steps is out of range", str(10**20)),
     "not a number": (["fit", "--model.kl_coefficient=.nan"], "model.kl_coefficient is out of range", "nan"),
-    "not a number in a list": (["fit", "--rollout.agreement_band=[0.1,.nan]"], "rollout.agreement_band.1 is out of range", "nan"),
+    "not a number in a list": (["fit", "--rollout.agreement_band=[0.1,.nan]"], "rollout.agreement_band is out of range", "nan"),
     "seed": (["fit", "--seed_everything", "-1"], "seed_everything is out of range", "0 to 4294967295"),
     "renamed": (["fit", "--probe.action", "off"], "no setting probe.action any more", "memory_check.action"),
     "removed": (["fit", "--model.dropout=true"], "no setting model.dropout any more", "dropout is always off"),

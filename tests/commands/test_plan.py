@@ -408,7 +408,7 @@ def test_command_refuses_what_cannot_fit_and_says_what_would(capsys):
         (["--config", "gsm8k", "--model.name", "nobody/nothing"], "nobody/nothing"),
         (["--config", "gsm8k", "--device", "toaster"], "neither a size nor a known GPU"),
         (["--config", "gsm8k", "--rollout.micro_batch_size", "7"], "does not divide"),
-        (["--config", "gsm8k", "--model.name", "./missing/folder"], "no config.json"),
+        (["--config", "gsm8k", "--model.name", "./missing/folder"], "model folder does not exist"),
     ],
 )
 def test_users_mistakes(arguments, message, capsys):

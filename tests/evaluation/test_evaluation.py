@@ -339,9 +339,10 @@ def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(args, small_fit,
     lines = seen.decode().replace("\r\n", "\n").split("\n")
     plan = next(i for i, line in enumerate(lines) if "Plan:" in line)
     assert lines[plan].startswith("Plan: 2 prompts x 4 completions")
-    bars = [i for i, line in enumerate(lines) if "Training:" in line]
-    assert len(bars) == 1  # all its pictures are drawn over each other
-    assert bars[0] == plan + 1
+    stays = [line.split("\r")[-1] for line in lines]  # of pictures that are drawn over each other
+    assert stays[plan + 1].startswith("warning: 100% of the completions were cut off")
+    bars = [i for i, line in enumerate(stays) if "Training:" in line]
+    assert bars == [plan + 2]
     last = lines[bars[0]].split("\r")[-1]
     assert last.startswith("Training: 100%")
     assert "2/2" in last

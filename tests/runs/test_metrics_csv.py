@@ -169,7 +169,7 @@ def test_the_rest_of_an_overwritten_row_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [("", 1), ("a,b\n1,2\n", 1), ("step,a\n0,1\n1\n2,3\n", 3), ("step,a\n0,x\n1,2\n", 2)]
+    ("text", "line"), [("a,b\n1,2\n", 1), ("step,a\n0,1\n1\n2,3\n", 3), ("step,a\n0,x\n1,2\n", 2)]
 )
 def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path, text, line):
     path = tmp_path / "m.csv"

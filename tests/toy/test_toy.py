@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import DiskFailure, UserError
 from rlif_lightning.toy import arithmetic, parse_toy_name, pretraining, recipe, toy_model, toy_problems
 from rlif_lightning.toy.cache import cache_dir
 from rlif_lightning.toy.problems import draw_document, draw_question, is_held_out, write_solution
@@ -337,6 +338,37 @@ class TestCache:
         folder = toy_model(progress=False)
         monkeypatch.setattr(pretraining, "build_toy", None)
         assert toy_model(progress=False) == folder
+
+    def test_a_damaged_folder_is_built_again(self, short_recipe, tmp_path, monkeypatch):
+        folder = toy_model(progress=False)
+        whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+        def build(target, *_, **__):
+            for name, content in whole.items():
+                (target / name).write_bytes(content)
+
+        monkeypatch.setattr(pretraining, "build_toy", build)
+        for name, kept in (
+            ("model.safetensors", 0),
+            ("model.safetensors", 5000),
+            ("tokenizer.json", 99),
+            ("config.json", None),
+        ):
+            (folder / name).write_bytes(whole[name][:kept])
+            if kept is None:
+                (folder / name).unlink()
+            with pytest.warns(UserWarning, match="is damaged: toy is built again"):
+                assert toy_model(progress=False) == folder
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+    def test_a_full_disk_is_named(self, short_recipe, monkeypatch):
+        def full(*_, **__):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr(pretraining, "build_toy", full)
+        with pytest.raises(DiskFailure, match=r"There is no room for .*cache/toy-seed1-"):
+            toy_model(progress=False)
+        assert folders(short_recipe) == []
 
     def test_changed_recipe_gets_another_folder(self, short_recipe, monkeypatch):
         folder = toy_model(progress=False)

@@ -139,7 +139,7 @@ def test_weights_that_are_not_finite_are_not_saved(rlif, small_fit, capsys, monk
 def test_every_number_of_the_settings_is_looked_at():
     check_numbers({"a": 1, "b": {"c": [1.0, "nan", None]}, "d": True})
     for bad in ({"a": {"b": math.nan}}, {"a": {"b": [[0, 1.0], [5, -math.inf]]}}):
-        with pytest.raises(UserError, match=r"^a\.b(\.1\.1)? is out of range\n  got: -?(nan|inf)"):
+        with pytest.raises(UserError, match=r"^a\.b is out of range\n  got: -?(nan|inf)"):
             check_numbers(bad)
     with pytest.raises(UserError, match=r"rollout\.x is out of range"):
         check_ranges("rollout", ("x", math.inf, True, "0 or more"))
