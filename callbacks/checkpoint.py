@@ -1,28 +1,26 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
 import os
-import signal
-import sys
-import threading
-from array import array
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.call import _call_callbacks_state_dict
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
+from rlif_lightning.callbacks.ending import end_again
 from rlif_lightning.callbacks.logging import run_folder, run_logger
-from rlif_lightning.data.prompts import Prompt
+from rlif_lightning.callbacks.trained_problems import check_problems, problem_marks
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
+from rlif_lightning.runs import signals
 from rlif_lightning.runs.atomic import copy_file, sync
 from rlif_lightning.runs.folder import CHECKPOINTS, COMPLETIONS, CONFIG, LAST_CHECKPOINT, METRICS, SKIPPED
 
@@ -32,8 +30,9 @@ class RolloutCheckpoint(Checkpoint):
 
     A continued run takes the optimiser's state and the place in the schedule from the checkpoint, and settings
     that have been changed since (learning rate, weight decay, betas ...) from the recipe and the command line.
-    ``last.ckpt`` is always the newest. A save that falls due within a rollout waits for its end; SIGTERM and Ctrl-C
-    ask for a save at the next boundary and then stop the run (a second one ends it at once).
+    ``last.ckpt`` is always the newest; a new run saves its start. A save that falls due within a rollout waits for
+    its end. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end the run: a rollout of which no step was taken yet is dropped, and
+    the weights before it are saved; else its steps are finished and saved. A second signal ends the run at once.
 
     Args:
         every: Optimiser steps between two checkpoints; the end of training is always saved.
@@ -49,7 +48,9 @@ class RolloutCheckpoint(Checkpoint):
         )
         self.every, self.keep = every, keep
         self._saved_step = -1
-        self._module: Any = None  # whom a signal is told
+        self._signals = ExitStack()
+        self._boundary: dict[str, Any] = {}  # what a checkpoint of the end of the last rollout holds, but for weights
+        self._instead: dict[str, Any] = {}  # of what a checkpoint would hold otherwise
         self._at_boundary, self._stop_later = True, False
         self._problems: Tensor | None = None  # marks of those that this run trains on
         self._optimizers: list[dict[str, Any]] = []  # as configured for this run
@@ -64,10 +65,33 @@ class RolloutCheckpoint(Checkpoint):
         self._stored = state_dict["optimizers"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write and read checkpoints safely."""
+        """Write and read checkpoints safely; take signals over from Lightning."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        # Its handlers would stop within a rollout, and let SLURM begin the job anew from a file of their own.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self._signals.enter_context(signals.handled())
         if stage == "fit":
+            end_again(trainer)
             check_early_stopping(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._signals.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A signal ends the run: save the end of the last rollout, if its weights are still there."""
+        signals.hold("later")
+        if isinstance(exception, signals.Stopped) and self._saved_step >= 0:
+            if self._boundary.get("global_step") == trainer.global_step != self._saved_step:
+                self._instead = self._boundary
+                self._save(trainer)
+            who = signals.name_of(exception.number)
+            rank_zero_info(f"Stopped by {who} after step {self._saved_step}; continue with --ckpt_path last")
+        self._signals.close()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Of a rollout that is dropped, the checkpoint knows nothing."""
+        checkpoint.update(self._instead)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as this run cuts its rollouts: its slices or processes may be others."""
@@ -104,7 +128,7 @@ class RolloutCheckpoint(Checkpoint):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Bring changed settings back; take SIGTERM over from Lightning, which would stop within a rollout."""
+        """Bring changed settings back; save a new run's start."""
         for optimizer, now, was in zip(trainer.optimizers, self._optimizers, self._stored, strict=False):
             changes = apply_changes(optimizer, now["groups"], was["groups"])
             if changes and not (run_folder(trainer) / CONFIG).is_file():  # else the command line tells them
@@ -114,11 +138,19 @@ class RolloutCheckpoint(Checkpoint):
                 recompute_rates(config.scheduler)
         self._stored = []
         self._saved_step, self._at_boundary, self._stop_later = trainer.global_step, True, False
-        self._module, pl_module.asked_to_stop = pl_module, None
+        self._boundary, self._instead = {}, {}
         self._make_last(trainer)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):  # Lightning restores the handlers at its end
-                signal.signal(number, self._on_signal)
+        if not trainer.ckpt_path:
+            self._save(trainer)
+        self._between_rollouts(trainer)
+
+    def _between_rollouts(self, trainer: Trainer) -> None:
+        """What is sampled from here on may be dropped, and a process that works alone does so at its next look."""
+        signals.hold("at a look" if trainer.world_size == 1 else "later")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """From here on the weights are no longer those of the end of the last rollout."""
+        signals.hold("later")
 
     def _make_last(self, trainer: Trainer) -> None:
         """A run that goes back to an older checkpoint gives up what came after it, before its logs are cut."""
@@ -138,12 +170,6 @@ class RolloutCheckpoint(Checkpoint):
             steps.pop(n).unlink()
         return steps
 
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self._module.asked_to_stop:
-            raise SystemExit(128 + number)
-        self._module.asked_to_stop = signal.Signals(number).name
-        print("\nStopping after this rollout; a second signal ends the run at once.", file=sys.stderr)
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where due; stop where asked to, and where others have asked the Trainer to within the rollout."""
         self._at_boundary = batch["last"]
@@ -153,27 +179,34 @@ class RolloutCheckpoint(Checkpoint):
             return
         trainer.should_stop = trainer.should_stop or self._stop_later
         ask_early_stopping(trainer, pl_module)
-        if getattr(run_logger(trainer), "failure", None):
-            pl_module.asked_to_stop = pl_module.asked_to_stop or "a disk that takes no more"
-        stop = pl_module.is_asked_to_stop()
-        if stop or trainer.global_step - self._saved_step >= self.every:
+        self._boundary, number = {}, pl_module.asked_to_stop()
+        logs_fail = getattr(run_logger(trainer), "failure", None) is not None  # a disk that takes no more
+        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(logs_fail, all=False)
+        ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if number or ends or trainer.global_step - self._saved_step >= self.every:
             self._save(trainer)
-        if stop:
-            who = pl_module.asked_to_stop or "a signal to another process"
-            rank_zero_info(f"Stopped by {who} after step {trainer.global_step}; continue with --ckpt_path last")
-            trainer.should_stop = True
+        else:
+            loops = trainer._checkpoint_connector._get_loops_state_dict()
+            state = {"loops": loops, "callbacks": _call_callbacks_state_dict(trainer)}
+            self._boundary = deepcopy({"epoch": trainer.current_epoch, "global_step": trainer.global_step, **state})
+        if number:
+            raise signals.Stopped(number)
+        self._between_rollouts(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end; tell of a disk that did not take what was logged."""
+        """Save the end, if that has not been done before the last evaluation; tell of a disk that took no logs."""
+        self._boundary = {}
         if self._saved_step != trainer.global_step and self._at_boundary:
             self._save(trainer)
-        elif self._saved_step != trainer.global_step:
+        elif not self._at_boundary:
             rank_zero_warn(
                 f"Training ended within a rollout: the newest checkpoint is that of step {self._saved_step}."
             )
         failure = getattr(run_logger(trainer), "failure", None)
         if failure is not None:
             raise failure
+        signals.hold("at once")
+        signals.look()
 
     def _save(self, trainer: Trainer) -> None:
         run = run_folder(trainer)
@@ -181,12 +214,12 @@ class RolloutCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             for log in (METRICS, COMPLETIONS, SKIPPED):  # a continued run cuts them back to the checkpoint's step
                 sync(run / log)
-        self._saved_step = step
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
+        self._saved_step = step
         if not trainer.is_global_zero:
             return
         steps = self._give_up(folder, step)
-        if self.keep == 0:
+        if self.keep == 0 or step == 0:
             return
         numbered = steps[step] = folder / f"step={step}.ckpt"
         try:  # last.ckpt is replaced, never rewritten, so the link stays whole
@@ -236,41 +269,3 @@ def recompute_rates(scheduler: LambdaLR) -> None:
     scheduler._last_lr = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
     for group, lr in zip(groups, scheduler._last_lr, strict=True):
         group["lr"] = lr
-
-
-# -- the problems that a run is trained on ------------------------------------------------------------------------
-
-
-def problem_marks(prompts: Sequence[Prompt]) -> Tensor:
-    """A short mark of each problem [problems] int32: of the prompt's tokens and the right answer."""
-    golds = ((g := p.problem.gold) and (g.text, g.unit, g.tolerance) for p in prompts)
-    texts = (array("q", p.ids).tobytes() + ascii(gold).encode() for p, gold in zip(prompts, golds, strict=True))
-    return torch.frombuffer(bytearray(b"".join(blake2b(t, digest_size=4).digest() for t in texts)), dtype=torch.int32)
-
-
-def check_problems(trainer: Any, checkpoint: Mapping[str, Any]) -> bool:
-    """Refuse to continue a run on other training problems, or with rollouts of another size.
-
-    Returns whether the checkpoint tells its problems: those of older versions don't.
-
-    Raises:
-        UserError: They differ, with the number of those that do.
-    """
-    data = trainer.datamodule
-    (place,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    data.train_dataloader().load_state_dict(place)  # refuses another number of problems
-    prompts = data.prompts["train"]
-    was, now = checkpoint["callbacks"].get(RolloutCheckpoint.__name__, {}).get("problems"), problem_marks(prompts)
-    if was is None:
-        return False
-    differ = (was != now).nonzero().flatten().tolist()
-    if differ:
-        text = f"{len(differ)} of {len(prompts)} differ, the first is number {differ[0] + 1}: "
-        in_other_order = torch.equal(was.sort().values, now.sort().values)
-        raise UserError(
-            "The checkpoint was trained on other problems, prompts or answers",
-            got="the same ones in another order" if in_other_order else text + repr(prompts[differ[0]].text[:60]),
-            expected="those of the run so far",
-            do="leave data.train.*, the prompt's template and the files as they were, or begin a new run",
-        )
-    return True

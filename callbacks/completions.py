@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.callbacks.logging import collected_metrics, run_logger
-from rlif_lightning.errors import check_ranges, writing
+from rlif_lightning.errors import check_ranges, escaped, writing
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import COMPLETIONS
 
@@ -94,7 +94,7 @@ class Completions(Callback):
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to a file of JSON lines."""
     with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(escaped(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 
 
 def completion_row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -> dict[str, Any]:

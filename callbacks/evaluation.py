@@ -1,6 +1,7 @@
 """Held-out evaluation while training, and the work of validate, test and predict."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from rlif_lightning.evaluation.results import (
     write_rows,
 )
 from rlif_lightning.grading import Grader
+from rlif_lightning.runs import signals
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 from rlif_lightning.training.module import RLIFModule
@@ -131,22 +133,23 @@ class Evaluation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Evaluate the weights after every so many optimiser steps."""
-        if self._due(trainer):
+        if self._due(trainer) and not pl_module.asked_to_stop():
             self.evaluate(trainer, pl_module)
 
     def _due(self, trainer: Trainer) -> bool:
         return bool(self.every) and trainer.global_step % self.every == 0
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Evaluate the end; not where a signal asked to stop, which may be followed by a kill."""
-        if not pl_module.is_asked_to_stop():
-            self.evaluate(trainer, pl_module)
+        """Evaluate the end."""
+        self.evaluate(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, module: RLIFModule) -> dict[str, float]:
         """Evaluate the weights of the current step and log that, once per step; returns ``val/*``."""
         if self.latest_step != trainer.global_step:
             start = time.perf_counter()
             metrics = self.held_out(trainer, module)
+            if signals.asked() and not metrics:
+                return {}
             self._latest = (trainer.global_step, metrics)
             if metrics:
                 log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
@@ -155,15 +158,17 @@ class Evaluation(Callback):
     def held_out(self, trainer: Any, module: RLIFModule) -> dict[str, float]:
         """Answer the held-out problems with the policy as it stands: ``val/*``; nothing without such problems.
 
-        To be called on all processes.
+        Nothing either where a signal came while steps are not saved yet. To be called on all processes.
         """
         data = trainer.datamodule
         if not data.prompts.get("val"):
             return {}
         (rows,) = data.evaluation_loader("val", self.n)
         progress = getattr(trainer.progress_bar_callback, "evaluating", None)
-        summary = summarise(self._answer(trainer, module, "val", rows, progress))
-        return {f"val/{name}": summary[name] for name in LOGGED if name in summary}
+        with signals.abandoned() if trainer.world_size == 1 else nullcontext():
+            summary = summarise(self._answer(trainer, module, "val", rows, progress))
+            return {f"val/{name}": summary[name] for name in LOGGED if name in summary}
+        return {}
 
     def _answer(
         self, trainer: Any, module: RLIFModule, split: str, rows: list[int], progress: EvaluationProgress | None

@@ -17,6 +17,7 @@ from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, Collapse
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import put_weights, trainable_weights
 from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.finished import FINISHED
 from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.training.module import RLIFModule
 
@@ -111,19 +112,24 @@ class CollapseGuard(Callback):
         return {**self.rule.state_dict(), "start": self.accuracy.get("start", {})} if self.rule.watches else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there, unless the guard has ended this run."""
+        """Continue from there."""
         if not self.rule.watches or not state_dict:
             return
         self.rule.load_state_dict(state_dict)
         self.accuracy = {"start": state_dict["start"]} if state_dict["start"] else {}
         if self.rule.fired is not None:
-            if self.action != "warn":
-                raise UserError(
-                    "The collapse guard has ended this run",
-                    got=f"guard.action {self.action}; {self.rule.fired.reason}",
-                    do="set --guard.action warn to continue the training anyway",
-                )
             self.taken = "recorded"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuse a run that the guard has ended (UserError); an ending that was interrupted is done again."""
+        if self.rule.fired is None or self.action == "warn":
+            return
+        if (run_folder(trainer) / FINISHED).exists():
+            got = f"guard.action {self.action}; {self.rule.fired.reason}"
+            do = "set --guard.action warn to continue the training anyway"
+            raise UserError("The collapse guard has ended this run", got=got, do=do)
+        self.taken = "restored" if self.action == "restore" else "stopped"
+        trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Note the start's accuracy; take up the weights that were kept before."""
@@ -230,9 +236,9 @@ class CollapseGuard(Callback):
     def _hand_back(self, trainer: Trainer, module: RLIFModule, stay: bool) -> bool:
         """Put the kept weights into the policy and evaluate them; unless they stay, the current ones return.
 
-        Nothing is evaluated where a signal asked to stop. Returns whether there were weights to put there.
+        Nothing is evaluated after a signal. Returns whether there were weights to put there.
         """
-        evaluation = None if module.is_asked_to_stop() else module.evaluation
+        evaluation = None if module.asked_to_stop() else module.evaluation
         if evaluation is None and not stay:
             return False
         if evaluation is not None:

@@ -120,6 +120,7 @@ def rollout_metrics(trainer: Trainer, collected: Collected) -> dict[str, float]:
     means.rows("rollout/agreement", torch.tensor([agreement(x[:g]) for x in rollout.votes]))
     if rollout.correct is not None:
         means.rows("rollout/accuracy", rollout.correct)
+    means.add("rollout/grading_timeouts", rollout.grading_timeouts * trainer.world_size, 1)
     means.add("rollout/tokens_per_second", mask.sum() * trainer.world_size, collected.sampling_seconds)
     metrics = means.reduce(trainer)
     if samples.engine_logprob is not None and samples.logprob is not None:

@@ -12,6 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def escaped(text: str) -> str:
+    """A text in which what would act on a terminal (control characters, changes of direction) is shown by its number.
+
+    Line ends and tabs stay; of JSON the result is JSON of the same value.
+    """
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
 
 class UserError(Exception):
     """A mistake that its message can mend; the command line shows it without a traceback.
@@ -30,7 +40,7 @@ class UserError(Exception):
         lines = [wrong]
         facts = (("got", got), ("expected", expected), ("do", do))
         lines += [f"  {name}: {text}" for name, text in facts if text is not None]
-        super().__init__("\n".join(lines))
+        super().__init__(escaped("\n".join(lines)))
 
 
 class Failure(UserError):

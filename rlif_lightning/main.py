@@ -4,11 +4,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
+from typing import Any
 
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.recipes import shipped_recipes
-from rlif_lightning.errors import UserError, did_you_mean, disk_failure, lost_process, users_mistake
+from rlif_lightning.errors import UserError, did_you_mean, disk_failure, escaped, lost_process, users_mistake
+from rlif_lightning.runs.signals import handled
 from rlif_lightning.version import __version__
 
 
@@ -16,12 +19,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake prints its message and exits with 2."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        dispatch(arguments)
+        with redirect_stdout(Cleaned(sys.stdout)), handled():
+            dispatch(arguments)
     except BrokenPipeError:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
-    except KeyboardInterrupt:  # outside of training, which ends at a checkpoint and says so
+    except KeyboardInterrupt:  # where signals are not ours to take
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
@@ -30,6 +34,20 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {known}", file=sys.stderr, flush=True)
         raise SystemExit(known.code) from None
+
+
+class Cleaned:
+    """A stream through which texts of others reach a terminal without acting on it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what is printable of a text, and the rest by its numbers."""
+        return int(self._stream.write(escaped(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def dispatch(arguments: list[str]) -> None:

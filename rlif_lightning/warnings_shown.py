@@ -5,9 +5,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 MEANT = (
     ".*does not have many workers.*",  # prompts are lists
@@ -52,19 +49,3 @@ def no_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
-
-
-def short_warnings() -> None:
-    """On the command line a warning of this package is its text; others keep their place in the code."""
-    usual = warnings.formatwarning
-    if usual.__module__ == __name__:
-        return
-    specs = [find_spec(name) for name in ("rlif_lightning", "rlif_lightning.callbacks")]
-    homes = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
-
-    def format_warning(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-        if any(home in Path(filename).parents for home in homes):
-            return f"warning: {message}\n"
-        return usual(message, category, filename, lineno, line)
-
-    warnings.formatwarning = format_warning

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rlif_lightning.runs.folder import recipe_name
-
 SCRIPT = Path(__file__).parents[1] / "docs" / "slurm.sbatch"
 
 
@@ -30,16 +28,10 @@ def submit(tmp_path):
 
 
 @pytest.mark.parametrize("recipes", [["intuitor"], ["intuitor", "intuitor_7b"], ["intuitor", "configs/my.own.yaml"]])
-def test_a_job_goes_on_where_its_recipes_stopped(submit, tmp_path, recipes):
+def test_a_job_goes_on_where_its_recipes_stopped(submit, recipes):
     recipe = " ".join(recipes)
     words = submit(recipe, "--seed", "3")
     assert words[1:3] == ["rlif", "fit"] and words[-2:] == ["--seed", "3"]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--config"] == recipes
     assert words[words.index("--trainer.num_nodes") + 1] == "2" and words[words.index("--trainer.devices") + 1] == "8"
-    other, own = (tmp_path / "runs" / name / "2" / "checkpoints" for name in ("other", recipe_name(recipes)))
-    for folder, resumes in ((other, False), (own, True)):
-        folder.mkdir(parents=True)
-        (folder / "last.ckpt").touch()
-        words = submit(recipe)
-        assert ("--ckpt_path" in words) == resumes
-    assert words[words.index("--ckpt_path") + 1] == "last"
+    assert words[words.index("--ckpt_path") + 1] == "auto"

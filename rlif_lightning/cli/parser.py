@@ -7,7 +7,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rlif_lightning.cli import recipes
+from rlif_lightning.cli import recipes, strangers
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
 from rlif_lightning.cli.removed import drop_removed
@@ -21,7 +21,9 @@ class RecipeFile(ActionConfigFile):
     opened: ClassVar[list[tuple[str, Any]]] = []
     """Name and YAML nodes of the recipes of this command line in their order, to say where a mistake stands."""
     shortened: ClassVar[str | None] = None
-    """The text of the recipe that is applied, where settings that were removed are taken out of it."""
+    """The text of the recipe that is applied, where settings are taken out of it."""
+    strange: ClassVar[dict[str, Any]] = {}
+    """Settings of a run's config.yaml that were taken out because they name classes of other packages."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Apply a recipe."""
@@ -30,7 +32,9 @@ class RecipeFile(ActionConfigFile):
         dropped = drop_removed(recipe, training=parser.prog.endswith((" fit", " mix")))
         if dropped:
             rank_zero_warn(f"{values} holds settings that were removed and change nothing here: {', '.join(dropped)}")
-        RecipeFile.shortened = yaml.serialize(recipe) if dropped else None
+        if strangers.is_strange(parser.prog, path, parser._given):
+            RecipeFile.strange = strangers.drop_strange(recipe, parser)
+        RecipeFile.shortened = yaml.serialize(recipe) if dropped or self.strange else None
         self.opened.append((str(values), recipe))
         recipes.forget_replaced_sources(cfg, recipe)
         self.apply_config(parser, cfg, self.dest, path)
@@ -57,6 +61,7 @@ class Parser(LightningArgumentParser):
         """As in the base class; recipes come before all other words, and those of an earlier call are forgotten."""
         if self.exit_on_error:
             RecipeFile.opened.clear()
+            RecipeFile.strange = {}
             self._given = list(args or [])
             if self._subcommands_action is None:
                 args = [word for part in recipes.recipes_first(self._given) for word in part]

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rlif_lightning.callbacks import Evaluation, StepProgressBar
 from rlif_lightning.cli.environment import prepare
+from rlif_lightning.cli.strangers import is_strange
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
@@ -54,7 +55,7 @@ class RecipeObjects(RLIFCLI):
     def __init__(
         self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str
     ) -> None:
-        prepare()
+        prepare(own_modules=not any(is_strange(command, word.rpartition("=")[2], arguments) for word in arguments))
         self.command, self.add_options = command, add_options
         # No `save_config_callback`: it belongs to a Trainer that runs.
         settings = {**self.settings(arguments), "save_config_callback": None}

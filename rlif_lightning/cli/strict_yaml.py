@@ -7,6 +7,8 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST_NODES = 10_000
+"""Names and values of a text, those that aliases repeat included; recipes have some hundreds."""
 MOST_DIGITS = sys.int_info.default_max_str_digits
 
 
@@ -14,11 +16,11 @@ def compose(text: str) -> Any:
     """The nodes of a text, merge keys (<<) resolved; None where it holds nothing.
 
     Raises:
-        yaml.YAMLError: It is not YAML, a setting stands twice, an anchor holds itself, or a number is too long.
+        yaml.YAMLError: It is not YAML, a setting stands twice, an anchor holds itself, or it is too long.
     """
     try:
         root = yaml.compose(text, LOADER)
-        _check(root, (), set())
+        _check(root, (), {})
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     return root
@@ -29,26 +31,29 @@ def entries(node: Any) -> dict[str, Any]:
     return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
 
 
-def _check(node: Any, above: tuple[int, ...], done: set[int]) -> None:
+def _check(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
+    """Refuse what is wrong with a node or anything in it; returns how many nodes it is with aliases written out."""
     if id(node) in above:
         raise _error("an anchor holds itself", node)
-    if id(node) in done or node is None:
-        return
-    done.add(id(node))
+    if id(node) in sizes or node is None:
+        return sizes.get(id(node), 0)
     if node.tag not in yaml.SafeLoader.yaml_constructors and not node.tag.endswith((":merge", ":value")):
         raise _error(f"an unknown tag, {node.tag}", node)
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
             raise _error(f"a number of {len(node.value)} digits", node)
-        return
+        return 1
     is_mapping = isinstance(node, yaml.MappingNode)
+    parts = [part for pair in node.value for part in pair] if is_mapping else node.value
+    size = sizes[id(node)] = 1 + sum(_check(part, (*above, id(node)), sizes) for part in parts)
+    if size > MOST_NODES:
+        raise _error(f"{size:,} values, aliases written out", node)
     if is_mapping:
         _refuse_repeated(node.value)
-    for part in [part for pair in node.value for part in pair] if is_mapping else node.value:
-        _check(part, (*above, id(node)), done)
     if is_mapping:
         yaml.constructor.SafeConstructor().flatten_mapping(node)
         node.value = list({str(name.value): (name, value) for name, value in node.value}.values())  # own ones win
+    return size
 
 
 def _refuse_repeated(pairs: list[tuple[Any, Any]]) -> None:

@@ -1,9 +1,6 @@
 """LightningCLI for RLIF: it turns settings into objects and gives every run a folder."""
 
-import json
 import os
-import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -26,11 +23,12 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
-from rlif_lightning.callbacks.checkpoint import check_problems
 from rlif_lightning.callbacks.memory_check import out_of_memory
+from rlif_lightning.callbacks.trained_problems import check_problems
+from rlif_lightning.cli.changed_settings import changed_settings
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.disk_failures import run_failure
-from rlif_lightning.cli.environment import prepare
+from rlif_lightning.cli.environment import prepare, short_warnings
 from rlif_lightning.cli.parser import Parser
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
@@ -38,9 +36,10 @@ from rlif_lightning.errors import UserError, check_numbers, missing_package, sai
 from rlif_lightning.models.checkpoints import identity_of, newest_whole, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
+from rlif_lightning.runs.finished import is_finished
 from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.runs.signals import Stopped
 from rlif_lightning.training.module import RLIFModule
-from rlif_lightning.warnings_shown import short_warnings
 
 RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts which folder their run has
 TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
@@ -74,12 +73,13 @@ class RLIFCLI(LightningCLI):
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error) from error
         except BaseException as error:
+            stopped = isinstance(error, Stopped)
             if cls.created is not None:
-                runs.discard_run_folder(cls.created)
+                runs.discard_run_folder(cls.created, stopped)
             failure = run_failure(error, Path(cls.lock.name).parent if cls.lock else None)
             if failure is not None:
                 raise failure from error
-            if users_mistake(error) is not None and torch.distributed.is_initialized():
+            if (stopped or users_mistake(error) is not None) and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()  # with the exit code that belongs to it
             raise
         finally:
@@ -153,10 +153,11 @@ class RLIFCLI(LightningCLI):
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
         self.root = runs.writable_folder(config.runs)
         self.recipe = runs.recipe_name(config.config)
-        if config.ckpt_path is not None:
-            found = self._find_checkpoint(config.ckpt_path)
-            named = found == Path(config.ckpt_path).expanduser()
-            config.ckpt_path = str(found if named else newest_whole(found))
+        asked, found = config.ckpt_path, config.ckpt_path and self._find_checkpoint(config.ckpt_path)
+        if found and found != Path(asked).expanduser():
+            found = newest_whole(found)
+        config.ckpt_path = found and str(found)
+        if found:
             # Read here: a file that is no checkpoint is refused before anything is loaded.
             checkpoint = read_checkpoint(config.ckpt_path)
             identity_of(checkpoint)
@@ -164,7 +165,11 @@ class RLIFCLI(LightningCLI):
                 wrong = "Training can't continue from weights alone: the optimiser's state is missing"
                 do = "use them with test, validate, predict, diagnose or mix, or train with --guard.action restore"
                 raise UserError(wrong, got=config.ckpt_path, do=do)
-            self.checkpoint_step = checkpoint["global_step"]
+            step = self.checkpoint_step = checkpoint["global_step"]
+            limits, run = (config.trainer.max_steps, config.trainer.max_epochs), runs.run_folder_of(found)
+            if self.subcommand == "fit" and is_finished(run, step, limits, early=asked == "auto"):
+                rank_zero_info(f"The run in {run} is complete at step {step}; raise --trainer.max_steps to train on.")
+                raise SystemExit(0)
 
     def instantiate_classes(self) -> None:
         """As in the base class; what the class of a setting raises is told with the setting's name."""
@@ -178,8 +183,13 @@ class RLIFCLI(LightningCLI):
         if maker.mistake is not None:
             raise maker.mistake
 
-    def _find_checkpoint(self, ckpt_path: str) -> Path:
+    def _find_checkpoint(self, ckpt_path: str) -> Path | None:
         """For a test, ``last`` is the checkpoint of the training recipe, whatever evaluation recipes follow it."""
+        if ckpt_path == "auto":
+            if self.subcommand != "fit":
+                raise UserError("Only rlif fit can begin anew", got="--ckpt_path auto", expected="last, or a path")
+            if not runs.can_continue(self.root, self.recipe):
+                return None
         recipe, names = self.recipe, self.recipe.split("+")
         if self.subcommand != "fit":
             longest_first = ("+".join(names[:n]) for n in range(len(names), 0, -1))
@@ -203,7 +213,10 @@ class RLIFCLI(LightningCLI):
         bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
         trainer.callbacks += [*bar, *([Report()] if self.subcommand == "fit" else [])]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            # Else Lightning, under SLURM, continues from any hpc_ckpt_*.ckpt in the working folder unasked.
+            trainer._checkpoint_connector._user_managed = config.ckpt_path is None
+            return trainer
         except UserError:
             raise
         except Exception as error:  # of any kind: a package that is missing, a class that a setting names
@@ -227,10 +240,7 @@ class RLIFCLI(LightningCLI):
         """A logger for a new run folder, or for the checkpoint's folder when a fit continues."""
         resumed = runs.run_folder_of(Path(ckpt_path)) if self.subcommand == "fit" and ckpt_path is not None else None
         if resumed is not None:
-            step, most = self.checkpoint_step, self.config_init[self.subcommand].trainer.max_steps
-            if 0 <= most <= step:
-                got = f"a checkpoint of step {step}, trainer.max_steps {most}"
-                raise UserError("The run has nothing left to do", got=got, do="raise --trainer.max_steps to train on")
+            step = self.checkpoint_step
             if not getattr(rank_zero_only, "rank", 0):  # the first process writes for all
                 RLIFCLI.lock = runs.lock_run(resumed)
             rank_zero_info(f"Continuing the run in {resumed} from step {step}")
@@ -239,7 +249,7 @@ class RLIFCLI(LightningCLI):
             return RunLogger(os.environ[RUN_FOLDER])
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
-        folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe)
+        folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe, self.subcommand == "fit")
         RLIFCLI.lock = runs.lock_run(folder)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")
@@ -272,24 +282,6 @@ class SaveConfig(SaveConfigCallback):
     @staticmethod
     def _continues(trainer: Trainer) -> bool:
         return isinstance(trainer.logger, RunLogger) and trainer.logger.resume_step is not None
-
-
-def changed_settings(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs between two versions of config.yaml, as ``model.kl_coefficient 0.005 -> 0.02``."""
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        was, now = ({f"[{n}]": value for n, value in enumerate(values)} for values in (was, now))
-    if isinstance(was, dict) and isinstance(now, dict) and was.get("class_path") == now.get("class_path"):
-        for key in {**was, **now}:
-            if name or key not in ("ckpt_path", "runs", "config"):
-                inner = name if key == "init_args" else f"{name}.{key}".lstrip(".").replace(".[", "[")
-                yield from changed_settings(was.get(key), now.get(key), inner)
-    elif was != now:
-        yield f"{name} {_shown(was)} -> {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    value = value.get("class_path", value) if isinstance(value, dict) else value
-    return textwrap.shorten(value if isinstance(value, str) else json.dumps(value, default=str), 60)
 
 
 main = RLIFCLI.run

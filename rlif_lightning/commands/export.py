@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from rlif_lightning.cli.parser import RecipeFile
 from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.cli.recipes import recipes_first
+from rlif_lightning.cli.strangers import add_trust
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
-from rlif_lightning.exporting.card import portable_name, write_card
+from rlif_lightning.exporting.card import named_classes, portable_name, write_card
 from rlif_lightning.exporting.check import LogitCheck
 from rlif_lightning.exporting.folder import check_export_folder, export_folder
 from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
@@ -54,6 +56,7 @@ def _add_options(parser: Any) -> None:
         ("push_to_hub", str | None, None, "Hub repository to upload to, such as you/model; a new one is private."),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    add_trust(parser)
 
 
 def run_settings(words: list[str]) -> list[str]:
@@ -117,6 +120,8 @@ class Export:
         self.model_settings, self.objects = objects.policy_settings, objects
         options = objects.options
         self.settings: dict[str, Any] = yaml.safe_load(objects.parser.dump(objects.config, skip_none=False))
+        if "rollout.rewards" in RecipeFile.strange:  # not imported; the card names them
+            self.settings["rollout"]["rewards"] = named_classes(RecipeFile.strange["rollout.rewards"])
         self.source, self.form = Path(options.ckpt_path), options.format
         self.run = runs.run_folder_of(self.source)
         name = self.model_settings.name
@@ -138,7 +143,7 @@ class Export:
         by_guard = self.source.as_posix().endswith(runs.GUARD_WEIGHTS)
         origin = f"what the collapse guard hands back (step {step})" if by_guard else f"those of step {step}"
         self.facts = {"form": self.form, "dtype": dtype, "step": step, "origin": origin, "versions": versions()}
-        self.facts["repository"] = options.push_to_hub
+        self.facts |= {"repository": options.push_to_hub, "base_on_hub": is_on_hub(name)}
 
     def _check_adapter(self, options: Any) -> None:
         settings, do = self.model_settings, "take --format merged"
@@ -182,7 +187,7 @@ class Export:
         if self.form == "merged":
             merge(policy.model, self.dtype).save_pretrained(folder, max_shard_size="4GB")
         else:
-            save_adapter(policy.model, folder, self.base)
+            save_adapter(policy.model, folder, self.base if self.facts["base_on_hub"] else Path(self.base).name)
         evaluation = self.settings["evaluation"]
         temperature = evaluation["temperature"] if evaluation["samples"] else None
         save_generation_config(base_generation, policy, temperature, folder)

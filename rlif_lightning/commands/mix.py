@@ -29,23 +29,24 @@ from rlif_lightning.mixing.results import TABLE, Row
 from rlif_lightning.mixing.weights import Pair, check_ratios
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.runs.folder import CONFIG
+from rlif_lightning.runs.signals import Stopped
 
 DESCRIPTION = "Interpolate the weights of two models; entropy, accuracy and the gain of RLIF at each ratio."
 MAY_CHANGE = {"config", "ratios", "save", "output", "runs", "trainer.enable_progress_bar"}  # when a mix continues
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; exit code 130 after Ctrl-C, and the same command with the same ``--output`` continues."""
+    """Run the command; after a signal the same command with the same ``--output`` continues."""
     mixing = Mixing(RecipeObjects("mix", arguments, _add_options, DESCRIPTION))
     path, picture = mixing.output / TABLE, mixing.output / results.PICTURE
     rows = results.read_rows(path)
-    stopped = False
+    stopped = 0
     try:
         for row in mixing.rows(set(rows)):
             rows[row["ratio"]] = row
             results.write_rows(path, rows)
-    except KeyboardInterrupt:
-        stopped = True
+    except (KeyboardInterrupt, Stopped) as end:
+        stopped = int(getattr(end, "code", 130))
     finally:
         mixing.objects.collector.close()
         mixing.grader.close()
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
         print(f"written: {path}\nwritten: {picture}")
     if stopped:
         print(f"Stopped. Run the same command with --output {mixing.output} to continue.", file=sys.stderr)
-        raise SystemExit(130)
+        raise SystemExit(stopped)
 
 
 def _add_options(parser: Any) -> None:

@@ -9,6 +9,7 @@ from rlif_lightning.mixing.results import Row
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, latest_run_folder
 from rlif_lightning.runs.metrics_csv import read_metrics
+from rlif_lightning.runs.signals import Stopped
 from rlif_lightning.runs.summary import ACCURACIES, best_step
 
 FIT = "fit"  # a ratio's fit: <output>/<ratio>/fit.yaml, and its run <output>/<ratio>/fit/<n>
@@ -26,6 +27,8 @@ def measure_gain(folder: Path, model: Path, settings: Path, steps: int) -> Row:
         recipe = _write_recipe(folder, model, settings, steps)
         try:
             cli = RLIFCLI.run(["fit", "--config", str(recipe), *(["--ckpt_path", str(run)] if run else [])])
+        except Stopped:
+            raise
         except SystemExit as end:  # so the Trainer ends after Ctrl-C before the fit's first rollout
             raise KeyboardInterrupt from end
         if cli.trainer.global_step < steps:  # Ctrl-C: the fit has saved a checkpoint and ended

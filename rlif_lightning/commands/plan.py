@@ -7,8 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from rlif_lightning.callbacks.plan_settings import plan_settings
+from rlif_lightning.cli.parser import RecipeFile
 from rlif_lightning.cli.recipe_objects import RecipeObjects
+from rlif_lightning.cli.strangers import TRUST, add_trust
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.devices import SIZES, fits, parse_device, usable
@@ -59,6 +63,11 @@ def read_recipe(arguments: list[str]) -> tuple[Settings, Any]:
         cli = _PlanCLI("plan", arguments, _options, "Memory of a recipe, before anything is loaded.")
     finally:
         logging.disable(logging.NOTSET)
+    if RecipeFile.strange:
+        left_out = ", ".join(RecipeFile.strange)
+        rank_zero_warn(
+            f"Left out of the plan, as a run may be a stranger's: {left_out}. {TRUST} imports its classes."
+        )
     trainer = cli.config.trainer
     processes = device_count(trainer.devices) * int(trainer.num_nodes)
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
@@ -85,6 +94,7 @@ def _options(parser: Any) -> None:
         ("json", "File for all numbers, in bytes."),
     ):
         parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
+    add_trust(parser)
 
 
 def _write_json(path: str, plan: Memory, settings: Settings, held: dict[int, bool]) -> None:

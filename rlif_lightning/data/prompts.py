@@ -1,7 +1,10 @@
 """From a problem's text to the token ids that the policy continues."""
 
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ class Prompt:
     problem: Problem
 
 
+TEMPLATE_SECONDS = 5.0
 PROBE, ANSWER = "What is 3 + 5?", "It is 8."
 
 
@@ -87,7 +91,8 @@ class Template:
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
         settings = {"chat_template": self.chat_template, "tokenize": False, **more, **self.chat_template_kwargs}
         try:
-            return str(tokenizer.apply_chat_template(list(messages), **settings))
+            with _cpu_limit(TEMPLATE_SECONDS):
+                return str(tokenizer.apply_chat_template(list(messages), **settings))
         except Exception as error:  # a template is a program and may raise anything
             do = "correct data.chat_template, data.chat_template_kwargs or data.system_prompt"
             raise UserError(f"The chat template fails: {said_by_python(error)}", do=do) from error
@@ -148,6 +153,31 @@ class Template:
         if not ids:
             raise UserError("A prompt has no tokens", got=f"problem {problem.text[:80]!r}", do="see data.template")
         return Prompt(text, tuple(ids), problem)
+
+
+class _Endless(BaseException):
+    """No Exception: jinja takes those for an expression that it can't compute beforehand, and goes on."""
+
+
+@contextmanager
+def _cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise a TimeoutError where the block takes more CPU time; signals reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGVTALRM"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _Endless
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    except _Endless:
+        raise TimeoutError(f"it has not ended after {seconds:g} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _user(text: str) -> Message:

@@ -10,6 +10,7 @@ from typing import Any
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.association import Estimate
 from rlif_lightning.diagnosis.measures import CompletionStats
+from rlif_lightning.errors import escaped
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.summary import aligned
 
@@ -106,4 +107,4 @@ def write_completions(path: Path, rollouts: Sequence[Rollout], prompts: Sequence
                 "entropy": float(m.sums["entropy"][p, g] / m.tokens[p, g]),
                 "rewards": {name: float(v[p, g]) for name, v in m.values.items()},
             }
-            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+            file.write(escaped(json.dumps(_plain(row), ensure_ascii=False)) + "\n")

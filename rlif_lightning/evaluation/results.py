@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rlif_lightning.errors import DiskFailure
+from rlif_lightning.errors import DiskFailure, escaped
 from rlif_lightning.evaluation.answering import Answered
 from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import run_folder_of
@@ -40,7 +40,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     """Write a file whole or not at all; one that the disk does not take goes into the system's temporary folder."""
-    content = text.encode(errors="backslashreplace")
+    content = escaped(text).encode(errors="backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as file:

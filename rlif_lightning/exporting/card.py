@@ -103,6 +103,13 @@ def _base_license(base: str) -> str | None:
     return found[:100] if isinstance(found, str) else None
 
 
+def named_classes(rewards: Any) -> list[dict[str, Any]]:
+    """The rewards of a recipe that was not trusted, those that are written as they should be."""
+    items = [item for item in rewards if isinstance(item, dict)] if isinstance(rewards, list) else []
+    found = [{"class_path": str(x.get("class_path")), "init_args": x.get("init_args")} for x in items]
+    return [item for item in found if isinstance(item["init_args"], dict | None)]
+
+
 def _class_name(item: dict[str, Any]) -> str:
     return item["class_path"].rpartition(".")[2]
 

@@ -32,7 +32,7 @@ def load_trained(
 
 
 def save_adapter(policy: Any, folder: Path, base: str) -> None:
-    """Write an adapter as PEFT does; from ``base``, a name or a path, PEFT will load its base model."""
+    """Write an adapter as PEFT does; ``base`` is the name of its base model, for PEFT to load it from the hub."""
     for config in policy.peft_config.values():
         config.base_model_name_or_path = base
     policy.save_pretrained(folder, save_embedding_layers=False)

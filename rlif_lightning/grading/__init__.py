@@ -2,10 +2,11 @@
 
 from rlif_lightning.grading.answers import AnswerFormat, Gold, SourceAnswers, check_gold, read_gold
 from rlif_lightning.grading.extraction import check_where
-from rlif_lightning.grading.grader import Grader
+from rlif_lightning.grading.grader import ROLLOUT_SECONDS, Grader
 from rlif_lightning.grading.metrics import agreement, bootstrap_interval, maj_at_k, pass_at_k
 
 __all__ = [
+    "ROLLOUT_SECONDS",
     "AnswerFormat",
     "Gold",
     "Grader",

@@ -25,17 +25,27 @@ MAX_NESTING = 12
 MAX_POWERS = 60
 MAX_FACTORIALS = 10
 MAX_PARTS = 64
+MAX_UNIONS = 19
 
-_POWER = r"(?:\^|\*\*)\s*[{(]?\s*"
+_RAISED = r"(?:\^|\*\*)\s*"
+_POWER = rf"{_RAISED}[{{(]?\s*"
 _TOO_HIGH = re.compile(
     rf"[0-9]{{300,}}|{_POWER}[-+]?[0-9]{{7,}}|[0-9.][eE]\+?[0-9]{{4,}}"
     r"|[0-9]{6,}\s*!|!\s*[)}\]]+\s*!|!\s*!\s*!"
+    rf"|(?:{_RAISED}(?:[{{(][^{{}}()^*]*|\\?[A-Za-z0-9.]+\s*)){{2}}{_RAISED}"  # e^{e^{e^x}}
+    r"|(?:\\?exp\s*[({]\s*){3}"
+    rf"|{_RAISED}[{{(][^{{}}]*!"  # a^{n!}
+    rf"|\(\s*\([^()]*\)\s*{_RAISED}(?:\{{[^{{}}]*\}}|[A-Za-z0-9]+)\s*\)\s*{_RAISED}"  # ((a)^b)^c
 )
+_UNION = re.compile(r"\\(?:cup|cap)(?![A-Za-z])|[\u222a\u2229]")
 _TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
 _LETTER_UNIT = re.compile(r"(?<=[0-9}])\s*[mgshlLNJWV]$")
 _SPACES = re.compile(r"\s+(?=[A-Za-z])")
+_GLUED = re.compile(  # {0}42, 0{42}
+    r"(?:^|[-+*/=(,;])\s*(?:[{\[][^{}\[\]]*[0-9][^{}\[\]]*[}\]]\s*\{?|[0-9.]+\s*\{)\s*[0-9]"
+)
 _EQUATION = re.compile(r"(?<![<>!])=")
 
 
@@ -48,6 +58,7 @@ def too_costly(answer: str) -> bool:
         or answer.count("!") > MAX_FACTORIALS
         # A power of a power, all in digits, with an exponent of a million or more.
         or any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in _TOWER.finditer(answer))
+        or len(_UNION.findall(answer)) > MAX_UNIONS
         or max(depths(answer), default=0) > MAX_NESTING
     )
 
@@ -111,6 +122,8 @@ class Rule(NamedTuple):
         if _shape(wanted) and _shape(wanted) == _shape(given) and len(parts := split_answers(wanted[1:-1])) > 1:
             rule = self._replace(unit=None, absolute=(absolute,))
             return rule._ordered(parts, split_answers(given[1:-1]))
+        if _GLUED.search(given) or {"point", "several"} == {_holds(wanted), _holds(given)}:
+            return False
         return self.symbolic(wanted, given, absolute, self.relative)
 
 
@@ -119,6 +132,14 @@ def _without_names(one: str, other: str) -> tuple[str, str]:
     (name, value), (other_name, other_value) = without_name(one), without_name(other)
     differ = name and (other_name or _EQUATION.search(other)), other_name and (name or _EQUATION.search(one))
     return (one, other) if name != other_name and any(differ) else (value, other_value)
+
+
+def _holds(text: str) -> str | None:
+    r"""Whether a text is a `point` (or an interval), or holds `several` answers as `\{1,2\}` and `1;2` do."""
+    if _shape(text):
+        return "point" if len(split_answers(text[1:-1])) > 1 else None
+    several = ";" in text or re.fullmatch(r"\\?\{.*\}", text, re.DOTALL)
+    return "several" if several and len(split_answers(text)) > 1 else None
 
 
 def _shape(text: str) -> tuple[str, str] | None:

@@ -157,10 +157,10 @@ def _same_relation(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> 
     if isinstance(other, sympy.Set):  # an answer that is still to be solved is none
         solved = wanted or all(x.lhs.is_Symbol or x.rhs.is_Symbol for x in given)
         return bool(solved) and (found := _solutions(parts)) is not None and same(other, found)
-    # x + y = 7 and 2 + 3 = 5 state a value; 1 = 1 and 1 = 2 do not, nor does 2x = 4 where it is the right answer.
+    # x + y = 7 and 2 + 3 = 5 state a value; 1 = 1, 1 = 2, 1 = x do not, nor 2x = 4 where it is the right answer.
     left, right = parts[0].args
-    states = not wanted or is_expr_of_only_symbols(left) if parts[0].free_symbols else same(left, right)
-    return states and len(parts) == 1 and parts[0].rel_op == "==" and left != right and same(other, right)
+    states = (left.free_symbols and (not wanted or is_expr_of_only_symbols(left))) or same(left, right)
+    return bool(states) and len(parts) == 1 and parts[0].rel_op == "==" and left != right and same(other, right)
 
 
 def _equivalent(one: Any, other: Any, same: Callable[[Any, Any], bool]) -> bool:

@@ -1,5 +1,6 @@
 """Grade completions: cheap comparisons here, formulas in a worker process that can be killed."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,12 @@ from rlif_lightning.grading.process import STARTUP_SECONDS, WorkerProcess
 
 REMEMBERED = 50_000
 STARTS = 3
+ROLLOUT_SECONDS = 60.0
+"""Time that all formulas of a rollout have in each process; an honest one takes some hundredths of a second."""
+
+
+class _BudgetSpent(TimeoutError):
+    """The time of all answers together is over."""
 
 
 class Grader:
@@ -25,21 +32,27 @@ class Grader:
     Args:
         format: Where answers stand and how they are compared.
         seconds: Limit of time per answer, counted from when a ready worker receives it.
+        budget: Limit for all formulas after a :meth:`begin` together, workers that are replaced included. What is
+            not known when it is used up counts as wrong, and as equal to nothing, until the next one.
 
     Attributes:
-        timeouts: How many answers ran out of time.
+        timeouts: How many answers ran out of time, their own or that of all, since the last :meth:`begin`.
         errors: How many answers made the comparison fail (they are wrong).
     """
 
-    def __init__(self, format: AnswerFormat, seconds: float = 1.5) -> None:
-        self.format = format
-        self.seconds = seconds
-        self.timeouts = 0
+    def __init__(self, format: AnswerFormat, seconds: float = 1.5, budget: float = math.inf) -> None:
+        self.format, self.seconds, self.budget = format, seconds, budget
         self.errors = 0
         self._left = seconds
         self._verdicts: dict[tuple[str, Gold], bool] = {}
         self._slow: set[str] = set()
         self._workers: list[WorkerProcess] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a rollout, which has the whole budget."""
+        self.timeouts, self._rest = 0, self.budget
+        self._given_up: set[str] = set()
 
     def grade(self, items: Sequence[tuple[str, bool, Gold]]) -> list[bool]:
         """Which completions are right, of each its text, whether it ended by itself, and the right answer.
@@ -86,11 +99,11 @@ class Grader:
 
     def _equals(self, answer: str, other: str) -> bool:
         """Whether two answers are equal; one that ran out of time equals no other from then on."""
-        if answer in self._slow or other in self._slow:
+        if not {answer, other}.isdisjoint(self._slow | self._given_up):
             return False
         before = self.timeouts
         same = self._grade(answer, Gold(other))
-        if self.timeouts > before:
+        if self.timeouts > before and answer not in self._given_up:
             self._slow.add(answer)
         return same
 
@@ -128,6 +141,10 @@ class Grader:
             self._left = self.seconds
             try:
                 self._verdicts[answer, gold] = rule.equal(gold.text, answer)
+            except _BudgetSpent:
+                self.timeouts += answer not in self._given_up
+                self._given_up.add(answer)
+                return False
             except TimeoutError:
                 self.timeouts += 1
                 self._verdicts[answer, gold] = False
@@ -137,8 +154,11 @@ class Grader:
         """Let the worker compare two formulas in the time that is left; whatever goes wrong makes them differ.
 
         Raises:
-            TimeoutError: The time of this answer is over.
+            TimeoutError: The time of this answer, or of all of them, is over.
         """
+        if self._rest <= 0:
+            raise _BudgetSpent
+        is_first, begin = not self._workers, time.monotonic()
         worker = self._ready_worker()
         start = time.monotonic()
         try:
@@ -149,7 +169,10 @@ class Grader:
         except (EOFError, OSError):
             self._drop(worker)
             right = None
-        self._left = max(self._left - (time.monotonic() - start), 0.0)
+        finally:
+            end = time.monotonic()
+            self._left = max(self._left - (end - start), 0.0)
+            self._rest -= end - (start if is_first else begin)  # importing everything is not the answers' doing
         self.errors += right is None
         return bool(right)
 

@@ -1,6 +1,8 @@
 """Models by name: a local folder, the embedded toy, or a name on the hub; their configuration without weights."""
 
+import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from rlif_lightning.errors import UserError
 from rlif_lightning.toy import parse_toy_name, refuse_almost_toy, toy_model
 
+MOST = {"layer": 1_000, "size|head|expert|dim": 10**8}
+"""More of these is no model: the numbers in config.json are asked for as memory before any weight is looked at."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -59,7 +63,32 @@ def local_folder(name: str) -> Path:
         raise UserError("The model folder holds an adapter", got=folder, do=do)
     if not (folder / "config.json").is_file():
         raise _lacks(folder, "config.json", "a folder written by save_pretrained()", "check --model.name")
+    _check_sizes(folder, _json(folder / "config.json"))
+    index = _json(folder / "model.safetensors.index.json")
+    for file in sorted({str(name) for name in (index.get("weight_map") or {}).values()} if index else ()):
+        if Path(file).name != file:
+            do = "give only models whose files lie in their folder"
+            raise UserError("The model's index names a file outside of its folder", got=f"{folder}: {file}", do=do)
     return folder
+
+
+def _json(file: Path) -> Any:
+    """A mapping in a file; empty where there is none, which loading the model will tell."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(folder, value)
+        most = next((most for words, most in MOST.items() if re.search(words, name)), None)
+        if most is not None and isinstance(value, int | float) and abs(value) > most:
+            got = f"{name} {value:.3g} in {folder / 'config.json'}"
+            raise UserError("The model is larger than any", got=got, expected=f"at most {most:,}", do="correct it")
 
 
 def _lacks(folder: Path, lacks: str, expected: str, do: str) -> UserError:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from rlif_lightning.errors import UserError
@@ -37,6 +38,8 @@ class PolicySettings:
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong without the model: settings of LoRA, or two adapters."""
+        if self.trust_remote_code:
+            rank_zero_warn(f"model.trust_remote_code runs the Python code that comes with {self.name}.")
         if self.lora is not None:
             check_lora(self.lora)
         if self.lora is not None and self.adapter is not None:

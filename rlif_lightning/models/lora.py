@@ -33,6 +33,7 @@ REFUSED = {
     "monteclora_config": "it draws random numbers in each forward pass",
     "velora_config": "it has not been tried",
 }
+MOST_RANK = 2**14  # the width of the largest models
 STARTS = (True, False, "gaussian", "orthogonal")  # of init_lora_weights: those that leave the frozen weights alone
 
 
@@ -47,6 +48,10 @@ def check_lora(lora: Mapping[str, Any]) -> None:
             raise UserError(f"model.lora has no setting '{key}'", expected=expected, do=do)
         if key in REFUSED and value:
             raise UserError(f"LoRA's setting '{key}' is not supported", got=value, expected=f"none: {REFUSED[key]}")
+    pattern = lora.get("rank_pattern")
+    for rank in (lora.get("r", 8), *(pattern.values() if isinstance(pattern, Mapping) else ())):
+        if not isinstance(rank, int) or not 1 <= rank <= MOST_RANK:
+            raise UserError("LoRA's rank is out of range", got=rank, expected=f"a whole number from 1 to {MOST_RANK}")
     start = lora.get("init_lora_weights", True)
     if start not in STARTS:
         raise UserError(

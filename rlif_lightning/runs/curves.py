@@ -71,9 +71,9 @@ MARKED = "accuracy"  # the panel in which the picture of one run shows its start
 def write_report(folder: Path) -> tuple[Path, Path]:
     """Write curves.png and summary.txt into a run folder and return their paths."""
     picture, summary = folder / CURVES, folder / SUMMARY
-    draw_curves([folder], picture)
     with replacing(summary) as file:
         file.write(summary_table(folder).encode())
+    draw_curves([folder], picture)
     return picture, summary
 
 

@@ -72,13 +72,15 @@ def lock_run(folder: Path) -> IO[bytes]:
     return file
 
 
-def discard_run_folder(folder: Path) -> None:
+def discard_run_folder(folder: Path, stopped: bool = False) -> None:
     """Remove the folder of a run that failed before it wrote anything, so that it takes no number.
 
-    Folders above that are left empty go as well. Anything but settings and empty event files keeps it.
+    Folders above that are left empty go as well. Anything but settings, empty event files and the checkpoint of the
+    start keeps it; that of a run that was stopped (not one that failed) is kept.
     """
     files = [f for f in folder.rglob("*") if f.is_file()]
-    if any(f.name not in (CONFIG, LOCK) and "tfevents" not in f.name for f in files):
+    nothing = (CONFIG, LOCK) if stopped else (CONFIG, LOCK, LAST_CHECKPOINT)
+    if any(f.name not in nothing and "tfevents" not in f.name for f in files):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for above in list(folder.parents)[:2]:  # of the recipe, of all runs
@@ -88,8 +90,11 @@ def discard_run_folder(folder: Path) -> None:
             return
 
 
-def next_run_folder(root: Path, recipe: str) -> Path:
-    """Create ``<root>/<recipe>/<n>``, n one above the highest there; two processes at once get different folders."""
+def next_run_folder(root: Path, recipe: str, trains: bool = False) -> Path:
+    """Create ``<root>/<recipe>/<n>``, n one above the highest there; two processes at once get different folders.
+
+    Where the run trains, with an empty ``checkpoints/``: the mark of a run that has begun.
+    """
     parent = Path(root) / recipe
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +104,8 @@ def next_run_folder(root: Path, recipe: str) -> Path:
                 folder.mkdir()
             except FileExistsError:  # another process was faster
                 continue
+            if trains:
+                (folder / CHECKPOINTS).mkdir()
             return folder
     except OSError as error:
         got = f"{parent}: {error.strerror or error}"
@@ -141,21 +148,33 @@ def check_run_folder(folder: Path, file: str) -> None:
     )
 
 
+def can_continue(root: Path, recipe: str) -> bool:
+    """Whether the newest training run of the recipe holds a checkpoint."""
+    newest = _newest(Path(root) / recipe)
+    return newest is not None and newest == latest_run_folder(root, recipe)
+
+
 def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
     """Turn the value of ``--ckpt_path`` into the checkpoint that it means.
 
     Args:
-        ckpt_path: "last" (the newest run of this recipe that holds a checkpoint), the path of a
-            checkpoint, or a run folder (its last checkpoint).
+        ckpt_path: "last" or "auto" (of the newest run of this recipe), the path of a checkpoint, or a run folder (its
+            last checkpoint).
         root: The folder of all runs.
         recipe: The recipe's name.
 
     Raises:
-        UserError: There is no such checkpoint. A run never starts from scratch instead.
+        UserError: There is no such checkpoint, or only one of an older run. A run never starts from scratch instead.
     """
     path: Path | None = Path(ckpt_path).expanduser()
-    if ckpt_path == "last":
-        path = latest_run_folder(root, recipe)
+    if ckpt_path in ("last", "auto"):
+        path, begun = latest_run_folder(root, recipe), _newest(Path(root) / recipe)
+        if path != begun is not None and path is not None:
+            raise UserError(
+                "The newest run has no checkpoint, and an older one is never continued in its place",
+                got=f"--ckpt_path {ckpt_path}; the newest run is {begun}, the newest with a checkpoint {path}",
+                do=f"leave out --ckpt_path (or give auto) to begin anew, or give --ckpt_path {path}",
+            )
     if path is None:
         wrong = f"There is no checkpoint to continue recipe {recipe!r} from."
         got = f"; looked for {Path(root) / recipe}/*/{CHECKPOINTS}/*.ckpt"
@@ -191,6 +210,12 @@ def _numbers(parent: Path) -> list[int]:
     """The names in a folder that are numbers, in their order."""
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def _newest(parent: Path) -> Path | None:
+    """The newest training run of a recipe, with or without a checkpoint."""
+    runs = (parent / str(n) for n in reversed(_numbers(parent)))
+    return next((run for run in runs if (run / CHECKPOINTS).is_dir()), None)
 
 
 def _runs_with_checkpoint(parent: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
 from rlif_lightning.rollout import Samples, left_trim
+from rlif_lightning.runs.signals import look
 from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
 from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
@@ -142,6 +143,7 @@ class NativeSampler:
         rows = torch.arange(first, first + len(group), device=device)  # of all [N], those still in the batch
         done = torch.zeros(len(rows), dtype=torch.bool, device=device)  # of those in the batch
         for t in range(tokens):
+            look()
             token = drawn.draw(t, rows, logits, None if numbers is None else numbers[rows, t], done)
             done = done | torch.isin(token, end_ids)
             if progress is not None:

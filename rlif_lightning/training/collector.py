@@ -13,7 +13,7 @@ from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import LossSettings
 from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.functional.seeds import completion_seed, completion_seeds
-from rlif_lightning.grading import AnswerFormat, Grader
+from rlif_lightning.grading import ROLLOUT_SECONDS, AnswerFormat, Grader
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.token_text import answer_mask
@@ -122,7 +122,7 @@ class Collector:
                 got=f"rollout.votes {self.votes}; rewards {', '.join(r.name for r in self.rewards)}",
                 do="leave it out, or reward with MajorityVote or ClusterFrequency, or set rollout.agreement_band",
             )
-        self.grader = Grader(answers)
+        self.grader = Grader(answers, budget=ROLLOUT_SECONDS)
 
     def close(self) -> None:
         """End the grader's process."""
@@ -218,6 +218,7 @@ class Collector:
         """Draw a group per prompt and read the answers out of the texts; within :func:`up_to_date`."""
         grader, group, drawn = self.grader, self.plan.group_size, self.completions_per_prompt
         assert grader is not None, "call open() before sample()"
+        grader.begin()
         seeds = completion_seeds(seed, positions, drawn)
         samples = self.sampler.sample([p.ids for p in prompts], drawn, seeds, self.sampling, progress)
         pairs = list(zip(samples.texts(policy.decode), samples.ended.tolist(), strict=True))
@@ -233,11 +234,11 @@ class Collector:
             mask = answer_mask(samples, texts, grader.answer_spans(pairs), policy.tokenizer)
             rollout = replace(rollout, answer_mask=mask)
         golds = [p.problem.gold for p in prompts for _ in range(group)]
-        if None in golds:
-            return rollout
-        grades = grader.grade([(t, e, g) for (t, e), g in zip(pairs, golds, strict=True) if g is not None])
-        correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
-        return replace(rollout, correct=correct)
+        if None not in golds:
+            grades = grader.grade([(t, e, g) for (t, e), g in zip(pairs, golds, strict=True) if g is not None])
+            correct = torch.tensor(grades, dtype=torch.float32, device=samples.completion_ids.device)
+            rollout = replace(rollout, correct=correct)
+        return replace(rollout, grading_timeouts=grader.timeouts)
 
     def sample_batches(
         self,

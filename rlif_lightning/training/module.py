@@ -21,6 +21,7 @@ from rlif_lightning.models.references import ReferenceKind
 from rlif_lightning.models.strategies import FSDP2Strategy, check_optimizer, check_strategy, shares_out
 from rlif_lightning.models.trainable import check_finite_weights, trainable
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs import signals
 from rlif_lightning.sampling.check_decoding import check_decoding
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.other_callbacks import check_trainer
@@ -151,7 +152,6 @@ class RLIFModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold trainable weights only
         self.collector: Collector | None = None  # of the RolloutCallback
         self.evaluation: Any = None  # the Evaluation callback
-        self.asked_to_stop: str | None = None  # the signal that this process got
         self.window = Window()
 
     def configure_callbacks(self) -> list[Any]:
@@ -216,6 +216,7 @@ class RLIFModule(pl.LightningModule):
         Lightning divides by the slices of a window and DDP averages over processes: both are undone here, so
         that the gradient is that of the whole window however it is cut.
         """
+        signals.look()
         rollout: Rollout = batch["rollout"]
         set_training_mode(self.policy.model, training=True)
         settings = replace(self.loss, entropy_coefficient=self.entropy_bonus.current)
@@ -268,9 +269,10 @@ class RLIFModule(pl.LightningModule):
             do = "give the Trainer a rlif_lightning.callbacks.Evaluation"
             raise UserError("This command needs an Evaluation callback", do=do)
 
-    def is_asked_to_stop(self) -> bool:
-        """Whether a signal asked any process to stop, which may be followed by a kill: no time for evaluations."""
-        return self.trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False)
+    def asked_to_stop(self) -> int:
+        """The signal that asked any process to stop; 0: none did."""
+        number = torch.tensor(float(signals.asked()), device=self.device)
+        return int(self.trainer.strategy.reduce(number, reduce_op="max"))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Done by the Evaluation callback."""

@@ -237,7 +237,7 @@ def test_a_save_waits_for_the_end_of_the_rollout(rlif, small_fit, monkeypatch):
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
     settings = ["--rollout.passes=4", "--checkpoint.every=3", "--checkpoint.keep=2", "--trainer.max_steps=12"]
     folder = rlif("fit", *small_fit, *settings)
-    assert saved == [4, 8, 12]
+    assert saved == [0, 4, 8, 12]
     checkpoints = folder / "runs" / "run" / "1" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["last.ckpt", "step=12.ckpt", "step=8.ckpt"]
     assert read_checkpoint(checkpoints / "step=8.ckpt")["global_step"] == 8
@@ -269,7 +269,7 @@ def test_only_what_was_changed_is_brought_back():
 
 
 def test_sigterm_saves_at_the_end_of_the_rollout_and_stops(rlif, small_fit, monkeypatch, caplog):
-    """In the first of four updates of the second rollout: the run ends after the fourth, and continues exactly."""
+    """In the second of four updates of the second rollout: the run ends after the fourth, and continues exactly."""
     settings = [*small_fit, "--rollout.passes=4", "--trainer.max_steps=12", "--model.schedule=cosine"]
     whole = rlif("fit", *settings, "--runs=whole")
     before = signal.getsignal(signal.SIGTERM)
@@ -277,12 +277,14 @@ def test_sigterm_saves_at_the_end_of_the_rollout_and_stops(rlif, small_fit, monk
 
     def terminated(self, trainer, pl_module, batch, batch_idx):
         start(self, trainer, pl_module, batch, batch_idx)
-        if batch_idx == 4:
+        if batch_idx == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(RolloutCallback, "on_train_batch_start", terminated)
-        rlif("fit", *settings)
+        with pytest.raises(SystemExit) as ended:
+            rlif("fit", *settings)
+    assert ended.value.code == 143
     assert last(whole)["global_step"] == 8
     assert "Stopped by SIGTERM after step 8; continue with --ckpt_path last" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
@@ -311,7 +313,7 @@ def test_a_process_that_is_ended_leaves_a_checkpoint(small_fit, tmp_path, number
         time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
     assert (f"Stopped by {number.name} after step" in errors) == (number != signal.SIGKILL)
     assert read_checkpoint(path)["global_step"] >= 1
 

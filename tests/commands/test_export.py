@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlif_lightning.commands.export import choose_checkpoint
@@ -43,6 +43,10 @@ def trained(run, base, lora=None, weights="last.ckpt"):
     assert not missed.unexpected_keys
     assert stored
     return model
+
+
+def load_adapter(base, folder):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
 
 
 def close(one, other, tolerance=1e-5):
@@ -98,9 +102,10 @@ def test_a_lora_run_merged_and_as_an_adapter(rlif, fit, model_folder, lora):
     close(logits(merged), expected)
     assert not [name for name, _ in merged.named_parameters() if "lora" in name or "base_layer" in name]
     folder = run / "export" / "adapter"
-    adapter = AutoPeftModelForCausalLM.from_pretrained(folder)
-    close(logits(adapter), expected)
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model_folder())
+    close(logits(load_adapter(model_folder(), folder)), expected)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == model_folder().name
+    for file in [*folder.iterdir(), *(run / "export" / "merged").iterdir()]:  # no place of this machine
+        assert str(model_folder().parent).encode() not in file.read_bytes(), file
     assert (folder / "adapter_model.safetensors").is_file()
     assert not (folder / "model.safetensors").exists()
     assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(model_folder())), atol=0.01)
@@ -117,7 +122,7 @@ def test_a_4_bit_run_is_merged_into_the_whole_weights(rlif, fit, model_folder, c
             (run / "export" / form / "README.md").read_text()
         )
     close(logits(AutoModelForCausalLM.from_pretrained(run / "export" / "merged")), expected)
-    close(logits(AutoPeftModelForCausalLM.from_pretrained(run / "export" / "adapter")), expected)
+    close(logits(load_adapter(model_folder(), run / "export" / "adapter")), expected)
     assert not hasattr(AutoModelForCausalLM.from_pretrained(run / "export" / "merged").config, "quantization_config")
     off = refused(rlif, capsys, run, "--model.quantization", "null")
     assert "model.quantization nf4" in off
@@ -129,9 +134,10 @@ def test_a_run_that_began_with_an_adapter(rlif, fit, model_folder, tmp_path):
     start.save_pretrained(tmp_path / "start")
     run = fit(f"--model.adapter={tmp_path / 'start'}")
     expected = logits(trained(run, model_folder(), LORA))
-    for form, load in (("merged", AutoModelForCausalLM), ("adapter", AutoPeftModelForCausalLM)):
+    for form in ("merged", "adapter"):
         rlif("export", run, "--format", form)
-        close(logits(load.from_pretrained(run / "export" / form)), expected)
+    close(logits(AutoModelForCausalLM.from_pretrained(run / "export" / "merged")), expected)
+    close(logits(load_adapter(model_folder(), run / "export" / "adapter")), expected)
     assert ".../start" in (run / "export" / "adapter" / "README.md").read_text()
 
 
@@ -599,3 +605,28 @@ def test_pushing_needs_a_hub_a_token_and_a_base_that_others_have(rlif, fit, monk
     rlif("export", run, "--push_to_hub", "me/model")
     assert api.asked[1][1] == str(run / "export" / "merged")
     assert 'name = "me/model"' in (run / "export" / "merged" / "README.md").read_text()
+
+
+# -- a stranger's run ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["rollout.rewards", "model.optimizer", "trainer.callbacks"])
+def test_a_run_of_others_runs_no_code(rlif, fit, tmp_path, setting):
+    run = fit(steps=1)
+    group, _, name = setting.partition(".")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    strange = {"class_path": "stranger_module.R", "init_args": {"prefer": "long"}}
+    settings[group][name] = strange if setting == "model.optimizer" else [strange]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "stranger_module.py").write_text(
+        f"open('{tmp_path}/ran', 'w')\nfrom rlif_lightning.rewards import Length as R\n"
+    )
+    rlif("export", run)
+    with pytest.warns(UserWarning, match=f"as a run may be a stranger's: {setting}"):
+        rlif("plan", "--config", run / "config.yaml")
+    rlif("report", run)
+    assert not (tmp_path / "ran").exists()
+    if setting == "rollout.rewards":
+        assert "R(prefer=long)" in (run / "export" / "merged" / "README.md").read_text()
+        rlif("plan", "--config", run / "config.yaml", "--trust_run")
+        assert (tmp_path / "ran").exists()

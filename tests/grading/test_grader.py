@@ -53,6 +53,10 @@ def several():
         (r"2x+3", "y = 2x + 3"),
         (r"\frac{50}{100}", "50%"),
         ("52", "52_8"),
+        (r"\sqrt [3]{5}", r"5^{1/3}"),
+        ("((1-0)^2+(2)^2)^{1/2}", r"\sqrt{5}"),
+        ("(1;2)", "(1,2)"),
+        (r"\{1;2\}", r"\{2,1\}"),
     ],
 )
 def test_equal_answers_are_right(one, answer, gold):
@@ -78,6 +82,18 @@ def test_equal_answers_are_right(one, answer, gold):
         ("2^{100}", "2^{100}+1"),
         ("", "2"),
         (r"\text{or } 2 \text{ or } 3", "2"),
+        ("99 = 42", "42"),
+        (r"99 = \frac12", r"\frac12"),
+        ("99 = x+1", "x+1"),
+        ("{0}42", "42"),
+        ("0{42}", "42"),
+        ("[0]42", "42"),
+        ("1;2", "(1,2)"),
+        (r"\{1,2\}", "(1,2)"),
+        ("(1,2,3)", r"\{1,2,3\}"),
+        ("42 or 43", "42"),
+        (r"\pm 42", "42"),
+        (r"42 \neq 41", "42"),
     ],
 )
 def test_other_answers_are_wrong(one, answer, gold):
@@ -264,6 +280,40 @@ def test_a_slow_answer_costs_the_classes_its_time_once():
     assert classes(grader, *votes) == [0, 1, 2, 2, 1, 0, 3]
     assert grader.timeouts == 1
     grader.close()
+
+
+def test_the_answers_of_a_rollout_have_a_time_together():
+    grader = Grader(AnswerFormat(), seconds=0.5, budget=0.6)
+    assert grade(grader, (r"1 \cdot 2", "2")) == [True]  # workers are up
+    slow = [rf"{SLOW}+{n}" for n in range(40)]
+    grader.begin()
+    start = time.monotonic()
+    assert classes(grader, *slow, "1", "1.0", *slow) == [*range(41), 40, *range(40)]
+    assert grade(grader, (r"\sqrt{4}", "2"), ("2.0", "2")) == [False, True]
+    assert grader.timeouts == 41  # each answer once, those to which no time was left as well
+    assert time.monotonic() - start < 5.0  # not 40 times half a second
+    grader.begin()
+    assert grade(grader, (r"\sqrt{4}", "2")) == [True]  # known now: there is time again
+    assert grader.timeouts == 0
+    grader.close()
+
+
+HOPELESS = {
+    "tower": "e^{e^{e^{e}}}",
+    "tower of digits": "2^{3^{4^5}}",
+    "tower of functions": r"\exp(\exp(\exp(9)))",
+    "factorial above": "x^{n!}",
+    "power of a power": "((a+1)^{99})^{99}",
+    "union": r"\cup".join(f"({n},{n}.5)" for n in range(21)),
+    "digits": "7" * 5_000,
+}
+
+
+@pytest.mark.parametrize("name", HOPELESS)
+def test_hopeless_formulas_are_refused_at_a_glance(name):
+    grader = Grader(AnswerFormat())
+    assert grade(grader, (HOPELESS[name], "2")) == [False]
+    assert grader._workers == []
 
 
 def test_a_worker_that_dies_by_itself_is_replaced():

@@ -9,7 +9,7 @@ from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.advantages import group_advantages
 from rlif_lightning.functional.loss_records import LossSettings
-from rlif_lightning.grading import AnswerFormat
+from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.rewards import MajorityVote, Reward, SelfCertainty, TokenEntropy
 from rlif_lightning.rollout import Rollout, Samples
@@ -222,3 +222,8 @@ def test_without_a_trainer_annotators_score_the_rollout_if_they_were_made(model_
     finally:
         collector.close()
     assert collected.rollout.annotations.keys() == {"ema"}
+
+
+def test_answers_without_time_are_logged(model_folder, problems_file, monkeypatch):
+    monkeypatch.setattr(Grader, "grade", lambda self, items: [setattr(self, "timeouts", 3) or False for _ in items])
+    assert fit(model_folder(), problems_file, steps=1).column("rollout/grading_timeouts") == [3.0]
