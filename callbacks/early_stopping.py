@@ -7,11 +7,7 @@ from rlif_lightning.errors import UserError
 
 
 def check_early_stopping(trainer: Any, module: Any) -> None:
-    """Take EarlyStopping over from Lightning, which would ask it at the end of an epoch.
-
-    Raises:
-        UserError: It watches an evaluation that this run does not make while training.
-    """
+    """Take EarlyStopping over from Lightning, which would ask it after an epoch; refuse it without evaluations."""
     for stopping in trainer.early_stopping_callbacks:
         stopping._check_on_train_epoch_end = False
         evaluates = trainer.datamodule.prompts.get("val") and module.evaluation and module.evaluation.every
@@ -22,11 +18,7 @@ def check_early_stopping(trainer: Any, module: Any) -> None:
 
 
 def ask_early_stopping(trainer: Any, module: Any) -> None:
-    """Between two rollouts: let it look at its metric if that is new.
-
-    Raises:
-        UserError: There is no such metric.
-    """
+    """Between two rollouts: let it look at its metric if that is new, and refuse one that does not exist."""
     for stopping in trainer.early_stopping_callbacks:
         if stopping.monitor.startswith("val/") and module.evaluation.latest_step != trainer.global_step:
             continue

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder
 from rlif_lightning.callbacks.progress import counting
+from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.evaluation.answering import (
@@ -29,7 +30,6 @@ from rlif_lightning.evaluation.results import (
     write_rows,
 )
 from rlif_lightning.grading import Grader
-from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.runs import signals
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
@@ -94,7 +94,6 @@ class Evaluation(Callback):
         self.predictions, self.every, self.n = predictions, every, n
         sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
         self.attempts = Attempts(sampling, samples, greedy, batch_size)
-        self.new_tokens = ("evaluation.max_new_tokens", max_new_tokens)
         self.sampler: Sampler | None = sampler
         self._latest: tuple[int, dict[str, float]] = (-1, {})  # step and metrics of this fit's newest evaluation
         self._grader: Grader | None = None
@@ -104,11 +103,8 @@ class Evaluation(Callback):
         pl_module.evaluation = self
         data, split = trainer.datamodule, SPLITS[stage]
         if isinstance(data, PromptDataModule):
-            limit = self.n if stage == "fit" else None
-            data.check_limits(split, self.new_tokens, pl_module.policy_settings, limit)
-            prompts = [p.ids for p in data.prompts.get(split, [])][:limit]
-            device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
-            self.engine(pl_module).check(prompts, self.attempts.sampling, device, trainer.world_size)
+            prompts = data.prompts.get(split, [])[: self.n if stage == "fit" else None]
+            check_prompts(prompts, "evaluation", pl_module, self.engine(pl_module), self.attempts.sampling)
             self._grader = Grader(data.answers_of(split))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -75,10 +75,7 @@ class CollapseGuard(Callback):
         for signal in signals or ():
             if signal not in SIGNALS:
                 raise UserError("guard.signals names an unknown signal", got=signal, expected=", ".join(SIGNALS))
-        self.settings: dict[str, Any] = {
-            "drop": drop, "reference_drop": reference_drop, "patience": patience, "smoothing": smoothing,
-            "warmup": warmup,
-        }  # fmt: skip
+        self.settings = RuleSettings(drop, reference_drop, patience, smoothing, warmup)
         self.action, self.signals = action, signals
         self.rule = CollapseRule([])
         """What has been seen and decided in this fit; without watches where the guard is off."""
@@ -94,15 +91,11 @@ class CollapseGuard(Callback):
         """Find the signals that this run has."""
         watching = stage == "fit" and self.action != "off"
         signals = self._available(pl_module) if watching else []
-        self.rule = default_rule(signals=signals, **self.settings)
+        self.rule = default_rule(signals, self.settings)
         self.accuracy, self.taken, self._kept = {}, "none", KeptWeights()
 
     def _available(self, module: RLIFModule) -> list[str]:
-        """The metrics to watch.
-
-        Raises:
-            UserError: One was asked for that this run won't have.
-        """
+        """The metrics to watch; one that this run won't have is refused."""
         frozen = "frozen" in module.needs
         if self.signals is None:
             return [AGREEMENT, SIMILARITY, *([REFERENCE] if frozen else [])]
@@ -279,7 +272,7 @@ class CollapseGuard(Callback):
         rule, handed = self.rule, self.rule.best_step
         decision = {
             "action": self.action,
-            "settings": self.settings,
+            "settings": asdict(self.settings),
             "fired": None if rule.fired is None else {**asdict(rule.fired), "reason": rule.fired.reason},
             "best_step": handed,
             "handed_back_step": handed,

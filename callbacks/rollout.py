@@ -14,12 +14,12 @@ from rlif_lightning.callbacks.completions import append_rows, completion_row
 from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics, run_logger
 from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
-from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import SKIPPED
@@ -118,11 +118,7 @@ class RolloutCallback(Callback):
         data = trainer.datamodule
         if not isinstance(data, PromptDataModule):
             raise UserError("Training takes its prompts from a PromptDataModule", got=type(data).__name__)
-        device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
-        new = ("rollout.max_new_tokens", collector.sampling.max_new_tokens)
-        data.check_limits("train", new, pl_module.policy_settings)
-        prompts = [p.ids for p in data.prompts["train"]]
-        collector.sampler.check(prompts, collector.sampling, device, trainer.world_size)
+        check_prompts(data.prompts["train"], "rollout", pl_module, collector.sampler, collector.sampling)
         if trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches is derived from the rollout's sizes",
@@ -130,8 +126,7 @@ class RolloutCallback(Callback):
                 do="set --rollout.micro_batch_size instead",
             )
         collector.open(trainer.world_size, data.answers_of("train"), data.has_labels("train"))
-        plan, clip, off = collector.plan, trainer.gradient_clip_val, "0 or more, or null: no clipping"
-        check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, off))
+        plan = collector.plan
         if trainer.max_steps > 0 and trainer.max_steps % plan.rollout_steps:
             raise UserError(
                 "trainer.max_steps would end in the middle of a rollout",

@@ -1,5 +1,6 @@
 """The one exception for a user's mistake."""
 
+import difflib
 import errno
 import math
 import os
@@ -7,7 +8,7 @@ import re
 import shutil
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,23 +49,23 @@ class Failure(UserError):
     code = 1
 
 
-def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> None:
-    """Refuse the first setting of a section (name, value, whether it is right, what would be) that is wrong.
+def did_you_mean(
+    word: str, known: Iterable[str], form: Callable[[str], str] = str, cutoff: float = 0.6
+) -> str | None:
+    """A question that names the most similar of some names, as ``form`` writes it; None where none is similar."""
+    near = difflib.get_close_matches(word, list(known), 1, cutoff)
+    return f"did you mean {form(near[0])}?" if near else None
 
-    Raises:
-        UserError: It is out of range, or not finite.
-    """
+
+def check_ranges(section: str, *settings: tuple[str, object, object, str]) -> None:
+    """Refuse the first wrong setting of a section: name, value, whether it is right, what would be. NaN never is."""
     for name, value, right, expected in settings:
         if not right or (isinstance(value, float) and not math.isfinite(value)):
-            raise UserError(f"{section}.{name} is out of range", got=value, expected=expected)
+            raise UserError(f"{section}.{name} is out of range".lstrip("."), got=value, expected=expected)
 
 
 def check_numbers(value: Any, name: str = "") -> None:
-    """Refuse NaN, infinity and what no machine word holds anywhere in settings: mappings and lists of them.
-
-    Raises:
-        UserError: The first one that is found, by its name.
-    """
+    """Refuse NaN, infinity and what no machine word holds anywhere in settings: mappings and lists of them."""
     if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
         expected = "a finite number of at most 64 bits"
         raise UserError(f"{name} is out of range", got=str(value)[:80], expected=expected)

@@ -1,6 +1,5 @@
 """The command line: ``rlif fit | validate | test | predict`` and the commands that need no Trainer."""
 
-import difflib
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.recipes import shipped_recipes
-from rlif_lightning.errors import UserError, disk_failure, escaped, lost_process, users_mistake
+from rlif_lightning.errors import UserError, did_you_mean, disk_failure, escaped, lost_process, users_mistake
 from rlif_lightning.runs.signals import handled
 from rlif_lightning.version import __version__
 
@@ -85,7 +84,7 @@ def _unknown_command(word: str) -> UserError:
     known = ", ".join(COMMANDS)
     if word.startswith("-"):
         return UserError("The command comes first", got=word, do=f"rlif fit {word} ...; commands: {known}")
-    near = difflib.get_close_matches(word, COMMANDS, 1)
-    near = near or [f"fit --config {name}" for name in difflib.get_close_matches(word, shipped_recipes(), 1, 0.8)]
-    do = f"did you mean rlif {near[0]}?" if near else None
+    do = did_you_mean(word, COMMANDS, "rlif {}".format) or did_you_mean(
+        word, shipped_recipes(), "rlif fit --config {}".format, 0.8
+    )
     return UserError(f"No command is called '{word}'", expected=f"one of {known}", do=do)

@@ -4,9 +4,9 @@ jsonargparse refuses words in an English of its own, without a line. So recipes 
 against the settings and their type hints; wrong is what jsonargparse refuses when it is given alone.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from textwrap import shorten
 from typing import Any
@@ -19,7 +19,7 @@ from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.cli.removed import what_to_do
 from rlif_lightning.cli.strict_yaml import compose
 from rlif_lightning.cli.user_classes import failure
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, did_you_mean
 
 Pairs = Iterable[tuple[Any, Any]]  # nodes of names and values
 CLASS_PATH = re.compile(r"(\w+\.)*[A-Z]\w*$")
@@ -61,8 +61,8 @@ class MistakeFinder:
         while words:
             word, equals, value = words.pop(0).partition("=")
             if not word.startswith("-"):
-                near = difflib.get_close_matches(word, shipped_recipes(), 1, 0.8)
-                do = f"did you mean --config {near[0]}?" if near else "settings begin with --: --rollout.group_size 8"
+                near = did_you_mean(word, shipped_recipes(), "--config {}".format, 0.8)
+                do = near or "settings begin with --: --rollout.group_size 8"
                 raise self._mistake(f"The word '{word}' belongs to no setting", do=do)
             if word.endswith(".help") and words:  # --rollout.rewards.help CLASS
                 word = f"{word.removesuffix('.help')}+"
@@ -102,15 +102,16 @@ class MistakeFinder:
         while isinstance(node, yaml.MappingNode) and node.value:
             self.node, node = node.value[0]
             name += f".{self.node.value}"
-        near = difflib.get_close_matches(name, known.hints, 1)
         whole = f"{known.key}.{name}".strip(".")
         if removed := what_to_do(whole):
             return self._mistake(f"There is no setting {whole} any more", do=removed)
         if known.key:
-            do = f"did you mean {near[0]}?" if near else f"it has {', '.join(known.hints)}"
+            do = did_you_mean(name, known.hints) or f"it has {', '.join(known.hints)}"
             return self._mistake(f"{known.key} has no setting '{name}'{known.owner and ' for ' + known.owner}", do=do)
         dashes = "" if self.recipe or name.startswith("-") else "--"
-        return self._mistake(f"No setting is called '{dashes}{name}'", do=near and f"did you mean {dashes}{near[0]}?")
+        return self._mistake(
+            f"No setting is called '{dashes}{name}'", did_you_mean(name, known.hints, f"{dashes}{{}}".format)
+        )
 
     def _takes_settings(self, key: str, node: Any, first: str) -> UserError:
         self.node, value = node, _value(node)
@@ -155,8 +156,7 @@ class MistakeFinder:
             raise self._mistake(*failure(key, module, "imported", error)) from error
         if found is None:
             offered |= hints.offered_classes(base, module)
-            near = difflib.get_close_matches(name, offered, 1)
-            do = f"did you mean {offered[near[0]]}?" if near else "give the whole path: package.module.Class"
+            do = did_you_mean(name, offered, offered.__getitem__) or "give the whole path: package.module.Class"
             raise self._mistake(f"{key}: there is no class '{path}'", do=do)
         if not hints.extends(found, base):
             lacks = hints.missing_methods(found, base)
@@ -172,7 +172,8 @@ class MistakeFinder:
             self.given |= {f"{key}.{name.value}" for name, _ in node.value}
         if hint is None or hints.accepts(hint, _value(node)):
             return
-        item, source, is_mapping = hints.item_of(hint), hints.dataclass_of(hint), isinstance(node, yaml.MappingNode)
+        item, is_mapping = hints.item_of(hint), isinstance(node, yaml.MappingNode)
+        source: Any = next(filter(is_dataclass, hints.parts_of(hint)), None)
         base, skip = hints.base_of(item if is_mapping and item else hint)
         if item is not None and isinstance(node, yaml.SequenceNode):
             for part in node.value:
@@ -207,8 +208,7 @@ class MistakeFinder:
         if "a list" in takes and one_class and "[" not in said:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
-        near = difflib.get_close_matches(said, takes, 1)
-        advice: Any = near and f"did you mean {near[0]}?"
+        advice = did_you_mean(said, takes)
         try:
             compose(said)
         except yaml.YAMLError as error:

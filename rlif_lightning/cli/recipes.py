@@ -1,6 +1,5 @@
 """Shipped recipes by name, and recipes that replace what earlier recipes said."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from rlif_lightning.cli.strict_yaml import compose, entries
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, did_you_mean
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -25,14 +24,12 @@ def recipe_path(value: str) -> str:
     if "/" in value or "\\" in value or Path(value).suffix:
         if Path(value).is_file():
             return value
-        near = difflib.get_close_matches(Path(value).stem, recipes, 1)
-        do = f"check the path, or take the shipped recipe '{near[0]}'" if near else "check the path"
-        raise UserError("The recipe file does not exist", got=value, do=do)
+        near = did_you_mean(Path(value).stem, recipes, "the shipped recipe '{}'".format)
+        raise UserError("The recipe file does not exist", got=value, do=near or "check the path")
     if value in recipes:
         return recipes[value]
-    near = difflib.get_close_matches(value, recipes, 1)
-    wrong = f"No recipe is called '{value}'" + (f"; did you mean '{near[0]}'?" if near else "")
-    raise UserError(wrong, expected=f"one of {', '.join(recipes)}, or the path of a YAML file")
+    expected = f"one of {', '.join(recipes)}, or the path of a YAML file"
+    raise UserError(f"No recipe is called '{value}'", expected=expected, do=did_you_mean(value, recipes, repr))
 
 
 def read_recipe(name: str, path: str) -> Any:

@@ -74,11 +74,6 @@ def item_of(hint: Any) -> Any:
     return next((get_args(p)[0] for p in parts_of(hint) if get_origin(p) in (list, Iterable)), None)
 
 
-def dataclass_of(hint: Any) -> Any:
-    """The dataclass that a hint takes; its fields are settings."""
-    return next((part for part in parts_of(hint) if dataclasses.is_dataclass(part)), None)
-
-
 def base_of(hint: Any) -> tuple[Any, int]:
     """The class that a class path must name or extend, and how many arguments others give; (None, 0): none is."""
     for part in parts_of(hint):

@@ -1,4 +1,4 @@
-"""What classes that a recipe names raise when they are imported or made, told with setting, file and line."""
+"""What a recipe's classes raise when they are imported or made, reported with setting, file and line."""
 
 from typing import Any
 

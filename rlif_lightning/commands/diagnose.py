@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.cli.recipe_objects import RecipeObjects, Split
+from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
@@ -36,9 +37,7 @@ def main(arguments: list[str]) -> None:
     objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
     prompts = _read_prompts(objects)
     collector = objects.collector
-    new = ("rollout.max_new_tokens", collector.sampling.max_new_tokens)
-    objects.data.check_limits(objects.options.split, new, objects.module.policy_settings)
-    collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
+    check_prompts(prompts, "rollout", objects.module, collector.sampler, collector.sampling, objects.device)
     rewards = candidates(collector.rewards, objects.data.has_labels(objects.options.split))
     policy = objects.policy(training=True)  # before the first step every reference is the policy itself
     rows = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(run_seed()))

@@ -18,6 +18,7 @@ from jsonargparse import dict_to_namespace
 from rlif_lightning.callbacks.progress import counting
 from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
+from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.loaders import PromptLoader, run_seed
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.answering import answer_problems, summarise
@@ -88,12 +89,9 @@ class Mixing:
         collector, evaluation, prompts = objects.collector, objects.evaluation, objects.prompts()
         self.engine = evaluation.engine(objects.module)
         self.problems = list(enumerate(objects.data.prompts.get("val", [])))[: evaluation.n]
-        held_out = [prompt.ids for _, prompt in self.problems]
-        settings, new = objects.module.policy_settings, ("rollout.max_new_tokens", collector.sampling.max_new_tokens)
-        objects.data.check_limits("train", new, settings)
-        objects.data.check_limits("val", evaluation.new_tokens, settings, evaluation.n)
-        collector.sampler.check([p.ids for p in prompts], collector.sampling, objects.device)
-        self.engine.check(held_out, evaluation.attempts.sampling, objects.device)
+        module, device, held_out = objects.module, objects.device, [prompt for _, prompt in self.problems]
+        check_prompts(prompts, "rollout", module, collector.sampler, collector.sampling, device)
+        check_prompts(held_out, "evaluation", module, self.engine, evaluation.attempts.sampling, device)
         if self.options.output is not None:
             self._check_output(Path(self.options.output).expanduser())
         self.output = objects.output(self.options.output)

@@ -78,7 +78,7 @@ def _not_json(error: Exception, text: str, number: int, path: Path) -> UserError
     digits = re.search(rf"\d{{{sys.get_int_max_str_digits() + 1},}}", text)
     place = f"Line {number + text.count(chr(10), 0, digits.start() if digits else 0)} of {path}"
     if digits is None:
-        return UserError(f"{place} has more brackets within each other than can be read")
+        return UserError(f"{place} is nested too deeply")
     return UserError(f"{place} holds too long a number", got=f"{len(digits[0])} digits", do="write it in quotes")
 
 
@@ -94,7 +94,9 @@ def _csv(path: Path) -> Rows:
                 place, line = f"Line {line} of {path}", reader.line_num + 1
                 if values and len(values) != len(names):
                     expected = ", ".join(names)
-                    raise UserError(f"{place} has another number of fields than the first line", expected=expected)
+                    raise UserError(
+                        f"{place} has a different number of fields from the first line", expected=expected
+                    )
                 if values:
                     yield place, dict(zip(names, values, strict=True))
         except csv.Error as error:

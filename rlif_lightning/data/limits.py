@@ -10,20 +10,39 @@ from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import load_config, meta_model
 from rlif_lightning.models.loading import PolicySettings
+from rlif_lightning.models.strategies import shares_out
 
 
-def check_limits(prompts: Sequence[Prompt], new: tuple[str, int], model: PolicySettings, tokenizer: Any) -> None:
-    """Refuse prompts with tokens that the model has no embedding for, or too long for positions that it has learned.
-
-    Other positions (rotary ones) go on beyond what the model was trained with, which is said in one line.
+def check_prompts(
+    prompts: Sequence[Prompt], section: str, module: Any, sampler: Any, sampling: Any, device: Any = None
+) -> None:
+    """Refuse prompts that a model or a sampler can't complete, before weights are loaded.
 
     Args:
-        prompts: One or more.
-        new: Longest completion in tokens, after the name of its setting.
-        model: Whose config.json is read.
-        tokenizer: The model's.
+        prompts: Any number.
+        section: Of whose settings the longest completion is one: rollout or evaluation.
+        module: The RLIFModule, with or without a Trainer.
+        sampler: The Sampler.
+        sampling: Its Sampling.
+        device: Where there is no Trainer, the model's.
     """
-    setting, new_tokens = new
+    if prompts:
+        check_limits(prompts, section, sampling.max_new_tokens, module.policy_settings, module.tokenizer)
+    trainer, processes = module._trainer, 1
+    if trainer is not None:
+        device = None if shares_out(trainer.strategy) else trainer.strategy.root_device
+        processes = trainer.world_size
+    sampler.check([p.ids for p in prompts], sampling, device, processes)
+
+
+def check_limits(
+    prompts: Sequence[Prompt], section: str, new_tokens: int, model: PolicySettings, tokenizer: Any
+) -> None:
+    """Refuse prompts with tokens that the model has no embedding for, or too long for positions that it has learned.
+
+    Other positions (rotary ones) go on beyond what the model was trained with: that is a warning.
+    """
+    setting = f"{section}.max_new_tokens"
     config = load_config(model.name, **model.source).get_text_config()
     worst, longest = max(prompts, key=lambda p: max(p.ids)), max(prompts, key=lambda p: len(p.ids))
     token = max(worst.ids)

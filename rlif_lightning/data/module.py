@@ -7,13 +7,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rlif_lightning.data.batch_plan import BatchPlan
-from rlif_lightning.data.limits import check_limits
 from rlif_lightning.data.loaders import EvaluationLoader, PromptLoader, run_seed
 from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.data.prompts import Prompt, Template
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading import AnswerFormat, check_gold
-from rlif_lightning.models.loading import PolicySettings
 
 
 class PromptDataModule(pl.LightningDataModule):
@@ -71,11 +69,6 @@ class PromptDataModule(pl.LightningDataModule):
         """Whether a source names a field of reference answers."""
         source = self.sources[name]
         return source is not None and source.answer is not None
-
-    def check_limits(self, name: str, new: tuple[str, int], model: PolicySettings, limit: int | None = None) -> None:
-        """See :func:`~rlif_lightning.data.limits.check_limits`, for a source's prompts or the first of them."""
-        if self.prompts.get(name):
-            check_limits(self.prompts[name][:limit], new, model, self._tokenizer())
 
     def answers_of(self, name: str) -> AnswerFormat:
         """How answers to a source's problems are read and compared."""

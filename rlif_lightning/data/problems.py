@@ -86,7 +86,7 @@ class Problem:
     gold: Gold | None
     by: dict[str, str] = field(default_factory=dict)  # the fields by which results are given apart
     messages: Sequence[Message] = ()  # of a conversation, which the text only shows
-    place: str = "A problem"  # for complaints: "Line 7 of problems.jsonl"
+    place: str = "A problem"  # for messages: "Line 7 of problems.jsonl"
 
 
 def read_problems(source: Source, split: str = "train") -> list[Problem]:
@@ -172,7 +172,7 @@ def _gold(source: Source, row: Row, options: int | None) -> Gold | None:
 
 
 def _prompt(source: Source, row: Row, choices: str | None) -> tuple[str, list[Message]]:
-    """The problem as the policy is told it, with the choices where there are any; the messages of a conversation."""
+    """The problem's text for the policy, with the choices where there are any; the messages of a conversation."""
 
     def inserted(name: str) -> str:
         found = choices if name == source.options else row.text(name, "prompt")
@@ -205,7 +205,7 @@ def _rows(source: Source, split: str) -> Rows:
     toy = parse_toy_name(source.path) is not None
     if (toy or is_data_file(path)) and re.search(r"[\[+]", source.split):
         got, do = f"{source.split} of {source.path}", f"set data.{split}.limit to the number of rows to take"
-        raise UserError(f"data.{split}.split is about data sets of the hub, which have splits to cut", got=got, do=do)
+        raise UserError(f"data.{split}.split applies to data sets of the hub only", got=got, do=do)
     if is_data_file(path):
         return read_rows(path)
     rows = _toy_rows(split) if toy else _hub_rows(source)

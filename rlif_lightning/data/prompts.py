@@ -6,14 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.rows import Message
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, did_you_mean, said_by_python
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +76,7 @@ class Template:
         if not self.uses_chat(tokenizer):
             if len(problem.messages) > 1:
                 raise UserError(
-                    f"{problem.place} is a conversation, which only a chat template can tell a model",
+                    f"{problem.place} is a conversation, and without a chat template the model can't be given one",
                     got=f"messages of the roles {', '.join(m['role'] for m in problem.messages)}",
                     do="take a model with a chat template and data.template null, give one in data.chat_template, or "
                     "name a field of text in data.*.prompt",
@@ -96,24 +95,17 @@ class Template:
                 return str(tokenizer.apply_chat_template(list(messages), **settings))
         except Exception as error:  # a template is a program and may raise anything
             do = "correct data.chat_template, data.chat_template_kwargs or data.system_prompt"
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"The chat template fails: {said}", do=do) from error
+            raise UserError(f"The chat template fails: {said_by_python(error)}", do=do) from error
 
     def check(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Refuse a chat template that fails, loses the problem or knows nothing of a setting that it is given.
-
-        One that reads the clock is said.
-        """
+        """Refuse a chat template that fails, loses the problem or ignores a setting; warn if it reads the clock."""
         if not self.uses_chat(tokenizer):
             return
         words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.get_chat_template(self.chat_template))))
         for name in self.chat_template_kwargs.keys() - words:
-            near = get_close_matches(name, words, 1)
-            raise UserError(
-                "The chat template does not use a setting of data.chat_template_kwargs",
-                got=name,
-                expected=f"perhaps {near[0]}" if near else "a name that the chat template uses",
-            )
+            wrong = "The chat template does not use a setting of data.chat_template_kwargs"
+            expected = "a name that the chat template uses"
+            raise UserError(wrong, got=name, expected=expected, do=did_you_mean(name, words))
         asked: list[str] = []
 
         def clock(form: str) -> str:

@@ -1,4 +1,4 @@
-"""What the fields of a row hold, as plain Python values; every complaint names the row's place."""
+"""What the fields of a row hold, as plain Python values; every message names the row's place."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def is_empty(value: Any) -> bool:
 
 
 def named(value: Any) -> str:
-    """A value with its type, for a complaint."""
+    """A value with its type, for a message."""
     return f"{repr(value)[:80]} ({type(value).__name__})"
 
 

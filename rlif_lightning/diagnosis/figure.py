@@ -11,7 +11,7 @@ import numpy as np
 from rlif_lightning.diagnosis.association import Array, centred
 from rlif_lightning.diagnosis.measures import CompletionStats, spreads_of
 from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED, ENTROPY_NONE, ENTROPY_ROOM
-from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID
+from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def draw_diagnosis(report: dict[str, Any], stats: CompletionStats, path: Path) -
         _heatmap(figure.add_subplot(grid[-1, 2:]), title, names, rows)
     for ax in figure.axes:
         ax.tick_params(labelsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:

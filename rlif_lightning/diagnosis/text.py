@@ -12,6 +12,7 @@ from rlif_lightning.diagnosis.association import Estimate
 from rlif_lightning.diagnosis.measures import CompletionStats
 from rlif_lightning.errors import escaped
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.summary import aligned
 
 WIDTH = 100
 LIMITS = (
@@ -62,17 +63,12 @@ def _reward_table(rewards: dict[str, Any], labels: bool) -> list[str]:
         right = (f"{r['correct']['within']}", f"{r['correct']['auroc_within'].value:.2f}") if labels else ()
         numbers = (f"{r['spread']:.3g}", f"{r['gated_fraction']:.0%}", str(r["agreement"]["within"]))
         rows.append([name, *numbers, *right, str(r["tokens"]["within"])])
-    return _aligned(rows)
+    return aligned([["", *row] for row in rows], others=str.ljust)
 
 
 def _matrix(names: list[str], rows: list[list[float]]) -> list[str]:
     cells = [["    -" if math.isnan(v) else f"{v:5.2f}" for v in row] for row in rows]
-    return _aligned([[name, *row] for name, row in zip(names, cells, strict=True)])
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return aligned([["", name, *row] for name, row in zip(names, cells, strict=True)], others=str.ljust)
 
 
 def _wrap(text: str, sign: str) -> list[str]:

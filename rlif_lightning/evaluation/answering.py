@@ -10,7 +10,7 @@ from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.grading import Grader, bootstrap_interval, maj_at_k, pass_at_k
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import Sampler, Sampling
-from rlif_lightning.sampling.protocol import Progress, up_to_date
+from rlif_lightning.sampling.protocol import up_to_date
 
 # Told (problems answered, problems, tokens sampled so far, most tokens there can be).
 EvaluationProgress = Callable[[int, int, int, int], None]
@@ -64,39 +64,25 @@ def answer_problems(
     The index of each problem in the data seeds its samples. Where processes share the policy's weights out, to be
     called on all; the sampler takes the weights once.
     """
-    results: list[Answered] = []
-    with up_to_date(sampler, policy):
-        for start in range(0, len(problems), attempts.batch_size):
-            tell = None if progress is None else partial(progress, start, len(problems))
-            part = problems[start : start + attempts.batch_size]
-            results += _answer_batch(sampler, policy, part, attempts, grader, tell)
-    return results
-
-
-def _answer_batch(
-    sampler: Sampler,
-    policy: Policy,
-    problems: Sequence[tuple[int, Prompt]],
-    attempts: Attempts,
-    grader: Grader,
-    progress: Progress | None,
-) -> list[Answered]:
     results = [
         Answered(i, p.problem.text, p.text, p.problem.gold.text if p.problem.gold else None, by=p.problem.by)
         for i, p in problems
     ]
-    most = attempts.sampling.max_new_tokens
-    rounds = [("greedy", 1, Sampling(most, temperature=0.0))] if attempts.greedy else []
+    rounds = [("greedy", 1, Sampling(attempts.sampling.max_new_tokens, temperature=0.0))] if attempts.greedy else []
     rounds += [("samples", attempts.samples, attempts.sampling)] if attempts.samples else []
-    for kind, count, distribution in rounds:
-        seeds = completion_seeds(SEED, [(i,) for i, _ in problems], count)
-        drawn = sampler.sample([p.ids for _, p in problems], count, seeds, distribution, progress)
-        facts = zip(drawn.texts(policy.decode), drawn.lengths.tolist(), drawn.ended.tolist(), strict=True)
-        found = [Attempt(text, tokens, ended) for text, tokens, ended in facts]
-        for n, (result, (_, prompt)) in enumerate(zip(results, problems, strict=True)):
-            own = found[n * count : (n + 1) * count]
-            _grade(own, prompt, grader)
-            getattr(result, kind).extend(own)
+    with up_to_date(sampler, policy):
+        for start in range(0, len(problems), attempts.batch_size):
+            part = problems[start : start + attempts.batch_size]
+            tell = None if progress is None else partial(progress, start, len(problems))
+            for kind, count, distribution in rounds:
+                seeds = completion_seeds(SEED, [(i,) for i, _ in part], count)
+                drawn = sampler.sample([p.ids for _, p in part], count, seeds, distribution, tell)
+                facts = zip(drawn.texts(policy.decode), drawn.lengths.tolist(), drawn.ended.tolist(), strict=True)
+                found = [Attempt(text, tokens, ended) for text, tokens, ended in facts]
+                for n, (_, prompt) in enumerate(part):
+                    own = found[n * count : (n + 1) * count]
+                    _grade(own, prompt, grader)
+                    getattr(results[start + n], kind).extend(own)
     return results
 
 

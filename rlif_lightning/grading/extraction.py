@@ -4,7 +4,6 @@ Texts are a model's own words and may be hostile. Boxes are found in one pass, w
 nesting; patterns see the last characters only, and their search ends after `PATTERN_SECONDS`.
 """
 
-import difflib
 import re
 import sys
 import warnings
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import regex
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, did_you_mean
 from rlif_lightning.grading.choices import find_choice
 from rlif_lightning.grading.literals import find_literal
 
@@ -64,12 +63,11 @@ def check_where(where: str) -> None:
         do = "put ( ) around the answer and (?: ) around everything else"
     except (regex.error, ValueError) as error:
         wrong, do = f"Where to find the answer is not a valid regular expression: {error}", "correct the expression"
-    near = difflib.get_close_matches(where.lower(), PLACES, n=1, cutoff=0.6)
     raise UserError(
         wrong,
         got=repr(where),
         expected=f"{', '.join(PLACES)}, or a regular expression with exactly one capture group",
-        do=f"did you mean {near[0]!r}?" if near else do,
+        do=did_you_mean(where.lower(), PLACES, repr) or do,
     )
 
 

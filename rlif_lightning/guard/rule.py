@@ -162,21 +162,22 @@ class CollapseRule:
             self.update(step, {name: seen[step] for name, seen in signals.items() if step in seen})
 
 
-def default_rule(signals: Sequence[str] = (AGREEMENT, SIMILARITY, REFERENCE), **settings: Any) -> CollapseRule:
+def default_rule(
+    signals: Sequence[str] = (AGREEMENT, SIMILARITY, REFERENCE), settings: RuleSettings = RuleSettings()
+) -> CollapseRule:
     """Agreement or the reference's log-likelihood; similarity where there are no answers to agree on.
 
-    The settings are those of :class:`RuleSettings`; the first signal is the primary.
+    The first signal is the primary.
     """
-    rule = RuleSettings(**settings)
     return CollapseRule(
         [
             Watch(
                 signal,
-                rule.reference_drop if signal == REFERENCE else rule.drop,
+                settings.reference_drop if signal == REFERENCE else settings.drop,
                 "start" if signal == REFERENCE else "best",
-                rule.patience,
-                rule.smoothing,
-                rule.warmup,
+                settings.patience,
+                settings.smoothing,
+                settings.warmup,
                 # A rollout without any answer has no agreement; where there was some before, it has fallen to 0.
                 absent=0.0 if signal == AGREEMENT else None,
                 unless=AGREEMENT if signal == SIMILARITY and AGREEMENT in signals else None,

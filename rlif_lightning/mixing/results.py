@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.atomic import replacing
-from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID
+from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID, save_figure
+from rlif_lightning.runs.summary import aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,8 +85,8 @@ def results_table(rows: dict[float, Row]) -> str:
     """The rows as plain text; columns that nothing was measured for are left out."""
     points = [rows[ratio] | _gains(rows[ratio]) for ratio in sorted(rows)]
     columns = [[title, *(_cell(form, row) for row in points)] for title, form in SHOWN.items()]
-    padded = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns if any(cells[1:])]
-    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+    rows_shown = zip(*(cells for cells in columns if any(cells[1:])), strict=True)
+    return "\n".join(aligned([*rows_shown], first=str.rjust))
 
 
 def _cell(form: str, row: Row) -> str:
@@ -125,7 +126,7 @@ def draw_results(rows: dict[float, Row], path: Path, title: str) -> None:
         ax.margins(x=0.05, y=0.1)
         if len(ax.get_legend_handles_labels()[0]) > 1:
             ax.legend(fontsize=8, framealpha=0.85)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_panel(ax: Axes, rows: Sequence[Row], title: str) -> None:

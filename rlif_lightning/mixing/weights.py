@@ -109,8 +109,6 @@ def _load_as_stored(settings: PolicySettings) -> Policy:
 def _read_trained(path: Path) -> dict[str, Any]:
     """A checkpoint that can be mixed; its weights stay on the disk until they are used."""
     checkpoint = read_checkpoint(path)
-    if checkpoint.get("rlif") is None:
-        raise UserError("The checkpoint was not written by rlif_lightning", got=path)
     quantization = identity_of(checkpoint).quantization
     if quantization is not None:
         raise UserError(

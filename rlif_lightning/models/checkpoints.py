@@ -21,6 +21,7 @@ from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import LAST_CHECKPOINT
 
 KEPT = ".safetensors"  # the suffix of weights that the collapse guard has kept
+OURS = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
 UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
@@ -66,7 +67,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             "The checkpoint can't be read",
             got=f"{path}: {_why_unreadable(path, error)}",
-            expected="a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt",
+            expected=OURS,
             do=f"go back to a whole one beside it: {whole}" if whole else do,
         ) from error
 
@@ -159,8 +160,7 @@ def identity_of(checkpoint: Mapping[str, Any]) -> Identity:
     """Whose weights a checkpoint of ours holds."""
     mark = checkpoint.get("rlif")
     if mark is None:
-        expected = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
-        raise UserError("The checkpoint was not written by rlif_lightning", expected=expected, do="check --ckpt_path")
+        raise UserError("The checkpoint was not written by rlif_lightning", expected=OURS, do="check --ckpt_path")
     return Identity(**{name: mark[name] for name in Identity.__dataclass_fields__})
 
 

@@ -1,7 +1,6 @@
 """LoRA adapters: a fresh one from its settings, or one that was trained before, from its folder."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, did_you_mean
 from rlif_lightning.models.hub import from_hub, is_local, meta_model
 from rlif_lightning.models.weight_names import misfit, shapes
 
@@ -45,9 +44,8 @@ def check_lora(lora: Mapping[str, Any]) -> None:
     known = [f.name for f in dataclasses.fields(LoraConfig)]
     for key, value in lora.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f", perhaps '{near[0]}'" if near else ""
-            raise UserError(f"model.lora has no setting '{key}'", expected=f"a field of peft.LoraConfig{hint}")
+            expected, do = "a field of peft.LoraConfig", did_you_mean(key, known)
+            raise UserError(f"model.lora has no setting '{key}'", expected=expected, do=do)
         if key in REFUSED and value:
             raise UserError(f"LoRA's setting '{key}' is not supported", got=value, expected=f"none: {REFUSED[key]}")
     pattern = lora.get("rank_pattern")

@@ -16,7 +16,7 @@ def merge(policy: Any, dtype: torch.dtype) -> Any:
     model = policy
     if hasattr(policy, "merge_and_unload"):
         _untie(policy)
-        model = policy.merge_and_unload(progressbar=is_large(policy))
+        model = policy.merge_and_unload(progressbar=sum(p.numel() for p in policy.parameters()) > LARGE)
     for parameter in model.parameters():  # not model.to(dtype): rotary frequencies stay in float32
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(dtype)
@@ -51,8 +51,3 @@ def _untie(policy: Any) -> None:
     own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
     for settings in (model.config.get_text_config(), model.config):
         settings.tie_word_embeddings = False
-
-
-def is_large(model: nn.Module) -> bool:
-    """Whether work on all weights takes so long that a user wants to see a bar."""
-    return sum(parameter.numel() for parameter in model.parameters()) > LARGE

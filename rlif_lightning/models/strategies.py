@@ -113,7 +113,7 @@ def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
             do="set --model.optimizer torch.optim.AdamW, or --trainer.strategy ddp",
         )
     mixed, clip = str(trainer.precision).endswith("-mixed"), trainer.gradient_clip_val
-    check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, "0 or more, or null"))
+    check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, "0 or more, or null: no clipping"))
     if clip and mixed and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(
             "A fused optimizer does not let gradients be clipped in mixed precision",

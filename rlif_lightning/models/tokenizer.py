@@ -43,8 +43,8 @@ def end_token_ids(
 ) -> list[int]:
     """Every id that ends a completion: of the generation config, of the tokenizer, and of extra tokens.
 
-    The token that ends an answer in the chat template is said where it is none of these, and ends completions too:
-    base models come with chat templates whose end their generation config does not list.
+    The token that ends an answer in the chat template ends completions as well; a line says so where it is not among
+    these: base models come with chat templates whose end their generation config does not list.
     """
     listed = getattr(generation_config, "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}

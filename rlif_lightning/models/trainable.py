@@ -75,9 +75,6 @@ def check_finite_weights(weights: Mapping[str, Tensor], step: int, anywhere: Cal
     """Refuse weights after an optimiser step that hold NaN or infinity.
 
     ``anywhere`` says whether something is so on any process, each of which may hold a share only.
-
-    Raises:
-        UserError: Some do, here or there.
     """
     bad = [name for name, weight in weights.items() if not local_shard(weight).isfinite().all()]
     if anywhere(bool(bad)):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from rlif_lightning.errors import UserError
 from rlif_lightning.planning.devices import SIZES, usable
 from rlif_lightning.planning.memory import GIB, Memory
 from rlif_lightning.planning.text import PARTS
+from rlif_lightning.runs.curves import save_figure
 
 
 def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
@@ -13,7 +13,7 @@ def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     names, tops = list(plan.phases), [0.0] * len(plan.phases)
     for index, part in enumerate(PARTS):
@@ -32,10 +32,4 @@ def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(reverse=True, loc="outside right center", fontsize=8.5, frameon=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "The picture cannot be written", got=f"{path}: {error}", do="choose another --picture"
-        ) from error
+    save_figure(figure, path)

@@ -79,8 +79,11 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
     """Draw the curves of one run, or of several over each other, into a picture file."""
-    figure = curves_figure(folders)
-    output = Path(output)
+    save_figure(curves_figure(folders), Path(output))
+
+
+def save_figure(figure: Figure, output: Path) -> None:
+    """Write a picture in the format that the file's ending says."""
     try:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -28,14 +28,14 @@ def summary_table(folder: Path) -> str:
     last = max((step for curve in curves.values() for step in curve), default=0)
     rows = [[*start_and_best(metric, curve), short_number(curve[max(curve)])] for metric, curve in key_curves(curves)]
     cells = [["", "start", "best", "at step", "end"], *rows]
-    lines = [f"{run_labels([folder])[0]}, last step {last}", *_aligned(cells)]
+    lines = [f"{run_labels([folder])[0]}, last step {last}", *aligned(cells)]
     return "\n".join([*lines, *_idle_lines(curves), *_guard_lines(folder), ""])
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, names on the left and numbers on the right of their columns."""
+def aligned(cells: Sequence[Sequence[str]], first: Any = str.ljust, others: Any = str.rjust) -> list[str]:
+    """Rows as lines, by default with names on the left and numbers on the right of their columns."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [f"{row[0]:<{widths[0]}}  {'  '.join(map(str.rjust, row[1:], widths[1:]))}".rstrip() for row in cells]
+    return ["  ".join([first(row[0], widths[0]), *map(others, row[1:], widths[1:])]).rstrip() for row in cells]
 
 
 def _idle_lines(curves: Curves) -> list[str]:
@@ -65,7 +65,7 @@ def _guard_lines(folder: Path) -> list[str]:
     for metric in ACCURACIES:
         known = [short_number(column[metric]) if metric in column else "" for column in columns]
         cells += [[metric, *known]] if any(known) else []
-    return lines + (_aligned(cells) if len(cells) > 1 else [])
+    return lines + (aligned(cells) if len(cells) > 1 else [])
 
 
 def load_guard(folder: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.sampling.native import NativeSampler
@@ -51,7 +51,7 @@ def check_decoding(policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> No
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as problem:
         raise UserError(
             f"The sampler can't decode the architecture '{kind}'",
-            got=f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}",
+            got=said_by_python(problem),
             expected="a decoder with a key-value cache, such as Qwen2, Qwen3, Llama, Gemma 3 or Mistral",
         ) from problem
     tolerance = TOLERANCE if next(policy.parameters()).element_size() >= 4 else HALF_TOLERANCE

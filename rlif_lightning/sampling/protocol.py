@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.rollout import Samples
@@ -39,16 +39,15 @@ class Sampling:
         """Refuse what no sampler can do."""
         wanted, (low, high) = self.statistics_temperature, TEMPERATURES
         warm = self.temperature == 0 or low <= self.temperature <= high
-        for name, right, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", warm, f"0 (greedy), or {low} to {high}"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
-            ("min_p", 0 <= self.min_p < 1, "from 0 (off) to below 1"),
-            ("statistics_temperature", wanted is None or low <= wanted <= high, f"{low} to {high}"),
-        ):
-            if not right:
-                raise UserError(f"{name} is out of range", got=getattr(self, name), expected=expected)
+        check_ranges(
+            "",
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            ("temperature", self.temperature, warm, f"0 (greedy), or {low} to {high}"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
+            ("min_p", self.min_p, 0 <= self.min_p < 1, "from 0 (off) to below 1"),
+            ("statistics_temperature", wanted, wanted is None or low <= wanted <= high, f"{low} to {high}"),
+        )
 
     def settings(self) -> dict[str, Any]:
         """What files of results say of it: every setting, the statistics by name."""

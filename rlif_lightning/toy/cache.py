@@ -1,6 +1,5 @@
 """Names of the toy model and its place in the user's cache."""
 
-import difflib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from typing import cast, get_args
 from filelock import AcquireReturnProxy, FileLock
 from safetensors import SafetensorError, safe_open
 
-from rlif_lightning.errors import UserError, writing
+from rlif_lightning.errors import UserError, did_you_mean, writing
 from rlif_lightning.toy import pretraining
 from rlif_lightning.toy.recipe import PHASES, Variant, recipe_hash
 
@@ -42,9 +41,9 @@ def parse_toy_name(name: str) -> tuple[Variant, int] | None:
 
 def refuse_almost_toy(name: str) -> None:
     """Answer a slip in a toy's name, without the user and / of a hub name, before it is looked for on the hub."""
-    near = difflib.get_close_matches(name.partition(":")[0], get_args(Variant), 1, cutoff=0.8)
+    near = did_you_mean(name.partition(":")[0], get_args(Variant), repr, 0.8)
     if near and "/" not in name:
-        raise UserError(f"Nothing is called '{name}'; did you mean '{near[0]}'?", expected=_EXPECTED)
+        raise UserError(f"Nothing is called '{name}'; {near}", expected=_EXPECTED)
 
 
 def toy_model(name: str = "toy", progress: bool = True) -> Path:

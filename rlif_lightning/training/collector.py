@@ -52,15 +52,8 @@ class Collected:
 class Collector:
     """Draws completions with the current policy, scores and rewards them, and cuts them into updates.
 
-    Args:
-        sampler: Draws completions.
-        sampling: The distribution to draw from.
-        rewards: One or more; standardised in the group, weighted and summed.
-        plan: The sizes; those of one process until :meth:`open`.
-        advantages: How rewards become advantages.
-        votes: Completions per prompt whose answers count as votes; those beyond the group are dropped after that.
-            null: the group.
-        importance_cap: Largest importance weight of a token that another program drew; null: no weights.
+    The settings are those of :class:`~rlif_lightning.callbacks.RolloutCallback`. Until :meth:`open` the plan is that
+    of one process.
 
     Raises:
         UserError: A reward is named twice, all are silent, or a number is out of range.
@@ -76,6 +69,7 @@ class Collector:
         votes: int | None = None,
         importance_cap: float | None = 2.0,
     ) -> None:
+        # Asked of all of them: a reward whose __init__ forgot its base class says so here.
         silent, names = [r.is_silent for r in rewards], [r.name for r in rewards]
         if not names:
             raise UserError("rollout.rewards is empty", expected="at least one reward; null: SelfCertainty")
@@ -110,12 +104,7 @@ class Collector:
         return {kind for kind, name in ANNOTATORS.items() if name in self.requires}
 
     def open(self, world_size: int, answers: AnswerFormat, has_labels: bool) -> None:
-        """Get ready for data; :meth:`close` ends the grader's process.
-
-        Args:
-            world_size: Processes that share the prompts of a step.
-            answers: How answers are read.
-            has_labels: Whether the training data has reference answers.
+        """Get ready for data, with or without reference answers; :meth:`close` ends the grader's process.
 
         Raises:
             UserError: A reward needs labels that are not there, or nothing counts the votes.
@@ -262,13 +251,7 @@ class Collector:
     ) -> Iterator[Rollout]:
         """Draw and score a group per prompt, ``size`` prompts at a time, without references or rewards.
 
-        Args:
-            prompts: Of all batches.
-            positions: Of each prompt, which seed its completions.
-            seed: Of the run.
-            policy: Draws the completions.
-            size: Prompts of a rollout.
-            progress: Told (prompts done, tokens sampled so far, most tokens there can be).
+        Arguments are those of :meth:`collect`; progress also gets the prompts done: (prompts, tokens, most tokens).
         """
         with up_to_date(self.sampler, policy) as model:
             for start in range(0, len(prompts), size):

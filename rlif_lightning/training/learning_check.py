@@ -1,4 +1,4 @@
-"""Rollouts and steps that teach nothing: found in their metrics, and said with the setting that helps."""
+"""Warnings about rollouts and steps that teach nothing, from their metrics, with the setting that helps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from rlif_lightning.training.rewarding import AdvantageSettings
 
 LONGER = "raise rollout.max_new_tokens"
 IN_A_ROW = 3
-"""Rollouts, or steps, that teach nothing before it is said."""
+"""Rollouts, or steps, that teach nothing before a warning."""
 
 
 class LearningCheck:
-    """Looks at the metrics of each rollout and of each step, and says each thing once.
+    """Looks at the metrics of each rollout and of each step; each warning comes once.
 
     Args:
         settings: How rewards become advantages.
@@ -34,9 +34,9 @@ class LearningCheck:
         if self._rollouts < IN_A_ROW:
             missing = 0.0 if self.abstains else metrics["rollout/unscored_fraction"]
             text = (
-                f"The rewards gave no finite number for {missing:.0%} of the completions, whose advantage is then 0; "
+                f"The rewards gave no finite number for {missing:.0%} of the completions, whose advantage is then 0"
             )
-            return self._once("unscored", f"{text}rollout/unscored_fraction counts them.") if missing else None
+            return self._once("unscored", f"{text}; rollout/unscored_fraction counts them.") if missing else None
         why = self._why_no_advantage(metrics, weights)
         return self._once("rollout", f"{IN_A_ROW} rollouts in a row taught nothing: {why}.")
 

@@ -1,4 +1,4 @@
-"""What of Lightning's own callbacks and Trainer settings does not go together with rollouts."""
+"""Lightning's own callbacks and Trainer settings that do not work with rollouts."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning
@@ -53,19 +53,15 @@ ONLY = {
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse what would quietly train something else, before anything is read or loaded.
-
-    Raises:
-        UserError: By name, with what to do instead.
-    """
+    """Refuse what would quietly train something else, before anything is read or loaded."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for kind, (why, do) in REFUSED.items():
             if isinstance(callback, kind):
-                raise UserError(f"{type(callback).__name__} does not go with rollouts: {why}", do=do)
+                raise UserError(f"{type(callback).__name__} does not work with rollouts: {why}", do=do)
         if isinstance(callback, lightning.ModelCheckpoint) and callback.save_last and callback.dirpath is None:
             wrong = "Two callbacks would write last.ckpt: ModelCheckpoint with save_last, and the run's own"
             raise UserError(wrong, do="leave save_last out, or give ModelCheckpoint a dirpath")
     for name, (values, do) in ONLY.items():
         value = getattr(trainer, name)
         if value not in values:
-            raise UserError(f"trainer.{name} does not go with rollouts", got=value, do=do)
+            raise UserError(f"trainer.{name} does not work with rollouts", got=value, do=do)

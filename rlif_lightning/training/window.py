@@ -84,11 +84,7 @@ class Window:
         optimizer.zero_grad()  # to None: every optimiser leaves weights without a gradient alone
 
     def check_skipped(self) -> None:
-        """Refuse to go on where step after step is skipped.
-
-        Raises:
-            UserError: Too many in a row were.
-        """
+        """Refuse to go on where step after step is skipped."""
         if self.skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite and were skipped",

@@ -106,7 +106,7 @@ def test_settings_on_the_command_line(command, rlif, small_fit, problems_file):
             {"chat_template": "{{ messages[-1].content }}", "system_prompt": "Be brief."},
             ["leaves the system's message out", "Be brief."],
         ),
-        ({"chat_template_kwargs": {"enable_thinkin": False}}, ["enable_thinkin", "perhaps enable_thinking"]),
+        ({"chat_template_kwargs": {"enable_thinkin": False}}, ["enable_thinkin", "did you mean enable_thinking?"]),
         ({"chat_template_kwargs": {"zzz": 1}}, ["zzz", "a name that the chat template uses"]),
         ({"chat_template_kwargs": {"tokenize": True}}, ["tokenize"]),
         ({"chat_template_kwargs": {"enable_thinking": 1}, "template": "{prompt}"}, ["takes no system prompt"]),

@@ -15,7 +15,15 @@ from rlif_lightning.callbacks import CollapseGuard, RolloutCheckpoint
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.guard.kept_weights import KeptWeights
-from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, Watch, default_rule
+from rlif_lightning.guard.rule import (
+    AGREEMENT,
+    REFERENCE,
+    SIMILARITY,
+    CollapseRule,
+    RuleSettings,
+    Watch,
+    default_rule,
+)
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.trainable import load_trainable, put_weights, save_trainable, trainable_weights
 from rlif_lightning.runs.curves import curves_figure
@@ -145,7 +153,7 @@ def test_missing_values_leave_no_trace():
 
 def test_agreement_that_is_gone_has_fallen():
     """Without labels a rollout in which no completion has an answer logs no agreement at all."""
-    rule = default_rule(warmup=0)
+    rule = default_rule(settings=RuleSettings(warmup=0))
     curve = [{SIMILARITY: 0.5}] * 3 + [{AGREEMENT: 0.5, SIMILARITY: 0.5}] * 3 + [{SIMILARITY: 0.5}] * 3
     decisions = follow(rule, curve)
     assert decisions[-1].verdict == "fired" and decisions[-1].signal == AGREEMENT
@@ -189,7 +197,7 @@ def test_weights_that_may_be_handed_back():
 
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_what_is_needed_was_never_let_go(warmup):
-    rule, kept = default_rule(warmup=warmup), set()
+    rule, kept = default_rule(settings=RuleSettings(warmup=warmup)), set()
     for i, x in enumerate(RISE_AND_FALL):
         rule.update(2 * i, {AGREEMENT: x})
         kept = {n for n in kept | {2 * i} if n in rule.needed_steps}

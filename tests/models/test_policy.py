@@ -131,7 +131,7 @@ def test_rollouts_of_a_run_come_from_the_trained_adapter(folder, problems_file):
         ({"r": 4, "target_modules": ["q_prj"]}, ["does not fit the model", "q_prj"]),
         ({"r": 0, "target_modules": ["q_proj"]}, ["does not fit the model", "r"]),
         ({"ranks": 4}, ["no setting 'ranks'", "peft.LoraConfig"]),
-        ({"r": 4, "lora_alfa": 8}, ["no setting 'lora_alfa'", "perhaps 'lora_alpha'"]),
+        ({"r": 4, "lora_alfa": 8}, ["no setting 'lora_alfa'", "did you mean lora_alpha?"]),
     ],
 )
 def test_lora_settings_that_cannot_work_are_refused(lora, words):

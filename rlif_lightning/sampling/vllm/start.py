@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.models.merging import unties
 
 ENVIRONMENT = {
@@ -40,10 +40,9 @@ def start_engine(config: Any, settings: dict[str, Any], device: torch.device) ->
                 **settings,
             )
         except Exception as error:  # vLLM raises classes of its own, which change between versions
-            lines = str(error).strip().splitlines()
             raise UserError(
                 "vLLM can't start an engine for this model",
-                got=f"{type(error).__name__}: {' '.join(lines[:3])[:500]}",
+                got=said_by_python(error),
                 do="change gpu_memory_utilization, max_model_len or engine of rollout.sampler, or leave it out",
             ) from error
 
