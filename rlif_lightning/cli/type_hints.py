@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -77,6 +77,12 @@ def item_of(hint: Any) -> Any:
 def dataclass_of(hint: Any) -> Any:
     """The dataclass that a hint takes; its fields are settings."""
     return next((part for part in parts_of(hint) if dataclasses.is_dataclass(part)), None)
+
+
+def takes_text(hint: Any, name: str) -> bool:
+    """Whether a setting of the dataclass that a hint takes may be a text."""
+    source = dataclass_of(hint)
+    return source is not None and str in parts_of(get_type_hints(source).get(name))
 
 
 def base_of(hint: Any) -> tuple[Any, int]:
