@@ -61,7 +61,7 @@ def _check(node: Any, above: tuple[int, ...], done: set[int]) -> None:
 
 
 def _refuse_repeated(pairs: list[tuple[Any, Any]]) -> None:
-    """Refuse a name that stands twice; ``a: {b: 1}`` and ``a.b: 2`` are the same setting, ``a`` and ``a+`` are too."""
+    """Refuse a name that stands twice; ``a: {b: 1}`` and ``a.b: 2`` are the same setting, ``a`` and ``a+`` too."""
     for i, (name, value) in enumerate(pairs):
         if not isinstance(name, yaml.ScalarNode):
             raise _error("a name is not a word", name)
