@@ -1,5 +1,6 @@
 """The parser of recipes and settings: shipped names, mistakes in three lines, help with what matters first."""
 
+import json
 from typing import Any, ClassVar, NoReturn
 
 import yaml
@@ -8,9 +9,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rlif_lightning.cli import recipes, strangers
+from rlif_lightning.cli import type_hints as hints
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
 from rlif_lightning.cli.removed import drop_removed
+from rlif_lightning.cli.strict_yaml import is_no_text
 from rlif_lightning.errors import users_mistake
 from rlif_lightning.runs.atomic import replacing
 
@@ -64,7 +67,8 @@ class Parser(LightningArgumentParser):
             RecipeFile.strange = {}
             self._given = list(args or [])
             if self._subcommands_action is None:
-                args = [word for part in recipes.recipes_first(self._given) for word in part]
+                first, others = recipes.recipes_first(self._given)
+                args = [*first, *self._sources_as_json(others)]
         try:
             parsed = super().parse_args(args, *rest, **kwargs)
         except Exception as error:  # a module that a class path names may raise anything
@@ -72,6 +76,22 @@ class Parser(LightningArgumentParser):
         if any(not isinstance(parsed.get(group, parsed), Namespace) for group in self.groups or ()):
             self.error("A group of settings was given as one value")  # which the base class lets through
         return parsed
+
+    def _sources_as_json(self, words: list[str]) -> list[str]:
+        """The words; of a source, a text that YAML would take for a mapping or a comment is given as JSON."""
+        given: list[str] = []
+        setting = ""
+        for word in words:
+            name, equals, value = word.partition("=") if word.startswith("--") else (setting, "", word)
+            source, _, own = name.rpartition(".")
+            action = self._option_string_actions.get(source)
+            if hints.takes_text(getattr(action, "_typehint", None), own) and is_no_text(value):
+                if not equals:
+                    given.pop()
+                word = f"{source}={json.dumps({own: value})}"
+            given.append(word)
+            setting = word if word.startswith("--") and not equals else ""
+        return given
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """As in the base class, without settings that were removed."""

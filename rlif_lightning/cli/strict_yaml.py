@@ -31,6 +31,15 @@ def entries(node: Any) -> dict[str, Any]:
     return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
 
 
+def is_no_text(text: str) -> bool:
+    """Whether YAML takes a text for a mapping (``Q: 1``) or for a comment (``# 1``)."""
+    try:
+        node = yaml.compose(text, LOADER)
+    except yaml.YAMLError:
+        return False
+    return isinstance(node, yaml.MappingNode) or (node is None and bool(text.strip()))
+
+
 def _check(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
     """Refuse what is wrong with a node or anything in it; returns how many nodes it is with aliases written out."""
     if id(node) in above:
@@ -57,12 +66,12 @@ def _check(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
 
 
 def _refuse_repeated(pairs: list[tuple[Any, Any]]) -> None:
-    """Refuse a name that stands twice in a mapping; ``a: {b: 1}`` and ``a.b: 2`` are the same setting, too."""
+    """Refuse a name that stands twice; ``a: {b: 1}`` and ``a.b: 2`` are the same setting, ``a`` and ``a+`` too."""
     for i, (name, value) in enumerate(pairs):
         if not isinstance(name, yaml.ScalarNode):
             raise _error("a name is not a word", name)
         for other, its_value in pairs[:i]:
-            short, long = sorted((str(name.value), str(other.value)), key=len)
+            short, long = sorted((str(n.value).removesuffix("+") for n in (name, other)), key=len)
             group = value if short == name.value else its_value
             if short == long or (long.startswith(f"{short}.") and isinstance(group, yaml.MappingNode)):
                 raise _error(f"'{short}' stands twice, here and in line {other.start_mark.line + 1}", name)

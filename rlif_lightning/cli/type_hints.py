@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -72,6 +72,12 @@ def describe(hint: Any) -> list[str]:
 def item_of(hint: Any) -> Any:
     """The hint of a list's items; None where the hint takes no list."""
     return next((get_args(p)[0] for p in parts_of(hint) if get_origin(p) in (list, Iterable)), None)
+
+
+def takes_text(hint: Any, name: str) -> bool:
+    """Whether a setting of the dataclass that a hint takes may be a text."""
+    source: Any = next(filter(dataclasses.is_dataclass, parts_of(hint)), None)
+    return source is not None and str in parts_of(get_type_hints(source).get(name))
 
 
 def base_of(hint: Any) -> tuple[Any, int]:

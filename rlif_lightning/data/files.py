@@ -57,7 +57,7 @@ def _json(path: Path) -> Rows:
             if not text:
                 continue
             try:
-                found = json.loads(text)
+                found = json.loads(text, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 raise _not_json(error, text, number, path) from error
             for place, row in enumerate(found if listed else [found], number):
@@ -68,6 +68,18 @@ def _json(path: Path) -> Rows:
                 yield where, row
 
 
+class _Twice(ValueError):
+    """A field that stands twice in an object."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _not_json(error: Exception, text: str, number: int, path: Path) -> UserError:
     """What is wrong with a text that begins at a line, and that Python can't read."""
     if isinstance(error, json.JSONDecodeError):
@@ -75,6 +87,9 @@ def _not_json(error: Exception, text: str, number: int, path: Path) -> UserError
         got = text.split("\n")[error.lineno - 1].strip()[:80]
         expected = f"a list of objects, or an object per line ({error.msg} at column {error.colno})"
         return UserError(f"{place} is not JSON", got=got, expected=expected)
+    if isinstance(error, _Twice):
+        place = f"An object of {path}" if text.startswith("[") else f"Line {number} of {path}"
+        return UserError(f"{place} has a field twice", got=error, do="give each a name of its own")
     digits = re.search(rf"\d{{{sys.get_int_max_str_digits() + 1},}}", text)
     place = f"Line {number + text.count(chr(10), 0, digits.start() if digits else 0)} of {path}"
     if digits is None:

@@ -67,12 +67,10 @@ class Source:
 
     def __post_init__(self) -> None:
         """Check the answer's place before any file is read."""
-        if not isinstance(self.gold, str):
-            raise UserError(
-                "data.*.gold is not a text",
-                got=repr(self.gold),
-                do="on the command line write [#] for a leading #, which YAML takes for a comment; or use a file",
-            )
+        for name, value in (("prompt", self.prompt), ("gold", self.gold)):
+            if not isinstance(value, str):
+                do = "put it into quotes: YAML takes what follows a # for a comment"
+                raise UserError(f"data.*.{name} is not a text", got=repr(value), do=do)
         check_where(self.gold)
         if self.limit is not None and self.limit < 1:
             raise UserError("data.*.limit is too small", got=self.limit, expected="1 or more, or null for all rows")

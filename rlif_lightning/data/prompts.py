@@ -83,7 +83,16 @@ class Template:
                 )
             # Not str.format: problems are full of braces.
             return (self.template or "{prompt}").replace("{prompt}", problem.text)
-        return self._chat(tokenizer, problem.messages or [_user(problem.text)], add_generation_prompt=True)
+        messages = problem.messages or [_user(problem.text)]
+        text = self._chat(tokenizer, messages, add_generation_prompt=True)
+        for asked in (m["content"] for m in messages if m["role"] == "user"):
+            if asked.strip() not in text:
+                raise UserError(
+                    f"{problem.place}: the chat template leaves a message of the user out, or changes it",
+                    got=f"{text[-100:]!r} for the message {asked[:60]!r}",
+                    do="take a chat template for such problems, or name one message in data.*.prompt",
+                )
+        return text
 
     def _chat(self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **more: Any) -> str:
         """A conversation by the chat template, after the system prompt where it has none."""

@@ -45,6 +45,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
         ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match.group().translate(_SUPERSCRIPT)}}}"),
+        (r"(\\(?:overline|bar))\s*([0-9])", r"\1{\2}"),
         (
             r"([0-9]{0,99})\.([0-9]{0,99})\\(?:overline|bar)\s*\{([0-9]{1,99})\}",
             lambda match: _repeating(*match.groups()),

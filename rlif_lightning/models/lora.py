@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError, did_you_mean
 from rlif_lightning.models.hub import from_hub, is_local, meta_model
+from rlif_lightning.models.weight_files import check_finite
 from rlif_lightning.models.weight_names import misfit, shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -194,6 +195,7 @@ def add_adapter(model: Any, adapter: StoredAdapter) -> nn.Module:
     policy = add_lora(model, adapter.lora)
     own, stored = _weights(policy), load_file(adapter.folder / WEIGHTS)
     _check_names(own, adapter)
+    check_finite(stored.items(), str(adapter.folder))
     _check_embeddings(policy, {name: stored.pop(name) for name in stored.keys() - own.keys()}, adapter)
     set_peft_model_state_dict(policy, stored)
     if not all(torch.equal(weight, stored[name].to(weight)) for name, weight in _weights(policy).items()):

@@ -21,6 +21,7 @@ from rlif_lightning.models.quantization import check_quantization, check_trainab
 from rlif_lightning.models.references import ReferenceKind, References, frozen_copy, frozen_shares
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
 from rlif_lightning.models.trainable import trainable
+from rlif_lightning.models.weight_files import check_finite
 from rlif_lightning.models.weight_names import misfit, shapes
 
 if TYPE_CHECKING:
@@ -155,9 +156,10 @@ class Policy:
         return self.references.using(kind, self.model)
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse the weights of another model with a :class:`UserError`."""
+        """Refuse the weights of another model, or NaN among them, with a :class:`UserError`."""
         wrong = misfit(shapes(trainable(self.model)), shapes(weights_of(checkpoint)))
         self.identity.check(identity_of(checkpoint), wrong, self.can_train)
+        check_finite(weights_of(checkpoint).items(), "the checkpoint")
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the weights of a checkpoint, unless it is another model's."""

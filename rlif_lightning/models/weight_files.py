@@ -85,7 +85,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], name: str) -> None:
             raise UserError(
                 "The model's weights hold NaN or infinity",
                 got=f"{name}: {weight_name} {list(weight.shape)}",
-                do="give the model from before it was damaged, or copy its files again",
+                do="give the model or the checkpoint from before it was damaged, or copy its files again",
             )
 
 

@@ -117,6 +117,16 @@ def test_help_and_version_import_no_framework():
     assert out.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("text", ["Q: {question}", "# {question}", "Q: # {question}"])
+@pytest.mark.parametrize("form", ["one word", "two words"])
+def test_texts_of_a_source_are_no_yaml_on_the_command_line(form, text, settings):
+    names = ("--data.val.prompt", "--data.val.gold", "--data.answers.completion")
+    given = [[f"{name}={text}"] if form == "one word" else [name, text] for name in names]
+    data = settings("fit", *(word for words in given for word in words), "--config", "quickstart")["data"]
+    assert data["val"]["prompt"] == data["val"]["gold"] == data["answers"]["completion"] == text
+    assert data["val"]["path"] == "toy" and data["answers"]["compare"] == "exact", "the rest stays"
+
+
 def test_print_config_asks_for_no_model(settings):
     config = settings("fit", "--config", "quickstart", "--model.name", NOWHERE)
     assert config["model"]["name"] == NOWHERE
@@ -275,6 +285,10 @@ FILES = {  # a recipe, and what its complaint must hold: always the file, and th
     "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    init_args:\n      k: 1\n      weight: 1\n      k: 2": (
         "line 7",
         "'k' stands twice, here and in line 5",
+    ),
+    "rollout:\n  rewards: [TokenEntropy]\n  rewards+: [Random]": (
+        "line 3",
+        "'rewards' stands twice, here and in line 2",
     ),
     "? [a]\n: 1": ("line 1", "a name is not a word"),
     "model: !!python/name:os.system": ("line 1", "an unknown tag"),

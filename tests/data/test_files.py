@@ -69,6 +69,8 @@ DIGITS = "9" * 5000
         ("a.jsonl", f'{{"a": 1}}\n{{"a": {DIGITS}}}', ["Line 2 of", "too long a number", "5000 digits", "quotes"]),
         ("a.json", f'[{{"a": 1}},\n{{"a": 2}},\n{{"a": {DIGITS}}}]', ["Line 3 of", "too long a number"]),
         ("a.jsonl", '{"a": 1}\n{"a": ' + "[" * 5000, ["Line 2 of", "nested too deeply"]),
+        ("a.jsonl", '{"a": 1}\n{"b": 1, "a": 1, "b": 2}', ["Line 2 of", "a field twice", "got: b"]),
+        ("a.json", '[{"a": {"b": 1, "b": 2}}]', ["An object of", "a field twice", "got: b"]),
         ("a.csv", "a,b,a\n1,2,3\n", ["a.csv has two fields of one name", "a, b, a"]),
         ("a.csv", "a,b\n1,2\n\n1\n", ["Line 4 of", "number of fields", "a, b"]),
         ("a.csv", 'a\n1\n"x', ["Line 3 of", "not CSV"]),

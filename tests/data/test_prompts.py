@@ -137,7 +137,7 @@ def test_templates_that_lose_something_are_refused(settings, part):
 
 
 def test_an_empty_prompt_is_refused(tokenizers):
-    with pytest.raises(UserError, match="no tokens"):
+    with pytest.raises(UserError, match="leaves a message of the user out"):
         encode(tokenizers(), chat_template="{{ '' }}", template="chat")
 
 
@@ -190,6 +190,12 @@ def test_a_conversation_without_a_chat_template_is_refused(template, messages, t
         "data.*.prompt",
     ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("lossy", ["{{ messages[-1].content }}", "{{ messages[0].content }}"])
+def test_a_chat_template_for_single_problems_loses_no_message_of_a_conversation(lossy, tokenizers):
+    with pytest.raises(UserError, match=r"Line 7 of a\.jsonl: the chat template leaves a message of the user out"):
+        encode_conversation(tokenizers(), TURNS, chat_template=lossy)
 
 
 @pytest.mark.parametrize(("template", "text"), [(None, "shown"), ("{prompt}>", "shown>")])

@@ -188,6 +188,15 @@ def test_checkpoints_and_kept_weights_that_lack_one_name_it(model_folder):
         policy.restore({"state_dict": weights, "rlif": vars(policy.identity)})
 
 
+def test_a_checkpoint_that_holds_nan_is_not_used(model_folder):
+    policy = Policy.load(PolicySettings(str(model_folder()), lora=LORA))
+    weights = trainable_weights(policy.model)
+    bad = min(weights)
+    weights[bad][0, 0] = torch.nan
+    with pytest.raises(UserError, match=f"NaN or infinity(.|\n)*the checkpoint: {bad} "):
+        policy.restore({"state_dict": weights, "rlif": vars(policy.identity)})
+
+
 def test_misfits_are_told_one_at_a_time():
     own = {"a.x": [2, 3], "a.y": [3]}
     assert misfit(own, {"a.x": (2, 3), "a.y": torch.Size([3])}) == ""
