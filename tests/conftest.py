@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "rlif-cache"  # one for all processes
     monkeypatch.setenv("RLIF_CACHE", os.environ.get("RLIF_TEST_CACHE", str(root)))
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_taken() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would the commands that tests start."""
+    for name, default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        if getattr(signal, name, None) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), default)
 
 
 @pytest.fixture(autouse=True)
