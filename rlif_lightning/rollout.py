@@ -64,7 +64,6 @@ class Rollout:
     texts: list[str] = field(default_factory=list)  # [N] completions as text
     answers: list[str | None] = field(default_factory=list)  # [N] normalised answers, None: none found
     correct: Tensor | None = None  # [N] float 0/1, None without labels
-    grading_timeouts: int = 0  # answers for which grading had no time left
     votes: list[list[int | None]] = field(default_factory=list)  # [P][>= G] number of each answer's class of
     # equivalent answers within its prompt, None: no answer; the first G are the group, more may vote
     answer_mask: Tensor | None = None  # [N, T] bool: tokens that carry a character of the answer; where asked for
@@ -76,6 +75,7 @@ class Rollout:
     loss_mask: Tensor | None = None  # [N, T] tokens that enter the loss
     surrogate_mask: Tensor | None = None  # [N, T] those of them that learn from the advantage; None: all
     importance: Tensor | None = None  # [N, T] factor of the surrogate, min(policy / engine, cap); None: 1
+    grading_timeouts: int = 0  # answers for which grading had no time left
 
     def statistics(self, annotator: str = "policy") -> TokenStats:
         """Per-token statistics [N, T] of the completions under the sampling policy, or another annotator."""

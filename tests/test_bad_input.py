@@ -117,7 +117,7 @@ def test_broken_choices(row, parts, refused, tmp_path):
         (["--evaluation.predictions=alpaca_eval", "--evaluation.samples=2"], ["one output per instruction"]),
         (["--evaluation.predictions=alpaca"], ["predictions", "alpaca_eval"]),
         (["--data.train.gold=(x"], ["not a valid regular expression"]),
-        (["--data.train.gold=####"], ["not a text", "[#]"]),
+        (["--data.train.gold=####"], ["pattern with one group, not with 0", "got: '####'"]),
         (["--data.answers.completion=(x"], ["not a valid regular expression"]),
         (["--data.answers.completion=x"], ["pattern with one group, not with 0"]),
         (["--data.answers.completion=boxd"], ["boxed"]),
@@ -385,7 +385,7 @@ def test_a_failed_start_leaves_earlier_runs_alone_and_takes_no_number(rlif, smal
     assert content() == before
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "results.json", "checkpoints/last.ckpt", "notes.txt"])
+@pytest.mark.parametrize("name", ["metrics.csv", "results.json", "checkpoints/step=1.ckpt", "notes.txt"])
 def test_a_folder_that_holds_anything_of_worth_is_kept(name, tmp_path):
     folder = tmp_path / "runs/run/1"
     (folder / name).parent.mkdir(parents=True)

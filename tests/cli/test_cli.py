@@ -409,7 +409,10 @@ def test_settings_that_were_removed_are_left_out_where_they_change_nothing(setti
     old.write_text(OLD)
     with pytest.warns(UserWarning, match="removed.*probe.action, model.dropout, model.plain_forward, guard.lag"):
         config = settings("test", "--config", old)
-    assert (config["guard"]["action"], config["completions"]) == ("stop", {"every": 3, "keep": 32})
+    assert (config["guard"]["action"], config["completions"]) == (
+        "stop",
+        {"every": 3, "keep": 32, "limit_mb": 1000},
+    )
     assert config["memory_check"] == {"action": "auto"} and not {"lag", "probe", "show"} & {*config, *config["guard"]}
     with pytest.warns(UserWarning, match="removed"):
         assert "old.yaml, line 1: There is no setting model.dropout any more" in refused("fit", "--config", old)
