@@ -15,6 +15,7 @@ from rlif_lightning.callbacks.logging import collected_metrics, run_logger
 from rlif_lightning.errors import check_ranges, escaped, writing
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import COMPLETIONS
+from rlif_lightning.runs.logger import EVENTS
 
 SHOWN = 4  # completions of a rollout in TensorBoard
 
@@ -67,7 +68,7 @@ class Completions(Callback):
         folder = Path(logger.log_dir)
         if self._has_room(folder, COMPLETIONS):
             logger.attempt(partial(append_rows, folder / COMPLETIONS, rows))
-        if not self._has_room(folder, "events.out.tfevents.*"):
+        if not self._has_room(folder, EVENTS):
             return
         for number, row in enumerate(rows[:SHOWN]):
             logger.log_text(f"completions/{number}", _markdown(row), step)
@@ -76,8 +77,9 @@ class Completions(Callback):
 
     def _has_room(self, folder: Path, files: str) -> bool:
         """Whether files of a run are below the limit."""
-        size = sum(file.stat().st_size for file in folder.glob(files))
-        if self.limit_mb is None or size < self.limit_mb * 10**6:
+        if self.limit_mb is None:
+            return True
+        if sum(file.stat().st_size for file in folder.glob(files)) < self.limit_mb * 10**6:
             return True
         if files not in self._full:
             self._full.add(files)

@@ -1,7 +1,6 @@
 """The logger of a run folder: TensorBoard events and metrics.csv."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rlif_lightning.runs.atomic import truncate_jsonl
 from rlif_lightning.runs.folder import COMPLETIONS, METRICS, SKIPPED
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 
+EVENTS = "events.out.tfevents.*"
 CHARTS = {
     "reward": r"rollout/reward(/.*)?$",
     "self-certainty (nats)": r"rollout/self_certainty$",
@@ -49,6 +49,7 @@ class RunLogger(TensorBoardLogger):
         super().__init__(str(self.folder.parent), name="", version=self.folder.name, default_hp_metric=False)
         self.resume_step = resume_step
         self._metrics: MetricsCSV | None = None
+        self._earlier_events: list[Path] = []
         self.failure: DiskFailure | None = None
         """Why nothing is logged any more."""
 
@@ -60,9 +61,9 @@ class RunLogger(TensorBoardLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
-        """TensorBoard's writer, whose event file is the run's last."""
+        """TensorBoard's writer."""
         if self._experiment is None:
-            date_event_files_back(self.folder)
+            self._earlier_events = sorted(self.folder.glob(EVENTS))
         return super().experiment
 
     def attempt(self, write: Callable[[], object]) -> None:
@@ -131,6 +132,9 @@ class RunLogger(TensorBoardLogger):
             MetricsCSV.truncate(path, self.resume_step)
             for name in (COMPLETIONS, SKIPPED):
                 truncate_jsonl(self.folder / name, self.resume_step)
+            writer.flush()
+            for own in {*self.folder.glob(EVENTS)} - {*self._earlier_events}:
+                date_event_files_back(self._earlier_events, own)
         # TensorBoard forgets older events from this mark on. SummaryWriter(purge_step=...) writes the same, but
         # Lightning opens the writer before it loads the checkpoint. A new run is marked too: TensorBoard takes its
         # first mark for the run's beginning and forgets nothing.
@@ -141,15 +145,18 @@ class RunLogger(TensorBoardLogger):
         return self._metrics
 
 
-def date_event_files_back(folder: Path) -> None:
-    """Rename event files that a new one would not follow.
+def date_event_files_back(files: Sequence[Path], new: Path) -> None:
+    """Rename a run's event files that would not stand before a new one.
 
     TensorBoard reads a run's event files in the order of their names, which hold the second of their creation: a
     run that goes on within that second, or after the clock was set back, would be read before its own beginning.
+
+    Args:
+        files: The earlier event files, in the order of their names.
+        new: The new one.
     """
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    first = int(time.time()) - len(files)
-    if files and files[-1].name.split(".")[3] >= f"{first + len(files):010d}":
+    if files and files[-1].name > new.name:
+        first = int(new.name.split(".")[3]) - len(files)
         for second, file in enumerate(files, first):
             name = file.name.split(".")
             file.rename(file.with_name(".".join([*name[:3], f"{second:010d}", *name[4:]])))
