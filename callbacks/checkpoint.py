@@ -22,7 +22,15 @@ from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
 from rlif_lightning.runs import signals
 from rlif_lightning.runs.atomic import copy_file, sync
-from rlif_lightning.runs.folder import CHECKPOINTS, COMPLETIONS, CONFIG, LAST_CHECKPOINT, METRICS, SKIPPED
+from rlif_lightning.runs.folder import (
+    CHECKPOINTS,
+    COMPLETIONS,
+    CONFIG,
+    LAST_CHECKPOINT,
+    METRICS,
+    SKIPPED,
+    numbered_checkpoints,
+)  # fmt: skip
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -165,7 +173,7 @@ class RolloutCheckpoint(Checkpoint):
     @staticmethod
     def _give_up(folder: Path, step: int) -> dict[int, Path]:
         """Remove numbered checkpoints from a step on; returns the others."""
-        steps = {int(p.stem[5:]): p for p in folder.glob("step=*.ckpt") if p.stem[5:].isdecimal()}
+        steps = numbered_checkpoints(folder)
         for n in [n for n in steps if n >= step]:
             steps.pop(n).unlink()
         return steps

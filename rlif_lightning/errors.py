@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""What a command ends with where a user, a disk or another process is to blame, and what other exceptions say."""
 
 import difflib
 import errno

@@ -6,7 +6,6 @@ against the settings and their type hints; wrong is what jsonargparse refuses wh
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from textwrap import shorten
 from typing import Any
@@ -173,7 +172,7 @@ class MistakeFinder:
         if hint is None or hints.accepts(hint, _value(node)):
             return
         item, is_mapping = hints.item_of(hint), isinstance(node, yaml.MappingNode)
-        source: Any = next(filter(is_dataclass, hints.parts_of(hint)), None)
+        source = hints.dataclass_of(hint)
         base, skip = hints.base_of(item if is_mapping and item else hint)
         if item is not None and isinstance(node, yaml.SequenceNode):
             for part in node.value:

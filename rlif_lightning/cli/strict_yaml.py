@@ -59,7 +59,6 @@ def _check(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
         raise _error(f"{size:,} values, aliases written out", node)
     if is_mapping:
         _refuse_repeated(node.value)
-    if is_mapping:
         yaml.constructor.SafeConstructor().flatten_mapping(node)
         node.value = list({str(name.value): (name, value) for name, value in node.value}.values())  # own ones win
     return size

@@ -74,9 +74,14 @@ def item_of(hint: Any) -> Any:
     return next((get_args(p)[0] for p in parts_of(hint) if get_origin(p) in (list, Iterable)), None)
 
 
+def dataclass_of(hint: Any) -> Any:
+    """The dataclass that a hint takes, None where it takes none."""
+    return next(filter(dataclasses.is_dataclass, parts_of(hint)), None)
+
+
 def takes_text(hint: Any, name: str) -> bool:
     """Whether a setting of the dataclass that a hint takes may be a text."""
-    source: Any = next(filter(dataclasses.is_dataclass, parts_of(hint)), None)
+    source = dataclass_of(hint)
     return source is not None and str in parts_of(get_type_hints(source).get(name))
 
 

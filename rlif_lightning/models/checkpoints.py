@@ -18,7 +18,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.models.identity import Identity
 from rlif_lightning.models.trainable import Weights, load_trainable
 from rlif_lightning.runs.atomic import replacing
-from rlif_lightning.runs.folder import LAST_CHECKPOINT
+from rlif_lightning.runs.folder import LAST_CHECKPOINT, numbered_checkpoints
 
 KEPT = ".safetensors"  # the suffix of weights that the collapse guard has kept
 OURS = "a checkpoint as `rlif fit` writes it, such as runs/quickstart/1/checkpoints/last.ckpt"
@@ -90,7 +90,7 @@ def newest_whole(path: Path) -> Path:
 
 def _whole_beside(path: Path) -> Iterator[Path]:
     """Checkpoints of the same run that are whole, the newest first."""
-    steps = {int(p.stem[5:]): p for p in path.parent.glob("step=*.ckpt") if p.stem[5:].isdecimal()}
+    steps = numbered_checkpoints(path.parent)
     for other in [path.with_name(LAST_CHECKPOINT), *(steps[n] for n in sorted(steps, reverse=True))]:
         if other != path:
             try:

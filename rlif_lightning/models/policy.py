@@ -157,9 +157,10 @@ class Policy:
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse the weights of another model, or NaN among them, with a :class:`UserError`."""
-        wrong = misfit(shapes(trainable(self.model)), shapes(weights_of(checkpoint)))
+        weights = weights_of(checkpoint)
+        wrong = misfit(shapes(trainable(self.model)), shapes(weights))
         self.identity.check(identity_of(checkpoint), wrong, self.can_train)
-        check_finite(weights_of(checkpoint).items(), "the checkpoint")
+        check_finite(weights.items(), "the checkpoint")
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the weights of a checkpoint, unless it is another model's."""

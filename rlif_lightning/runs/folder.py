@@ -135,6 +135,11 @@ def keep_settings(run: Path, step: int) -> str:
     return settings.decode()
 
 
+def numbered_checkpoints(folder: Path) -> dict[int, Path]:
+    """Step to file of the ``step=<n>.ckpt`` in a folder."""
+    return {int(path.stem[5:]): path for path in folder.glob("step=*.ckpt") if path.stem[5:].isdecimal()}
+
+
 def check_run_folder(folder: Path, file: str) -> None:
     """Refuse a folder that lacks a file which every run has, and name run folders below it."""
     if (folder / file).is_file():
