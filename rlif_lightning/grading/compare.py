@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from rlif_lightning.grading.normalise import (
     LETTER,
     MAX_ANSWER,
+    MONEY,
     depths,
     key,
     measured,
@@ -37,7 +38,7 @@ _TOO_HIGH = re.compile(
     rf"|{_RAISED}[{{(][^{{}}]*!"  # a^{n!}
     rf"|\(\s*\([^()]*\)\s*{_RAISED}(?:\{{[^{{}}]*\}}|[A-Za-z0-9]+)\s*\)\s*{_RAISED}"  # ((a)^b)^c
 )
-_UNION = re.compile(r"\\(?:cup|cap)(?![A-Za-z])|[\u222a\u2229]")
+_UNION = re.compile(r"\\(?:cup|cap)(?![A-Za-z])|[\u222a\u2229]|\bor\b")
 _TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
@@ -106,8 +107,10 @@ class Rule(NamedTuple):
         if _SPACES.sub("", gold) == _SPACES.sub("", answer):
             return bool(answer.strip())
         (wanted, unit), (given, other) = measured(gold, self.unit), measured(answer, self.unit)
-        if other and (unit or unit_words(self.unit or "")) not in ((), other):
+        if units_differ(unit or unit_words(self.unit or ""), other):
             return False
+        if wanted.endswith("%") != given.endswith("%") and (other if wanted.endswith("%") else unit):
+            return False  # 18 dollars are not 18 %
         wanted, given = _without_names(wanted, given)
         number = as_number(wanted)
         if not unit and not LETTER.search(wanted):
@@ -125,6 +128,19 @@ class Rule(NamedTuple):
         if _GLUED.search(given) or {"point", "several"} == {_holds(wanted), _holds(given)}:
             return False
         return self.symbolic(wanted, given, absolute, self.relative)
+
+
+def same_text(gold: str, answer: str, unit: str | None) -> bool:
+    """Whether two answers are one text after normalisation, and their units, if both have some, too."""
+    (wanted, one), (given, other) = measured(gold, unit), measured(answer, unit)
+    return key(wanted) == key(given) and not units_differ(one or unit_words(unit or ""), other)
+
+
+def units_differ(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two answers name different units; 18 dollars may be 18 dollars per hour, but 5 m are not 5 m/s."""
+    short, long = sorted((one, other), key=len)
+    is_amount = len(short) == 1 and short[0] in MONEY and short[0] in long
+    return bool(short) and one != other and not is_amount
 
 
 def _without_names(one: str, other: str) -> tuple[str, str]:

@@ -3,8 +3,10 @@
 The worker process alone imports this module, and with it sympy and math-verify.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import sympy
@@ -13,6 +15,7 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Relational
 from sympy.functions.elementary.trigonometric import TrigonometricFunction
+from sympy.logic.boolalg import BooleanFunction
 
 from rlif_lightning.grading.number import DECIMAL_PRECISION
 
@@ -23,17 +26,48 @@ MAX_DEGREE = 8  # of an equation that is solved
 # `clean` has taken the units away; math-verify would take 3t for three of something.
 _NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
 _READING = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=_NORMALIZATION)]
+_JOINED = tuple(
+    (re.compile(rf"\\(?:text|mathrm|mbox)\s*\{{\s*{word}\s*\}}|(?<![A-Za-z\\]){word}(?![A-Za-z]){signs}"), kind)
+    for word, signs, kind in (
+        ("or", r"|\\(?:cup|lor|vee)(?![A-Za-z])", sympy.Or),
+        ("and", r"|\\(?:cap|land|wedge)(?![A-Za-z])", sympy.And),
+    )
+)
+_UNEQUAL = re.compile(r"[<>]|\\[lgn]eq(?![A-Za-z])")
+_LETTERS = re.compile(r"\\mathbb\s*\{[A-Z]\}|\\[A-Za-z]+|[A-Za-z]")
+_SPARE = "qwuvzjhgkplmnosrtyabcfx"
+_MIXED = re.compile(r"(?<![0-9.^_}])([0-9]+)\\frac\{([0-9]+)\}\{([0-9]+)\}")
 
 
 def formulas_equal(gold: str, answer: str, absolute: float = 0.0, relative: float = 0.0) -> bool:
     """Compare two formulas; numbers in them may have the given differences."""
-    wanted, given = _parsed(gold), _parsed(answer)
+    wanted, given = map(_parsed, _one_case(gold, answer))
     return wanted is not None and given is not None and _same(wanted, given, absolute, relative)
+
+
+def _one_case(*formulas: str) -> Iterable[str]:
+    """The formulas with other letters for the capitals that stand next to their small letters.
+
+    math-verify reads all letters as small ones: it would take `R-r` for 0.
+    """
+    letters = [set(_LETTERS.findall(formula)) for formula in formulas]
+    mixed = sorted({x for found in letters for x in found if x.isupper() and x.lower() in found})
+    spare = [x for x in _SPARE if not any({x, x.upper()} & found for found in letters)]
+    names = dict(zip(mixed, spare, strict=False))
+    return (_LETTERS.sub(lambda match: names.get(match[0], match[0]), formula) for formula in formulas)
 
 
 @lru_cache(maxsize=1024)
 def _parsed(formula: str) -> Any:
     """What a formula says in sympy, or None: letters are real, but next to the imaginary unit `i`."""
+    for word, kind in _JOINED:
+        parts = word.split(formula)
+        if len(parts) > 1 and all(map(_UNEQUAL.search, parts)) and all(map(_relations, map(_parsed, parts))):
+            return kind(*map(_parsed, parts), evaluate=False)
+    first, *rest = formula.split("=")
+    if len(rest) > 1 and first.strip() == rest[-1].strip():
+        return None  # math-verify would read 1 = 0 = 1 as 1
+    formula = _MIXED.sub(r"(\1+\\frac{\2}{\3})", formula)
     text = f"${formula.replace('$', '')}$".replace("\n", " ")
     found = parse(text, _READING, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
     if not found or not isinstance(found[0], sympy.Basic | sympy.MatrixBase):
@@ -57,6 +91,10 @@ def _same(gold: Any, answer: Any, absolute: float = 0.0, relative: float = 0.0) 
         x.args[0] if isinstance(x, sympy.FiniteSet) and len(x) == 1 and _relations(x.args[0]) else x
         for x in (gold, answer)
     )
+    if isinstance(gold, sympy.FiniteSet) != isinstance(answer, sympy.FiniteSet) and _paired(
+        gold.args, answer.args, same
+    ):
+        return True  # of inequalities: `x<1, x>2` does not say how they are joined
     if _relations(gold) or _relations(answer):
         return _same_relation(gold, answer, same)
     if both(sympy.MatrixBase):
@@ -93,8 +131,8 @@ def _same_value(gold: Any, answer: Any, absolute: float, relative: float) -> boo
         wanted, given = sympy.N(wanted, DIGITS), sympy.N(given, DIGITS)
         if not all(x.is_number and x.is_finite for x in (wanted, given)):
             return None
-        relative = max(relative, float(DECIMAL_PRECISION)) if rounded else relative
-        return bool(abs(wanted - given) <= max(absolute, relative * abs(wanted)))
+        rounding = float(DECIMAL_PRECISION) * max(abs(wanted), abs(given)) if rounded else 0.0
+        return bool(abs(wanted - given) <= max(absolute, relative * abs(wanted), rounding))
     return _is_zero(wanted - given)
 
 
@@ -129,15 +167,15 @@ def _point(letters: Iterable[Any], row: int) -> dict[Any, Any]:
 def _relations(statement: Any) -> tuple[Any, ...]:
     """The equations or inequalities that a statement consists of, as `1 < x < 2` of two; empty for anything else.
 
-    Of a chain `a = b = c` the ends count.
+    Of a chain `a = b = c` the ends count; `x < 1 or x > 2` is one statement.
     """
-    is_chain = isinstance(statement, sympy.And)
-    parts = tuple(getattr(statement, "_unsorted_args", statement.args)) if is_chain else (statement,)
-    if not all(isinstance(part, Relational) for part in parts):
-        return ()
-    if len(parts) > 1 and all(part.rel_op == "==" for part in parts):
-        return (sympy.Eq(parts[0].lhs, parts[-1].rhs, evaluate=False),)
-    return parts
+    if isinstance(statement, sympy.And):
+        parts = tuple(getattr(statement, "_unsorted_args", statement.args))
+        if all(isinstance(part, sympy.Eq) for part in parts):
+            return (sympy.Eq(parts[0].lhs, parts[-1].rhs, evaluate=False),)
+        relations = [_relations(part) for part in parts]
+        return tuple(chain(*relations)) if all(relations) else ()
+    return (statement,) if isinstance(statement, Relational | sympy.Or) else ()
 
 
 def _letters(parts: Iterable[Any]) -> set[Any]:
@@ -148,23 +186,38 @@ def _same_relation(gold: Any, answer: Any, same: Callable[[Any, Any], bool]) -> 
     """Compare two statements, or a statement with the set or the value that it says of its letter."""
     wanted, given = _relations(gold), _relations(answer)
     if wanted and given:
-        if len(wanted) == len(given) and all(any(_equivalent(x, y, same) for y in given) for x in wanted):
+        if _paired(wanted, given, same):
             return True
         if _letters(wanted) != _letters(given) or (found := _solutions(wanted)) is None:
             return False
         return (others := _solutions(given)) is not None and same(found, others)
     parts, other = (wanted, answer) if wanted else (given, gold)
     if isinstance(other, sympy.Set):  # an answer that is still to be solved is none
-        solved = wanted or all(x.lhs.is_Symbol or x.rhs.is_Symbol for x in given)
+        solved = wanted or all(x.lhs.is_Symbol or x.rhs.is_Symbol for part in given for x in part.atoms(Relational))
         return bool(solved) and (found := _solutions(parts)) is not None and same(other, found)
-    # x + y = 7 and 2 + 3 = 5 state a value; 1 = 1, 1 = 2, 1 = x do not, nor 2x = 4 where it is the right answer.
+    if len(parts) > 1 or not isinstance(parts[0], sympy.Eq):
+        return False
+    # x + y = 7 and 2 + 3 = 5 state a value; 1 = 1, 1 = 2, 1 = x, x + 1 = x do not, nor 2x = 4 as the right answer.
     left, right = parts[0].args
-    states = (left.free_symbols and (not wanted or is_expr_of_only_symbols(left))) or same(left, right)
-    return bool(states) and len(parts) == 1 and parts[0].rel_op == "==" and left != right and same(other, right)
+    if left == right or (left.is_Number and right.is_Number):
+        return False
+    own = left.free_symbols - right.free_symbols
+    states = (own and (not wanted or is_expr_of_only_symbols(left))) or same(left, right)
+    return bool(states) and same(other, right)
+
+
+def _paired(some: Sequence[Any], others: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
+    return len(some) == len(others) and all(any(_equivalent(x, y, same) for y in others) for x in some)
 
 
 def _equivalent(one: Any, other: Any, same: Callable[[Any, Any], bool]) -> bool:
-    """Whether two relations have the same sides, or differences of their sides that are proportional."""
+    """Whether two relations have the same sides, or differences of their sides that are proportional.
+
+    The differences must have values that vary: 1 and 2 are those of `x + 1 = x` and `x + 2 = x`, which say nothing.
+    """
+    if not (isinstance(one, Relational) and isinstance(other, Relational)):
+        joined = isinstance(one, BooleanFunction) and type(one) is type(other)
+        return joined and _paired(one.args, other.args, same)
     one, other = (x.reversed if x.rel_op in (">", ">=") else x for x in (one, other))
     if one.rel_op != other.rel_op:
         return False
@@ -182,7 +235,8 @@ def _equivalent(one: Any, other: Any, same: Callable[[Any, Any], bool]) -> bool:
         scale, other_scale = (x.subs(_point(letters, row)) for x in (difference, other_difference))
         if _is_zero(scale) is False and _is_zero(other_scale) is False:
             same_side = either_way or (scale * other_scale).is_positive
-            return bool(same_side and _is_zero(difference * other_scale - other_difference * scale))
+            varies = _is_zero(difference - scale) is False and _is_zero(other_difference - other_scale) is False
+            return bool(same_side and varies and _is_zero(difference * other_scale - other_difference * scale))
     return False
 
 

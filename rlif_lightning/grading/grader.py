@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.answers import AnswerFormat, Gold
-from rlif_lightning.grading.compare import Rule, too_costly
+from rlif_lightning.grading.compare import Rule, same_text, too_costly
 from rlif_lightning.grading.literals import canonical_literal, same_literal
-from rlif_lightning.grading.normalise import answer_key, clean, normalise, split_answers
+from rlif_lightning.grading.normalise import answer_key, clean, split_answers
 from rlif_lightning.grading.process import STARTUP_SECONDS, WorkerProcess
 
 REMEMBERED = 50_000
@@ -120,7 +120,7 @@ class Grader:
             return None
         if self.format.several == "one" or self.format.compare == "text":
             return answer_key(clean(answer)) or None
-        keys = [answer_key(part) for part in split_answers(answer)]
+        keys = [answer_key(clean(part)) for part in split_answers(answer)]
         if self.format.several == "set":
             keys = sorted(set(keys))
         return ",".join(filter(None, keys)) or None
@@ -133,7 +133,7 @@ class Grader:
         if self.format.compare == "exact" or too_costly(answer):
             return answer.strip() == gold.text.strip()
         if self.format.compare == "text":
-            return normalise(answer, gold.unit) == normalise(gold.text, gold.unit)
+            return same_text(gold.text, answer, gold.unit)
         if (answer, gold) not in self._verdicts:
             if len(self._verdicts) >= REMEMBERED:
                 self._verdicts.clear()

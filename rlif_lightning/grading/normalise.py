@@ -1,4 +1,4 @@
-r"""Bring an answer into one form: `clean` keeps it valid LaTeX, `normalise` makes a key to compare by.
+r"""Bring an answer into one form: `clean` keeps it valid LaTeX, `key` is what it is compared by.
 
 Every pattern is simple and the callers cap the length, so hostile answers cost nothing here.
 """
@@ -16,17 +16,28 @@ _UNICODE = str.maketrans({
     "\u2212": "-", "\u2013": "-", "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u00f7": "/",
     "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u03c0": r"\pi ", "\u221e": r"\infty ",
     "\u00b0": r"^{\circ}", "\u2264": r"\leq ", "\u2265": r"\geq ", "\u2260": r"\neq ", "\u2208": r"\in ",
-    "\u222a": r"\cup ", "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
+    "\u222a": r"\cup ", "\u2205": r"\emptyset ",
+    "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
 })  # fmt: skip
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 _WRAPPERS = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname|rm)(?![A-Za-z])"
 
+MONEY = ("dollar", "euro", "yen", "rupee", "cent")
+_CURRENCIES = dict(zip("$€¥₹¢£", (*MONEY, "lb"), strict=True))
+_CURRENCY = re.compile(r"(?<=\\)\$|[€£¥₹¢]|^(?:[-+]|US)?\s?\$(?=[^$]+$)")  # $18$ is a formula, $18 an amount
+_VALUE = r"(?:[0-9]|\\(?:[dt]?frac|sqrt|pi)(?![A-Za-z]))"
+_FRAC_PART = r"(\\pi(?![A-Za-z])|[0-9A-Za-z])"
+
 _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\+\$|[$€£¥₹¢]", ""),
-        (r"^(?:USD|US|EUR|GBP|Rs)\b\.?\s*(?=[-0-9.])|(?<=^-)(?:USD|EUR|GBP)\s?(?=[0-9.])", ""),
+        (r"^(-?)(?:US|Rs\.?)\s*(?=[-0-9.])", r"\1"),
+        (r"^(-?)(USD|EUR|GBP)\.?\s*(-?[0-9.].*)$", r"\1\3 \2"),
+        (r"^(?:=|\\approx(?![A-Za-z])|\u2248)\s*", ""),
+        (rf"^(?:{_WRAPPERS}\s*\{{\s*\([A-E]\)\s*\}}|\([A-E]\)(?=[\s\\]))(?:\s|\\ |~)*(?=-?{_VALUE})", ""),
+        (r"(?<=[0-9])\{,\}(?=[0-9]+)(?![0-9]{3}(?![0-9]))", "."),  # 3{,}14, but 1{,}000
         (r",\s*\\!\s*|\{,\}", ","),
         (r"(?<!\\)\\!", ""),
         (r"(?<=[0-9])(?:\\[,;: ]|~)\s*(?=[0-9]{3}(?![0-9]))", ""),
@@ -52,8 +63,12 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         ),
         (r"\*\*", "^"),
         (r"\*", r"\\cdot "),
-        (r"\\frac\s*([0-9A-Za-z])", r"\\frac{\1}"),
-        (r"(\\frac\s?\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),
+        (rf"\\frac\s*{_FRAC_PART}", r"\\frac{\1}"),
+        (rf"(\\frac\s?\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})\s*{_FRAC_PART}", r"\1{\2}"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"(?<=[0-9])\s*\^?\s*\{?\s*\\(?:text|mathrm)\s*\{\s*(?:st|nd|rd|th)\s*\}{1,2}$", ""),
+        (r"(?<=[0-9])\s?x\s?(?=10\s?\^)", r"\\times "),
+        (r"\^\s*\{?\s*\\circ\s*\}?\s*([CF])$", r"\\text{\1}"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\s*(?<![A-Za-z\\])degrees?$", ""),
         (r"\s*(?:\\?%|\\text\s*\{\s*per\s?cent\s*\}|(?<![A-Za-z])per\s?cent(?![A-Za-z]))", r"\\%"),
         (r"(?<![0-9A-Za-z.\\])([0-9]+(?:\.[0-9]+)?)[eE]\+?(-?[0-9]+)(?![0-9A-Za-z.])", r"\1 \\times 10^{\2}"),
@@ -67,11 +82,11 @@ _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _THOUSANDS_ONLY = re.compile(r"[-+]?\s?[0-9]{1,3}(?:,[0-9]{3}|(?: [0-9]{3})(?=[ .\\]|$))+(?:\.[0-9]+)?\s?(?:\\%)?")
 _WRAPPED = re.compile(rf"{_WRAPPERS}\s*\{{([^{{}}]*)\}}")
 _UNIT = re.compile(
-    rf"(?<=[0-9A-Za-z}})\]])[\s/]*(?:\\cdot\s*)?{_WRAPPERS}\s*\{{(?!\s*[iexyznkabcdf]\s*\}})[^{{}}]*\}}"
+    rf"(?<=[0-9A-Za-z}})\]%])[\s/]*(?:\\cdot\s*)?{_WRAPPERS}\s*\{{(?!\s*[iexyznkabcdf]\s*\}})[^{{}}]*\}}"
     r"\s*(?:\^\s*\{?\s*-?[0-9]\s*\}?)?$"
 )
 _BARE_UNIT = re.compile(
-    r"(?P<head>.*?(?:[0-9)}\]]|\\pi(?= )))"
+    r"(?P<head>.*?(?:[0-9)}\]%]|\\pi(?= )))"
     r"(?P<unit>\s?[A-Za-z]+(?:(?:\s?[/-]\s?|\s?\\cdot\s?|\. ?| )[A-Za-z]+|\^\{?-?[0-9]\}?)*)\.?"
 )
 _NO_UNIT = re.compile(
@@ -82,15 +97,18 @@ _SPELT = {
     for names in (
         "m meter metre", "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre",
         "in inch inche", "ft foot feet", "yd yard", "mi mile", "2 square sq", "3 cubic cu", "l liter litre",
-        "ml milliliter", "mg milligram", "g gram", "kg kilogram", "oz ounce", "lb pound", "s sec second",
-        "min minute", "h hr hour", "am", "pm", "mph",
+        "ml milliliter", "mg milligram", "g gram", "kg kilogram", "oz ounce", "lb pound gbp", "s sec second",
+        "min minute", "h hr hour", "am", "pm", "dollar usd buck", "euro eur", "cent", "yen yuan", "rupee",
     )
     for name in names.split()
 }  # fmt: skip
+_ABBREVIATED = re.compile(r"\b([apu])\.\s?([ms])\b\.?")  # a.m., p.m., U.S.
+_FIGURES = re.compile(r"\s*-?[0-9.,:]+(?:\s*\\(?:times|cdot)\s*10\s*\^\S*)?")
 _FACTORS = ("mg", "ml", "mi", "in", "am", "pm")
 LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _CHOICE = re.compile(r"^\(([A-Z])\)$")
 _JOINTS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_KEPT_SPACE = re.compile(r"(?<=[0-9]) (?=[0-9])| (?=(?:and|or) )|(?<= and) |(?<= or) ")  # 1 4/5 is not 14/5
 _ASSIGNED = re.compile(
     r"(?P<name>[A-Za-z\\(][A-Za-z0-9\\_{}', ()]{0,40}?)\s*"
     rf"(?:=(?:(?:(?!{_JOINTS.pattern})[^=<>,;])+=)*|\\in(?![A-Za-z]))\s*(?P<rest>[^=<>].*)",
@@ -119,13 +137,17 @@ def measured(answer: str, unit: str | None = None) -> tuple[str, tuple[str, ...]
         text, units = _trim(found[0]), f"{found[1]} {units}"
     if _THOUSANDS_ONLY.fullmatch(text):
         text = re.sub("(?<=[0-9])[, ]", "", text)
-    return text, unit_words(units)
+    words = unit_words(units)
+    money = unit_words(" ".join({_CURRENCIES[mark[-1]] for mark in _CURRENCY.findall(answer.strip())}))
+    return text, tuple(sorted((*words, *set(money).difference(words))))
 
 
 def unit_words(unit: str) -> tuple[str, ...]:
     """The words of a unit in one spelling and order: `square meters`, `m^2` and `metre^2` are one."""
-    words = re.findall(r"[a-z]+|[0-9]", _WRAPPED.sub(r"\1", _rewritten(unit)).replace(r"\cdot", " ").lower())
-    single = [word.removesuffix("s") if len(word) > 2 else word for word in words if word != "per"]
+    text = _WRAPPED.sub(r"\1", _rewritten(unit)).replace(r"\cdot", " ").lower()
+    text = _ABBREVIATED.sub(r"\1\2", text).replace("mph", "mi h")
+    words = re.findall(r"[a-z]+|[0-9]", text)
+    single = [word.removesuffix("s") if len(word) > 2 else word for word in words if word not in ("per", "us")]
     return tuple(sorted(_SPELT.get(word, word) for word in single))
 
 
@@ -143,13 +165,8 @@ def _split_unit(text: str, usual: tuple[str, ...]) -> tuple[str, str] | None:
         return head, unit
     # 5 mg is a mass, \frac{1}{2} mg half a weight
     sure = long or any(len(word) > 1 and word not in _FACTORS for word in words)
-    known = all(word in _SPELT for word in words) and (sure or (spaced and re.fullmatch(r"\s*-?[0-9.,]+", value)))
+    known = all(word in _SPELT for word in words) and (sure or (spaced and _FIGURES.fullmatch(value)))
     return (head, unit) if known else None
-
-
-def normalise(answer: str, unit: str | None = None) -> str:
-    """`key` of an answer as it was written, which may have the given unit."""
-    return key(measured(answer, unit)[0])
 
 
 def key(text: str) -> str:
@@ -162,8 +179,7 @@ def key(text: str) -> str:
         return str(number)
     text = _WRAPPED.sub(r"\1", text)
     text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text) if "(" not in text else text
-    text = re.sub(r"(?<=[0-9]) (?=[0-9])", "\0", text)  # 1 4/5 is not 14/5
-    text = re.sub(r"\s+", "", text).replace("\0", " ")
+    text = _KEPT_SPACE.sub("\0", re.sub(r"\s+", " ", text)).replace(" ", "").replace("\0", " ")
     text = re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)
     text = _CHOICE.sub(r"\1", text.removesuffix(r"\%").removeprefix("+"))
     return str(as_number(text) or text)
@@ -179,7 +195,8 @@ def without_name(answer: str) -> tuple[str | None, str]:
     r"""Split a cleaned `x = 5` into `x` and `5`, also `f(x) = ...` and `x \in ...`; other texts have no name."""
     match = _ASSIGNED.fullmatch(answer)
     name, rest = match.group("name", "rest") if match else ("", "")
-    if not match or "=" in rest or name.strip() == rest.strip() or name.count("{") != name.count("}"):
+    itself = "=" in answer and re.search(rf"(?<![A-Za-z\\]){re.escape(name.strip())}(?![A-Za-z_{{])", rest)
+    if not match or "=" in rest or itself or name.count("{") != name.count("}"):  # x = x + 1 is no value of x
         return None, answer
     return re.sub(r"\s+", "", name), rest
 
@@ -228,4 +245,4 @@ def _rewritten(text: str) -> str:
 
 
 def _trim(text: str) -> str:
-    return text.strip().rstrip(".,;: ").lstrip(",; ")
+    return text.strip().rstrip(".,;: \\").lstrip(",; ")

@@ -7,8 +7,8 @@ from fractions import Fraction
 MAX_DIGITS = 400
 """Longer numbers and larger exponents of ten are not read as numbers."""
 
-DECIMAL_PRECISION = Fraction(1, 1_000_000)
-"""A decimal equals what it is rounded from within this relative difference: 0.333333 is 1/3."""
+DECIMAL_PRECISION = Fraction(1_000_001, 10**12)
+"""A decimal equals what it is rounded from within this relative difference: 0.333333 is 1/3, in floats too."""
 
 _INTEGER = r"[0-9]{1,400}"
 _DECIMAL = rf"(?:{_INTEGER}\.?[0-9]{{0,400}}|\.{_INTEGER})"
@@ -64,11 +64,10 @@ def same_number(gold: Number, answer: Number, *, absolute: float = 0.0, relative
     Integers and fractions are compared exactly. Where either side is a decimal, `DECIMAL_PRECISION` applies. Where
     only one side is in per cent, 50 % may be 50 or 1/2.
     """
-    share = Fraction(relative)
-    if gold.decimal or answer.decimal:
-        share = max(share, DECIMAL_PRECISION)
+    precision = DECIMAL_PRECISION if gold.decimal or answer.decimal else 0
     for scale in (1, 100) if gold.percent != answer.percent else (1,):
         wanted, value = (x.value / (scale if x.percent else 1) for x in (gold, answer))
-        if abs(wanted - value) <= max(Fraction(absolute), share * abs(wanted)):
+        rounding = precision * max(abs(wanted), abs(value))
+        if abs(wanted - value) <= max(Fraction(absolute), Fraction(relative) * abs(wanted), rounding):
             return True
     return False

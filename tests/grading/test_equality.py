@@ -104,6 +104,50 @@ EQUAL = r"""
     e^{i\pi/3} ~ \frac12+\frac{\sqrt3}{2}i
     \sin 30^\circ ~ \frac12
     90^\circ ~ 90
+    x<2 or x>3 ~ (-\infty,2)\cup(3,\infty)
+    x<2 \text{ or } x>3 ~ (-\infty,2)\cup(3,\infty)
+    x<2 \cup x>3 ~ x>3 \lor x<2
+    x<2 or x>3 ~ x<2, x>3
+    x \leq -1 or x \geq 2 ~ (-\infty,-1]\cup[2,\infty)
+    1<x<2 or x>3 ~ (1,2)\cup(3,\infty)
+    x<-1 or x>1 ~ |x|>1
+    x<1 or x>1 ~ x \neq 1
+    x<2 or y>3 ~ y>3 or x<2
+    x>1 and x<2 ~ 1<x<2
+    R^2-r^2 ~ (R-r)(R+r)
+    4\pi r^2 ~ 4\pi R^2
+    x+x=2x ~ 2x
+    \frac13 ~ 0.333333
+    \{\frac13,2\} ~ \{2,0.333333\}
+    1\frac{1}{2}x ~ \frac{3x}{2}
+    \frac\pi4 ~ \arctan 1
+    \frac{\sqrt{2}}2 ~ \frac{1}{\sqrt2}
+    3{,}14 ~ 3.14
+    1{,}234 ~ 1234
+    6.02 x 10^23 ~ 6.02e23
+    \textbf{(B)}\ 12 ~ 12
+    (C) \frac12 ~ 0.5
+    =5 ~ 5
+    x \approx 3.14 ~ \approx 3.14
+    5^{\text{th}} ~ 5
+    5\\ ~ 5
+    \emptyset ~ \varnothing
+    25°C ~ 25
+    50\%\text{ of the eggs} ~ 50\%
+    3.0\times10^8 m/s ~ 3e8
+    10:30 am ~ 10:30
+    10 a.m. ~ 10 am
+    60 mph ~ 60 miles per hour
+    \$18 ~ 18 dollars
+    \$18 ~ 18 USD
+    $18 ~ USD 18
+    US\$18 ~ 18 US dollars
+    €18 ~ 18 euros
+    18¢ ~ 18 cents
+    \$1,000 ~ 1000
+    \$18 ~ \$18 per hour
+    18 dollars ~ 18 dollars in all
+    x=\$5 ~ 5 dollars
 """  # noqa: RUF001
 DIFFERENT = r"""
     x^2+1=0 ~ x^2+2=0
@@ -156,6 +200,40 @@ DIFFERENT = r"""
     x ~ x=x
     1 4/5 ~ 14/5
     \cos 30^\circ ~ \frac12
+    x+1=x ~ x+2=x
+    x+1>x ~ x+2>x
+    (x+1)^2=x^2+2x+2 ~ (x+1)^2=x^2+2x+3
+    (x+1)^2=x^2+2x+2 ~ x=x+1
+    x+y=y ~ x+y=y+1
+    1 ~ 1=1=1
+    1 ~ 1=0=1
+    1 ~ 1=1.0
+    x ~ x=x=x
+    x ~ x+1=x
+    x+1 ~ x=x+1
+    x<2 or x>1 ~ x<2 and x>1
+    x<2 or x>3 ~ (-\infty,2]\cup(3,\infty)
+    x<2 or x>3 ~ y<2 or y>3
+    x<2 or x>2 ~ x<3 or x>3
+    x<1 or x>-1 ~ x<3 or x>2
+    R-r ~ 0
+    \pi(R^2-r^2) ~ 0
+    A+a ~ 2a
+    2\frac{1}{2}x ~ x
+    (C) \frac12 ~ \frac{C}{2}
+    \$18 ~ 18 cents
+    $18 ~ 18 cents
+    €18 ~ \$18
+    £5 ~ €5
+    USD 18 ~ EUR 18
+    18¢ ~ \$18
+    x=\$5 ~ 5 cents
+    \$18 ~ 18 eggs
+    \$18 ~ 18\%
+    50\text{ eggs} ~ 50\%
+    25°C ~ 25°F
+    10 a.m. ~ 10 p.m.
+    60 mph ~ 60 km/h
 """
 
 
@@ -194,7 +272,7 @@ def test_an_equation_is_no_answer_where_its_solutions_are_asked_for(grader):
     assert not right(grader, "(-2,2)", "x^2<4")
 
 
-@pytest.mark.parametrize("nothing", ["1=1", "0=1", "x=x", "1=2", "2^3=8"])
+@pytest.mark.parametrize("nothing", ["1=1", "0=1", "x=x", "1=2", "2^3=8", "1=1=1", "1=0=1", "x+1=x", "x=x+1"])
 def test_a_statement_without_content_is_no_answer(grader, nothing):
     for gold in (
         "0",
@@ -208,6 +286,10 @@ def test_a_statement_without_content_is_no_answer(grader, nothing):
         r"\{1\}",
         "x>1",
         r"\text{true}",
+        "x+1",
+        "2x=x",
+        "x+2=x",
+        "x<1 or x>2",
     ):
         assert not right(grader, gold, nothing)
 
@@ -239,9 +321,29 @@ def test_a_unit_that_the_problem_names():
 
 def test_votes_count_figures_and_use_the_same_equality(grader):
     votes = ["18 eggs", "18", r"18\text{ dollars}", "1%", "100%", "1", "y=2x", "4x-2y=0", "x=3", "3"]
-    votes += ["x^2+1=0", "x^2+2=0"]
+    votes += ["x^2+1=0", "x^2+2=0", "x+1=x", "x+2=x", "x+1=x", "x<2 or x>3", r"(-\infty,2)\cup(3,\infty)"]
     answers = grader.extract_answers([(rf"\boxed{{{vote}}}", True) for vote in votes])
-    assert grader.classes(answers) == [0, 0, 0, 1, 2, 1, 3, 3, 4, 4, 5, 6]
+    assert grader.classes(answers) == [0, 0, 0, 1, 2, 1, 3, 3, 4, 4, 5, 6, 7, 8, 7, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("several", "votes"),
+    [("one", ["18 cents", r"\$18", "18", "€18", "18 dollars"]), ("set", ["5 km, 6 km", "5, 6", "5 m, 6 m"])],
+)
+def test_votes_with_and_without_units_are_one_class_in_any_order(several, votes):
+    grader = Grader(AnswerFormat(several=several), seconds=5.0)
+    for _ in votes:
+        votes = [*votes[1:], votes[0]]
+        answers = grader.extract_answers([(rf"\boxed{{{vote}}}", True) for vote in votes])
+        assert set(grader.classes(answers)) == {0}, votes
+    grader.close()
+
+
+def test_units_that_differ_do_not_match_as_text_either():
+    grader = Grader(AnswerFormat(compare="text"))
+    assert right(grader, r"\$18", "18 dollars") and right(grader, "18", r"\$18") and right(grader, "5 km", "5")
+    assert not right(grader, r"\$18", "18 cents") and not right(grader, "5 km", "5 m")
+    assert right(grader, Gold("45", "km"), "45 km") and not right(grader, Gold("45", "km"), "45 m")
 
 
 def test_hostile_equations_cost_the_votes_their_time_once_each():

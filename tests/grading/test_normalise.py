@@ -2,8 +2,12 @@ from fractions import Fraction
 
 import pytest
 
-from rlif_lightning.grading.normalise import clean, normalise, split_answers, without_name
+from rlif_lightning.grading.normalise import clean, key, measured, split_answers, without_name
 from rlif_lightning.grading.number import as_number, same_number
+
+
+def normalise(answer: str, unit: str | None = None) -> str:
+    return key(measured(answer, unit)[0])
 
 
 @pytest.mark.parametrize(
