@@ -26,6 +26,7 @@ from rlif_lightning.runs.folder import (
     CHECKPOINTS,
     COMPLETIONS,
     CONFIG,
+    HELD_OUT,
     LAST_CHECKPOINT,
     METRICS,
     SKIPPED,
@@ -220,7 +221,12 @@ class RolloutCheckpoint(Checkpoint):
         run = run_folder(trainer)
         folder, step = run / CHECKPOINTS, trainer.global_step
         if trainer.is_global_zero:
-            for log in (METRICS, COMPLETIONS, SKIPPED):  # a continued run cuts them back to the checkpoint's step
+            for log in (
+                METRICS,
+                COMPLETIONS,
+                HELD_OUT,
+                SKIPPED,
+            ):  # a continued run cuts them back to the checkpoint's step
                 sync(run / log)
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         self._saved_step = step

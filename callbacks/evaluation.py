@@ -3,13 +3,16 @@
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder
-from rlif_lightning.callbacks.progress import counting
+from rlif_lightning.callbacks.completions import append_rows
+from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder, run_logger
+from rlif_lightning.callbacks.progress import counting, print_above_bar
 from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
@@ -24,6 +27,7 @@ from rlif_lightning.evaluation.answering import (
 from rlif_lightning.evaluation.results import (
     by_table,
     generator_name,
+    held_out_rows,
     versions,
     write_outputs,
     write_report,
@@ -31,10 +35,12 @@ from rlif_lightning.evaluation.results import (
 )
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs import signals
-from rlif_lightning.runs.folder import CONFIG
+from rlif_lightning.runs.folder import CONFIG, HELD_OUT
+from rlif_lightning.runs.held_out import answer_line
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 from rlif_lightning.training.module import RLIFModule
 
+KEPT = 4  # problems whose answers the run folder keeps at each evaluation
 SPLITS = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}
 LOGGED = (
     "accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled",
@@ -147,28 +153,40 @@ class Evaluation(Callback):
         """Evaluate the weights of the current step and log that, once per step; returns ``val/*``."""
         if self.latest_step != trainer.global_step:
             start = time.perf_counter()
-            metrics = self.held_out(trainer, module)
+            metrics, results = self.held_out(trainer, module)
             if signals.asked() and not metrics:
                 return {}
             self._latest = (trainer.global_step, metrics)
             if metrics:
                 log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
+                self._show(trainer, results)
         return self._latest[1]
 
-    def held_out(self, trainer: Any, module: RLIFModule) -> dict[str, float]:
-        """Answer the held-out problems with the policy as it stands: ``val/*``; nothing without such problems.
+    def held_out(self, trainer: Any, module: RLIFModule) -> tuple[dict[str, float], list[Answered]]:
+        """Answer the held-out problems with the policy as it stands: ``val/*``, and what was answered.
 
-        Nothing either where a signal came while steps are not saved yet. To be called on all processes.
+        Nothing without such problems, nor where a signal came while steps are not saved yet. To be called on all
+        processes.
         """
         data = trainer.datamodule
         if not data.prompts.get("val"):
-            return {}
+            return {}, []
         (rows,) = data.evaluation_loader("val", self.n)
         progress = getattr(trainer.progress_bar_callback, "evaluating", None)
         with signals.abandoned() if trainer.world_size == 1 else nullcontext():
-            summary = summarise(self._answer(trainer, module, "val", rows, progress))
-            return {f"val/{name}": summary[name] for name in LOGGED if name in summary}
-        return {}
+            results = self._answer(trainer, module, "val", rows, progress)
+            summary = summarise(results)
+            return {f"val/{name}": summary[name] for name in LOGGED if name in summary}, results
+        return {}, []
+
+    @staticmethod
+    def _show(trainer: Trainer, results: list[Answered]) -> None:
+        """Show the first problem's answer, and keep those of a few in the run folder."""
+        logger = run_logger(trainer)
+        rows = held_out_rows(trainer.global_step, results[:KEPT])
+        if trainer.is_global_zero and logger is not None:
+            logger.attempt(partial(append_rows, Path(logger.log_dir) / HELD_OUT, rows))
+            print_above_bar(answer_line(rows[0]))
 
     def _answer(
         self, trainer: Any, module: RLIFModule, split: str, rows: list[int], progress: EvaluationProgress | None

@@ -253,7 +253,7 @@ class CollapseGuard(Callback):
         put_weights(model, kept)
         try:
             if evaluation is not None:
-                self.accuracy["handed_back"] = evaluation.held_out(trainer, module)
+                self.accuracy["handed_back"], _ = evaluation.held_out(trainer, module)
         finally:
             if not stay:
                 put_weights(model, end)

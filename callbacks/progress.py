@@ -1,5 +1,6 @@
 """Progress in optimiser steps or problems: a bar on a terminal, a line now and then in a log file."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,11 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
-SHOWN = {
-    "reward": "rollout/reward",
-    "entropy": "rollout/entropy",
-    "accuracy": "rollout/accuracy",
-    "val": "val/accuracy_sampled",
-    "val greedy": "val/accuracy",
+SHOWN = {  # the most important ones first: a narrow terminal shows no more
+    "val": ("val/accuracy_sampled", "val/accuracy"),
+    "reward": ("rollout/reward",),
+    "entropy": ("rollout/entropy",),
+    "accuracy": ("rollout/accuracy",),
 }
 REDRAW = 0.1  # seconds between two pictures of the bar at least
 
@@ -83,7 +83,8 @@ class StepProgressBar(ProgressBar):
 
     def _take_values(self, trainer: Trainer) -> None:
         known = trainer.callback_metrics
-        self._values = {name: f"{float(known[key]):.3f}" for name, key in SHOWN.items() if key in known}
+        found = {name: next((known[key] for key in keys if key in known), None) for name, keys in SHOWN.items()}
+        self._values = {name: f"{float(value):.3f}" for name, value in found.items() if value is not None}
 
     # -- showing ---------------------------------------------------------------------------------------------
 
@@ -115,20 +116,27 @@ class StepProgressBar(ProgressBar):
 
     def _draw(self, note: str | None) -> None:
         if self._bar is None:
-            self._bar = tqdm(
-                total=self._total, initial=self._first, unit=self._unit, desc=self._what, dynamic_ncols=True
-            )
-            self._bar.start_t -= time.monotonic() - self._opened  # the first rollout counts as well
-        self._bar.n = self._done
-        self._bar.set_description(note or self._what, refresh=False)
-        self._bar.set_postfix(self._values, refresh=False)
+            self._bar = tqdm(total=self._total, initial=self._first, miniters=0)
+        parts = [f"{name} {value}" for name, value in self._values.items()]
+        columns = shutil.get_terminal_size().columns or 80
+        while parts and len(", ".join(parts)) > columns - 50:  # the bar keeps ten columns
+            parts.pop()
+        text = [f"{note or self._what} {self._done}/{self._total}", "|{bar}|", ", ".join(parts), self._speed()]
+        self._bar.n, self._bar.ncols, self._bar.bar_format = self._done, columns - 1, " ".join(filter(None, text))
         self._bar.refresh()
+
+    def _speed(self) -> str:
+        """Time per unit, the first rollout included, and what is left."""
+        done = self._done - self._first
+        if not done:
+            return ""
+        each = (time.monotonic() - self._opened) / done
+        return f"{spoken(each)}/{self._unit}, {spoken(each * (self._total - self._done))} left"
 
     def _write(self, note: str | None) -> None:
         parts = [f"{self._what}: {self._done}/{self._total} {self._unit}s", *([note.lower()] if note else [])]
         parts += [f"{name} {value}" for name, value in self._values.items()]
-        if self._done > self._first:
-            parts.append(f"{(time.monotonic() - self._opened) / (self._done - self._first):.2g} s/{self._unit}")
+        parts += filter(None, [self._speed()])
         print(", ".join(parts), file=sys.stderr, flush=True)
 
 
@@ -143,6 +151,20 @@ def counting(bar: Any, what: str, unit: str, total: int) -> Iterator[Callable[..
         yield bar.show
     finally:
         bar.end()
+
+
+def spoken(seconds: float) -> str:
+    """A duration in the unit that people would say it in."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def print_above_bar(text: str) -> None:
+    """Print a line, colours included, while a bar may stand on the terminal."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(text, file=sys.stderr, flush=True)
 
 
 def say_above_bar(text: str, warning: bool = False) -> None:

@@ -1,5 +1,6 @@
 """A picture and a table at the end of every fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,9 +11,18 @@ from rlif_lightning.runs.curves import write_report
 from rlif_lightning.runs.finished import note_finished
 from rlif_lightning.runs.summary import summary_table
 
+OTHER = "trajectory_entropy"  # the internal reward that held its gain longest in docs/study.md
+
 
 class Report(Callback):
-    """Draws ``curves.png`` and writes ``summary.txt`` from the run's metrics.csv; notes that the run is finished."""
+    """Writes ``curves.png``, ``summary.txt`` and ``report.html`` from the run's files; notes that it is finished.
+
+    Args:
+        recipe: What the run was started from, as ``--config`` takes it, for the commands that it proposes.
+    """
+
+    def __init__(self, recipe: Sequence[str] = ()) -> None:
+        self.recipe = list(recipe)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both and name them; a training is not lost for a picture."""
@@ -20,8 +30,23 @@ class Report(Callback):
         if folder is None or not trainer.is_global_zero or not (Path(folder) / "metrics.csv").is_file():
             return
         try:
-            curves, table = write_report(Path(folder))
-            rank_zero_info(f"\n{summary_table(Path(folder))}\nCurves: {curves}\nTable:  {table}")
+            _, _, page = write_report(Path(folder))
+            rank_zero_info(f"\n{summary_table(Path(folder))}\n{self._next(Path(folder), page)}")
         except Exception as error:
             rank_zero_warn(f"No curves.png: {said_by_python(error)}; draw it with `rlif report {folder}`")
         note_finished(Path(folder), trainer.global_step, (trainer.max_steps, trainer.max_epochs))
+
+    def _next(self, folder: Path, page: Path) -> str:
+        """Commands that people want now, with what each is for."""
+        recipe = " ".join(f"--config {name}" for name in self.recipe)
+        commands = {
+            f"open {page}": "curves, answers, settings on one page",
+            f"tensorboard --logdir {folder.parent.parent}": "all runs",
+            f"rlif export {folder}": "a model folder, of the guard's weights where it fired",
+        }
+        if recipe and OTHER not in self.recipe:
+            commands[f"rlif fit {recipe} --config {OTHER}"] = "another reward"
+            other = folder.parent.with_name(f"{folder.parent.name}+{OTHER}") / "1"
+            commands[f"rlif report {folder} {other}"] = "both in one picture"
+        width = max(map(len, commands))
+        return "\n".join(["Next:", *(f"  {command:<{width}}  # {what}" for command, what in commands.items())])

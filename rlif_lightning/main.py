@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
-from rlif_lightning.cli.recipes import shipped_recipes
+from rlif_lightning.cli.help_text import check_aliases, short_help
+from rlif_lightning.cli.recipes import given_recipes, recipe_path, shipped_recipes
 from rlif_lightning.errors import UserError, did_you_mean, disk_failure, escaped, lost_process, users_mistake
 from rlif_lightning.runs.signals import handled
 from rlif_lightning.version import __version__
@@ -60,10 +61,24 @@ def dispatch(arguments: list[str]) -> None:
     elif first == "--version":
         print(f"rlif-lightning {__version__}")
     elif first in COMMANDS:
-        module = COMMANDS[first].module
-        import_module(module).main(arguments if module == TRAINER else rest)
+        _run(first, rest)
     else:
         raise _unknown_command(first)
+
+
+def _run(command: str, words: list[str]) -> None:
+    """Answer what needs no framework, else import the command's module and run it."""
+    module = COMMANDS[command].module
+    if module == TRAINER and words in (["--help"], ["-h"]):
+        print(short_help(command))
+        raise SystemExit(0)
+    if module == TRAINER:
+        check_aliases(words)
+        for recipe in given_recipes(words):
+            recipe_path(recipe)
+        if sys.stderr.isatty() and not {"--help", "-h", "--print_config"} & set(words):
+            print(f"rlif {command}: loading PyTorch and Lightning ...", file=sys.stderr, flush=True)
+    import_module(module).main([command, *words] if module == TRAINER else words)
 
 
 def overview() -> str:

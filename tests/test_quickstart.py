@@ -37,15 +37,29 @@ def test_rise_and_fall_and_what_a_run_leaves(tmp_path):
     check_rise_and_fall(curve)
     run = tmp_path / "runs/quickstart/1"
     names = {p.name for p in run.iterdir()}
-    assert {"config.yaml", "checkpoints", "metrics.csv", "completions.jsonl", "curves.png", "summary.txt"} <= names
+    assert {
+        "config.yaml",
+        "checkpoints",
+        "metrics.csv",
+        "completions.jsonl",
+        "curves.png",
+        "summary.txt",
+        "report.html",
+    } <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     output = done.stdout + done.stderr
-    for told in ("curves.png", "summary.txt", "runs/quickstart/1", "16 prompts x 8 completions = 128", "near 0"):
+    for told in (
+        "report.html",
+        "rlif export runs/quickstart/1",
+        "runs/quickstart/1",
+        "16 prompts x 8 completions = 128",
+        "near 0",
+    ):
         assert told in output
     guard = json.loads((run / "guard.json").read_text())
     start, handed, end = (guard["accuracy"][k]["val/accuracy_sampled"] for k in ("start", "handed_back", "end"))
     assert (start, end) == (curve[0], curve[120]) and handed - start >= 0.25 and guard["taken"] == "recorded"
-    assert f"handed back (step {guard['handed_back_step']})" in output
+    assert f"(of step {guard['handed_back_step']}, accuracy" in output and "handed back" in output
     assert (run / guard["weights"]).is_file()
     metrics = read_metrics(run / "metrics.csv")
     assert metrics["train/kl"][0] == 0.0 and metrics["train/ratio_mean"][0] == 1.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlif_lightning.errors import disk_failure, escaped
 
-SAID_BY_LIGHTNING = ("litlogger", "Tip:", "TPU available", "💡", "`Trainer.fit` stopped")
+SAID_BY_LIGHTNING = ("litlogger", "Tip:", "GPU available: False", "TPU available", "💡", "`Trainer.fit` stopped")
 
 
 def prepare(own_modules: bool = True) -> None:

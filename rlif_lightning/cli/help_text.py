@@ -1,18 +1,68 @@
-"""The order of ``rlif COMMAND --help``: what most runs set comes first, Lightning's Trainer last."""
+"""``rlif COMMAND --help``: one screen of what people change, with examples. This imports nothing heavy."""
 
-from argparse import SUPPRESS, Action
+from collections.abc import Sequence
 from typing import Any
 
-IMPORTANT = (
-    "config", "ckpt_path", "runs", "seed_everything",
-    "model.name", "model.optimizer", "model.optimizer.lr", "model.schedule", "model.warmup_ratio", "model.loss",
-    "model.kl_coefficient", "model.lora", "model.quantization", "model.gradient_checkpointing",
-    "data.train", "data.train.path", "data.val", "data.test", "data.template", "data.system_prompt",
-    "rollout.rewards", "rollout.prompts_per_step", "rollout.group_size", "rollout.micro_batch_size",
-    "rollout.max_new_tokens", "rollout.temperature", "rollout.sampler",
-    "evaluation.every", "evaluation.n", "guard.action", "checkpoint.every",
-    "trainer.max_steps", "trainer.precision", "trainer.devices",
-)  # fmt: skip
+from rlif_lightning.cli.command_table import COMMANDS
+from rlif_lightning.errors import UserError
+
+ALWAYS, FIT = "fit validate test predict", "fit"
+SETTINGS = (  # setting, an example of its value, what it is, and the commands that use it
+    ("config", "gsm8k", "a shipped recipe, or a YAML file", ALWAYS),
+    ("ckpt_path", "last", "continue a run, or a checkpoint", ALWAYS),
+    ("model.optimizer.lr", "1e-5", "learning rate", FIT),
+    ("trainer.max_steps", "60", "optimiser steps", FIT),
+    ("rollout.rewards", "[TokenEntropy]", "what is rewarded (--help reward)", FIT),
+    ("model.name", "Qwen/Qwen2.5-1.5B", "a folder, or a name on the hub", ALWAYS),
+    ("model.lora", "{r: 32}", "train a LoRA adapter; null: all weights", ALWAYS),
+    ("model.quantization", "nf4", "frozen weights in 4 bits", ALWAYS),
+    ("model.kl_coefficient", "0.005", "pull towards the start (beta)", FIT),
+    ("model.loss", "dr_grpo", "grpo dapo bnpo dr_grpo gspo cispo", FIT),
+    ("model.schedule", "cosine", "course of the learning rate", FIT),
+    ("model.warmup_ratio", "0.1", "share of the steps with a rising one", FIT),
+    ("model.gradient_checkpointing", "true", "less memory, slower", FIT),
+    ("data.train.path", "problems.jsonl", "a file, or a data set of the hub", FIT),
+    ("data.val.path", "held_out.jsonl", "held-out problems", "fit validate"),
+    ("data.test.path", "test.jsonl", "test problems", "test"),
+    ("data.predict.path", "prompts.jsonl", "problems to complete", "predict"),
+    ("data.system_prompt", "Think first.", "before each problem", ALWAYS),
+    ("data.answers.completion", "boxed", "where a completion has its answer", ALWAYS),
+    ("rollout.prompts_per_step", "16", "prompts of a step (batch size)", FIT),
+    ("rollout.group_size", "8", "completions per prompt", FIT),
+    ("rollout.micro_batch_size", "8", "completions at a time: less memory", FIT),
+    ("rollout.max_new_tokens", "512", "longest completion", FIT),
+    ("rollout.temperature", "1.0", "of sampling", FIT),
+    ("evaluation.every", "10", "steps between evaluations", FIT),
+    ("evaluation.n", "100", "problems of an evaluation", FIT),
+    ("evaluation.samples", "4", "samples per problem besides greedy", ALWAYS),
+    ("evaluation.max_new_tokens", "512", "longest answer", ALWAYS),
+    ("guard.action", "stop", "on a collapse: warn, stop, restore", FIT),
+    ("checkpoint.every", "10", "steps between checkpoints", FIT),
+    ("trainer.precision", "bf16-mixed", "numbers of the computation", ALWAYS),
+    ("trainer.devices", "1", "GPUs of this machine", ALWAYS),
+    ("runs", "runs", "folder of all runs", ALWAYS),
+    ("seed_everything", "0", "seed of all random numbers", ALWAYS),
+)
+ALIASES = {  # what people call a setting elsewhere
+    **dict.fromkeys(
+        ("lr", "learning_rate", "learning-rate", "model.lr", "model.learning_rate"), "model.optimizer.lr"
+    ),
+    **dict.fromkeys(("steps", "max_steps", "max-steps", "trainer.steps"), "trainer.max_steps"),
+    **dict.fromkeys(("epochs", "max_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("reward", "rewards", "reward_funcs", "rollout.reward"), "rollout.rewards"),
+    **dict.fromkeys(("model", "model_name", "model_name_or_path"), "model.name"),
+    **dict.fromkeys(("batch_size", "batch-size", "per_device_train_batch_size"), "rollout.prompts_per_step"),
+    **dict.fromkeys(("beta", "kl", "kl_coef", "kl_coefficient"), "model.kl_coefficient"),
+    **dict.fromkeys(("group_size", "num_generations", "n"), "rollout.group_size"),
+    **dict.fromkeys(("max_new_tokens", "max_completion_length"), "rollout.max_new_tokens"),
+    **dict.fromkeys(("temperature",), "rollout.temperature"),
+    **dict.fromkeys(("data", "dataset", "train"), "data.train.path"),
+    **dict.fromkeys(("output", "output_dir", "out"), "runs"),
+    **dict.fromkeys(("resume", "checkpoint", "resume_from_checkpoint"), "ckpt_path"),
+    **dict.fromkeys(("seed",), "seed_everything"),
+    **dict.fromkeys(("precision", "dtype"), "trainer.precision"),
+    **dict.fromkeys(("gpus", "devices"), "trainer.devices"),
+}
 WITHIN = {  # settings of a class or a source, which the parser has no entry of its own for
     "model.optimizer.lr": "Learning rate.",
     "data.train.path": "Data set to train on: a file, or the name of a hub data set.",
@@ -21,28 +71,63 @@ OUR_WORDS = {  # where Lightning speaks of what is not here
     "ckpt_path": "Checkpoint to start from: a file, a run folder, or 'last' for the newest run of the recipes.",
     "seed_everything": "Seed of all random numbers; true: that of the environment variable PL_GLOBAL_SEED, or 0.",
     "print_config": "Print the settings as a recipe and exit.",
-    "help": "Show this help and exit; --help all: with the settings of Lightning's Trainer.",
+    "help": "Show this help and exit; --help WORD: every setting about it; --help all.",
 }
 
 
-def arrange_help(parser: Any, everything: bool) -> None:
-    """Put the groups of a command's help in order; ``everything``: with the settings of Lightning's Trainer.
+def short_help(command: str) -> str:
+    """What people change, with examples, for a command of the Trainer."""
+    shown = [(f"--{name} {_quoted(value)}", text) for name, value, text, use in SETTINGS if command in use.split()]
+    width = max(len(example) for example, _ in shown)
+    lines = [f"  {example:<{width}}  {text}" for example, text in shown]
+    return "\n".join(
+        [
+            f"usage: rlif {command} [--config RECIPE ...] [--setting VALUE ...]",
+            "",
+            f"{COMMANDS[command].purpose.capitalize()}.",
+            "",
+            *lines,
+            "",
+            f"rlif {command} --help guard   settings about a word; also reward, lr, lora",
+            f"rlif {command} --help all     every setting",
+            f"rlif {command} --config quickstart --print_config   the settings as a recipe",
+        ]
+    )
+
+
+def _quoted(value: str) -> str:
+    return f"'{value}'" if set(value) & set("[]{} ") else value
+
+
+def check_aliases(words: Sequence[str]) -> None:
+    """Refuse what other tools call a setting, with its name here."""
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name[2:] in ALIASES:
+            raise UserError(f"No setting is called '{name}'", do=f"did you mean --{ALIASES[name[2:]]}?")
+
+
+def arrange_help(parser: Any, word: str | None) -> None:
+    """Keep the settings about a word in a command's help, by name or text; all: everything; None: its own options.
 
     A parser without the recipes' settings stays as it is; another is only good for its help afterwards.
     """
+    from argparse import SUPPRESS, Action
+
     actions = {action.dest: action for action in parser._actions}
     if "model.name" not in actions:
         return
     for name in actions.keys() & OUR_WORDS:
         actions[name].help = OUR_WORDS[name]
+    usual, groups = parser._action_groups[:2], parser._action_groups[2:]
     for name, text in WITHIN.items():
         metavar = name.rpartition(".")[2].upper()
-        actions[name] = Action([f"--{name}"], name, metavar=metavar, default=SUPPRESS, help=text)
-    first = [actions[name] for name in IMPORTANT if name in actions]
-    usual, groups = parser._action_groups[:2], parser._action_groups[2:]
-    important = parser.add_argument_group("settings that matter most")
-    for group in (*usual, *groups):
-        group._group_actions = [action for action in group._group_actions if action not in first]
-    important._group_actions = first
-    own = [g for g in groups if g is not parser.groups.get("trainer")]
-    parser._action_groups = [*usual, important, *own, *(g for g in groups if everything and g not in own)]
+        usual[1]._group_actions.append(Action([f"--{name}"], name, metavar=metavar, default=SUPPRESS, help=text))
+    if word is None:
+        parser._action_groups = usual
+        parser.epilog = "Beside these, the settings of rlif fit; --help WORD: every setting about it; --help all."
+    elif word != "all":
+        for group in (*usual, *groups):
+            found = [a for a in group._group_actions if word.lower() in f"{a.dest} {a.help}".lower()]
+            group._group_actions = found
+        parser._action_groups = [*usual, *(group for group in groups if group._group_actions)]

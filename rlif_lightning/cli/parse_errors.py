@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ActionConfigFile, get_loader
 
 from rlif_lightning.cli import type_hints as hints
+from rlif_lightning.cli.help_text import ALIASES
 from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.cli.removed import what_to_do
 from rlif_lightning.cli.strict_yaml import compose
@@ -108,6 +109,8 @@ class MistakeFinder:
             do = did_you_mean(name, known.hints) or f"it has {', '.join(known.hints)}"
             return self._mistake(f"{known.key} has no setting '{name}'{known.owner and ' for ' + known.owner}", do=do)
         dashes = "" if self.recipe or name.startswith("-") else "--"
+        if name in ALIASES:
+            return self._mistake(f"No setting is called '{dashes}{name}'", f"did you mean {dashes}{ALIASES[name]}?")
         return self._mistake(
             f"No setting is called '{dashes}{name}'", did_you_mean(name, known.hints, f"{dashes}{{}}".format)
         )

@@ -1,4 +1,4 @@
-"""The parser of recipes and settings: shipped names, mistakes in three lines, help with what matters first."""
+"""The parser of recipes and settings: shipped names, mistakes in three lines, help about a word."""
 
 import json
 from typing import Any, ClassVar, NoReturn
@@ -103,9 +103,10 @@ class Parser(LightningArgumentParser):
             super().save(cfg, file.name, **kwargs | {"overwrite": True})
 
     def format_help(self, *args: Any) -> str:
-        """The settings that matter most come first; the pages of usage that repeat every setting are left out."""
+        """The settings that were asked for; the pages of usage that repeat every setting are left out."""
         self.usage = f"{self.prog.replace(' [options]', '')} [--config RECIPE ...] [--setting VALUE ...]"
-        arrange_help(self, everything=self._given[-1:] == ["all"])
+        asked = self._given[-1] if self._given and not self._given[-1].startswith("-") else None
+        arrange_help(self, asked)
         return super().format_help(*args)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -76,3 +76,9 @@ def recipes_first(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             others.append(word)
     return recipes, others
+
+
+def given_recipes(words: Sequence[str]) -> list[str]:
+    """The recipes that a command line names, in their order."""
+    named = (re.sub("^(--config=|-c=?)", "", word) for word in recipes_first(words)[0] if word != "--config")
+    return [name for name in named if name]

@@ -211,7 +211,10 @@ class RLIFCLI(LightningCLI):
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
         bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
-        trainer.callbacks += [*bar, *([Report()] if self.subcommand == "fit" else [])]
+        trainer.callbacks += [
+            *bar,
+            *([Report(map(str, self.command_config.config or []))] if self.subcommand == "fit" else []),
+        ]
         try:
             trainer = super().instantiate_trainer(**kwargs)
             # Else Lightning, under SLURM, continues from any hpc_ckpt_*.ckpt in the working folder unasked.

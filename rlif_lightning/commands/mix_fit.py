@@ -10,7 +10,7 @@ from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, latest_run_folder
 from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.runs.signals import Stopped
-from rlif_lightning.runs.summary import ACCURACIES, best_step
+from rlif_lightning.runs.story import ACCURACIES, best_step
 
 FIT = "fit"  # a ratio's fit: <output>/<ratio>/fit.yaml, and its run <output>/<ratio>/fit/<n>
 NOT_OF_FIT = {"base", "tuned", "ratios", "steps", "prompts", "save", "output", "config", "ckpt_path"}

@@ -20,6 +20,18 @@ def write_rows(path: Path, results: Sequence[Answered]) -> Path:
     return _write(path, "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results))
 
 
+def held_out_rows(step: int, results: Sequence[Answered]) -> list[dict[str, Any]]:
+    """A row per problem with one answer: the first sample, or the greedy one where nothing is sampled."""
+    rows = []
+    for result in results:
+        attempt = (result.samples + result.greedy)[0]
+        row = {"step": step, "problem": result.problem, "completion": attempt.text, "tokens": attempt.tokens}
+        if result.gold is not None:
+            row |= {"gold": result.gold, "correct": attempt.correct}
+        rows.append({name: escaped(value) if isinstance(value, str) else value for name, value in row.items()})
+    return rows
+
+
 def write_outputs(path: Path, results: Sequence[Answered], generator: str) -> Path:
     """One JSON list as AlpacaEval reads it, of results with one completion each.
 

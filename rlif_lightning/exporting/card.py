@@ -13,7 +13,8 @@ from rlif_lightning.exporting.hub import is_on_hub
 from rlif_lightning.models.hub import is_local, resolve_model
 from rlif_lightning.runs.curves import CURVES
 from rlif_lightning.runs.folder import METRICS
-from rlif_lightning.runs.summary import key_curves, load_guard, load_run, short_number, start_and_best
+from rlif_lightning.runs.story import number
+from rlif_lightning.runs.summary import key_curves, load_guard, load_run, start_and_best
 from rlif_lightning.toy import parse_toy_name
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -134,7 +135,7 @@ def _results(run: Path | None, step: int) -> list[list[str]] | None:
     rows = []
     for metric, curve in key_curves(load_run(run)):
         last = max((n for n in curve if n <= step), default=None)
-        exported = "" if last is None else short_number(curve[last])
+        exported = "" if last is None else number(curve[last])
         note = "" if last in (None, step) else f" (at step {last})"
         rows.append([*start_and_best(metric, curve), exported + note])
     return rows

@@ -19,6 +19,7 @@ from rlif_lightning.models.lora import find_adapter, off_is_the_start
 from rlif_lightning.models.precision import autocast, check_trains, convert, frozen_dtype
 from rlif_lightning.models.quantization import check_quantization, check_trainable
 from rlif_lightning.models.references import ReferenceKind, References, frozen_copy, frozen_shares
+from rlif_lightning.models.threads import use_one_thread_if_tiny
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.models.weight_files import check_finite
@@ -93,6 +94,8 @@ class Policy:
         ends = end_token_ids(tokenizer, generation, settings.end_tokens, settings.turn_end)
         policy = cls(settings, model, tokenizer, ends, identity, device, precision, frozen, training)
         check_ids(model, [*ends, policy.pad_id])
+        if device.type == "cpu":
+            use_one_thread_if_tiny(model)
         return policy
 
     @property

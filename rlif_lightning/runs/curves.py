@@ -11,23 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rlif_lightning.errors import UserError, writing
 from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import METRICS
+from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.metrics_csv import Curves
-from rlif_lightning.runs.summary import (
-    ACCURACIES,
-    best_step,
-    load_guard,
-    load_run,
-    run_labels,
-    short_number,
-    summary_table,
-)
+from rlif_lightning.runs.page import write_page
+from rlif_lightning.runs.story import held_out_accuracy, own_scale
+from rlif_lightning.runs.story_figure import draw_story
+from rlif_lightning.runs.summary import load_guard, load_run, run_labels, summary_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
     from matplotlib.lines import Line2D
 
-CURVES, SUMMARY = "curves.png", "summary.txt"
+CURVES, SUMMARY, PAGE = "curves.png", "summary.txt", "report.html"
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
 RUNS_PER_LINE = 5
@@ -56,7 +52,6 @@ PANELS = {
         Line("rollout/reward", "reward"),
         Line("rollout/reward/(.+)", r"\1", width=1.3, dashes=DASHED, alone=True),
     ],
-    "self-certainty (nats)": [Line("rollout/self_certainty", "self-certainty")],
     "entropy (nats per token)": [Line("rollout/entropy", "entropy")],
     "agreement in a group": [Line("rollout/agreement", "agreement")],
     "completion length (tokens)": [
@@ -65,16 +60,17 @@ PANELS = {
     ],
     "KL to the reference (nats)": [Line("rollout/kl", "KL")],
 }
-MARKED = "accuracy"  # the panel in which the picture of one run shows its start, its best step and the guard's
+IN_STORY = ("accuracy", "reward")  # what the picture of one run shows above its panels
 
 
-def write_report(folder: Path) -> tuple[Path, Path]:
-    """Write curves.png and summary.txt into a run folder and return their paths."""
-    picture, summary = folder / CURVES, folder / SUMMARY
+def write_report(folder: Path) -> tuple[Path, Path, Path]:
+    """Write curves.png, summary.txt and report.html into a run folder and return their paths."""
+    picture, summary, page = folder / CURVES, folder / SUMMARY, folder / PAGE
     with replacing(summary) as file:
         file.write(summary_table(folder).encode())
     draw_curves([folder], picture)
-    return picture, summary
+    write_page(folder, picture, page)
+    return picture, summary, page
 
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
@@ -97,39 +93,57 @@ def save_figure(figure: Figure, output: Path) -> None:
 
 
 def curves_figure(folders: Sequence[Path]) -> Figure:
-    """Draw the curves as a matplotlib figure, one panel per quantity that any of the runs has logged."""
+    """Draw the curves as a matplotlib figure, one panel per quantity that any of the runs has logged.
+
+    One run with held-out problems begins with its story: accuracy and reward in one panel, and some answers.
+    """
     from matplotlib.figure import Figure
 
     runs = dict(zip(run_labels(folders), map(load_run, folders), strict=True))
-    panels = [
-        title for title, lines in PANELS.items() if any(_matches(c, line) for c in runs.values() for line in lines)
-    ]
+    curves = list(runs.values())
+    panels = [title for title, lines in PANELS.items() if any(_matches(c, line) for c in curves for line in lines)]
     if not panels:
         got = f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}"
         do = "wait for the first step, or name another run"
         raise UserError("There is nothing to draw yet.", got=got, do=do)
     guard = load_guard(folders[0]) if len(runs) == 1 else None
-    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    has_story = len(runs) == 1 and held_out_accuracy(curves[0]) is not None
+    if has_story:
+        panels = [title for title in panels if title not in IN_STORY]
+    columns = 2 if len(panels) == 4 and not has_story else min(len(panels), 4 if has_story else 3) or 1
     rows = math.ceil(len(panels) / columns)
-    spare = rows * columns - len(panels)  # the first panel takes the cells that would stay empty
-    names_height = 0.4 * math.ceil(len(runs) / RUNS_PER_LINE)
-    figure = Figure(figsize=(14, 3.4 * rows + names_height), dpi=100, layout="constrained")
+    heights = [6.6, (2.6 if has_story else 3.4) * rows + 0.4 * math.ceil(len(runs) / RUNS_PER_LINE)]
+    heights = heights[0 if has_story else 1 : 2 if panels else 1]
+    figure = Figure(figsize=(14, sum(heights)), dpi=100, layout="constrained")
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if has_story:
+        draw_story(parts[0], curves[0], guard, load_held_out(folders[0]))
+    if panels:
+        _draw_panels(parts[-1], panels, curves, guard, columns)
+    _name_runs(figure, list(runs))
+    return figure
+
+
+def _draw_panels(
+    figure: FigureBase, panels: list[str], runs: list[Curves], guard: dict[str, Any] | None, columns: int
+) -> None:
+    """Draw panels in a grid; the first one takes the cells that would stay empty."""
+    rows = math.ceil(len(panels) / columns)
+    spare = rows * columns - len(panels)
     grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
+    first: Axes | None = None
     for index, title in enumerate(panels):
         row, column = divmod(index + spare if index else 0, columns)
-        cells = grid[row, column : column + (1 if index else 1 + spare)]
-        ax = figure.add_subplot(cells, sharex=figure.axes[0] if index else None)
-        legend = _draw_panel(ax, title, list(runs.values()))
+        ax = figure.add_subplot(grid[row, column : column + (1 if index else 1 + spare)], sharex=first)
+        first = first or ax
+        legend = _draw_panel(ax, title, runs)
         if guard is not None and guard["fired"] is not None:
-            marks = _mark_guard(ax, guard, title)
+            marks = _mark_guard(ax, guard)
             legend |= {} if index else marks  # once is enough
         if len(legend) > 1:
             box = ax.legend(list(legend.values()), list(legend), fontsize=8, framealpha=0.85, handlelength=3)
             box.get_frame().set_edgecolor("0.85")
-        if row == rows - 1:
-            ax.set_xlabel("optimiser step")
-    _name_runs(figure, list(runs))
-    return figure
+        ax.set_xlabel("optimiser step")
 
 
 def _matches(curves: Curves, line: Line) -> list[tuple[str, str]]:
@@ -146,17 +160,18 @@ def _draw_panel(ax: Axes, title: str, runs: list[Curves]) -> dict[str, Line2D]:
     single = len(runs) == 1
     right: Axes | None = None
     legend: dict[str, Line2D] = {}
-    for number, curves in enumerate(runs):
+    for position, curves in enumerate(runs):
         for line in PANELS[title]:
             for name, label in _matches(curves, line) if single or not line.alone else []:
                 if line.right and right is None:
                     right = ax.twinx()
-                colour = COLOURS[(len(legend) if single else number) % len(COLOURS)]
-                drawn = _plot_curve(right if line.right and right else ax, curves[name], line, colour)
+                colour = COLOURS[(len(legend) if single else position) % len(COLOURS)]
+                curve = curves[name] if single or title != "reward" else own_scale(curves[name])
+                drawn = _plot_curve(right if line.right and right else ax, curve, line, colour)
                 legend.setdefault(label, drawn if single else _grey(drawn))
     _arrange_axes(ax, right)
-    ax.set_title(title, fontsize=11)
-    return legend | (_mark_best(ax, runs[0]) if single and title == MARKED else {})
+    ax.set_title(title if single or title != "reward" else "reward, each run on its own scale", fontsize=11)
+    return legend
 
 
 def _arrange_axes(ax: Axes, right: Axes | None) -> None:
@@ -190,30 +205,12 @@ def _grey(drawn: Line2D) -> Line2D:
     return sample
 
 
-def _mark_best(ax: Axes, curves: Curves) -> dict[str, Line2D]:
-    """Mark the best step and the level of the start on the first curve of the accuracy."""
-    curve = next(curves[name] for line in PANELS[MARKED] for name, _ in _matches(curves, line))
-    step, start = best_step(curve), next(iter(curve.values()))
-    if step is None:
-        return {}
-    level = ax.axhline(start, color="0.3", linewidth=1.3, linestyle=DOTTED, zorder=1)
-    (star,) = ax.plot([step], [curve[step]], "*", color="black", markersize=13, zorder=5)
-    return {f"start {short_number(start)}": level, f"best {short_number(curve[step])} at step {step}": star}
-
-
-def _mark_guard(ax: Axes, guard: dict[str, Any], title: str) -> dict[str, Line2D]:
-    """Mark where the guard fired and the step whose weights it hands back, with their accuracy where known."""
+def _mark_guard(ax: Axes, guard: dict[str, Any]) -> dict[str, Line2D]:
+    """Mark where the guard fired, and the step whose weights it hands back."""
     fired, handed = guard["fired"]["step"], guard["handed_back_step"]
     line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
     back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1.9)
-    accuracy = guard["accuracy"].get("handed_back", {})
-    known = [accuracy[m] for m in ACCURACIES if m in accuracy]
-    label = f"guard: back to step {handed}"
-    if known and title == MARKED:
-        style: dict[str, Any] = {"color": HANDED_BACK, "markeredgecolor": "white", "markersize": 8, "zorder": 6}
-        (back,) = ax.plot([handed], known[:1], "D", **style)
-        label += f" ({short_number(known[0])})"
-    return {f"guard fired at step {fired}": line, label: back}
+    return {f"guard fired at step {fired}": line, f"guard: back to step {handed}": back}
 
 
 def _name_runs(figure: Figure, labels: list[str]) -> None:

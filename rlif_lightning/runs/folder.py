@@ -1,7 +1,8 @@
 """Run folders: ``<root>/<recipe>/<n>`` is one run and holds everything that run has written.
 
-A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl and guard.json;
-skipped.jsonl, where steps were skipped, their completions.
+A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl, guard.json and
+held_out.jsonl, answers to a few held-out problems at each evaluation; skipped.jsonl, where steps were skipped, their
+completions.
 A resumed run continues in the folder of its checkpoint.
 """
 
@@ -24,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 COMPLETIONS = "completions.jsonl"
+HELD_OUT = "held_out.jsonl"
 SKIPPED = "skipped.jsonl"
 GUARD = "guard.json"
 GUARD_WEIGHTS = f"{CHECKPOINTS}/guard/weights.safetensors"

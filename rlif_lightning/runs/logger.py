@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlif_lightning.errors import DiskFailure, writing
 from rlif_lightning.runs.atomic import truncate_jsonl
-from rlif_lightning.runs.folder import COMPLETIONS, METRICS, SKIPPED
+from rlif_lightning.runs.folder import COMPLETIONS, HELD_OUT, METRICS, SKIPPED
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 
 EVENTS = "events.out.tfevents.*"
@@ -130,7 +130,7 @@ class RunLogger(TensorBoardLogger):
             if path.is_file() and not read_metrics(path):
                 rank_zero_warn(f"{path} is empty: the rows of earlier steps are lost.")
             MetricsCSV.truncate(path, self.resume_step)
-            for name in (COMPLETIONS, SKIPPED):
+            for name in (COMPLETIONS, HELD_OUT, SKIPPED):
                 truncate_jsonl(self.folder / name, self.resume_step)
             writer.flush()
             for own in {*self.folder.glob(EVENTS)} - {*self._earlier_events}:

@@ -10,7 +10,7 @@ import lightning.pytorch  # noqa: F401  its log goes to the stderr of its import
 import pytest
 import yaml
 
-from rlif_lightning.cli.help_text import IMPORTANT
+from rlif_lightning.cli.help_text import ALIASES, SETTINGS
 from rlif_lightning.main import main
 
 NOWHERE = "/nowhere/at/all"
@@ -73,20 +73,33 @@ def test_help_of_a_command_loads_nothing_and_begins_with_one_line_of_usage(comma
     assert out.splitlines()[0] == f"usage: rlif {command} [--config RECIPE ...] [--setting VALUE ...]"
     assert "--model.name" in out
     assert "--evaluation.samples" in out
+    assert len(out.splitlines()) <= 45 and max(map(len, out.splitlines())) <= 80
 
 
-def test_help_begins_with_what_most_runs_set_and_ends_before_lightnings_settings(capsys):
-    helps = []
-    for words in (["--help"], ["--help", "all"]):
+def test_the_examples_of_the_help_are_settings(settings):
+    """Every example of the screen is taken by the command, and means what its name says."""
+    words = [
+        (f"--{name}", value) for name, value, _, use in SETTINGS if "fit" in use and name not in ("config", "runs")
+    ]
+    taken = settings("fit", "--config", "gsm8k", *(word for pair in words for word in pair))
+    assert taken["model"]["optimizer"]["init_args"]["lr"] == 1e-5 and taken["trainer"]["max_steps"] == 60
+    assert taken["model"]["lora"] == {"r": 32} and taken["guard"]["action"] == "stop"
+
+
+@pytest.mark.parametrize("name", ALIASES.values())
+def test_names_of_other_tools_lead_to_settings_of_the_help(name):
+    assert name in {setting for setting, *_ in SETTINGS} | {"trainer.max_epochs"}
+
+
+def test_help_about_a_word(capsys):
+    helps = {}
+    for word in ("all", "guard", "lr"):
         with pytest.raises(SystemExit):
-            main(["fit", *words])
-        helps.append(capsys.readouterr().out)
-    short, long = helps
-    first, _, rest = short.partition("settings that matter most:")[2].partition("The policy, its")
-    missing = [name for name in IMPORTANT if f"--{name} " not in first]
-    assert not missing, "a setting was renamed"
-    assert "--rollout.group_size" not in rest and "--rollout.top_p" in rest
-    assert "--trainer.gradient_clip_val" in long and "--trainer.gradient_clip_val" not in short
+            main(["fit", "--help", word])
+        helps[word] = capsys.readouterr().out
+    assert "--trainer.gradient_clip_val" in helps["all"] and "--rollout.top_p" in helps["all"]
+    assert "--guard.action" in helps["guard"] and "--rollout.top_p" not in helps["guard"]
+    assert "--model.optimizer.lr" in helps["lr"]
 
 
 def test_help_names_every_command(capsys):
@@ -110,7 +123,10 @@ def test_version(capsys):
 def test_help_and_version_import_no_framework():
     """``rlif --help`` used to take five seconds: it imported torch, Lightning and transformers."""
     code = (
-        "import sys; from rlif_lightning.main import main; main(['--help']); main(['--version']);"
+        "import sys\nfrom rlif_lightning.main import main\n"
+        "for words in (['--help'], ['--version'], ['fit', '--help'], ['fit', '--lr', '1'], ['fit', '--config', 'gsm']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
         "print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

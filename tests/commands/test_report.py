@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from rlif_lightning.commands.report import main
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.curves import curves_figure, draw_curves, write_report
 from rlif_lightning.runs.metrics_csv import MetricsCSV
+from rlif_lightning.runs.story import headline
 from rlif_lightning.runs.summary import summary_table
 
 ACCURACY = {0: 0.3, 2: 0.7, 4: 0.5, 6: 0.1}
@@ -46,11 +48,9 @@ def legend(ax):
 
 
 def test_every_panel_shows_what_was_logged(tmp_path):
-    shown = panels(curves_figure([make_run(tmp_path / "q" / "1", kl=True)]))
+    shown = panels(curves_figure([make_run(tmp_path / "q" / "1", labels=False, kl=True)]))
     assert list(shown) == [
-        "accuracy",
         "reward",
-        "self-certainty (nats)",
         "entropy (nats per token)",
         "agreement in a group",
         "completion length (tokens)",
@@ -65,30 +65,85 @@ def test_every_panel_shows_what_was_logged(tmp_path):
 
 
 def test_the_truncated_share_has_its_own_axis(tmp_path):
-    figure = curves_figure([make_run(tmp_path / "q" / "1")])
+    figure = curves_figure([make_run(tmp_path / "q" / "1", labels=False)])
     (right,) = [ax for ax in figure.axes if not ax.get_title()]
     assert curves(right) == [(list(range(6)), [0.5] * 6)]
     assert legend(panels(figure)["completion length (tokens)"]) == ["tokens", "truncated share (right)"]
 
 
-def test_one_run_marks_its_best_step_and_its_start(tmp_path):
-    ax = panels(curves_figure([make_run(tmp_path / "q" / "1")]))["accuracy"]
-    sampled, greedy, rollouts, start, best = curves(ax)
-    assert sampled == (list(ACCURACY), list(ACCURACY.values()))
-    assert greedy == ([0, 2, 4, 6], [1.0] * 4)
-    assert rollouts == (list(range(6)), [0.4] * 6)
+def test_one_run_with_held_out_problems_tells_its_story(tmp_path):
+    run = make_run(tmp_path / "q" / "1", kl=True)
+    answers(run, {0: False, 2: True, 6: False})
+    figure = curves_figure([run])
+    ax = figure.axes[0]
+    assert ax.get_title(loc="left") == "The reward rises; the accuracy rises, then falls below its start"
+    start, accuracy, reward = curves(ax)
+    assert accuracy == (list(ACCURACY), list(ACCURACY.values()))
     assert start[1] == [0.3, 0.3]
-    assert best == ([2], [0.7])
-    assert legend(ax)[-2:] == ["start 0.300", "best 0.700 at step 2"]
-    assert ax.lines[0].get_linewidth() > 1.5 * ax.lines[1].get_linewidth()
-    assert ax.lines[2].get_alpha() < 0.5
+    assert reward[0] == list(range(6)) and reward[1] == pytest.approx([0.12 + 0.72 * n / 5 for n in range(6)])
+    spans = {text.get_text(): round(text.get_position()[0], 3) for text in ax.texts if "training" in text.get_text()}
+    assert spans == {"training helps": 1.0, "training hurts": 4.0}
+    labels = [text.get_text() for text in ax.texts]
+    assert "accuracy\n0.100" in labels and "reward\n(own scale)\n5.000" in labels
+    told = [[text.get_text() for text in cell.texts] for cell in figure.axes[1:4]]
+    assert [cell[0] for cell in told] == [
+        "before training (step 0)",
+        "at the best step (step 2)",
+        "at the end (step 6)",
+    ]
+    assert [cell[1] for cell in told] == ["✗ $1 + <b>? → #0 $x$", "✓ $1 + <b>? → #2 $x$", "✗ $1 + <b>? → #6 $x$"]
+    assert list(panels(figure))[-4:] == [
+        "entropy (nats per token)",
+        "agreement in a group",
+        "completion length (tokens)",
+        "KL to the reference (nats)",
+    ]
+    draw_curves([run], tmp_path / "x.png")  # dollars are no formulas
+
+
+def answers(run, correct):
+    rows = [
+        {"step": step, "problem": "$1 + <b>?", "completion": f"#{step} $x$", "gold": "7", "correct": right}
+        for step, right in correct.items()
+    ]
+    (run / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 8, "pro')
+
+
+@pytest.mark.parametrize(
+    ("values", "course"),
+    [
+        ([0.3, 0.7, 0.1], "rises, then falls below its start"),
+        ([0.3, 0.7, 0.5], "rises, then falls"),
+        ([0.3, 0.5, 0.7], "rises"),
+        ([0.3, 0.2, 0.1], "falls"),
+        ([0.3, 0.31, 0.29], "does not rise"),
+        ([float("nan"), 0.3, 0.7], "rises"),
+    ],
+)
+def test_the_headline_says_what_happened(values, course):
+    assert headline({"val/accuracy": dict(enumerate(values))}) == f"The accuracy {course}"
+
+
+def test_the_page_needs_nothing_else_and_hostile_texts_do_nothing(tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    answers(run, {0: False, 6: True})
+    (run / "config.yaml").write_text("name: <script>alert(1)</script>\n")
+    page = write_report(run)[2].read_text()
+    assert (
+        "<script" not in page
+        and "&lt;script&gt;" in page
+        and "&lt;b&gt;" in page
+        and "http" not in page.split("img")[2]
+    )
+    assert page.count('<tr class="wrong">') == page.count('<tr class="right">') == 1
+    assert "data:image/png;base64," in page and "rose from 0.300 to 0.700 at step 2" in page
 
 
 def test_panels_without_data_are_left_out_and_the_grid_has_no_holes(tmp_path):
     for n, (labels, kl) in enumerate([(True, True), (True, False), (False, True), (False, False)]):
         figure = curves_figure([make_run(tmp_path / "q" / str(n), labels=labels, kl=kl)])
         shown = panels(figure)
-        assert ("accuracy" in shown, "KL to the reference (nats)" in shown) == (labels, kl)
+        assert ("KL to the reference (nats)" in shown, "reward" in shown) == (kl, not labels)
         cells = []
         for ax in shown.values():
             spec = ax.get_subplotspec()
@@ -107,8 +162,9 @@ def test_several_runs_keep_their_colours_over_all_panels(tmp_path):
     assert list(colours) == ["q/1", "q/2", "r/1"]
     assert len(set(colours.values())) == 3
     shown = panels(figure)
-    assert [to_hex(line.get_color()) for line in shown["reward"].lines] == list(colours.values())
-    assert [line.get_ydata()[0] for line in shown["reward"].lines] == [0.0, 5.0, 0.1]
+    reward = shown["reward, each run on its own scale"].lines
+    assert [to_hex(line.get_color()) for line in reward] == list(colours.values())
+    assert [(min(line.get_ydata()), max(line.get_ydata())) for line in reward] == [(0.0, 1.0)] * 3
     assert {to_hex(line.get_color()) for line in shown["accuracy"].lines} == {colours["q/1"], colours["r/1"]}
     assert [to_hex(line.get_color()) for line in shown["KL to the reference (nats)"].lines] == [colours["r/1"]]
     assert legend(shown["accuracy"]) == ["held-out, sampled", "held-out, greedy", "rollouts"]
@@ -122,15 +178,18 @@ def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
 
 def test_the_table_holds_start_best_and_end(tmp_path):
     run = make_run(tmp_path / "q" / "1")
-    head, columns, *rows = summary_table(run).splitlines()
-    assert head == "q/1, last step 6"
+    head, accuracy, reward, empty, columns, *rows = summary_table(run).splitlines()
+    assert head == "q/1, last step 6" and not empty
+    assert accuracy.startswith(
+        "Accuracy on held-out problems (sampled) rose from 0.300 to 0.700 at step 2, then fell"
+    )
+    assert reward == "The reward rose from 0.000 to 5.000."
     assert columns.split() == ["start", "best", "at", "step", "end"]
     assert [row.split() for row in rows] == [
         ["val/accuracy_sampled", "0.300", "0.700", "2", "0.100"],
         ["val/accuracy", "1.000", "1.000", "0", "1.000"],
         ["rollout/agreement", "0.500", "0.500", "0", "0.500"],
         ["rollout/reward", "0.000", "5.000"],
-        ["rollout/self_certainty", "0.000", "10.000"],
         ["rollout/entropy", "1.000", "0.167"],
         ["rollout/completion_tokens", "150.2", "150.2"],
     ]
@@ -141,7 +200,7 @@ def test_a_run_that_diverged_says_so(tmp_path):
     run = make_run(tmp_path / "q" / "1", labels=False)
     table = MetricsCSV(run / "metrics.csv")
     table.log(6, {"rollout/agreement": float("nan"), "rollout/reward": float("inf")})
-    rows = {row.split()[0]: row.split()[1:] for row in summary_table(run).splitlines()[2:]}
+    rows = {row.split()[0]: row.split()[1:] for row in summary_table(run).splitlines() if "/" in row}
     assert rows["rollout/agreement"] == ["0.500", "0.500", "0", "nan"]
     assert rows["rollout/reward"] == ["0.000", "inf"]
     draw_curves([run], tmp_path / "x.png")
@@ -150,12 +209,12 @@ def test_a_run_that_diverged_says_so(tmp_path):
 @pytest.mark.parametrize(("labels", "steps"), [(True, 1), (False, 1), (False, 6), (True, 0)])
 def test_short_and_unlabelled_runs_are_reported(tmp_path, labels, steps):
     run = make_run(tmp_path / "q" / "1", labels=labels, steps=steps)
-    picture, summary = write_report(run)
+    picture, summary, _ = write_report(run)
     assert picture == run / "curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert summary.read_text() == summary_table(run)
     assert ("val/accuracy" in summary.read_text()) == labels
-    if steps == 1:
+    if steps == 1 and not labels:
         assert panels(curves_figure([run]))["reward"].lines[0].get_marker() == "o"  # a point has no line
 
 
