@@ -1,6 +1,5 @@
 """What is logged of a rollout, and one way to log: now, at the step that the numbers belong to."""
 
-import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,12 +63,16 @@ def gather_objects(trainer: Trainer, own: Any) -> list[Any]:
     return parts
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process: of the GPU where there is one, else resident."""
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """``memory/peak``: the most that this process has held so far in MiB, on the GPU or resident; not on Windows."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return {"memory/peak": torch.cuda.max_memory_allocated(device) / 2**20}
+    if sys.platform == "win32":
+        return {}
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"memory/peak": peak / (2**20 if sys.platform == "darwin" else 2**10)}
 
 
 class Means:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rlif_lightning.callbacks.completions import append_rows, completion_row
-from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory_mb, rollout_metrics, run_logger
+from rlif_lightning.callbacks.logging import gather_objects, log_now, peak_memory, rollout_metrics, run_logger
 from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.data.batch_plan import BatchPlan
 from rlif_lightning.data.limits import check_prompts
@@ -237,7 +237,7 @@ class RolloutCallback(Callback):
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:
             metrics["time/reference"] = collected.reference_seconds
-        metrics["memory/peak"] = peak_memory_mb(module.device)
+        metrics |= peak_memory(module.device)
         log_now(trainer, metrics)
         batch["metrics"] = metrics
         return collected

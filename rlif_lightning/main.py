@@ -1,7 +1,6 @@
 """The command line: ``rlif fit | validate | test | predict`` and the commands that need no Trainer."""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -25,10 +24,10 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows has not
     except KeyboardInterrupt:  # where signals are not ours to take
         print("\nStopped.", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(130) from None  # 128 + SIGINT
     except Exception as error:
         known = users_mistake(error) or lost_process(error) or disk_failure(error)
         if known is None:

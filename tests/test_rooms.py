@@ -10,7 +10,12 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "rlif_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
 HEAVY = {"bitsandbytes", "datasets", "huggingface_hub", "jsonargparse", "math_verify", "matplotlib", "numpy", "peft",
          "pyarrow", "sympy", "tensorboard", "torch", "transformers", "vllm"}  # fmt: skip
-UNIX = {"resource"}  # not to be imported at the top
+UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}  # Windows has none of them
+UNIX_NAMES = {
+    "os": {"fork", "forkpty", "getpgid", "getuid", "killpg", "mkfifo", "setsid", "uname", "wait3"},
+    "signal": {"ITIMER_VIRTUAL", "SIGALRM", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGUSR1", "SIGUSR2", "SIGVTALRM",
+               "alarm", "pause", "setitimer", "sigwait"},
+}  # fmt: skip
 LINES, BODY, AT_ROOT, FLOORS = 300, 60, 7, 10
 
 
@@ -108,6 +113,47 @@ def test_functions_import_heavy_libraries_only(module):
     functions = [n for n in ast.walk(TREES[module]) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside = {name for function in functions for name in imports(function)}
     assert {n for n in inside if n.partition(".")[0] not in HEAVY | UNIX} == set()
+
+
+def unguarded(tree: ast.AST) -> set[str]:
+    """What Windows lacks and a file needs: imports at its top, and names in functions that ask for no system."""
+    found: set[str] = set()
+
+    def look(node: ast.AST, guarded: bool, top: bool) -> None:
+        text = ast.unparse(node) if isinstance(node, ast.If | ast.Try | ast.FunctionDef) else ""
+        guarded |= any(word in text for word in ("except ImportError", "hasattr(", "sys.platform"))
+        if isinstance(node, ast.Import | ast.ImportFrom) and top and not guarded:
+            found.update({name.partition(".")[0] for name in imports(node)} & UNIX)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and not guarded:
+            found.update(f"{node.value.id}.{name}" for name in UNIX_NAMES.get(node.value.id, set()) & {node.attr})
+        for child in ast.iter_child_nodes(node):
+            look(child, guarded, top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    look(tree, False, True)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_windows_lacks_nothing_that_a_file_needs(module):
+    """`import resource` at the top of one file kept the whole package from being imported there."""
+    assert unguarded(TREES[module]) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import resource", {"resource"}),
+        ("from fcntl import flock", {"fcntl"}),
+        ("try:\n    import fcntl\nexcept ImportError:\n    fcntl = None", set()),
+        ("def f():\n    import resource", set()),
+        ("import signal\nX = signal.SIGALRM", {"signal.SIGALRM"}),
+        ("def f():\n    return signal.SIGPIPE", {"signal.SIGPIPE"}),
+        ("def f():\n    if hasattr(signal, 'SIGVTALRM'):\n        signal.setitimer(1, 2)", set()),
+        ("import signal\nsignal.signal(signal.SIGTERM, f)", set()),
+    ],
+)
+def test_what_windows_lacks_is_found(code, found):
+    assert unguarded(ast.parse(code)) == found
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -46,7 +46,8 @@ class Source:
         unit: Field that holds the answer's unit, which a completion may write or leave out.
         tolerance: Field that holds the absolute error that an answer may have.
         subset: Configuration of a data set on the hub.
-        split: Split of a data set on the hub.
+        split: Split of a data set on the hub, or some of its rows: ``train[:-500]`` leaves out the last 500,
+            ``train[-500:]`` takes them. Of a file or the toy only the brackets count.
         limit: Number of rows to take, from the first on; null: all.
         answers: How answers to these problems are read and compared, where it differs from ``data.answers``.
     """
@@ -96,7 +97,8 @@ def read_problems(source: Source, split: str = "train") -> list[Problem]:
     rows = (Row(*row) for row in islice(_rows(source, split), source.limit))
     first = next(rows, None)
     if first is None:
-        raise UserError("The data set is empty", got=source.path, expected="at least one row")
+        got, do = f"{source.path}, split {source.split}", f"check the file and data.{split}.split"
+        raise UserError("The data set is empty", got=got, expected="at least one row", do=do)
     source = _with_fields_of(source, first)
     problems: list[Problem] = []
     unanswered: list[Row] = []
@@ -201,13 +203,24 @@ def _rows(source: Source, split: str) -> Rows:
         raise UserError("The data is a URL, which is not read", got=source.path, do=do)
     path = Path(source.path).expanduser()
     toy = parse_toy_name(source.path) is not None
-    if (toy or is_data_file(path)) and re.search(r"[\[+]", source.split):
-        got, do = f"{source.split} of {source.path}", f"set data.{split}.limit to the number of rows to take"
-        raise UserError(f"data.{split}.split applies to data sets of the hub only", got=got, do=do)
     if is_data_file(path):
-        return read_rows(path)
+        return _sliced(read_rows(path), source, split)
     rows = _toy_rows(split) if toy else _hub_rows(source)
-    return ((f"Row {number} of {source.path}", row) for number, row in enumerate(rows, 1))
+    placed = ((f"Row {number} of {source.path}", row) for number, row in enumerate(rows, 1))
+    return _sliced(placed, source, split) if toy else placed
+
+
+def _sliced(rows: Rows, source: Source, split: str) -> Rows:
+    """The rows that the brackets of a split name."""
+    if not re.search(r"[\[+]", source.split):
+        return rows
+    ends = re.fullmatch(r"\w*\[(-?\d+)?:(-?\d+)?\]", source.split)
+    if ends is None:
+        expected = "rows by their numbers, such as train[:-500] or train[-500:]"
+        raise UserError(
+            f"data.{split}.split is not understood", got=f"{source.split} of {source.path}", expected=expected
+        )
+    return iter([*rows][slice(*[None if end is None else int(end) for end in ends.groups()])])
 
 
 def _toy_rows(split: str) -> Iterable[dict[str, Any]]:

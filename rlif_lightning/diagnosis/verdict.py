@@ -12,14 +12,14 @@ Target = Literal["correct", "agreement"]
 WORDS: dict[Target, str] = {"correct": "correctness", "agreement": "being in the group's majority"}
 
 # Where these come from: few models, so they are landmarks and not limits. On the toy (mixtures of base and tuned
-# weights, token entropy as reward, two seeds) entropy per token, agreement and the gain in accuracy went together:
-#   0.40 nats, 0.35: gain 0.5;  0.13, 0.70: 0.15;  0.04, 0.90: 0.03;  0.01, 0.97: 0.
+# weights, docs/study.md) entropy per token, agreement and the gain in accuracy went together:
+#   0.40 nats, 0.35: gain 0.4;  0.13, 0.70: 0.15;  0.04, 0.90: 0.01;  0.01, 0.97: 0.
 # Reported (arXiv 2506.17219, mixtures of one base and one instruction-tuned model): gains at initial entropies of
 # 0.81 and 0.71, little or none at 0.44 and 0.38. Other tokenizers and averages move it: the toy gains most at 0.4.
 ENTROPY_ROOM = 0.4  # nats per token
 ENTROPY_NONE = 0.05  # nats per token: the toy's gain has vanished
 AGREEMENT_ROOM = 0.7  # mean agreement of a group, below which the toy gained 0.15 and more
-AGREEMENT_SATURATED = 0.9  # ... from which the toy gained 0.03 at most
+AGREEMENT_SATURATED = 0.9  # ... from which the toy gained 0.01 at most
 # The others are ours, without a source.
 ANSWERED_LEAST = 0.5  # share of completions with an answer, below which agreement says more of format than of content
 TRUNCATED_MOST = 0.3  # share of completions cut off, above which length limits decide what is rewarded
@@ -89,7 +89,7 @@ def _add_cautions(out: Verdict, policy: Mapping[str, Any], group_size: int, temp
 
 def _judge_room(reasons: list[str], entropy: Estimate, agreement: Estimate | None) -> str:
     """Whether there is something left to sharpen: none, little, unclear or yes."""
-    little = "where mixtures on our toy gained 0.03 at most"
+    little = "where mixtures on our toy gained 0.01 at most"
     if agreement is not None and agreement.low > AGREEMENT_SATURATED:
         reasons.append(f"agreement {agreement} is saturated (above {AGREEMENT_SATURATED}, {little}): the completions "
                        "of a prompt already give one answer")  # fmt: skip
@@ -102,7 +102,7 @@ def _judge_room(reasons: list[str], entropy: Estimate, agreement: Estimate | Non
     if agreement is not None:
         unclear = f"leaves little room or can't be told from {AGREEMENT_ROOM}"
         much = f"leaves room (below {AGREEMENT_ROOM})" if differ else unclear
-        reasons.append(f"agreement {agreement} {much}; our toy gained 0.5 at 0.35, 0.15 at 0.7, 0.03 at 0.9")
+        reasons.append(f"agreement {agreement} {much}; our toy gained 0.4 at 0.35, 0.15 at 0.7, 0.01 at 0.9")
     if entropy.high < ENTROPY_ROOM:
         reasons.append(f"initial entropy {entropy} nats is low: reported gains vanished at about {ENTROPY_ROOM} and "
                        "below (arXiv 2506.17219, one family of models; tokenizer and task move it)")  # fmt: skip

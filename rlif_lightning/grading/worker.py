@@ -7,7 +7,6 @@ takes too long.
 
 import contextlib
 import json
-import resource
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,8 +22,8 @@ MEMORY_BYTES = 2 * 1024**3
 
 def main() -> None:
     """Say that this worker is ready (null) or why not, then answer requests until the other end closes."""
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-    _limit(resource.RLIMIT_CORE, 0)
+    _limit("RLIMIT_AS", MEMORY_BYTES)
+    _limit("RLIMIT_CORE", 0)
     with Connection(0) as parent, contextlib.suppress(EOFError, OSError):
         if not MISSING:
             formulas_equal(r"\frac{1}{2}+x", "x+0.51")  # builds parser and caches once
@@ -37,7 +36,7 @@ def main() -> None:
 def _answer(seconds: float, *question: Any) -> bool | None:
     """Whether two formulas are equal, or None where the comparison fails; short of memory, the process ends."""
     # End as well if an answer takes much longer than its time, as when the parent was killed meanwhile.
-    _limit(resource.RLIMIT_CPU, int(time.process_time() + seconds) + 2)
+    _limit("RLIMIT_CPU", int(time.process_time() + seconds) + 2)
     try:
         return formulas_equal(*question)
     except MemoryError:
@@ -46,9 +45,12 @@ def _answer(seconds: float, *question: Any) -> bool | None:
         return None
 
 
-def _limit(kind: int, limit: int) -> None:
-    """Lower a limit of this process, where its system lets it."""
-    with contextlib.suppress(ValueError, OSError):
+def _limit(name: str, limit: int) -> None:
+    """Lower a limit of this process, where its system has it and lets it."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 

@@ -100,11 +100,22 @@ TINY_FIT = [
 def data(tmp_path):
     for name, rows in ROWS.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows * 2))
+    train = [ROWS["gsm8k"][0]] * 6 + [
+        {"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(500)
+    ]
+    (tmp_path / "gsm8k_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
     return tmp_path
 
 
 def rows_of(recipe):
     return {"gsm8k": "gsm8k", "intuitor": "math", "math500": "math"}.get(recipe, recipe)
+
+
+def paths_to(recipe, data):
+    """The settings with which a training recipe takes its data from files: as its header says."""
+    train, test = ("gsm8k_train", "gsm8k") if recipe == "gsm8k" else ("math", "math")
+    files = {"train": train, "val": train, "test": test}
+    return [f"--data.{part}.path={data / name}.jsonl" for part, name in files.items()]
 
 
 def test_no_recipe_is_forgotten_here():
@@ -121,11 +132,8 @@ def test_no_recipe_says_anything_twice():
 
 @pytest.mark.parametrize("recipe", TRAINING)
 def test_training_recipe(recipe, rlif, model_folder, data):
-    file = data / f"{rows_of(recipe)}.jsonl"
-    paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
-    folder = rlif(
-        "fit", "--config", recipe, "--model.name", model_folder("qwen2", chat=True), *paths, *TINY, *TINY_FIT
-    )  # fmt: skip
+    model = ["--model.name", model_folder("qwen2", chat=True)]
+    folder = rlif("fit", "--config", recipe, *model, *paths_to(recipe, data), *TINY, *TINY_FIT)
     run = folder / "runs" / recipe / "1"
     config = yaml.safe_load((run / "config.yaml").read_text())
     shipped = yaml.safe_load(Path(shipped_recipes()[recipe]).read_text())
@@ -133,6 +141,19 @@ def test_training_recipe(recipe, rlif, model_folder, data):
     assert len((run / "metrics.csv").read_text().splitlines()) == 4  # header, two steps, the last evaluation
     rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
     assert all(shipped["data"]["system_prompt"] in r["prompt"] and r["prompt"].endswith("assistant\n") for r in rows)
+
+
+def test_no_step_is_chosen_on_the_test_set(data, capsys):
+    """GSM8K's curves used to be those of its test set; training, validation and test share no problem now."""
+    sources = settings_of(capsys, "--config", "gsm8k", *paths_to("gsm8k", data))["data"]
+    problems = {
+        part: {p.text for p in read_problems(Source(**{**sources[part], "answers": None}), part)}
+        for part in ("train", "val", "test")
+    }
+    assert [len(problems[part]) for part in ("train", "val", "test")] == [1, 500, 2]
+    assert problems["val"] == {f"What is {n} + 1?" for n in range(500)}
+    assert not problems["val"] & (problems["train"] | problems["test"])
+    assert [sources[part]["split"] for part in ("train", "val", "test")] == ["train[:-500]", "train[-500:]", "test"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -283,8 +304,7 @@ def test_a_recipe_that_names_another_path_replaces_the_source_and_nothing_else(c
 
 
 def test_last_checkpoint_of_the_training_recipe(rlif, model_folder, data):
-    file = data / "gsm8k.jsonl"
-    paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
+    paths = paths_to("gsm8k", data)
     model = ["--model.name", model_folder("qwen2", chat=True)]
     rlif("fit", "--config", "gsm8k", *model, *paths, *TINY, *TINY_FIT)
     evaluation = ["--config", "math500", f"--data.test.path={data / 'math.jsonl'}"]

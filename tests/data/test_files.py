@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlif_lightning.data.files import is_data_file, read_rows
+from rlif_lightning.data.problems import Source, read_problems
 from rlif_lightning.errors import UserError
 
 
@@ -100,3 +101,16 @@ def test_a_download_that_broke_off(cut, tmp_path):
     path.write_bytes(whole[: int(len(whole) * cut)])
     with pytest.raises(UserError, match="not a whole gzip file"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("split", "left"),
+    [("train", "01234"), ("train[:-2]", "012"), ("train[-2:]", "34"), ("[1:3]", "12"), ("test[:9]", "01234")],
+)
+def test_some_rows_of_a_file(split, left, tmp_path):
+    """As `datasets` takes them of a data set on the hub; the places stay those in the file."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"question": str(n), "answer": "1"}) + "\n" for n in range(5)))
+    problems = read_problems(Source(str(path), split=split))
+    assert [p.text for p in problems] == list(left)
+    assert [p.text for p in read_problems(Source(str(path), split=split, limit=1))] == [left[0]]
