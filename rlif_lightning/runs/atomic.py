@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk; a missing one stays missing."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # Windows syncs what it may write
     except (FileNotFoundError, PermissionError):  # the latter: a folder on Windows
         return
     try:
