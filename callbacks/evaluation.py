@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rlif_lightning.callbacks.completions import append_rows
 from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder, run_logger
 from rlif_lightning.callbacks.progress import counting, print_above_bar
+from rlif_lightning.data.batch_plan import MOST_COMPLETIONS
 from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
@@ -86,7 +87,7 @@ class Evaluation(Callback):
             "evaluation",
             ("every", every, every >= 0, "0 or more"),
             ("n", n, n is None or n >= 1, "1 or more, or null"),
-            ("samples", samples, samples >= 0, "0 or more"),
+            ("samples", samples, 0 <= samples <= MOST_COMPLETIONS, f"0 to {MOST_COMPLETIONS}"),
             ("samples", samples, samples or greedy, "1 or more, or evaluation.greedy true"),
             ("temperature", temperature, temperature > 0 or not samples, "above 0, or --evaluation.samples 0"),
             ("batch_size", batch_size, batch_size >= 1, "1 or more"),

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.plan_settings import plan_settings
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import LESS_MEMORY, UserError, is_out_of_memory
 from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
@@ -21,11 +21,6 @@ from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.slice_loss import takes_fused_loss
-
-ANY_SETTING = (
-    "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
-    "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
-)
 
 
 class MemoryCheck(Callback):
@@ -61,7 +56,9 @@ def try_longest(trainer: Trainer, module: RLIFModule, collector: Collector) -> N
         with _untouched(trainer, module):
             for phase in phases:
                 phases[phase](trainer, module, collector)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         text = str(error).splitlines()[0]
         del error  # its traceback holds the tensors
         if cuda:
@@ -149,7 +146,7 @@ def _update(trainer: Trainer, module: RLIFModule, collector: Collector) -> None:
 
 def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: str, text: str) -> UserError:
     """What to say, with the run's plan for the data's longest prompt where the model can be planned."""
-    cuda, do = module.device.type == "cuda", ANY_SETTING
+    cuda, do = module.device.type == "cuda", LESS_MEMORY
     total = torch.cuda.get_device_properties(module.device).total_memory if cuda else None
     with suppress(Exception):  # code of any architecture runs in there
         settings = plan_settings(
@@ -164,8 +161,3 @@ def _ran_out(trainer: Trainer, module: RLIFModule, collector: Collector, phase: 
         do = what_to_do(settings_to_change(settings, plan, total), total) or do
     wrong = f"The longest batch that there can be does not fit into memory, in the phase '{phase}'"
     return UserError(wrong, got=text, do=do)
-
-
-def out_of_memory(error: BaseException) -> UserError:
-    """What to say when memory runs out at any time."""
-    return UserError("The device's memory ran out", got=str(error).partition("\n")[0], do=ANY_SETTING)

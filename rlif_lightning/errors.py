@@ -129,6 +129,28 @@ def lost_process(error: BaseException | None) -> Failure | None:
     return None
 
 
+FULL = (
+    "out of memory|(can't allocate|not enough) memory|[Ss]torage size calculation overflowed|multiplication overflow"
+)
+LESS_MEMORY = (
+    "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
+    "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: a GPU's or this machine's, for which torch has no type of its own."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(FULL, str(error))))
+
+
+def out_of_memory(error: BaseException | None) -> UserError | None:
+    """What to say when memory runs out at any time."""
+    for cause in filter(is_out_of_memory, causes(error)):
+        got = str(cause).partition("\n")[0] or type(cause).__name__
+        return UserError("The device's memory ran out", got=got, do=LESS_MEMORY)
+    return None
+
+
 DISK = {  # what a system's error means, and what to do
     errno.ENOSPC: ("There is no room for {}", "make room"),
     errno.EDQUOT: ("The quota leaves no room for {}", "make room"),

@@ -10,7 +10,15 @@ from typing import Any
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.help_text import check_aliases, short_help
 from rlif_lightning.cli.recipes import given_recipes, recipe_path, shipped_recipes
-from rlif_lightning.errors import UserError, did_you_mean, disk_failure, escaped, lost_process, users_mistake
+from rlif_lightning.errors import (
+    UserError,
+    did_you_mean,
+    disk_failure,
+    escaped,
+    lost_process,
+    out_of_memory,
+    users_mistake,
+)
 from rlif_lightning.runs.signals import handled
 from rlif_lightning.version import __version__
 
@@ -29,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(130) from None  # 128 + SIGINT
     except Exception as error:
-        known = users_mistake(error) or lost_process(error) or disk_failure(error)
+        known = users_mistake(error) or lost_process(error) or disk_failure(error) or out_of_memory(error)
         if known is None:
             raise
         print(f"error: {known}", file=sys.stderr, flush=True)

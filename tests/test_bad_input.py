@@ -1,6 +1,7 @@
 """A user's mistake: what is wrong, what was given, what to do; exit code 2, no traceback, before a model loads."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -60,12 +61,21 @@ def refused(capsys, tmp_path, monkeypatch, small_fit):
         ("a.jsonl", '{"question": "a", "answer": null}', ["Line 1 of", "no answer", "data.train.answer null"]),
         ("a.jsonl", '{"question": "a", "answer": ' + "9" * 5000 + "}", ["Line 1 of", "a.jsonl", "5000 digits"]),
         ("a.jsonl.gz", "x", ["not a whole gzip file", "a.jsonl.gz"]),
+        ("a.jsonl", '{"question": ' + "[" * 900 + "]" * 900 + "}", ["Line 1 of", "'question' is nested too deeply"]),
     ],
 )  # fmt: skip
 def test_broken_data(name, content, parts, refused, tmp_path):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refused("--data.train.path", tmp_path / name)
     assert all(part in message for part in parts), message
+
+
+def test_what_is_no_data_file(refused, tmp_path):
+    (tmp_path / "a.jsonl").mkdir()
+    assert "is a folder" in refused("--data.train.path", tmp_path / "a.jsonl")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "b.jsonl")
+        assert "is no ordinary file" in refused("--data.train.path", tmp_path / "b.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,7 @@ def test_broken_choices(row, parts, refused, tmp_path):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
+        (["--data.train.path="], ["data.*.path is empty", "a name"]),
         (["--data.train.path=nosuch.jsonl"], ["does not exist", "nosuch.jsonl"]),
         (["--data.train.path=https://x.org/a.jsonl"], ["is a URL", "https://x.org/a.jsonl", "download the file"]),
         (["--data.train.path=https://huggingface.co/datasets/openai/gsm8k"], ["is a URL", "the name, openai/gsm8k"]),
@@ -259,7 +270,7 @@ def test_a_hub_name_without_hub_is_one_line_at_once(arg, switched_off, refused, 
     [
         (["--rollout.group_size=1"], ["group_size is too small", "2 or more"]),
         (["--rollout.micro_batch_size=3"], ["does not divide", "8 completions", "one of 1, 2, 4, 8"]),
-        (["--rollout.prompts_per_step=0"], ["prompts_per_step must be at least 1"]),
+        (["--rollout.prompts_per_step=0"], ["prompts_per_step is out of range", "1 to "]),
         (["--rollout.temperature=0"], ["rollout.temperature is out of range", "teaches nothing"]),
         (["--rollout.temperature=-1"], ["rollout.temperature is out of range", "teaches nothing"]),
         (["--rollout.top_p=0"], ["top_p is out of range"]),

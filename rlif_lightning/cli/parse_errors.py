@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from textwrap import shorten
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -18,7 +19,7 @@ from rlif_lightning.cli.help_text import ALIASES
 from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.cli.removed import what_to_do
 from rlif_lightning.cli.strict_yaml import compose
-from rlif_lightning.cli.user_classes import failure
+from rlif_lightning.cli.user_classes import failure, is_users
 from rlif_lightning.errors import UserError, did_you_mean
 
 Pairs = Iterable[tuple[Any, Any]]  # nodes of names and values
@@ -95,7 +96,7 @@ class MistakeFinder:
             raise self._unknown_setting(name, node, known)
         elif isinstance(node, yaml.MappingNode):
             self._check_settings(node.value, known, f"{name}.")
-        elif node.value not in ("", "null"):
+        else:
             raise self._takes_settings(key, node, inner)
 
     def _unknown_setting(self, name: str, node: Any, known: hints.Settings) -> UserError:
@@ -123,6 +124,8 @@ class MistakeFinder:
     def _check_class(self, key: str, node: Any, base: Any, skip: int) -> None:
         """Look at a class path and its ``init_args``; on the command line each may come alone."""
         parts: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
+        if isinstance(node, yaml.CollectionNode) and not parts:
+            raise self._wrong_value(key, node, base)
         named = {name.value: value for name, value in parts}
         at = self.node = named.get("class_path", node)
         known = hints.settings_of_class(self._find_class(key, base), key, skip)
@@ -133,7 +136,7 @@ class MistakeFinder:
         for self.node, value in parts:
             if self.node.value in ("class_path", "init_args", "dict_kwargs"):
                 continue
-            if self.recipe:
+            if self.recipe or "class_path" in named:
                 wrong = f"{key} takes class_path and init_args, not '{self.node.value}'"
                 raise self._mistake(wrong, do="write it below init_args")
             arguments.append((self.node, value))
@@ -147,14 +150,14 @@ class MistakeFinder:
 
     def _find_class(self, key: str, base: Any) -> type:
         offered, path = hints.offered_classes(base), self.chosen.get(key)
-        examples = f"one of {hints.package_of(base)}: {', '.join(offered)}"
         if path is None:
-            raise self._mistake(f"{key}: the class comes before its settings", expected=examples)
-        short = {} if getattr(base, "_is_protocol", False) else offered  # of a protocol jsonargparse knows no classes
-        module, _, name = short.get(path, path).rpartition(".")
+            raise self._mistake(f"{key}: the class comes before its settings", expected=_examples(base))
+        module, _, name = offered.get(path, path).rpartition(".")
         try:
             found = hints.classes_in(module).get(name)
-        except Exception as error:
+        except BaseException as error:
+            if not is_users(error):
+                raise
             raise self._mistake(*failure(key, module, "imported", error)) from error
         if found is None:
             offered |= hints.offered_classes(base, module)
@@ -164,7 +167,7 @@ class MistakeFinder:
             lacks = hints.missing_methods(found, base)
             if lacks:
                 raise self._mistake(f"{key}: the class {path} lacks a method", do=f"define {', '.join(lacks)}")
-            raise self._mistake(f"{key}: {path} is no {base.__name__}", expected=examples)
+            raise self._mistake(f"{key}: {path} is no {base.__name__}", expected=_examples(base))
         return found
 
     def _check_value(self, key: str, node: Any, hint: Any) -> None:
@@ -179,6 +182,8 @@ class MistakeFinder:
         base, skip = hints.base_of(item if is_mapping and item else hint)
         if item is not None and isinstance(node, yaml.SequenceNode):
             for part in node.value:
+                if _value(part) is None and NoneType not in hints.parts_of(item):
+                    raise self._wrong_value(key, part, item)
                 self._check_value(key, part, item)
         elif source is not None:
             known = hints.settings_of_class(source, key)
@@ -211,11 +216,14 @@ class MistakeFinder:
             do = f"write {key}: [{said}]" if self.recipe else f"did you mean --{key}=[{said}]?"
             return self._mistake(f"{key} takes a list, not '{said}'", do=do)
         advice = did_you_mean(said, takes)
+        if isinstance(node, yaml.ScalarNode) and not isinstance(value, str) and hints.accepts(hint, node.value):
+            advice = f"put it into quotes: '{node.value}'"  # YAML takes off for false, 123 for a number
         try:
             compose(said)
         except yaml.YAMLError as error:
             advice = f"correct it: {getattr(error, 'problem', error)}"
-        expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]]))
+        base = hints.base_of(hint)[0]
+        expected = " or ".join(filter(None, [", ".join(takes[:-1]), *takes[-1:]])) or (base and _examples(base))
         said = said if len(said) < 200 else f"{said[:80]} ... {said[-80:]}"
         return self._mistake(f"{key} can't be '{said}'", advice, expected=expected)
 
@@ -225,6 +233,10 @@ class MistakeFinder:
             wrong = f"{self.recipe}, line {self.node.start_mark.line + 1}: {wrong}"
         do = do or (None if expected else f"see {self.parser.prog.replace(' [options]', '')} --help")
         return UserError(one_line(wrong), expected=expected and one_line(expected), do=do and one_line(do))
+
+
+def _examples(base: type) -> str:
+    return f"one of {hints.package_of(base)}: {', '.join(hints.offered_classes(base))}"
 
 
 def _value(node: Any) -> Any:

@@ -1,6 +1,8 @@
 """The parser of recipes and settings: shipped names, mistakes in three lines, help about a word."""
 
 import json
+from functools import partial
+from itertools import accumulate
 from typing import Any, ClassVar, NoReturn
 
 import yaml
@@ -14,6 +16,7 @@ from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
 from rlif_lightning.cli.removed import drop_removed
 from rlif_lightning.cli.strict_yaml import is_no_text
+from rlif_lightning.cli.user_classes import is_users
 from rlif_lightning.errors import users_mistake
 from rlif_lightning.runs.atomic import replacing
 
@@ -37,7 +40,8 @@ class RecipeFile(ActionConfigFile):
             rank_zero_warn(f"{values} holds settings that were removed and change nothing here: {', '.join(dropped)}")
         if strangers.is_strange(parser.prog, path, parser._given):
             RecipeFile.strange = strangers.drop_strange(recipe, parser)
-        RecipeFile.shortened = yaml.serialize(recipe) if dropped or self.strange else None
+        emptied = recipes.drop_empty_groups(recipe, parser.groups or ())
+        RecipeFile.shortened = yaml.serialize(recipe) if dropped or emptied or self.strange else None
         self.opened.append((str(values), recipe))
         recipes.forget_replaced_sources(cfg, recipe)
         self.apply_config(parser, cfg, self.dest, path)
@@ -71,27 +75,36 @@ class Parser(LightningArgumentParser):
                 args = [*first, *self._sources_as_json(others)]
         try:
             parsed = super().parse_args(args, *rest, **kwargs)
-        except Exception as error:  # a module that a class path names may raise anything
+        except BaseException as error:  # a module that a class path names may raise anything
+            if not isinstance(error, Exception) and not is_users(error):
+                raise
             self.error(str(error), error)
         if any(not isinstance(parsed.get(group, parsed), Namespace) for group in self.groups or ()):
             self.error("A group of settings was given as one value")  # which the base class lets through
         return parsed
 
     def _sources_as_json(self, words: list[str]) -> list[str]:
-        """The words; of a source, a text that YAML would take for a mapping or a comment is given as JSON."""
+        """The words; of a source, a text that YAML would take for something else is given as JSON."""
         given: list[str] = []
         setting = ""
         for word in words:
             name, equals, value = word.partition("=") if word.startswith("--") else (setting, "", word)
-            source, _, own = name.rpartition(".")
-            action = self._option_string_actions.get(source)
-            if hints.takes_text(getattr(action, "_typehint", None), own) and is_no_text(value):
+            source = next((s for s in accumulate(name.split("."), "{}.{}".format) if self._typehint(s)), name)
+            own = name.removeprefix(f"{source}.").split(".")
+            hint = hints.hint_within(self._typehint(source), own)
+            if str in hints.parts_of(hint) and is_no_text(value, partial(hints.accepts, hint)):
                 if not equals:
                     given.pop()
-                word = f"{source}={json.dumps({own: value})}"
+                whole: Any = value
+                for part in reversed(own):
+                    whole = {part: whole}
+                word = f"{source}={json.dumps(whole)}"
             given.append(word)
             setting = word if word.startswith("--") and not equals else ""
         return given
+
+    def _typehint(self, option: str) -> Any:
+        return getattr(self._option_string_actions.get(option), "_typehint", None)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """As in the base class, without settings that were removed."""
@@ -109,7 +122,7 @@ class Parser(LightningArgumentParser):
         arrange_help(self, asked)
         return super().format_help(*args)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
         """Raise what is wrong, where, and the nearest right name; a value's own parser leaves this to its caller."""
         mistake = users_mistake(ex)
         if mistake is not None:

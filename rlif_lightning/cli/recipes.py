@@ -1,7 +1,7 @@
 """Shipped recipes by name, and recipes that replace what earlier recipes said."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ def read_recipe(name: str, path: str) -> Any:
         wrong = "the recipe is empty" if root is None else "the recipe holds no settings"
         raise UserError(f"{name}: {wrong}", expected="a YAML mapping, such as rollout: {group_size: 8}")
     return root
+
+
+def drop_empty_groups(recipe: Any, groups: Iterable[str]) -> bool:
+    """Take out of a recipe (YAML) the groups that hold no settings, such as ``rollout:``; whether there was one."""
+    kept = [(name, node) for name, node in recipe.value if name.value not in groups or not node.tag.endswith(":null")]
+    recipe.value, before = kept, recipe.value
+    return len(kept) < len(before)
 
 
 def forget_replaced_sources(settings: Any, recipe: Any) -> None:

@@ -1,6 +1,8 @@
 """YAML in which nothing is lost without a word: what stands twice is an error, with both lines."""
 
+import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -9,6 +11,7 @@ from jsonargparse import get_loader, set_loader
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_NODES = 10_000
 """Names and values of a text, those that aliases repeat included; recipes have some hundreds."""
+ODD_NUMBER = re.compile("[-+]?0[0-9_]|.*:")
 MOST_DIGITS = sys.int_info.default_max_str_digits
 
 
@@ -31,13 +34,15 @@ def entries(node: Any) -> dict[str, Any]:
     return {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
 
 
-def is_no_text(text: str) -> bool:
-    """Whether YAML takes a text for a mapping (``Q: 1``) or for a comment (``# 1``)."""
+def is_no_text(text: str, accepts: Callable[[Any], bool]) -> bool:
+    """Whether YAML takes a text for a comment (``# 1``), or for a mapping (``Q: 1``) or list that is not accepted."""
     try:
         node = yaml.compose(text, LOADER)
+        if node is None:
+            return bool(text.strip())
+        return isinstance(node, yaml.CollectionNode) and not accepts(_load(text))
     except yaml.YAMLError:
         return False
-    return isinstance(node, yaml.MappingNode) or (node is None and bool(text.strip()))
 
 
 def _check(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
@@ -51,6 +56,8 @@ def _check(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
             raise _error(f"a number of {len(node.value)} digits", node)
+        if node.tag.endswith(":int") and ODD_NUMBER.match(node.value):
+            raise _error(f"{node.value} is a number to base 8 or 60: write it plainly or in quotes", node)
         return 1
     is_mapping = isinstance(node, yaml.MappingNode)
     parts = [part for pair in node.value for part in pair] if is_mapping else node.value

@@ -23,7 +23,6 @@ from rlif_lightning.callbacks import (
     RolloutCheckpoint,
     StepProgressBar,
 )
-from rlif_lightning.callbacks.memory_check import out_of_memory
 from rlif_lightning.callbacks.trained_problems import check_problems
 from rlif_lightning.cli.changed_settings import changed_settings
 from rlif_lightning.cli.command_table import COMMANDS
@@ -70,8 +69,6 @@ class RLIFCLI(LightningCLI):
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()  # gloo's threads may abort at exit
             return cli
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error) from error
         except BaseException as error:
             stopped = isinstance(error, Stopped)
             if cls.created is not None:
@@ -139,8 +136,11 @@ class RLIFCLI(LightningCLI):
         return self.config if self.subcommand is None else self.config[self.subcommand]
 
     def _set_seed(self) -> None:
-        """Refuse numbers that nothing can take, then as in the base class."""
+        """Refuse numbers that nothing can take and empty names, then as in the base class."""
         check_numbers(self.command_config)
+        for name in ("ckpt_path", "runs", "model.name", "model.adapter"):
+            if self.command_config.get(name) == "":
+                raise UserError(f"{name} is empty", do=f"write --{name} VALUE, or leave it out")
         try:
             super()._set_seed()
         except ValueError as error:

@@ -7,7 +7,9 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, _typehints
+
+from rlif_lightning.cli.user_classes import is_users
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 WORDS |= {list: "a list", Iterable: "a list", NoneType: "null"}
@@ -43,7 +45,9 @@ def accepts(hint: Any, value: Any) -> bool:
     parser.add_argument("--value", type=hint)
     try:
         parser.parse_object({"value": value})
-    except Exception:  # not ArgumentError alone: a class path's module may raise anything
+    except BaseException as error:  # a class path's module may raise anything
+        if not is_users(error):
+            raise
         return False
     return True
 
@@ -79,10 +83,12 @@ def dataclass_of(hint: Any) -> Any:
     return next(filter(dataclasses.is_dataclass, parts_of(hint)), None)
 
 
-def takes_text(hint: Any, name: str) -> bool:
-    """Whether a setting of the dataclass that a hint takes may be a text."""
-    source = dataclass_of(hint)
-    return source is not None and str in parts_of(get_type_hints(source).get(name))
+def hint_within(hint: Any, names: Iterable[str]) -> Any:
+    """The hint of a setting in the dataclass that a hint takes: of ``train``, that of answers, completion."""
+    for part in names:
+        source = dataclass_of(hint)
+        hint = None if source is None else get_type_hints(source).get(part)
+    return hint
 
 
 def base_of(hint: Any) -> tuple[Any, int]:
@@ -116,6 +122,21 @@ def offered_classes(base: type, module: str | None = None) -> dict[str, str]:
     """Name to path of the classes in a module that fit; None: in the base class's package."""
     place = package_of(base) if module is None else module
     return {name: f"{place}.{name}" for name, cls in classes_in(place).items() if extends(cls, base)}
+
+
+def _path_by_name(base: Any, name: str) -> str:
+    """The path of a class; one that is named alone is the one that the base class's package offers.
+
+    jsonargparse alone knows no classes of a protocol, and refuses a name that two imported packages have.
+    """
+    for cls in base if isinstance(base, tuple) else (base,):
+        if "." not in name and inspect.isclass(cls):
+            name = offered_classes(cls).get(name, name)
+    return _path_by_jsonargparse(base, name)
+
+
+_path_by_jsonargparse = _typehints.resolve_class_path_by_name
+_typehints.resolve_class_path_by_name = _path_by_name  # type: ignore[assignment]
 
 
 def extends(cls: type, base: Any) -> bool:

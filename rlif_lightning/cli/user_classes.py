@@ -5,9 +5,15 @@ from typing import Any
 from jsonargparse import Namespace
 
 from rlif_lightning.errors import UserError, missing_package, place_of, said_by_python
+from rlif_lightning.runs.signals import Stopped
 
 
-def failure(setting: str, what: str, happens: str, error: Exception) -> tuple[str, str]:
+def is_users(error: BaseException) -> bool:
+    """Whether an exception is that of a user's code: also one that ends a program, but for signals and Ctrl-C."""
+    return isinstance(error, Exception) or not (isinstance(error, Stopped | KeyboardInterrupt) or not place_of(error))
+
+
+def failure(setting: str, what: str, happens: str, error: BaseException) -> tuple[str, str]:
     """What is wrong with the class of a setting, and what to do."""
     if package := missing_package(error):
         wrong = f"{setting}: {what} needs {package}, which is not installed{place_of(error)}"
@@ -33,8 +39,9 @@ class ClassMaker:
         except UserError as error:
             self.mistake = self.mistake or error
             raise
-        except Exception as error:
-            if cls.__module__.startswith("rlif_lightning."):
+        except BaseException as error:
+            inside = error.__traceback__ is not None and error.__traceback__.tb_next is not None  # no wrong argument
+            if (inside and cls.__module__.startswith("rlif_lightning.")) or not is_users(error):
                 raise
             setting = setting_of(self.config, cls.__name__) or cls.__module__
             wrong, do = failure(setting, cls.__name__, "made", error)

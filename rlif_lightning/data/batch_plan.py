@@ -7,6 +7,9 @@ from torch import Tensor
 
 from rlif_lightning.errors import UserError
 
+MOST_COMPLETIONS = 10**7
+"""Of one rollout or of one evaluated problem: each has a seed, a text and an answer in this machine's memory."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -30,8 +33,10 @@ class BatchPlan:
     def __post_init__(self) -> None:
         """Check what can be wrong before anything is loaded."""
         for name in ("prompts_per_step", "passes", "steps_per_rollout", "world_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1", got=getattr(self, name))
+            if not 1 <= getattr(self, name) <= MOST_COMPLETIONS:
+                raise UserError(
+                    f"{name} is out of range", got=getattr(self, name), expected=f"1 to {MOST_COMPLETIONS}"
+                )
         if self.group_size < 2:
             raise UserError(
                 "group_size is too small: an advantage compares the completions of one prompt",
@@ -39,6 +44,10 @@ class BatchPlan:
                 expected="2 or more",
                 do="set --rollout.group_size 8",
             )
+        rows = self.rollout_prompts * self.group_size * self.passes
+        if rows > MOST_COMPLETIONS:
+            got, sizes = f"{rows} completions", "prompts_per_step x group_size x steps_per_rollout x passes"
+            raise UserError(f"A rollout is too large: {sizes}", got=got, expected=f"at most {MOST_COMPLETIONS}")
         if self.prompts_per_step % self.world_size:
             raise UserError(
                 "prompts_per_step does not divide by the number of processes",

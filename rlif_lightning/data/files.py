@@ -28,7 +28,8 @@ def is_data_file(path: Path) -> bool:
 def read_rows(path: Path) -> Rows:
     """The rows of a data file: of a text with their lines, of others with their numbers, from 1 on."""
     if not path.is_file():
-        raise UserError("The data file does not exist", got=path, do="check data.*.path")
+        wrong = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "does not exist"
+        raise UserError(f"The data file {wrong}", got=path, do="check data.*.path")
     try:
         yield from READERS[_ending(path)](path)
     except UnicodeDecodeError as error:

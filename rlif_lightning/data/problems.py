@@ -33,7 +33,8 @@ class Source:
         path: A .jsonl, .json, .csv (also .gz) or .parquet file, ``toy``, or the name of a data set on the hub.
         prompt: Field that holds the problem's text or a conversation (a list of role and content), or a text with
             fields in braces: ``"{code}\nassert f({input}) == ??"``. Fields within others have dots and, in lists,
-            numbers: ``extra_info.question``, ``messages.0.content``. Where there is no ``question``, ``prompt`` or
+            numbers: ``extra_info.question``, ``messages.0.content``. A conversation may be written as JSON in a text.
+            Where there is no ``question``, ``prompt`` or
             ``problem`` stands in for it.
         answer: Field that holds the reference answer; null: the data have no answers, and nothing that needs labels
             is computed. ``reward_model.ground_truth`` or ``ground_truth`` stands in for ``answer``.
@@ -73,6 +74,10 @@ class Source:
                 do = "put it into quotes: YAML takes what follows a # for a comment"
                 raise UserError(f"data.*.{name} is not a text", got=repr(value), do=do)
         check_where(self.gold)
+        if not self.path.strip():
+            raise UserError(
+                "data.*.path is empty", got=repr(self.path), expected=f"{', '.join(READERS)}, toy, or a name"
+            )
         if self.limit is not None and self.limit < 1:
             raise UserError("data.*.limit is too small", got=self.limit, expected="1 or more, or null for all rows")
 
@@ -184,7 +189,7 @@ def _prompt(source: Source, row: Row, choices: str | None) -> tuple[str, list[Me
     below = "" if choices is None or f"{{{source.options}}}" in source.prompt else f"\n\n{choices}"
     if _FIELD.search(source.prompt):
         text = _FIELD.sub(lambda match: inserted(match[1]), source.prompt)  # in one pass: problems are full of braces
-    elif isinstance(row.value(source.prompt, "prompt"), list):
+    elif isinstance(row.prompt(source.prompt), list):
         *earlier, last = row.messages(source.prompt)
         messages = [*earlier, {**last, "content": last["content"] + below}]
         text = "\n\n".join(f"{m['role']}: {m['content']}" for m in messages) if earlier else messages[0]["content"]

@@ -1,6 +1,9 @@
 """What the fields of a row hold, as plain Python values; every message names the row's place."""
 
+import ast
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -21,7 +24,7 @@ class Row:
         """What the field has that a setting names; one within another has a dot, one in a list its number.
 
         Raises:
-            UserError: There is no such field, or it holds bytes or characters that are no text.
+            UserError: There is no such field, or it holds bytes or characters that are no text, or lists too deep.
         """
         if not self.has(name):
             without = ", or set it to null where the data has no answers" if setting == "answer" else ""
@@ -30,7 +33,10 @@ class Row:
                 got=f"fields {', '.join(_names(self.values)) or 'none'}"[:300],
                 do=f"name the right one in data.*.{setting}{without}",
             )
-        return _plain(self._find(name), f"{self.place}: '{name}'")
+        try:
+            return _plain(self._find(name), f"{self.place}: '{name}'")
+        except RecursionError as error:
+            raise UserError(f"{self.place}: '{name}' is nested too deeply") from error
 
     def has(self, name: str) -> bool:
         """Whether there is such a field; one within an empty field is empty itself."""
@@ -63,14 +69,24 @@ class Row:
             do=f"name another field in data.*.{setting}",
         )
 
+    def prompt(self, name: str) -> Any:
+        """What a field of prompts holds; a text that is a list of messages, as CSV files have them, becomes one."""
+        found = self.value(name, "prompt")
+        if isinstance(found, str) and found.lstrip().startswith("["):
+            for read in (json.loads, ast.literal_eval):  # as JSON, and as pandas writes lists
+                with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                    listed = read(found.strip())
+                    return listed if _is_conversation(listed) else found
+        return found
+
     def messages(self, name: str) -> list[Message]:
         """The conversation in a field, which the assistant is to continue: a list of role and content each.
 
         Raises:
             UserError: It is none, or ends with the assistant.
         """
-        found = self.value(name, "prompt")
-        if not (isinstance(found, list) and found and all(map(_is_message, found))):
+        found = self.prompt(name)
+        if not _is_conversation(found):
             raise UserError(
                 f"{self.place} has neither a text nor a conversation in '{name}'",
                 got=named(found),
@@ -95,6 +111,10 @@ def is_empty(value: Any) -> bool:
 def named(value: Any) -> str:
     """A value with its type, for a message."""
     return f"{repr(value)[:80]} ({type(value).__name__})"
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
 
 def _is_message(value: Any) -> bool:

@@ -17,6 +17,9 @@ Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens the
 TEMPERATURES = (1e-3, 1e3)
 """Below, logits divided by it overflow or pick one token; above, all tokens are equally likely."""
 
+MOST_TOKENS = 10**7
+"""No model reads more; memory for a longest completion is asked for at once."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,7 +44,7 @@ class Sampling:
         warm = self.temperature == 0 or low <= self.temperature <= high
         check_ranges(
             "",
-            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            ("max_new_tokens", self.max_new_tokens, 1 <= self.max_new_tokens <= MOST_TOKENS, f"1 to {MOST_TOKENS}"),
             ("temperature", self.temperature, warm, f"0 (greedy), or {low} to {high}"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1 (off)"),

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.data.batch_plan import MOST_COMPLETIONS, BatchPlan
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.loss_records import LossSettings
@@ -79,10 +79,10 @@ class Collector:
             raise UserError("A reward is named twice", got=got, do=do)
         if all(silent):
             raise UserError("Every reward has weight 0, so nothing would be learned", got=", ".join(names))
-        least, cap = plan.group_size, importance_cap
+        least, most, cap = plan.group_size, MOST_COMPLETIONS, importance_cap
         check_ranges(
             "rollout",
-            ("votes", votes, votes is None or votes >= least, f"{least} (group_size) or more"),
+            ("votes", votes, votes is None or least <= votes <= most, f"{least} (group_size) to {most}"),
             ("importance_cap", cap, cap is None or cap >= 1, "1 or more, or null for no weights"),
         )
         self.sampler, self.rewards, self.plan, self.votes = sampler, rewards, plan, votes

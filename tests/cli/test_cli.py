@@ -143,6 +143,46 @@ def test_texts_of_a_source_are_no_yaml_on_the_command_line(form, text, settings)
     assert data["val"]["path"] == "toy" and data["answers"]["compare"] == "exact", "the rest stays"
 
 
+def test_texts_within_a_source_are_no_yaml_either(settings):
+    words = ["--data.train.path=toy", "--data.train.answers.completion", "A: (.+)", "--data.train.by", "[a, 3]"]
+    train = settings("fit", *words, "--data.train.prompt=[a]")["data"]["train"]
+    assert (train["answers"]["completion"], train["by"], train["prompt"]) == ("A: (.+)", "[a, 3]", "[a]")
+    assert settings("fit", words[0], "--data.train.by=[a, b]")["data"]["train"]["by"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "path"),
+    [
+        ("model.optimizer", "SGD", "torch.optim.SGD"),
+        ("rollout.sampler", "NativeSampler", "rlif_lightning.sampling.NativeSampler"),
+        ("trainer.logger", "CSVLogger", "lightning.pytorch.loggers.CSVLogger"),
+    ],
+)
+def test_a_class_named_alone_is_that_of_the_settings_own_package(setting, name, path, settings, tmp_path):
+    """A recipe's class of another package (an optimizer of bitsandbytes) made SGD ambiguous."""
+    (tmp_path / "others.py").write_text(
+        "import torch, lightning.pytorch.loggers as loggers, rlif_lightning.sampling as sampling\n"
+        "class SGD(torch.optim.SGD):\n    def __init__(self, params, lr: float, blocks: int = 3): ...\n"
+        "class CSVLogger(loggers.CSVLogger): ...\n"
+        "class NativeSampler(sampling.NativeSampler): ...\n"
+    )
+    group, _, key = setting.partition(".")
+    recipe = {group: {key: {"class_path": f"others.{name}", "init_args": {}}}}
+    needed = {"model.optimizer": {"lr": 0.1, "blocks": 2}, "trainer.logger": {"save_dir": "x"}}.get(setting, {})
+    recipe[group][key]["init_args"] = needed
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    found = settings("fit", "--config", "own.yaml", f"--{setting}", name)[group][key]
+    assert found["class_path"] == path
+    assert "blocks" not in found["init_args"] and found["init_args"].get("lr", 0.1) == 0.1
+
+
+def test_an_empty_group_of_a_recipe_sets_nothing(settings, tmp_path):
+    (tmp_path / "own.yaml").write_text("rollout:\n")
+    (tmp_path / "other.yaml").write_text("guard: ~\nckpt_path: null\nrollout: {group_size: 4}\n")
+    found = settings("fit", "--config", "quickstart", "--config", "own.yaml", "--config", "other.yaml")
+    assert (found["rollout"]["group_size"], found["rollout"]["max_new_tokens"]) == (4, 32)
+
+
 def test_print_config_asks_for_no_model(settings):
     config = settings("fit", "--config", "quickstart", "--model.name", NOWHERE)
     assert config["model"]["name"] == NOWHERE
@@ -195,9 +235,12 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "class without list": (["fit", "--rollout.rewards=SelfCertanty"], "rewards.SelfCertainty?"),
     "class path": (["fit", "--model.optimizer=torch.optim.AdmW"], "'torch.optim.AdmW'", "torch.optim.AdamW?"),
     "sampler": (["fit", "--rollout.sampler=NativSampler"], "'NativSampler'", "rlif_lightning.sampling.NativeSampler?"),
-    "short name of a sampler": (
-        ["fit", "--rollout.sampler=NativeSampler"], "'NativeSampler'", "did you mean rlif_lightning.sampling.NativeSampler?",
+    "list for a class": (["fit", "--model.optimizer=[SGD]"], "model.optimizer can't be '[SGD]'", "AdamW"),
+    "nothing for a class": (["fit", "--rollout.rewards={}"], "rollout.rewards can't be '{}'", "SelfCertainty"),
+    "setting next to a class path": (
+        ["fit", "--model.optimizer={class_path: SGD, lr: 0.1}"], "takes class_path and init_args, not 'lr'", "below init_args",
     ),
+    "nothing for a group": (["fit", "--rollout="], "rollout takes settings, not ''", "--rollout.prompts_per_step"),
     "callback": (["fit", "--trainer.callbacks+=EarlyStoping"], "'EarlyStoping'", "lightning.pytorch.callbacks.EarlyStopping?"),
     "wrong class": (["fit", "--rollout.rewards=[torch.nn.Linear]"], "torch.nn.Linear is no Reward", "SelfCertainty"),
     "text for a group": (["fit", "--data.train", "p.jsonl"], "'p.jsonl'", "--data.train.path p.jsonl?"),
@@ -224,6 +267,16 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     "64 bits": (["fit", f"--trainer.max_steps={10**20}"], "trainer.max_steps is out of range", str(10**20)),
     "not a number": (["fit", "--model.kl_coefficient=.nan"], "model.kl_coefficient is out of range", "nan"),
     "not a number in a list": (["fit", "--rollout.agreement_band=[0.1,.nan]"], "rollout.agreement_band is out of range", "nan"),
+    "keyword of no class": (
+        ["fit", "--rollout.rewards={class_path: TokenEntropy, dict_kwargs: {a: 1}}"], "TokenEntropy can't be made", "keyword argument 'a'",
+    ),
+    "nothing for a name": (["fit", "--ckpt_path="], "ckpt_path is empty", "write --ckpt_path VALUE"),
+    "nothing for a model": (["fit", "--model.name="], "model.name is empty", "write --model.name VALUE"),
+    "tokens": (["fit", f"--rollout.max_new_tokens={10**12}"], "max_new_tokens is out of range", "1 to 10000000"),
+    "group": (["fit", f"--rollout.group_size={10**12}"], "A rollout is too large", "at most 10000000"),
+    "passes": (["fit", f"--rollout.passes={10**12}"], "passes is out of range", "1 to 10000000"),
+    "votes": (["fit", f"--rollout.votes={10**12}"], "rollout.votes is out of range", "to 10000000"),
+    "samples": (["fit", f"--evaluation.samples={10**12}"], "evaluation.samples is out of range", "0 to 10000000"),
     "seed": (["fit", "--seed_everything", "-1"], "seed_everything is out of range", "0 to 4294967295"),
     "renamed": (["fit", "--probe.action", "off"], "no setting probe.action any more", "memory_check.action"),
     "removed": (["fit", "--model.dropout=true"], "no setting model.dropout any more", "dropout is always off"),
@@ -335,6 +388,15 @@ FILES = {  # a recipe, and what its complaint must hold: always the file, and th
     ),
     "rollout:\n  rewards:\n  - class_path: SelfCertainty\n    weight: 3": ("line 4", "below init_args"),
     "rollout: 3": ("line 1", "rollout takes settings"),
+    "guard: {}\nrollout: []": ("line 2", "rollout takes settings, not '[]'"),
+    "guard:\n  action: off": ("line 2", "guard.action can't be 'False'", "put it into quotes: 'off'"),
+    "model: {name: 123}": ("line 1", "put it into quotes: '123'"),
+    "trainer: {max_steps: 010}": ("line 1", "010 is a number to base 8 or 60"),
+    "trainer: {max_steps: 1:30}": ("line 1", "1:30 is a number to base 8 or 60"),
+    "rollout:\n  rewards:\n  - null": ("line 3", "rollout.rewards can't be 'null'"),
+    'rollout: ""': ("line 1", "rollout takes settings, not ''"),
+    "data:\n  train: {path: a, by: [a, 3]}": ("line 2", "data.train.by can't be '3'", "text"),
+    "model:\n  optimizer: [SGD]": ("line 2", "can't be '['SGD']'"),
     "model:\n  optimizer:\n    init_args: {lr: fast}": ("line 3", "a number"),
     "data:\n  val: null\n  train: {path: p.jsonl, promt: x}": ("line 3", "did you mean prompt?"),
     "data:\n  train: p.jsonl": ("line 2", "did you mean data.train.path: p.jsonl?"),

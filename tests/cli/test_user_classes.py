@@ -87,6 +87,8 @@ def refused(tmp_path, monkeypatch, capsys):
         ("three", "import numpyy", "three needs numpyy, which is not installed (three.py, line 1)\n  do: pip install numpyy"),  # noqa: E501
         ("four", "from json import nothing", "four can't be imported: ImportError: cannot import name 'nothing'"),
         ("five", "raise KeyError('x')", "five can't be imported: KeyError: 'x' (five.py, line 1)"),
+        ("six", "import sys\nsys.exit()", "six can't be imported: SystemExit: (six.py, line 2)"),
+        ("seven", "class Odd(BaseException): ...\nraise Odd", "seven can't be imported: Odd: (seven.py, line 2)"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("setting", ["rollout.rewards", "trainer.callbacks", "model.optimizer"])
@@ -94,6 +96,26 @@ def test_a_module_that_can_not_be_imported(setting, name, text, said, refused):
     name += setting[-3:]  # Python keeps modules by their names
     said = said.replace(name[:-3], name)
     assert f"error: {setting}: {said}" in refused({f"{name}.py": text}, f"--{setting}", f"{name}.Own")
+
+
+def test_a_class_that_ends_the_program_when_it_is_made(refused):
+    text = "import sys, torch\nclass Own(torch.optim.SGD):\n    def __init__(self, params):\n        sys.exit(0)\n"
+    reward = text.replace("(self, params)", "(self)").replace("torch.optim.SGD", "Reward")
+    own = {"ending.py": f"from rlif_lightning.rewards import Reward\n{reward}    def __call__(self, rollout): ..."}
+    assert "rewards: Own can't be made: SystemExit: 0 (ending.py, line 5)" in refused(
+        own, "--rollout.rewards=ending.Own"
+    )
+    words = ["--model.optimizer=ending_too.Own"]
+    assert "model.optimizer: Own can't be made: SystemExit: 0" in refused({"ending_too.py": text}, *words)
+
+
+def test_ctrl_c_while_a_module_is_imported_ends_as_anywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "stopping.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "quickstart", "--rollout.rewards", "stopping.Own"])
+    assert end.value.code == 130 and "can't be imported" not in capsys.readouterr().err
 
 
 def test_a_module_of_a_recipe_is_told_with_the_recipes_line(refused):

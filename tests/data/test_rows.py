@@ -1,5 +1,6 @@
 """What fields may hold, in the shapes of files and of other trainers' data sets; what is refused names its row."""
 
+import csv
 import json
 from datetime import date, datetime
 from decimal import Decimal
@@ -261,6 +262,28 @@ def test_choices_stand_below_the_last_message(read):
     (problem,) = read({name: [value] for name, value in {**row, "choices": ["1.50", "4"]}.items()}, options="choices")
     assert problem.messages[-1]["content"] == "And 2 + 2?\n\nA. 1.50\nB. 4"
     assert list(problem.messages[:-1]) == TURNS[:-1] and problem.gold.text == "B"
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr, lambda turns: f"\n{json.dumps(turns, indent=1)} "])
+def test_a_conversation_in_a_text_is_one(written, read, tmp_path):
+    """Cells of CSV files hold lists as JSON, or as pandas writes them; they were taken for the problem's text."""
+    rows = [{"prompt": written(TURNS), "answer": "4"}, {"prompt": written([USER]), "answer": "2"}]
+    assert [list(p.messages) for p in read(rows)] == [TURNS, [USER]]
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["prompt", "answer"])
+        table.writeheader()
+        table.writerows(rows)
+    assert [list(p.messages) for p in read_problems(Source(str(tmp_path / "a.csv")))] == [TURNS, [USER]]
+
+
+@pytest.mark.parametrize("text", ["[1, 2] is what?", "[1, 2]", '["a"]', "[]", '[{"role": "user"}]', "[" * 100_000])
+def test_other_texts_in_brackets_stay_texts(text, read):
+    (problem,) = read([{"prompt": text, "answer": "1"}])
+    assert (problem.text, list(problem.messages)) == (text, [])
+
+
+def test_a_conversation_in_a_text_must_end_with_a_question_too(refused):
+    refused([{"prompt": json.dumps(TURNS[:2]), "answer": "1"}], ["Line 1 of", "does not end with a question"])
 
 
 def test_empty_keys_of_messages_are_no_part_of_them(read):

@@ -141,13 +141,17 @@ def test_skipped_steps_are_counted_on(fit, monkeypatch):
 
 
 @pytest.mark.parametrize("shorter", [3, 4], ids=["evaluation not due", "evaluation due"])
-def test_more_steps_than_at_first(fit, shorter):
-    """The evaluation at the end of the shorter run, where it was not due, is not part of the longer one."""
+@pytest.mark.parametrize("longer", [["--trainer.max_steps=6"], ["--trainer.max_steps=-1", "--trainer.max_epochs=2"]])
+def test_more_steps_than_at_first(fit, shorter, longer):
+    """The evaluation at the end of the shorter run, where it was not due, is not part of the longer one.
+
+    An epoch, of three steps here, that the shorter run left unfinished is trained to its end.
+    """
     settings = ["--model.schedule=constant", "--model.warmup_ratio=0"]
-    whole = fit("whole", *settings, "--trainer.max_steps=6")
+    whole = fit("whole", *settings, *longer)
     part = fit("part", *settings, "--trainer.max_steps", shorter)
     assert (part / "checkpoints" / "last.ckpt").exists() and int(table(part)[-1]["step"]) == shorter
-    fit("part", *settings, "--trainer.max_steps=6", "--ckpt_path", part)
+    fit("part", *settings, *longer, "--ckpt_path", part)
     assert_same_run(whole, part)
 
 
