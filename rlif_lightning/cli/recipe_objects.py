@@ -15,7 +15,7 @@ from rlif_lightning.cli.strangers import is_strange
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
@@ -123,5 +123,6 @@ class RecipeObjects(RLIFCLI):
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError("The output folder can't be made", got=f"{path}: {error.strerror}") from error
-        self.parser.save(self.config, path / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        with writing(path / CONFIG):
+            self.parser.save(self.config, path / CONFIG, skip_none=False, overwrite=True, multifile=False)
         return path
