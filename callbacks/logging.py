@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.functional.losses import kl_estimate
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
@@ -23,10 +24,15 @@ def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = N
     """Send metrics to every logger at an optimiser step (null: the current one), and show them to callbacks.
 
     Not ``self.log``: under accumulation it passes on a window's last slice only, and it repeats the numbers
-    of a rollout at each of its steps.
+    of a rollout at each of its steps. A user's logger that fails, such as one that asks a server, ends nothing.
     """
     for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
+        try:
+            logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
+        except Exception as error:
+            if isinstance(logger, RunLogger):
+                raise
+            rank_zero_warn(f"{type(logger).__name__} has not logged everything: {said_by_python(error)}")
     trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
 
 
