@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
 from rlif_lightning.callbacks.ending import end_again
-from rlif_lightning.callbacks.logging import run_folder, run_logger
+from rlif_lightning.callbacks.logging import run_folder, run_logger, tolerate_other_loggers
 from rlif_lightning.callbacks.trained_problems import check_problems, problem_marks
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
@@ -83,6 +83,7 @@ class RolloutCheckpoint(Checkpoint):
         self._signals.enter_context(signals.shared_with(Peers(trainer.strategy.root_device) if several else None))
         if stage == "fit":
             end_again(trainer)
+            tolerate_other_loggers(trainer)
             check_early_stopping(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -2,7 +2,8 @@
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,30 @@ def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = N
     """Send metrics to every logger at an optimiser step (null: the current one), and show them to callbacks.
 
     Not ``self.log``: under accumulation it passes on a window's last slice only, and it repeats the numbers
-    of a rollout at each of its steps. A user's logger that fails, such as one that asks a server, ends nothing.
+    of a rollout at each of its steps.
     """
     for logger in trainer.loggers:
-        try:
-            logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
-        except Exception as error:
-            if isinstance(logger, RunLogger):
-                raise
-            rank_zero_warn(f"{type(logger).__name__} has not logged everything: {said_by_python(error)}")
+        logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
     trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+
+
+def tolerate_other_loggers(trainer: Trainer) -> None:
+    """Let loggers besides the run's own fail with a warning, such as one that asks a server: the run goes on."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, RunLogger):
+            for name in ("log_metrics", "save", "finalize"):
+                setattr(logger, name, _tolerated(getattr(logger, name), type(logger).__name__))
+
+
+def _tolerated(method: Callable[..., object], logger: str) -> Callable[..., None]:
+    @wraps(method)
+    def tried(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            rank_zero_warn(f"{logger} has not logged everything: {said_by_python(error)}")
+
+    return tried
 
 
 def collected_metrics(batch: Mapping[str, Any]) -> dict[str, float]:
