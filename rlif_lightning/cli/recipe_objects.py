@@ -120,7 +120,8 @@ class RecipeObjects(RLIFCLI):
         """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml."""
         path = Path(folder).expanduser() if folder else next_run_folder(self.root / self.recipe, self.command)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError("The output folder can't be made", got=f"{path}: {error.strerror}") from error
         with writing(path / CONFIG):
