@@ -1,7 +1,7 @@
 """Checkpoints that a run can be continued from bit by bit."""
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rlif_lightning.callbacks.early_stopping import ask_early_stopping, check_early_stopping
 from rlif_lightning.callbacks.ending import end_again
-from rlif_lightning.callbacks.logging import run_folder, run_logger
+from rlif_lightning.callbacks.logging import run_folder, run_logger, tolerate_other_loggers
 from rlif_lightning.callbacks.trained_problems import check_problems, problem_marks
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
@@ -32,6 +32,7 @@ from rlif_lightning.runs.folder import (
     SKIPPED,
     numbered_checkpoints,
 )  # fmt: skip
+from rlif_lightning.runs.peers import Peers
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -79,8 +80,11 @@ class RolloutCheckpoint(Checkpoint):
         # Its handlers would stop within a rollout, and let SLURM begin the job anew from a file of their own.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         self._signals.enter_context(signals.handled())
+        several = trainer.world_size > 1
+        self._signals.enter_context(signals.shared_with(Peers(trainer.strategy.root_device) if several else None))
         if stage == "fit":
             end_again(trainer)
+            tolerate_other_loggers(trainer)
             check_early_stopping(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -88,14 +92,21 @@ class RolloutCheckpoint(Checkpoint):
         self._signals.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """A signal ends the run: save the end of the last rollout, if its weights are still there."""
+        """A signal or an error ends the run: save the end of the last rollout, if its weights are still there.
+
+        Not after an error in one of several processes: the others are somewhere else.
+        """
         signals.hold("later")
-        if isinstance(exception, signals.Stopped) and self._saved_step >= 0:
-            if self._boundary.get("global_step") == trainer.global_step != self._saved_step:
+        stopped = isinstance(exception, signals.Stopped)
+        if self._saved_step >= 0 and (stopped or trainer.world_size == 1):
+            unsaved = self._boundary.get("global_step") == trainer.global_step != self._saved_step
+            if unsaved:
                 self._instead = self._boundary
-                self._save(trainer)
-            who = signals.name_of(exception.number)
-            rank_zero_info(f"Stopped by {who} after step {self._saved_step}; continue with --ckpt_path last")
+                with nullcontext() if stopped else suppress(Exception):  # the error itself says more
+                    self._save(trainer)
+            if stopped or unsaved:
+                who = signals.name_of(exception.number) if isinstance(exception, signals.Stopped) else "an error"
+                rank_zero_info(f"Stopped by {who} after step {self._saved_step}; continue with --ckpt_path last")
         self._signals.close()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -149,16 +160,16 @@ class RolloutCheckpoint(Checkpoint):
         self._saved_step, self._at_boundary, self._stop_later = trainer.global_step, True, False
         self._boundary, self._instead = {}, {}
         self._make_last(trainer)
+        logger = run_logger(trainer)
+        if logger is not None:
+            logger.begin()
         if not trainer.ckpt_path:
             self._save(trainer)
-        self._between_rollouts(trainer)
-
-    def _between_rollouts(self, trainer: Trainer) -> None:
-        """What is sampled from here on may be dropped, and a process that works alone does so at its next look."""
-        signals.hold("at a look" if trainer.world_size == 1 else "later")
+        signals.hold("at a look")  # what is sampled from here on may be dropped
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """From here on the weights are no longer those of the end of the last rollout."""
+        self._boundary = {}
         signals.hold("later")
 
     def _make_last(self, trainer: Trainer) -> None:
@@ -188,7 +199,7 @@ class RolloutCheckpoint(Checkpoint):
             return
         trainer.should_stop = trainer.should_stop or self._stop_later
         ask_early_stopping(trainer, pl_module)
-        self._boundary, number = {}, pl_module.asked_to_stop()
+        self._boundary, number = {}, signals.agreed()
         logs_fail = getattr(run_logger(trainer), "failure", None) is not None  # a disk that takes no more
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(logs_fail, all=False)
         ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
@@ -200,12 +211,12 @@ class RolloutCheckpoint(Checkpoint):
             self._boundary = deepcopy({"epoch": trainer.current_epoch, "global_step": trainer.global_step, **state})
         if number:
             raise signals.Stopped(number)
-        self._between_rollouts(trainer)
+        signals.hold("at a look")  # what is sampled from here on may be dropped
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the end, if that has not been done before the last evaluation; tell of a disk that took no logs."""
         self._boundary = {}
-        if self._saved_step != trainer.global_step and self._at_boundary:
+        if (self._saved_step != trainer.global_step or pl_module.is_replaced) and self._at_boundary:
             self._save(trainer)
         elif not self._at_boundary:
             rank_zero_warn(
@@ -230,6 +241,7 @@ class RolloutCheckpoint(Checkpoint):
                 sync(run / log)
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         self._saved_step = step
+        trainer.lightning_module.is_replaced = False  # type: ignore[assignment]
         if not trainer.is_global_zero:
             return
         steps = self._give_up(folder, step)

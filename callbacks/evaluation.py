@@ -1,7 +1,6 @@
 """Held-out evaluation while training, and the work of validate, test and predict."""
 
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -140,7 +139,7 @@ class Evaluation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Evaluate the weights after every so many optimiser steps."""
-        if self._due(trainer) and not pl_module.asked_to_stop():
+        if self._due(trainer) and not signals.agreed():
             self.evaluate(trainer, pl_module)
 
     def _due(self, trainer: Trainer) -> bool:
@@ -155,16 +154,21 @@ class Evaluation(Callback):
         if self.latest_step != trainer.global_step:
             start = time.perf_counter()
             metrics, results = self.held_out(trainer, module)
-            if signals.asked() and not metrics:
+            if not metrics:
                 return {}
             self._latest = (trainer.global_step, metrics)
-            if metrics:
-                log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
-                self._show(trainer, results)
+            log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
+            self._show(trainer, results)
         return self._latest[1]
+
+    def take_over(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Log ``val/*`` of the current step that an interrupted run has found; it is not evaluated again."""
+        self._latest = (trainer.global_step, metrics)
+        log_now(trainer, metrics)
 
     def held_out(self, trainer: Any, module: RLIFModule) -> tuple[dict[str, float], list[Answered]]:
         """Answer the held-out problems with the policy as it stands: ``val/*``, and what was answered.
+
 
         Nothing without such problems, nor where a signal came while steps are not saved yet. To be called on all
         processes.
@@ -174,7 +178,7 @@ class Evaluation(Callback):
             return {}, []
         (rows,) = data.evaluation_loader("val", self.n)
         progress = getattr(trainer.progress_bar_callback, "evaluating", None)
-        with signals.abandoned() if trainer.world_size == 1 else nullcontext():
+        with signals.abandoned():
             results = self._answer(trainer, module, "val", rows, progress)
             summary = summarise(results)
             return {f"val/{name}": summary[name] for name in LOGGED if name in summary}, results
@@ -196,7 +200,8 @@ class Evaluation(Callback):
         assert self._grader is not None
         prompts = trainer.datamodule.prompts[split]
         problems = [(row, prompts[row]) for row in rows]
-        own = answer_problems(self.engine(module), module.policy, problems, self.attempts, self._grader, progress)
+        with signals.apart():
+            own = answer_problems(self.engine(module), module.policy, problems, self.attempts, self._grader, progress)
         return sorted((r for part in gather_objects(trainer, own) for r in part), key=lambda r: r.index)
 
     # -- validate, test, predict: one batch holds all problems of a process -----------------------------------

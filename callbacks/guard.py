@@ -19,6 +19,7 @@ from rlif_lightning.models.trainable import put_weights, trainable_weights
 from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.finished import FINISHED
 from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
+from rlif_lightning.runs.signals import agreed
 from rlif_lightning.training.module import RLIFModule
 
 Signal = Literal["agreement", "similarity", "start_logprob"]
@@ -77,10 +78,8 @@ class CollapseGuard(Callback):
                 raise UserError("guard.signals names an unknown signal", got=signal, expected=", ".join(SIGNALS))
         self.settings = RuleSettings(drop, reference_drop, patience, smoothing, warmup)
         self.action, self.signals = action, signals
-        self.rule = CollapseRule([])
-        """What has been seen and decided in this fit; without watches where the guard is off."""
-        self.accuracy: dict[str, dict[str, float]] = {}
-        """``val/*`` at the start, of the weights handed back and at the end, as far as known."""
+        self.rule = CollapseRule([])  # what has been seen and decided; without watches where the guard is off
+        self.accuracy: dict[str, dict[str, float]] = {}  # val/* of the start, handed_back and end, as far as known
         self.taken = "none"
         self._kept = KeptWeights()
         self._folder = Path()
@@ -89,8 +88,7 @@ class CollapseGuard(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the signals that this run has."""
-        watching = stage == "fit" and self.action != "off"
-        signals = self._available(pl_module) if watching else []
+        signals = self._available(pl_module) if stage == "fit" and self.action != "off" else []
         self.rule = default_rule(signals, self.settings)
         self.accuracy, self.taken, self._kept = {}, "none", KeptWeights()
 
@@ -108,17 +106,19 @@ class CollapseGuard(Callback):
         return [SIGNALS[signal] for signal in self.signals]
 
     def state_dict(self) -> dict[str, Any]:
-        """The signals so far; weights are in a file of their own."""
-        return {**self.rule.state_dict(), "start": self.accuracy.get("start", {})} if self.rule.watches else {}
+        """What was seen and done so far; weights are in a file of their own."""
+        own = {"accuracy": self.accuracy, "taken": self.taken}
+        return self.rule.state_dict() | own if self.rule.watches else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
         if not self.rule.watches or not state_dict:
             return
         self.rule.load_state_dict(state_dict)
-        self.accuracy = {"start": state_dict["start"]} if state_dict["start"] else {}
+        self.accuracy = dict(state_dict["accuracy"]) if "accuracy" in state_dict else {"start": state_dict["start"]}
         if self.rule.fired is not None:
-            self.taken = "recorded"
+            done = state_dict.get("taken", "restored" if self.action == "restore" else "stopped")
+            self.taken = done if done == {"restore": "restored", "stop": "stopped"}.get(self.action) else "recorded"
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Refuse a run that the guard has ended (UserError); an ending that was interrupted is done again."""
@@ -128,7 +128,6 @@ class CollapseGuard(Callback):
             got = f"guard.action {self.action}; {self.rule.fired.reason}"
             do = "set --guard.action warn to continue the training anyway"
             raise UserError("The collapse guard has ended this run", got=got, do=do)
-        self.taken = "restored" if self.action == "restore" else "stopped"
         trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -138,6 +137,8 @@ class CollapseGuard(Callback):
         self._folder = run_folder(trainer)
         if trainer.global_step == 0 and pl_module.evaluation is not None:
             self.accuracy["start"] = pl_module.evaluation.evaluate(trainer, pl_module)
+        if self.taken == "restored" and self.accuracy.get("end"):  # of weights that are gone
+            pl_module.evaluation.take_over(trainer, self.accuracy["end"])
         if not trainer.is_global_zero:
             return
         if trainer.ckpt_path:
@@ -211,8 +212,10 @@ class CollapseGuard(Callback):
 
     def _end(self, trainer: Trainer, module: RLIFModule) -> None:
         restored = self.action == "restore" and self._hand_back(trainer, module, stay=True)
+        if self.action == "restore" and not restored and agreed():  # left to the continued run
+            return
         self.taken = "restored" if restored else "stopped"
-        trainer.should_stop = True
+        trainer.should_stop, module.is_replaced = True, restored
         say_above_bar(f"Stopped by the collapse guard after step {trainer.global_step}.")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -229,6 +232,8 @@ class CollapseGuard(Callback):
                 self._end(trainer, pl_module)
             elif self.action != "restore":
                 self._hand_back(trainer, pl_module, stay=False)
+            elif pl_module.evaluation is not None and not self.accuracy.get("handed_back"):  # a signal came before
+                self.accuracy["handed_back"] = pl_module.evaluation.held_out(trainer, pl_module)
         if self.rule.watches and trainer.is_global_zero:
             self._write_weights(pl_module)
             self._write_decision()
@@ -236,13 +241,15 @@ class CollapseGuard(Callback):
     def _hand_back(self, trainer: Trainer, module: RLIFModule, stay: bool) -> bool:
         """Put the kept weights into the policy and evaluate them; unless they stay, the current ones return.
 
-        Nothing is evaluated after a signal. Returns whether there were weights to put there.
+        Not after a signal. Returns whether there were weights to put there.
         """
-        evaluation = None if module.asked_to_stop() else module.evaluation
+        evaluation = module.evaluation
         if evaluation is None and not stay:
             return False
-        if evaluation is not None:
+        if evaluation is not None and not agreed():
             self.accuracy["end"] = evaluation.evaluate(trainer, module)  # if that has not been done yet
+        if agreed():
+            return False
         model, first, end, handed = module.policy.model, trainer.is_global_zero, None, self.rule.best_step
         if not stay and (first or is_sharded(model)):
             end = trainable_weights(model, keep=first) or None

@@ -1,15 +1,17 @@
 """What is logged of a rollout, and one way to log: now, at the step that the numbers belong to."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.functional.losses import kl_estimate
 from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
@@ -27,6 +29,25 @@ def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = N
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
     trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+
+
+def tolerate_other_loggers(trainer: Trainer) -> None:
+    """Let loggers besides the run's own fail with a warning, such as one that asks a server: the run goes on."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, RunLogger):
+            for name in ("log_metrics", "save", "finalize"):
+                setattr(logger, name, _tolerated(getattr(logger, name), type(logger).__name__))
+
+
+def _tolerated(method: Callable[..., object], logger: str) -> Callable[..., None]:
+    @wraps(method)
+    def tried(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            rank_zero_warn(f"{logger} has not logged everything: {said_by_python(error)}")
+
+    return tried
 
 
 def collected_metrics(batch: Mapping[str, Any]) -> dict[str, float]:

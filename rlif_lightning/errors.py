@@ -162,7 +162,7 @@ SAFE = "what was written before is whole"
 
 
 class DiskFailure(Failure):
-    """A disk that is full, read-only or broken.
+    """A disk that is full, read-only or broken, or a file that others have touched.
 
     Args:
         path: The file or folder that could not be written.
@@ -172,7 +172,7 @@ class DiskFailure(Failure):
 
     def __init__(self, path: object, number: int, safe: str = SAFE) -> None:
         self.path, self.number = path, number
-        what, do = DISK[number]
+        what, do = DISK.get(number, ("{} can't be written", "look who else has moved, removed or replaced it"))
         super().__init__(what.format(path), got=f"{os.strerror(number)}{_free(str(path))}", do=f"{do}; {safe}")
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake prints its message and exits with 2."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        with redirect_stdout(Cleaned(sys.stdout)), handled():
+        with redirect_stdout(Cleaned(sys.stdout)), redirect_stderr(Unread(sys.stderr)), handled():
             dispatch(arguments)
     except BrokenPipeError:
         # The reader went away (rlif ... | head): end quietly, as other tools do.
@@ -53,6 +53,25 @@ class Cleaned:
     def write(self, text: str) -> int:
         """Write what is printable of a text, and the rest by its numbers."""
         return int(self._stream.write(escaped(text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Unread:
+    """A stream of messages that need no reader: a training goes on where `tee` or a terminal has gone."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it and all that follow."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

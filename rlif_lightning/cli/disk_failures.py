@@ -8,8 +8,11 @@ from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT
 
 
 def run_failure(error: BaseException, run: Path | None) -> DiskFailure | None:
-    """A full, read-only or broken disk behind an exception, with the step that is safe."""
-    failure = disk_failure(error, run)
+    """A disk that is full, read-only or broken, or a file of the run that has gone; with the step that is safe."""
+    failure, file = disk_failure(error, run), getattr(error, "filename2", None) or getattr(error, "filename", None)
+    of_run = run is not None and file is not None and Path(file).absolute().is_relative_to(run.absolute())
+    if failure is None and of_run and isinstance(error, OSError) and error.errno:
+        failure = DiskFailure(file, error.errno)
     if failure is None or run is None or not (run / CHECKPOINTS).is_dir():
         return failure
     try:

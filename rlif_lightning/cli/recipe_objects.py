@@ -15,7 +15,7 @@ from rlif_lightning.cli.strangers import is_strange
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.data.prompts import Prompt
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
@@ -120,8 +120,10 @@ class RecipeObjects(RLIFCLI):
         """The folder for results, made: the given one, or ``<runs>/<recipe>/<command>/<n>``, with config.yaml."""
         path = Path(folder).expanduser() if folder else next_run_folder(self.root / self.recipe, self.command)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError("The output folder can't be made", got=f"{path}: {error.strerror}") from error
-        self.parser.save(self.config, path / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        with writing(path / CONFIG):
+            self.parser.save(self.config, path / CONFIG, skip_none=False, overwrite=True, multifile=False)
         return path

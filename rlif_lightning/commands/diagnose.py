@@ -145,9 +145,9 @@ def _report(
         "precision": objects.precision,
         "versions": versions(),
     }
+    print(report_text(report))  # before anything is written: a disk may be full
     folder = objects.output(options.output)
     write_json(folder / "diagnosis.json", report)
     write_completions(folder / "completions.jsonl", rollouts, prompts, stats)
     draw_diagnosis(report, stats, folder / "diagnosis.png")
-    print(report_text(report))
     print(f"\nwritten: {folder}/diagnosis.json, diagnosis.png, completions.jsonl, config.yaml")

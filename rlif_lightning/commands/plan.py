@@ -13,7 +13,7 @@ from rlif_lightning.callbacks.plan_settings import plan_settings
 from rlif_lightning.cli.parser import RecipeFile
 from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.cli.strangers import TRUST, add_trust
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.planning.devices import SIZES, fits, parse_device, usable
 from rlif_lightning.planning.figure import draw_plan
@@ -101,7 +101,8 @@ def _write_json(path: str, plan: Memory, settings: Settings, held: dict[int, boo
     report = {"model": settings.model, "phases": plan.phases, "peak": plan.peak}
     report |= {"weights": asdict(plan.weights), "rows": plan.rows, "fits": held}
     try:
-        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        with writing(path):
+            Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         got = f"{path}: {error.strerror}"
         raise UserError("The file cannot be written", got=got, do="choose another --json") from error

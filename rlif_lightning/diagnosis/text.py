@@ -12,6 +12,7 @@ from rlif_lightning.diagnosis.association import Estimate
 from rlif_lightning.diagnosis.measures import CompletionStats
 from rlif_lightning.errors import escaped
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.summary import aligned
 
 WIDTH = 100
@@ -77,7 +78,8 @@ def _wrap(text: str, sign: str) -> list[str]:
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
     """The whole report; an estimate is {value, low, high, groups}, what is not defined is null."""
-    path.write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write(f"{json.dumps(_plain(report), indent=2, allow_nan=False)}\n".encode())
 
 
 def _plain(value: Any) -> Any:
@@ -93,7 +95,7 @@ def _plain(value: Any) -> Any:
 def write_completions(path: Path, rollouts: Sequence[Rollout], prompts: Sequence[Prompt], m: CompletionStats) -> None:
     """One JSON object per completion: its text and every number about it."""
     texts = [(text, answer) for r in rollouts for text, answer in zip(r.texts, r.answers, strict=True)]
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with replacing(path) as file:
         for n, (text, answer) in enumerate(texts):
             p, g = divmod(n, m.tokens.shape[1])
             row = {
@@ -107,4 +109,5 @@ def write_completions(path: Path, rollouts: Sequence[Rollout], prompts: Sequence
                 "entropy": float(m.sums["entropy"][p, g] / m.tokens[p, g]),
                 "rewards": {name: float(v[p, g]) for name, v in m.values.items()},
             }
-            file.write(escaped(json.dumps(_plain(row), ensure_ascii=False)) + "\n")
+            line = escaped(json.dumps(_plain(row), ensure_ascii=False)) + "\n"
+            file.write(line.encode(errors="backslashreplace"))

@@ -35,5 +35,5 @@ def export_folder(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
             yield unfinished
             (unfinished / EXPORT_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        do = "make room or give another --output"
+        do = "give another --output"
         raise UserError("The export cannot be written", got=f"{folder}: {error}", do=do) from error

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.grading.answers import AnswerFormat, Gold
@@ -10,6 +11,7 @@ from rlif_lightning.grading.compare import Rule, same_text, too_costly
 from rlif_lightning.grading.literals import canonical_literal, same_literal
 from rlif_lightning.grading.normalise import answer_key, clean, split_answers
 from rlif_lightning.grading.process import STARTUP_SECONDS, WorkerProcess
+from rlif_lightning.runs.signals import look
 
 REMEMBERED = 50_000
 STARTS = 3
@@ -28,6 +30,7 @@ class Grader:
     go to a worker process, one at a time, each with a limit of time: an answer that exceeds it is wrong, its
     worker is killed, and a spare that has already imported everything takes over. Workers start with the
     first answer that needs one and end with this object; from then on it can't be copied. One thread at a time.
+    A signal ends it between two answers.
 
     Args:
         format: Where answers stand and how they are compared.
@@ -108,6 +111,7 @@ class Grader:
         return same
 
     def _read(self, text: str, ended: bool) -> str | None:
+        look()
         found = self.format.locate(text, ended)
         return found.text if found else None
 
@@ -156,6 +160,7 @@ class Grader:
         Raises:
             TimeoutError: The time of this answer, or of all of them, is over.
         """
+        look()
         if self._rest <= 0:
             raise _BudgetSpent
         is_first, begin = not self._workers, time.monotonic()
@@ -178,21 +183,24 @@ class Grader:
 
     def _ready_worker(self) -> WorkerProcess:
         """The worker in use: alive and ready, with a spare one starting next to it."""
+        why = ""
         for _ in range(STARTS):
-            if not self._workers:
-                self._workers.append(WorkerProcess())
-            worker = self._workers[0]
             try:
-                worker.wait_ready()
-            except (EOFError, OSError):
-                self._drop(worker)
+                if not self._workers:
+                    self._workers.append(WorkerProcess())
+                self._workers[0].wait_ready()
+            except (EOFError, OSError) as error:
+                why = f": {error}" if str(error) else why
+                if self._workers:
+                    self._drop(self._workers[0])
             else:
                 if len(self._workers) < 2:
-                    self._workers.append(WorkerProcess())
-                return worker
+                    with suppress(OSError):  # it can do without a spare one
+                        self._workers.append(WorkerProcess())
+                return self._workers[0]
         raise UserError(
             "Answers cannot be compared: the grading worker does not start",
-            got=f"{STARTS} workers that ended, or took longer than {STARTUP_SECONDS:g} s",
+            got=f"{STARTS} workers that ended, or took longer than {STARTUP_SECONDS:g} s{why}",
             do="try `python -m rlif_lightning.grading.worker < /dev/null`, or set answers.compare to text",
         )
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Sequence
 from multiprocessing import Pipe
@@ -12,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.runs.signals import look
 
 STARTUP_SECONDS = 120.0
 COMMAND = (sys.executable, "-P", "-m", "rlif_lightning.grading.worker")  # -P: nothing from the user's folder
@@ -44,10 +46,16 @@ class WorkerProcess:
         Raises:
             UserError: It cannot import math-verify.
             EOFError, OSError: It has ended, or does not start in time.
+            Stopped: A signal ends this process.
         """
         if self._process.poll() is not None:
             raise EOFError
-        if not self._ready and (failure := self._receive(STARTUP_SECONDS)):
+        if self._ready:
+            return
+        end = time.monotonic() + STARTUP_SECONDS
+        while not self._connection.poll(0.5) and time.monotonic() < end:
+            look()
+        if failure := self._receive(0):
             raise UserError(
                 "Answers cannot be compared: math-verify cannot be imported",
                 got=failure,

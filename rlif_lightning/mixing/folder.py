@@ -29,7 +29,7 @@ def save_mix(pair: Pair, ratio: float, folder: Path) -> Path:
             _save(policy, unfinished)
             (unfinished / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        do = "make room or give another folder"
+        do = "give another folder"
         raise UserError("A mixed model cannot be written", got=f"{folder}: {error}", do=do) from error
     return folder
 

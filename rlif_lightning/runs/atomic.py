@@ -60,22 +60,27 @@ def copy_file(source: Path, target: Path) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder next to ``folder`` that takes its place when the block ends without an error."""
+    """A new folder next to ``folder`` that takes its place when the block ends without an error.
+
+    Raises:
+        DiskFailure: The disk is full, read-only or broken.
+    """
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
     try:
         for left in (unfinished, old):  # of a command that was killed
             shutil.rmtree(left, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        mode = unfinished.stat().st_mode & 0o666
-        for path in unfinished.rglob("*"):
-            if path.is_file():
-                path.chmod(mode)  # safetensors lets only the owner read
-            sync(path)
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-        sync(folder.parent)
+        with writing(folder):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            mode = unfinished.stat().st_mode & 0o666
+            for path in unfinished.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)  # safetensors lets only the owner read
+                sync(path)
+            if folder.exists():
+                folder.rename(old)
+            unfinished.rename(folder)
+            sync(folder.parent)
     finally:
         for left in (unfinished, old):
             shutil.rmtree(left, ignore_errors=True)

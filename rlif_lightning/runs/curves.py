@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlif_lightning.errors import UserError, writing
+from rlif_lightning.errors import UserError
 from rlif_lightning.runs.atomic import replacing
 from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.held_out import load_held_out
@@ -79,11 +79,15 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
 
 
 def save_figure(figure: Figure, output: Path) -> None:
-    """Write a picture in the format that the file's ending says."""
+    """Write a picture in the format that the file's ending says, whole or not at all."""
     try:
-        with writing(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+        named = [text for legend in legends for text in legend.get_texts()]
+        for text in [*named, *figure.texts, *(axes.title for axes in figure.axes)]:
+            text.set_parse_math(False)  # names of runs, models and rewards may hold dollar signs
+        with replacing(output) as file:
+            figure.savefig(file, format=output.suffix[1:])
     except ValueError as error:  # a format that matplotlib does not know
         expected = "a file name that ends in .png, .pdf or .svg"
         raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, writing
 from rlif_lightning.runs.atomic import replacing
 
 try:
@@ -55,7 +55,8 @@ def lock_run(folder: Path) -> IO[bytes]:
         UserError: Another process writes to the run, or this one may not.
     """
     try:
-        file = (folder / LOCK).open("wb")
+        with writing(folder):
+            file = (folder / LOCK).open("wb")
     except OSError as error:
         got = f"{folder}: {error.strerror}"
         raise UserError("The run folder can't be written to", got=got, do="continue a copy of it") from error
@@ -99,16 +100,17 @@ def next_run_folder(root: Path, recipe: str, trains: bool = False) -> Path:
     """
     parent = Path(root) / recipe
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = parent / str(max(_numbers(parent), default=0) + 1)
-            try:
-                folder.mkdir()
-            except FileExistsError:  # another process was faster
-                continue
-            if trains:
-                (folder / CHECKPOINTS).mkdir()
-            return folder
+        with writing(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                folder = parent / str(max(_numbers(parent), default=0) + 1)
+                try:
+                    folder.mkdir()
+                except FileExistsError:  # another process was faster
+                    continue
+                if trains:
+                    (folder / CHECKPOINTS).mkdir()
+                return folder
     except OSError as error:
         got = f"{parent}: {error.strerror or error}"
         do = "choose another root for the runs, or change the permissions of this one"

@@ -31,12 +31,25 @@ CHARTS = {
 """TensorBoard's custom-scalars page; tags are regular expressions, matched from a tag's beginning."""
 
 
+class LazyWriter(SummaryWriter):
+    """Makes its event file with the first event: Lightning asks for the writer before it loads a checkpoint."""
+
+    _made = False
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self._made = True
+
+    def _get_file_writer(self) -> Any:
+        return super()._get_file_writer() if self._made else None
+
+
 class RunLogger(TensorBoardLogger):
     """Writes TensorBoard events and metrics.csv into one run folder, which is the trainer's ``log_dir``.
 
-    A resumed run goes back to its checkpoint's step before the first write: metrics.csv and completions.jsonl are
-    cut, and TensorBoard forgets events from that step on. This waits until Lightning has loaded the checkpoint's
-    weights: a checkpoint that does not fit the model leaves the folder as it was.
+    A resumed run goes back to its checkpoint's step with :meth:`begin`, or before the first write: metrics.csv and
+    completions.jsonl are cut, and TensorBoard forgets events from that step on. A checkpoint that is refused leaves
+    the folder as it was.
 
     Args:
         folder: The run folder.
@@ -64,13 +77,15 @@ class RunLogger(TensorBoardLogger):
         """TensorBoard's writer."""
         if self._experiment is None:
             self._earlier_events = sorted(self.folder.glob(EVENTS))
-        return super().experiment
+            self._experiment = LazyWriter(self.log_dir)
+        return self._experiment
 
     def attempt(self, write: Callable[[], object]) -> None:
         """Write into the run folder; once a disk has refused that, nothing more: the run is to be saved and end."""
         if self.failure is None:
             try:
                 with writing(self.folder):
+                    self.begin()
                     write()
             except DiskFailure as failure:
                 self.failure = failure
@@ -82,14 +97,14 @@ class RunLogger(TensorBoardLogger):
 
         ``epoch``, which Lightning adds to every call, is left out: the step is the only x axis.
         """
-        table = self._begin()
         scalars = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        step = (table.last_step or 0) if step is None else step
         log_events = super().log_metrics
 
         def write() -> None:
-            table.log(step, scalars)
-            log_events(scalars, step)
+            assert self._metrics is not None
+            at = (self._metrics.last_step or 0) if step is None else step
+            self._metrics.log(at, scalars)
+            log_events(scalars, at)
             self.save()
 
         self.attempt(write)
@@ -97,52 +112,44 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Write a text (Markdown) to TensorBoard."""
-        self._begin()
         self.attempt(lambda: self.experiment.add_text(tag, text, step))
 
     @rank_zero_only
     def log_histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Write the distribution of the finite values to TensorBoard; nothing if none is finite."""
-        self._begin()
         finite = values[torch.isfinite(values)].detach().float().cpu()  # one-dimensional
         if len(finite):
             self.attempt(lambda: self.experiment.add_histogram(tag, finite, step))
-
-    @rank_zero_only
-    def log_graph(self, model: Any, input_array: Tensor | None = None) -> None:
-        """Begin writing, without a graph; Lightning calls this once weights are loaded, before the first batch."""
-        self._begin()
 
     @rank_zero_only
     def save(self) -> None:
         """Flush the events to the disk, and write no hparams.yaml: config.yaml says more."""
         self.experiment.flush()
 
-    def _begin(self) -> MetricsCSV:
-        """Prepare the folder before the first write and return its table."""
+    @rank_zero_only
+    def begin(self) -> None:
+        """Prepare the folder, once; to be called when a checkpoint was accepted."""
         if self._metrics is not None:
-            return self._metrics
+            return
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self.folder.mkdir(parents=True, exist_ok=True)
         writer, path = self.experiment, self.folder / METRICS
+        events = writer._get_file_writer()
         if self.resume_step is not None:
             if path.is_file() and not read_metrics(path):
                 rank_zero_warn(f"{path} is empty: the rows of earlier steps are lost.")
             MetricsCSV.truncate(path, self.resume_step)
             for name in (COMPLETIONS, HELD_OUT, SKIPPED):
                 truncate_jsonl(self.folder / name, self.resume_step)
-            writer.flush()
             for own in {*self.folder.glob(EVENTS)} - {*self._earlier_events}:
                 date_event_files_back(self._earlier_events, own)
-        # TensorBoard forgets older events from this mark on. SummaryWriter(purge_step=...) writes the same, but
-        # Lightning opens the writer before it loads the checkpoint. A new run is marked too: TensorBoard takes its
-        # first mark for the run's beginning and forgets nothing.
+        # TensorBoard forgets older events from this mark on, as by SummaryWriter(purge_step=...). A new run is marked
+        # too: TensorBoard takes its first mark for the run's beginning and forgets nothing.
         start = SessionLog(status=SessionLog.START)
-        writer.file_writer.add_event(Event(step=self.resume_step or 0, session_log=start))
+        events.add_event(Event(step=self.resume_step or 0, session_log=start))
         writer.add_custom_scalars({"RLIF": {name: ["Multiline", [tags]] for name, tags in CHARTS.items()}})
         self._metrics = MetricsCSV(path)
-        return self._metrics
 
 
 def date_event_files_back(files: Sequence[Path], new: Path) -> None:

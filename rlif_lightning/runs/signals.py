@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rlif_lightning.runs.peers import Peers
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 REQUEUE = 75  # EX_TEMPFAIL: SIGUSR1 is a scheduler's, which may begin the job again
 
 When = Literal["at once", "at a look", "later"]
-"""When a signal ends what runs: wherever it comes; where :func:`look` is called; where the caller of :func:`asked`
+"""When a signal ends what runs: wherever it comes; where :func:`look` is called; where the caller of :func:`agreed`
 says so."""
 
 
@@ -28,6 +31,8 @@ class _State:
     number = 0  # the signal that came; 0: none
     since = 0.0
     when: When = "at once"
+    peers: "Peers | None" = None  # None: this process works alone
+    apart = False  # from its peers, which do not wait for it
 
 
 def name_of(number: int) -> str:
@@ -35,19 +40,64 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name
 
 
-def asked() -> int:
-    """The signal that has asked this process to end; 0: none."""
-    return _State.number
+def agreed() -> int:
+    """The signal that has asked any process of the run to end; 0: none. To be called on all of them."""
+    return _State.number if _State.peers is None else _State.peers.agree(_State.number)
 
 
 def look() -> None:
-    """End here, if a signal came and nothing is half done.
+    """End here, if a signal came to any process, nothing is half done, and no other process waits for this one.
 
     Raises:
         Stopped: It came.
     """
-    if _State.number and _State.when != "later":
-        raise Stopped(_State.number)
+    if _State.when == "later" or (_State.when == "at a look" and _State.peers and not _State.apart):
+        return
+    number = _State.number or (_State.peers.heard() if _State.peers else 0)
+    if number:
+        raise Stopped(number)
+
+
+def look_together() -> None:
+    """As :func:`look`, at a place to which all processes come equally often: they end there together.
+
+    Raises:
+        Stopped: A signal came to any process.
+    """
+    if _State.when == "at a look" and (number := agreed()):
+        raise Stopped(number)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """A block within which no process waits for another: where a signal ends it on one, it ends on all.
+
+    Processes that sample take different numbers of tokens. Each ends its block at its next look, and then all agree.
+
+    Raises:
+        Stopped: A signal came to any process.
+    """
+    if _State.peers is None or _State.when != "at a look":
+        yield
+        return
+    _State.apart = True
+    try:
+        yield
+    except Stopped:
+        pass
+    finally:
+        _State.apart = False
+    look_together()
+
+
+@contextmanager
+def shared_with(peers: "Peers | None") -> Iterator[None]:
+    """A signal to one of several processes ends all of them within the block."""
+    _State.peers = peers
+    try:
+        yield
+    finally:
+        _State.peers = None
 
 
 def hold(when: When) -> None:
@@ -102,5 +152,7 @@ def _handle(number: int, frame: Any) -> None:
     os.write(
         2, f"\n{name_of(number)}: stopping; a second signal ends it at once.\n".encode()
     )  # may be within a print
+    if _State.peers is not None:
+        _State.peers.tell(number)
     if _State.when == "at once":
         raise Stopped(number)

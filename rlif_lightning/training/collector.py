@@ -20,6 +20,7 @@ from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rewards.base import requirements_of, statistics_of
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs.signals import apart
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import Progress, up_to_date
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
@@ -191,7 +192,8 @@ class Collector:
         start, head_weight_only = policy.clock(), takes_fused_loss(policy.model, loss)  # as the update
         dealer = torch.Generator().manual_seed(completion_seed(seed, *positions[0], -1))
         with up_to_date(self.sampler, policy) as model:
-            rollout = self.sample(prompts, positions, seed, policy, progress)
+            with apart():
+                rollout = self.sample(prompts, positions, seed, policy, progress)
             windows = self.plan.cut(rollout.samples.lengths.cpu(), dealer)
             slices = [rows for window in windows[: self.plan.steps_per_rollout] for rows in window]
             rollout = with_scores(rollout, model, self.sampling, slices, head_weight_only)

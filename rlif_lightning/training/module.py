@@ -153,6 +153,8 @@ class RLIFModule(pl.LightningModule):
         self.collector: Collector | None = None  # of the RolloutCallback
         self.evaluation: Any = None  # the Evaluation callback
         self.window = Window()
+        self.is_replaced = False
+        """Whether other weights stand in place of those that the last step has made, and are not saved yet."""
 
     def configure_callbacks(self) -> list[Any]:
         """None; the first that Lightning asks for, hence the place to refuse a Trainer's others."""
@@ -216,7 +218,7 @@ class RLIFModule(pl.LightningModule):
         Lightning divides by the slices of a window and DDP averages over processes: both are undone here, so
         that the gradient is that of the whole window however it is cut.
         """
-        signals.look()
+        signals.look_together()
         rollout: Rollout = batch["rollout"]
         set_training_mode(self.policy.model, training=True)
         settings = replace(self.loss, entropy_coefficient=self.entropy_bonus.current)
@@ -268,11 +270,6 @@ class RLIFModule(pl.LightningModule):
         if stage != "fit" and self.evaluation is None:
             do = "give the Trainer a rlif_lightning.callbacks.Evaluation"
             raise UserError("This command needs an Evaluation callback", do=do)
-
-    def asked_to_stop(self) -> int:
-        """The signal that asked any process to stop; 0: none did."""
-        number = torch.tensor(float(signals.asked()), device=self.device)
-        return int(self.trainer.strategy.reduce(number, reduce_op="max"))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Done by the Evaluation callback."""

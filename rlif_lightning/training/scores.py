@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.runs.signals import look
+from rlif_lightning.runs.signals import look_together
 from rlif_lightning.sampling import Sampling
 
 
@@ -66,7 +66,7 @@ def score_slices(
     stats = TokenStats.zeros(logprob.shape, sampling.statistics, logprob.device) if statistics else None
     temperature = sampling.statistics_temperature or rollout.temperature
     for rows in slices:
-        look()
+        look_together()
         part = rollout.samples.rows(rows)
         scored = CompletionScores(model, part, head_weight_only=head_weight_only)
         place = (rows.to(logprob.device), slice(part.completion_ids.shape[1]))

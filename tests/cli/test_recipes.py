@@ -122,7 +122,7 @@ def test_no_recipe_is_forgotten_here():
     """A new recipe must be added to one of the lists below, or nothing runs it."""
     evaluations = {*EVALUATIONS, "alpaca_eval"}
     shipped = {"quickstart", "lora", "nf4", *OVERLAYS, *TRAINING, *evaluations}
-    shipped |= {*MATH_OVERLAYS, *SEVERAL_GPUS, "frozen_annotator"}
+    shipped |= {*MATH_OVERLAYS, *SEVERAL_GPUS, "frozen_annotator", "deterministic"}
     assert set(shipped_recipes()) == shipped
 
 
@@ -167,6 +167,26 @@ def test_overlay_replaces_the_reward(overlay, rlif, model_folder, data):
     )  # fmt: skip
     lines = (folder / f"runs/quickstart+{overlay}/1/completions.jsonl").read_text().splitlines()
     assert {tuple(json.loads(line)["rewards"]) for line in lines} == {(overlay,)}
+
+
+def test_deterministic_overlay(rlif, model_folder, data, monkeypatch):
+    """Twice the same bits; and torch was asked for its deterministic algorithms, which outlive the run."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    file, weights = data / "gsm8k.jsonl", []
+    paths = [f"--data.{part}.path={file}" for part in ("train", "val", "test")]
+    paths += [f"--data.{part}.gold=[#]{{4}}\\s*(.+)" for part in ("train", "val")]
+    model = ["--model.name", model_folder(), "--model.optimizer.lr=0.01"]
+    recipes = ["--config", "quickstart", "--config", "deterministic"]
+    try:
+        for run in ("1", "2"):
+            folder = rlif("fit", *recipes, *model, *paths, *TINY, *TINY_FIT)
+            assert torch.get_deterministic_debug_mode() == 1  # to warn
+            stored = folder / "runs" / "quickstart+deterministic" / run / "checkpoints" / "last.ckpt"
+            weights.append(torch.load(stored, weights_only=True)["state_dict"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(values, weights[1][name]) for name, values in weights[0].items())
 
 
 @pytest.mark.parametrize("overlay", [*MATH_OVERLAYS, "frozen_annotator"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -76,6 +77,7 @@ def test_tensorboard_and_the_table_hold_the_same_scalars_at_once(tmp_path):
 
 def test_a_histogram_without_finite_values_is_left_out(tmp_path):
     logger = RunLogger(tmp_path / "1")
+    logger.begin()
     logger.log_histogram("h", torch.full((3,), torch.nan), 0)
     logger.log_histogram("h", torch.zeros(0), 0)
     logger.finalize("success")
@@ -177,8 +179,11 @@ class Tiny(LightningModule):
         self.layer = torch.nn.Linear(3 if fail else 2, 1)
 
     def on_train_batch_start(self, batch, batch_idx):
-        with open(f"{self.logger.log_dir}/completions.jsonl", "a") as file:
-            file.write(json.dumps({"step": self.global_step}) + "\n")  # before anything is logged
+        def write():
+            with open(f"{self.logger.log_dir}/completions.jsonl", "a") as file:
+                file.write(json.dumps({"step": self.global_step}) + "\n")
+
+        self.logger.attempt(write)  # before anything is logged
 
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).mean()
@@ -230,16 +235,19 @@ def test_a_real_fit_continues_in_its_folder_as_if_it_had_not_been_interrupted(tm
     assert not list(tmp_path.rglob("hparams.yaml"))
 
 
+@pytest.mark.parametrize("after_setup", [False, True])
 @pytest.mark.parametrize("seconds", [10, 0])
-def test_a_checkpoint_that_does_not_fit_costs_the_run_folder_nothing(tmp_path, clock, seconds):
+def test_a_checkpoint_that_does_not_fit_costs_the_run_folder_nothing(
+    tmp_path, clock, monkeypatch, seconds, after_setup
+):
+    """FSDP2 loads the checkpoint after Lightning has asked the logger for its hyperparameters and graph."""
     fit(tmp_path / "run", 4)
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
-    shown = scalars(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     clock.now += seconds
+    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", after_setup)
     with pytest.raises(RuntimeError, match="size mismatch"):
         fit(tmp_path / "run", 6, resume_step=2, fail=True)
-    assert before == {path: path.read_bytes() for path in before}
-    assert scalars(tmp_path / "run") == shown
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
@@ -248,7 +256,7 @@ def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     logger = RunLogger(tmp_path / "1", resume_step=0)
     log_step(logger, 0)
-    logger.log_graph(None)
+    logger.begin()
     logger.save()
     logger.finalize("success")
     assert not (tmp_path / "1").exists()

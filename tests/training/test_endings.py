@@ -10,6 +10,7 @@ import torch
 
 from rlif_lightning.callbacks import CollapseGuard, Evaluation, RolloutCallback
 from rlif_lightning.callbacks.report import Report
+from rlif_lightning.errors import UserError
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.runs import curves
 from rlif_lightning.runs.metrics_csv import read_metrics
@@ -81,6 +82,28 @@ def test_what_is_under_way_is_dropped_and_done_again(fit, monkeypatch, caplog, n
     assert left(run) == left(fit("whole", "--ckpt_path=auto")[1])
 
 
+@pytest.mark.parametrize(
+    ("cls", "name", "saved"), [(RolloutCallback, "_collect", 2), (RLIFModule, "window_metrics", 0)]
+)
+def test_an_error_costs_no_finished_rollout(fit, monkeypatch, caplog, cls, name, saved):
+    """Between the optimiser's step and the end of its rollout the weights are those of neither."""
+    method, calls = getattr(cls, name), []
+
+    def failing(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise UserError("It has failed")
+        return method(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, name, failing)
+        code, run = fit("part")
+    assert code == 2 and read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == saved
+    assert (f"Stopped by an error after step {saved}; continue with --ckpt_path last" in caplog.text) == (saved > 0)
+    assert fit("part", "--ckpt_path=auto") == (0, run)
+    assert left(run) == left(fit("whole")[1])
+
+
 def test_an_evaluation_is_given_up_and_its_step_saved(fit, monkeypatch):
     often = "--evaluation.every=1"
     with monkeypatch.context() as patch:
@@ -116,6 +139,33 @@ def test_an_interrupted_ending_is_done_again(fit, monkeypatch, caplog, cls, name
         caplog.clear()
         assert fit("part", f"--ckpt_path={again}") == (0, run)
         assert "is complete at step 3" in caplog.text
+
+
+FIRES = ["--guard.signals=[similarity]", "--guard.warmup=0", "--guard.patience=1", "--guard.smoothing=1"]
+FIRES += ["--guard.drop=0.2", "--guard.action=restore", "--model.optimizer.lr=0.02", "--trainer.max_steps=8"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "call"),
+    [
+        (CollapseGuard, "_hand_back", 1),  # before the weights are put back
+        (Evaluation, "_answer", 2),  # while those of the end are evaluated
+        (Evaluation, "_answer", 3),  # while those that are handed back are
+        (Evaluation, "on_train_end", 1),  # after the save
+    ],
+    ids=["hand back", "end", "handed back", "ending"],
+)
+def test_a_guard_that_restores_tells_all_accuracies_after_an_interruption(fit, monkeypatch, cls, name, call):
+    """The checkpoint holds the restored weights: those of the end can't be evaluated again."""
+    with monkeypatch.context() as patch:
+        signals_at(patch, cls, name, signal.SIGTERM, call)
+        code, run = fit("part", *FIRES)
+    assert code == 143
+    assert fit("part", *FIRES, "--ckpt_path=last") == (0, run)
+    assert left(run) == left(fit("whole", *FIRES)[1])
+    told = json.loads((run / "guard.json").read_text())
+    assert told["taken"] == "restored" and told["accuracy"].keys() == {"start", "end", "handed_back"}
+    assert "handed back (step" in (run / "summary.txt").read_text()
 
 
 def test_a_picture_that_fails_does_not_fail_the_run(fit, monkeypatch, capsys):

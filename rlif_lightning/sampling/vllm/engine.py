@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.rollout import Samples
+from rlif_lightning.runs.signals import Stopped, look
 from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
 from rlif_lightning.sampling.vllm.merged_weights import merged_weights
@@ -142,11 +143,7 @@ class VLLMSampler:
         rows = [p for p in prompts for _ in range(group_size)]
         measured = sampling.temperature > 0 and not sampling.filtered
         with undisturbed(self._device):
-            done = self._llm.generate(
-                [{"prompt_token_ids": list(p)} for p in rows],
-                [self._parameters(sampling, seed, measured) for seed in seeds.tolist()],
-                use_tqdm=False,
-            )
+            done = self._generate(rows, [self._parameters(sampling, seed, measured) for seed in seeds.tolist()])
         if progress is not None:
             progress(sampling.max_new_tokens, sampling.max_new_tokens)
         drawn = [x.outputs[0] for x in done]
@@ -164,6 +161,23 @@ class VLLMSampler:
             ended=torch.isin(last, torch.tensor(self.end_ids)).to(self._device),
             engine_logprob=_logprobs(drawn, mask).to(self._device) if measured else None,
         )
+
+    def _generate(self, prompts: Sequence[Sequence[int]], parameters: list[Any]) -> list[Any]:
+        """What vLLM makes of the prompts; a signal ends it between two steps of the engine, of a token each."""
+        engine = self._llm.llm_engine
+
+        def step() -> Any:
+            look()
+            return type(engine).step(engine)
+
+        engine.step = step
+        try:
+            return self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], parameters, use_tqdm=False)
+        except Stopped:
+            _ENGINES.clear()  # the engine would go on with these requests
+            raise
+        finally:
+            del engine.step
 
     def _parameters(self, sampling: Sampling, seed: int, measured: bool) -> Any:
         from vllm import SamplingParams
