@@ -169,7 +169,6 @@ class Evaluation(Callback):
     def held_out(self, trainer: Any, module: RLIFModule) -> tuple[dict[str, float], list[Answered]]:
         """Answer the held-out problems with the policy as it stands: ``val/*``, and what was answered.
 
-
         Nothing without such problems, nor where a signal came while steps are not saved yet. To be called on all
         processes.
         """

@@ -233,7 +233,7 @@ class CollapseGuard(Callback):
             elif self.action != "restore":
                 self._hand_back(trainer, pl_module, stay=False)
             elif pl_module.evaluation is not None and not self.accuracy.get("handed_back"):  # a signal came before
-                self.accuracy["handed_back"] = pl_module.evaluation.held_out(trainer, pl_module)
+                self.accuracy["handed_back"], _ = pl_module.evaluation.held_out(trainer, pl_module)
         if self.rule.watches and trainer.is_global_zero:
             self._write_weights(pl_module)
             self._write_decision()
