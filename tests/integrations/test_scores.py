@@ -160,10 +160,10 @@ def test_other_forwards_are_refused():
         score(scaled, make_tokenizer(), PROMPTS, COMPLETIONS)
 
 
-def test_lightning_is_not_imported(model_folder):
+def test_neither_lightning_nor_trl_is_imported(model_folder):
     """Neither by the name nor by a score of a model given by name, which takes the package's own loader."""
     code = (
-        "import sys, rlif_lightning; rlif_lightning.score\n"
+        "import sys, rlif_lightning, rlif_lightning.integrations.trl; rlif_lightning.score\n"
         f"rlif_lightning.score({str(model_folder())!r}, None, ['1 +'], [' 2'])\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('lightning', 'pytorch_lightning', 'trl')])"
     )
