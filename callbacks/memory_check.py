@@ -14,9 +14,8 @@ from rlif_lightning.models.strategies import shares_out
 from rlif_lightning.planning.memory import GIB, memory
 from rlif_lightning.planning.settings_to_change import settings_to_change, what_to_do
 from rlif_lightning.planning.weights import optimizer_memory
-from rlif_lightning.rollout import Rollout, Samples
+from rlif_lightning.rollout import Rollout, Samples, pad_left
 from rlif_lightning.sampling import NativeSampler
-from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import up_to_date
 from rlif_lightning.training.collector import Collector
 from rlif_lightning.training.module import RLIFModule

@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from rlif_lightning.data.module import PromptDataModule
     from rlif_lightning.data.problems import Source
     from rlif_lightning.grading import AnswerFormat
+    from rlif_lightning.integrations.scores import score
     from rlif_lightning.training.module import RLIFModule
 
-__all__ = ["AnswerFormat", "PromptDataModule", "RLIFModule", "Source", "__version__"]
+__all__ = ["AnswerFormat", "PromptDataModule", "RLIFModule", "Source", "__version__", "score"]
 
 _HOMES = {
     "AnswerFormat": "rlif_lightning.grading",
     "PromptDataModule": "rlif_lightning.data.module",
     "RLIFModule": "rlif_lightning.training.module",
     "Source": "rlif_lightning.data.problems",
+    "score": "rlif_lightning.integrations.scores",
 }
 
 

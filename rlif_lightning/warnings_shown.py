@@ -1,10 +1,19 @@
 """Warnings as users should see them."""
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+
+__all__ = ["no_bar", "no_load_report", "quiet_lightning", "rank_zero_info", "rank_zero_warn"]
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+# As Lightning does when it is imported, which may be later or never.
+vars(rank_zero_only).setdefault("rank", next((int(os.environ[name]) for name in RANKS if name in os.environ), 0))
 
 MEANT = (
     ".*does not have many workers.*",  # prompts are lists

@@ -1,5 +1,8 @@
-"""The example's step runs, learns, and is the step that the Trainer takes."""
+"""The examples run and show what they promise; the step of the one is the step that the Trainer takes."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +21,62 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*(treespec, LeafSpec|in eval mode|is zero)")
 
 
-def test_it_fits_on_a_screen():
-    assert len((ROOT / "examples/one_step.py").read_text().splitlines()) <= 60
+def output(folder, *command):
+    """What a script prints, run in a folder."""
+    env = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *command]
+    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=1200)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_they_fit_on_a_screen(name):
+    assert len((ROOT / "examples" / name).read_text().splitlines()) <= (60 if name == "one_step.py" else 40)
+
+
+def test_score(tmp_path):
+    """The slip is the unlikeliest token by far."""
+    right, wrong = re.findall(r"logprob (\S+) nats", output(tmp_path, ROOT / "examples/score.py"))
+    assert float(right) > float(wrong) + 0.1
+
+
+def test_own_reward(tmp_path):
+    lines = output(tmp_path, ROOT / "examples/own_reward.py").splitlines()
+    direct, worked = (float(x) for x in lines[0].split()[1:])
+    assert 0 < direct < worked < 1
+    assert lines[1:] == ["brevity -2.000 -20.000", "of plain logits [0.5]"]
+
+
+@pytest.mark.slow
+def test_trl_reward(tmp_path):
+    """The model hedges, agrees with itself, collapses, and the guard goes back to the most agreement."""
+    pytest.importorskip("trl", reason="pip install -e '.[test]'")
+    told = output(tmp_path, ROOT / "examples/trl_reward.py")
+    curve = [(int(step), float(x)) for step, x in re.findall(r"step (\d+): agreement (\S+),", told)]
+    best = int(re.search(r"weights of step (\d+)", told)[1])
+    assert max(x for _, x in curve) > curve[0][1] + 0.2
+    assert 0 < best < curve[-1][0] < 95
+    assert (tmp_path / "runs/trl/guard/weights.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_first_run(tmp_path):
+    """The notebook's cells one after another; it is stored without their outputs."""
+    cells = json.loads((ROOT / "examples/first_run.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    (tmp_path / "cells.py").write_text("\n".join("".join(cell["source"]) for cell in code), encoding="utf-8")
+    told = output(tmp_path, "cells.py")
+    line = next(line for line in told.splitlines() if line.startswith("val/accuracy_sampled 0:"))
+    accuracy = [float(x) for x in re.findall(r": (\S+)", line)]
+    assert len(accuracy) == 7 and max(accuracy) > accuracy[0] + 0.3 and accuracy[-1] < max(accuracy) - 0.2
+    assert "guard: at step" in told and (tmp_path / "runs/quickstart/1/curves.png").is_file()
 
 
 def test_it_learns_without_labels():
     """Self-certainty rises, and with it the share of right answers: 0.35 to 0.75 as it stands."""
-    command = [sys.executable, "examples/one_step.py"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    lines = [line.replace(",", "").split() for line in run.stdout.splitlines()]
+    lines = [line.replace(",", "").split() for line in output(ROOT, "examples/one_step.py").splitlines()]
     certainty, right = [float(x[1]) for x in lines], [float(x[-1]) for x in lines]
     assert len(lines) == 20
     assert certainty[-1] > certainty[0] + 1

@@ -7,7 +7,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from rlif_lightning.errors import UserError
@@ -16,7 +15,7 @@ from rlif_lightning.models.lora import StoredAdapter, add_adapter, add_lora, che
 from rlif_lightning.models.quantization import Quantization, keep_as_quantised, quantization_config
 from rlif_lightning.models.tokenizer import load_tokenizer
 from rlif_lightning.models.weight_files import check_files, check_finite, check_loaded, file_weights, warn_of_unused
-from rlif_lightning.warnings_shown import no_load_report
+from rlif_lightning.warnings_shown import no_load_report, rank_zero_warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

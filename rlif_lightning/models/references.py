@@ -15,6 +15,8 @@ from rlif_lightning.models.lora import adapter_off
 from rlif_lightning.models.trainable import gather_all, local_shard, trainable, write_shard
 
 ReferenceKind = Literal["frozen", "ema", "synced"]
+ANNOTATORS: dict[ReferenceKind, str] = {"frozen": "reference", "ema": "ema"}
+"""References whose statistics a reward may require, and what it calls them."""
 
 
 def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:

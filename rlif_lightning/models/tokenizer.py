@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import from_hub, resolve_model
+from rlif_lightning.warnings_shown import rank_zero_info
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,15 +38,15 @@ def load_tokenizer(name: str, **source: Any) -> "PreTrainedTokenizerBase":
 
 
 def end_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", generation_config: Any, extra: Sequence[str], turn_end: str | None = None
+    tokenizer: Any, generation_config: Any, extra: Sequence[str], turn_end: str | None = None
 ) -> list[int]:
-    """Every id that ends a completion: of the generation config, of the tokenizer, and of extra tokens.
+    """Every id that ends a completion: of the generation config, of the tokenizer (or None), and of extra tokens.
 
     The token that ends an answer in the chat template ends completions as well; a line says so where it is not among
     these: base models come with chat templates whose end their generation config does not list.
     """
     listed = getattr(generation_config, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None}
+    ids = {getattr(tokenizer, "eos_token_id", None), *(listed if isinstance(listed, list) else [listed])} - {None}
     vocabulary = tokenizer.get_vocab() if extra else {}
     for token in extra:
         if token not in vocabulary:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import safe_open
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.hub import meta_model
 from rlif_lightning.models.weight_names import misfit, nearest
-from rlif_lightning.warnings_shown import no_bar, no_load_report
+from rlif_lightning.warnings_shown import no_bar, no_load_report, rank_zero_warn
 
 
 def check_files(name: str, path: str, config: Any, *, revision: str | None, trust_remote_code: bool) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.functional.aggregation import Aggregation, aggregate
-from rlif_lightning.functional.token_stats import Statistic, TokenStats
+from rlif_lightning.functional.token_stats import Statistic, TokenStats, token_stats
 from rlif_lightning.rewards.base import Reward, Weight
 from rlif_lightning.rollout import Rollout
 
@@ -86,11 +87,35 @@ class InternalReward(Reward):
 
     def token_values(self, stats: TokenStats) -> Tensor:
         """What each token is worth [N, T], larger is better; anything outside the completions."""
+        if self._statistic_name not in stats.own:
+            wrong = f"The completions were scored without the statistic of the reward {self.class_path}"
+            raise UserError(wrong, do="name the reward where they are scored: score(..., rewards=[...])")
         return stats.own[self._statistic_name]
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards [N]."""
-        values, mask = self.token_values(rollout.statistics(self.annotator)), rollout.samples.completion_mask
+        return self._aggregated(rollout.statistics(self.annotator), rollout.samples.completion_mask)
+
+    def of_logits(self, logits: Tensor, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+        """The same for plain tensors, whoever made them.
+
+        Args:
+            logits: [N, T, V] that predict the tokens.
+            ids: [N, T] token ids, from 0 to V - 1 at padding too.
+            mask: [N, T] bool, the completions' tokens.
+            temperature: Divides the logits first.
+
+        Returns:
+            Rewards [N], without gradient, NaN where a row has no token.
+
+        Raises:
+            ValueError: The shapes do not match.
+        """
+        with torch.no_grad():
+            return self._aggregated(token_stats(logits, ids, temperature, self.statistics), mask)
+
+    def _aggregated(self, stats: TokenStats, mask: Tensor) -> Tensor:
+        values = self.token_values(stats)
         if self.statistics and bool(values[mask].isnan().any()):
             raise UserError(
                 f"The statistic of the reward {self.class_path} is not a number for some tokens",

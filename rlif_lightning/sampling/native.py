@@ -9,20 +9,12 @@ from rlif_lightning.errors import check_ranges
 from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
-from rlif_lightning.rollout import Samples, left_trim
+from rlif_lightning.rollout import Samples, left_trim, pad_left
 from rlif_lightning.runs.signals import look
 from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
 from rlif_lightning.sampling.llama_decoder import decoder_for
 from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
 from rlif_lightning.sampling.token_sampling import TokenSampler, filter_logits, inverse_cdf, uniforms
-
-
-def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and bool mask [P, L], padded on the left."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=device)
-    return ids, mask
 
 
 class NativeSampler:

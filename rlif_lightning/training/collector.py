@@ -15,7 +15,7 @@ from rlif_lightning.functional.losses import loss_denominator
 from rlif_lightning.functional.seeds import completion_seed, completion_seeds
 from rlif_lightning.grading import ROLLOUT_SECONDS, AnswerFormat, Grader
 from rlif_lightning.models.policy import Policy
-from rlif_lightning.models.references import ReferenceKind
+from rlif_lightning.models.references import ANNOTATORS, ReferenceKind
 from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rewards.base import requirements_of, statistics_of
@@ -27,8 +27,6 @@ from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 from rlif_lightning.training.scores import score_slices, with_importance, with_scores
 from rlif_lightning.training.slice_loss import takes_fused_loss
 
-ANNOTATORS: dict[ReferenceKind, str] = {"frozen": "reference", "ema": "ema"}
-"""References whose statistics a reward may require, and what it calls them."""
 READING = frozenset({"answers", "answer_mask"})
 """What a reward may require that takes the reading of answers."""
 

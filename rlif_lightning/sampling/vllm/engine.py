@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.rollout import Samples
+from rlif_lightning.rollout import Samples, pad_left
 from rlif_lightning.runs.signals import Stopped, look
-from rlif_lightning.sampling.native import pad_left
 from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
 from rlif_lightning.sampling.vllm.merged_weights import merged_weights
 from rlif_lightning.sampling.vllm.start import check_head_size, merged_config, start_engine, undisturbed
