@@ -9,6 +9,7 @@ must not make Lightning queue the job again, nor leave a checkpoint that later j
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,10 +34,18 @@ def says_unfinished(stopped: Run, number: signal.Signals) -> bool:
     return not stopped.hangs and stopped.code in (AGAIN, 128 + number, 128 + signal.SIGTERM, -number)
 
 
+def signalled(run: Run, number: signal.Signals) -> tuple[Run, str]:
+    """Send a signal to a run and wait; the run, and how it ended after how long."""
+    start = time.monotonic()
+    run.send(number).wait(PATIENCE)
+    return run, f"{run.ending} after {time.monotonic() - start:.1f} s"
+
+
 def in_fit(whole: Path, options: Options, number: signal.Signals, part: str) -> Row:
     """Signal, then continue."""
     name = f"{number.name}-{part}"
-    stopped = Run([*options.fit, "--runs", name], f"{name}.log").until(part, PLACES[part]).send(number).wait(PATIENCE)
+    begun = Run([*options.fit, "--runs", name], f"{name}.log").until(part, PLACES[part])
+    stopped, ended = signalled(begun, number)
     done = stopped.calls.count("update") - (part == "update")  # a slice is a step here
     saved = compare.step(runs.newest(name)) or 0
     finished = stopped.code == 0 and not compare.differences(whole, runs.newest(name))
@@ -44,16 +53,16 @@ def in_fit(whole: Path, options: Options, number: signal.Signals, part: str) -> 
     seen, same = compare.outcome(whole, runs.again(stopped, f"{name}.again.log"), runs.newest(name))
     lost = "" if kept_steps else f", {done - saved} steps lost"
     right = same and kept_steps and (finished or says_unfinished(stopped, number))
-    return Row(f"{number.name}, fit, {part}", f"{stopped.ending}{lost}; then {seen}", right and not stopped.traceback)
+    return Row(f"{number.name}, fit, {part}", f"{ended}{lost}; then {seen}", right and not stopped.traceback)
 
 
 def in_command(words: list[str], number: signal.Signals) -> Row:
     """Signal while completions are sampled; what is there afterwards must not look like a result."""
     name = f"{number.name}-{words[0]}"
-    stopped = Run([*words, "--runs", name], f"{name}.log").until("sampling").send(number).wait(PATIENCE)
+    stopped, ended = signalled(Run([*words, "--runs", name], f"{name}.log").until("sampling"), number)
     files = sorted({p.name for p in Path(name).rglob("*") if p.name in RESULTS})
     right = says_unfinished(stopped, number) and not stopped.traceback and not files
-    seen = f"{stopped.ending}{'; left ' + ', '.join(files) if files else ''}"
+    seen = f"{ended}{'; left ' + ', '.join(files) if files else ''}"
     return Row(f"{number.name}, {words[0]}", seen, right)
 
 
@@ -67,8 +76,8 @@ def under_slurm(whole: Path, options: Options) -> Row:
     environment = {**SLURM, "PATH": f"{scontrol.parent.absolute()}:{os.environ['PATH']}"}
     os.chdir(folder)  # where Lightning would leave its own checkpoint
     try:
-        stopped = Run([*fit, "--runs", "job"], "job.log", **environment).until("rollout", 4)
-        stopped.send(signal.SIGUSR1).wait(PATIENCE)
+        begun = Run([*fit, "--runs", "job"], "job.log", **environment).until("rollout", 4)
+        stopped, ended = signalled(begun, signal.SIGUSR1)
         then = runs.again(stopped, "again.log", **environment)
         seen, same = compare.outcome(home / whole, then, runs.newest("job"))
         other = Run([*fit, "--runs", "other"], "other.log", **environment).wait()
@@ -78,7 +87,7 @@ def under_slurm(whole: Path, options: Options) -> Row:
         os.chdir(home)
     left = f"; left {', '.join(wrong)}" if wrong else ""
     right = same and other_same and not wrong and says_unfinished(stopped, signal.SIGUSR1)
-    return Row("SIGUSR1 under SLURM", f"{stopped.ending}{left}; then {seen}; another job {other_seen}", right)
+    return Row("SIGUSR1 under SLURM", f"{ended}{left}; then {seen}; another job {other_seen}", right)
 
 
 def signals(options: Options) -> Iterator[Row]:
@@ -88,6 +97,7 @@ def signals(options: Options) -> Iterator[Row]:
     some = ["--evaluation.batch_size=20", "--evaluation.samples=8"]
     commands = [
         ["test", *plain, *some],
+        ["validate", *plain, *some],
         ["predict", *plain, *some],
         ["diagnose", *plain],
         ["mix", *plain, "--tuned", f"{whole.absolute()}/checkpoints/last.ckpt"],

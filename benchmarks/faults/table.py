@@ -4,15 +4,18 @@ import argparse
 import os
 import random
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import result
 from benchmarks.faults import runs
+from rlif_lightning.version import __version__
 
 Case = TypeVar("Case")
 
@@ -88,12 +91,25 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
         rows.append(row)
     words = f" --n {given.n}" * (given.n is not None) + " --tiny" * given.tiny
     command = f"python -m benchmarks.faults.{name}{words} --seed {given.seed}"
-    conditions = result.conditions(result.setting(command, len(rows), 0))
+    conditions = (
+        f"rlif-lightning {__version__} at {commit()}, {result.conditions(result.setting(command, len(rows), 0))}"
+    )
     text = f"{table(rows)}\n{verdict(rows)}; {conditions}; `{command}`\n"
     print(text)
     if docs is not None:
         result.fill(docs, text, begin, end)
     sys.exit(any(row.kept is False for row in rows))
+
+
+def commit() -> str:
+    """The commit whose files are measured, by its short name."""
+    root = Path(__file__).parent
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+    name = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "no commit"
+    changed = git(
+        ["git", "status", "--porcelain", ":/rlif_lightning", ":/callbacks", ":/configs", ":/benchmarks"]
+    ).stdout
+    return f"{name} with changes" if changed else name
 
 
 def enter(folder: Path) -> None:
