@@ -83,6 +83,7 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
     add("--docs", type=Path, help=f"document with {begin} and {end} to put the table in")
     given = parser.parse_args(arguments)
     docs = given.docs and given.docs.absolute()
+    measured = f"rlif-lightning {__version__} at {commit()}"
     enter(given.out / name)
     runs.preload(toy=not given.tiny)
     rows = []
@@ -91,9 +92,7 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
         rows.append(row)
     words = f" --n {given.n}" * (given.n is not None) + " --tiny" * given.tiny
     command = f"python -m benchmarks.faults.{name}{words} --seed {given.seed}"
-    conditions = (
-        f"rlif-lightning {__version__} at {commit()}, {result.conditions(result.setting(command, len(rows), 0))}"
-    )
+    conditions = f"{measured}, {result.conditions(result.setting(command, len(rows), 0))}"
     text = f"{table(rows)}\n{verdict(rows)}; {conditions}; `{command}`\n"
     print(text)
     if docs is not None:
