@@ -93,7 +93,7 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
     words = f" --n {given.n}" * (given.n is not None) + " --tiny" * given.tiny
     command = f"python -m benchmarks.faults.{name}{words} --seed {given.seed}"
     conditions = f"{measured}, {result.conditions(result.setting(command, len(rows), 0))}"
-    text = f"{table(rows)}\n{verdict(rows)}; {conditions}; `{command}`\n"
+    text = page(rows, f"{conditions}; `{command}`")
     print(text)
     if docs is not None:
         result.fill(docs, text, begin, end)
@@ -117,6 +117,14 @@ def enter(folder: Path) -> None:
     folder.mkdir(parents=True)
     os.chdir(folder)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+
+
+def page(rows: Sequence[Row], conditions: str) -> str:
+    """What a reader of the page sees: how many are as promised, those that are not, and the others when asked for."""
+    broken = [row for row in rows if row.kept is False]
+    shown = f"{table(broken)}\n" if broken else ""
+    folded = f"<details><summary>Every fault</summary>\n\n{table(rows)}\n</details>\n"
+    return f"**{verdict(rows)}** ({conditions})\n\n{shown}{folded}"
 
 
 def table(rows: Sequence[Row]) -> str:
