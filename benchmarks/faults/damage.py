@@ -114,10 +114,11 @@ def damage(options: Options) -> Iterator[Row]:
     rng = random.Random(options.seed)
     assert Run([*options.fit, "--runs", "whole"], "whole.log").wait().code == 0, "see whole.log"
     whole, keep = runs.newest("whole"), "--checkpoint.keep=3"
-    Run([*options.fit, keep, "--runs", "half"], "half.log", Kill("checkpoint", 2, "after")).wait()
+    Run([*options.fit, keep, "--runs", "half"], "half.log", Kill("checkpoint", 3, "after")).wait()
     lora = "--model.lora={r: 4, lora_alpha: 8, target_modules: [q_proj]}"
-    Run([*options.fit, lora, "--runs", "other"], "other.log", Kill("checkpoint", 1, "after")).wait()
+    Run([*options.fit, lora, "--runs", "other"], "other.log", Kill("checkpoint", 2, "after")).wait()
     half = runs.newest("half")
+    assert any((half / "checkpoints").glob("step=*.ckpt")), "see half.log"
     cases = [
         partial(continued, whole, f"last.ckpt, {what}", LAST, content)
         for what, content in {**checkpoints(half / LAST, rng), "a folder": None}.items()
