@@ -1,6 +1,6 @@
 """A long run: do memory, open files, threads and the time of a step stay where they were?
 
-    python -m benchmarks.faults.longrun --n 2000        # 2,000 steps; about 40 minutes of one core
+    python -m benchmarks.faults.longrun --n 2000        # 2,000 steps; about 4 minutes of one core
 
 Measured every 10 steps. Memory, open files and threads count after step 800 of 2,000, when allocators have reached
 their plateau: the largest value from there on, next to the one there. The time of a step is that of the run's second

@@ -18,6 +18,7 @@ from benchmarks.faults import runs
 from rlif_lightning.version import __version__
 
 Case = TypeVar("Case")
+SHORT = 8  # rows of a table that a page shows as a whole
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
     words = f" --n {given.n}" * (given.n is not None) + " --tiny" * given.tiny
     command = f"python -m benchmarks.faults.{name}{words} --seed {given.seed}"
     conditions = f"{measured}, {result.conditions(result.setting(command, len(rows), 0))}"
-    text = page(rows, f"{conditions}; `{command}`")
+    text = page(rows, command, conditions)
     print(text)
     if docs is not None:
         result.fill(docs, text, begin, end)
@@ -119,12 +120,15 @@ def enter(folder: Path) -> None:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 
 
-def page(rows: Sequence[Row], conditions: str) -> str:
-    """What a reader of the page sees: how many are as promised, those that are not, and the others when asked for."""
-    broken = [row for row in rows if row.kept is False]
-    shown = f"{table(broken)}\n" if broken else ""
-    folded = f"<details><summary>Every fault</summary>\n\n{table(rows)}\n</details>\n"
-    return f"**{verdict(rows)}** ({conditions})\n\n{shown}{folded}"
+def page(rows: Sequence[Row], command: str, conditions: str) -> str:
+    """Rows for a reader: how many are as promised, then the table, of which a long one is folded but for what is not."""
+    found = [row for row in rows if not row.kept]
+    every = f"{table(rows)}\n{conditions}\n"
+    if len(rows) > SHORT:
+        every = (
+            f"{table(found) if found else ''}\n<details><summary>All {len(rows)}</summary>\n\n{every}\n</details>\n"
+        )
+    return f"**{verdict(rows)}**: `{command}`\n\n{every}"
 
 
 def table(rows: Sequence[Row]) -> str:
