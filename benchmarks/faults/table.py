@@ -121,12 +121,12 @@ def enter(folder: Path) -> None:
 
 
 def page(rows: Sequence[Row], command: str, conditions: str) -> str:
-    """Rows for a reader: how many are as promised, then the table, of which a long one is folded but for what is not."""
-    found = [row for row in rows if not row.kept]
+    """Rows for a reader: how many are as promised, and the table; a long one is folded but for what is not kept."""
+    wrong = [row for row in rows if not row.kept]
     every = f"{table(rows)}\n{conditions}\n"
     if len(rows) > SHORT:
         every = (
-            f"{table(found) if found else ''}\n<details><summary>All {len(rows)}</summary>\n\n{every}\n</details>\n"
+            f"{table(wrong) if wrong else ''}\n<details><summary>All {len(rows)}</summary>\n\n{every}\n</details>\n"
         )
     return f"**{verdict(rows)}**: `{command}`\n\n{every}"
 
