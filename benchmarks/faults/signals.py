@@ -3,8 +3,9 @@
     python -m benchmarks.faults.signals     # about 6 minutes of one core
 
 TERM, INT, HUP and USR1, while the weights are loaded, in the first evaluation, a rollout, an update and the report of
-a fit, and in the commands that train nothing. USR1 under SLURM also, with a `scontrol` of our own: SLURM's warning
-must not make Lightning queue the job again, nor leave a checkpoint that later jobs start from.
+a fit, and in the commands that train nothing (`plan` and `report` are done too soon). USR1 under SLURM also, with a
+`scontrol` of our own: SLURM's warning must not make Lightning queue the job again, nor leave a checkpoint that later
+jobs start from.
 """
 
 import os
@@ -20,7 +21,13 @@ from benchmarks.faults.table import Options, Row, run
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 PLACES = {"loading": 1, "evaluation": 1, "rollout": 4, "update": 3, "report": 1}  # which call of the part
-RESULTS = ("results.json", "problems.jsonl", "predictions.jsonl", "diagnosis.json")  # mix writes as it goes
+RESULTS = (
+    "results.json",
+    "problems.jsonl",
+    "predictions.jsonl",
+    "diagnosis.json",
+    "model.safetensors",
+)  # mix writes as it goes
 AGAIN = 75  # the exit code that asks to be started again
 PATIENCE = 60.0
 SLURM = {
@@ -56,14 +63,13 @@ def in_fit(whole: Path, options: Options, number: signal.Signals, part: str) -> 
     return Row(f"{number.name}, fit, {part}", f"{ended}{lost}; then {seen}", right and not stopped.traceback)
 
 
-def in_command(words: list[str], number: signal.Signals) -> Row:
-    """Signal while completions are sampled; what is there afterwards must not look like a result."""
+def in_command(words: list[str], part: str, number: signal.Signals) -> Row:
+    """Signal while completions are sampled, or files are written; what is left must not look like a result."""
     name = f"{number.name}-{words[0]}"
-    stopped, ended = signalled(Run([*words, "--runs", name], f"{name}.log").until("sampling"), number)
+    stopped, ended = signalled(Run([*words, name], f"{name}.log").until(part), number)
     files = sorted({p.name for p in Path(name).rglob("*") if p.name in RESULTS})
     right = says_unfinished(stopped, number) and not stopped.traceback and not files
-    seen = f"{ended}{'; left ' + ', '.join(files) if files else ''}"
-    return Row(f"{number.name}, {words[0]}", seen, right)
+    return Row(f"{number.name}, {words[0]}", f"{ended}{'; left ' + ', '.join(files) if files else ''}", right)
 
 
 def under_slurm(whole: Path, options: Options) -> Row:
@@ -96,15 +102,18 @@ def signals(options: Options) -> Iterator[Row]:
     whole, plain = runs.newest("whole"), ["--config", "quickstart", *options.model]
     some = ["--evaluation.batch_size=20", "--evaluation.samples=8"]
     commands = [
-        ["test", *plain, *some],
-        ["validate", *plain, *some],
-        ["predict", *plain, *some],
-        ["diagnose", *plain],
-        ["mix", *plain, "--tuned", f"{whole.absolute()}/checkpoints/last.ckpt"],
+        ["test", *plain, *some, "--runs"],
+        ["validate", *plain, *some, "--runs"],
+        ["predict", *plain, *some, "--runs"],
+        ["diagnose", *plain, "--runs"],
+        ["mix", *plain, "--tuned", f"{whole.absolute()}/checkpoints/last.ckpt", "--runs"],
+        ["export", f"{whole}", "--output"],
     ]
     cases = [partial(in_fit, whole, options, number, part) for number in NUMBERS for part in PLACES]
     cases += [partial(under_slurm, whole, options)]
-    cases += [partial(in_command, words, number) for words in commands for number in NUMBERS]
+    for words in commands:
+        part = "files" if words[0] == "export" else "sampling"
+        cases += [partial(in_command, words, part, number) for number in NUMBERS]
     for case in options.drawn(cases):
         yield case()
 
