@@ -87,8 +87,11 @@ def continued(whole: Path, what: str, name: str, content: bytes | None, options:
         return Row(what, seen, asked.refused and not changes)
     seen, same = compare.outcome(whole, asked, runs.newest("hurt"))
     tells = Path(name).name in asked.said
-    without_guard = name.startswith("checkpoints/guard") and seen.startswith("another guard")  # it may, if it says so
-    return Row(what, f"{seen}{'' if tells else ', without a word'}", same or (without_guard and tells))
+    without_guard = name.startswith("checkpoints/guard") and seen.startswith("another guard")
+    without_rows = seen == "another metrics.csv" and "the rows of earlier steps are lost" in asked.said
+    left_out = tells and (without_guard or without_rows)  # what nothing can bring back, if that is said
+    seen += ", left out with a warning" if left_out else "" if tells else ", without a word"
+    return Row(what, seen, same or left_out)
 
 
 def cache(what: str, options: Options) -> Row:
