@@ -125,9 +125,8 @@ def page(rows: Sequence[Row], command: str, conditions: str) -> str:
     wrong = [row for row in rows if not row.kept]
     every = f"{table(rows)}\n{conditions}\n"
     if len(rows) > SHORT:
-        every = (
-            f"{table(wrong) if wrong else ''}\n<details><summary>All {len(rows)}</summary>\n\n{every}\n</details>\n"
-        )
+        folded = f"<details><summary>All {len(rows)}</summary>\n\n{every}\n</details>\n"
+        every = f"{table(wrong)}\n{folded}" if wrong else folded
     return f"**{verdict(rows)}**: `{command}`\n\n{every}"
 
 
