@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from rlif_lightning.errors import said_by_python
+from rlif_lightning.errors import disk_failure, said_by_python
 from rlif_lightning.runs.curves import write_report
 from rlif_lightning.runs.finished import note_finished
 from rlif_lightning.runs.summary import summary_table
@@ -33,6 +33,8 @@ class Report(Callback):
             _, _, page = write_report(Path(folder))
             rank_zero_info(f"\n{summary_table(Path(folder))}\n{self._next(Path(folder), page)}")
         except Exception as error:
+            if disk_failure(error):
+                raise  # the disk's fault and not the picture's: the run is not finished, and continues to its picture
             rank_zero_warn(f"No curves.png: {said_by_python(error)}; draw it with `rlif report {folder}`")
         note_finished(Path(folder), trainer.global_step, (trainer.max_steps, trainer.max_epochs))
 

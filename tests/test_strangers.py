@@ -13,7 +13,7 @@ from rlif_lightning.data import prompts
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError, escaped
-from rlif_lightning.models.hub import resolve_model
+from rlif_lightning.models.hub import load_config, resolve_model
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import check_lora
 from tests.conftest import make_tokenizer
@@ -68,6 +68,15 @@ def test_an_index_stays_in_its_folder(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../other/model.safetensors"}}')
     with pytest.raises(UserError, match="outside of its folder"):
         resolve_model(str(folder))
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_kernel_of_the_hub_is_code(folder, key):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: "strange/kernel"}))
+    with pytest.raises(UserError, match="attention is code of the hub"):
+        load_config(str(folder), trust_remote_code=False)
+    assert load_config(str(folder), trust_remote_code=True)._attn_implementation == "strange/kernel"
 
 
 @pytest.mark.parametrize("lora", [{"r": 10**9}, {"r": 0}, {"r": 4, "rank_pattern": {"q_proj": 10**9}}])

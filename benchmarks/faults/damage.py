@@ -87,8 +87,11 @@ def continued(whole: Path, what: str, name: str, content: bytes | None, options:
         return Row(what, seen, asked.refused and not changes)
     seen, same = compare.outcome(whole, asked, runs.newest("hurt"))
     tells = Path(name).name in asked.said
-    without_guard = name.startswith("checkpoints/guard") and seen.startswith("another guard")  # it may, if it says so
-    return Row(what, f"{seen}{'' if tells else ', without a word'}", same or (without_guard and tells))
+    without_guard = name.startswith("checkpoints/guard") and seen.startswith("another guard")
+    without_rows = seen == "another metrics.csv" and "the rows of earlier steps are lost" in asked.said
+    left_out = tells and (without_guard or without_rows)  # what nothing can bring back, if that is said
+    seen += ", left out with a warning" if left_out else "" if tells else ", without a word"
+    return Row(what, seen, same or left_out)
 
 
 def cache(what: str, options: Options) -> Row:
@@ -114,10 +117,11 @@ def damage(options: Options) -> Iterator[Row]:
     rng = random.Random(options.seed)
     assert Run([*options.fit, "--runs", "whole"], "whole.log").wait().code == 0, "see whole.log"
     whole, keep = runs.newest("whole"), "--checkpoint.keep=3"
-    Run([*options.fit, keep, "--runs", "half"], "half.log", Kill("checkpoint", 2, "after")).wait()
+    Run([*options.fit, keep, "--runs", "half"], "half.log", Kill("checkpoint", 3, "after")).wait()
     lora = "--model.lora={r: 4, lora_alpha: 8, target_modules: [q_proj]}"
-    Run([*options.fit, lora, "--runs", "other"], "other.log", Kill("checkpoint", 1, "after")).wait()
+    Run([*options.fit, lora, "--runs", "other"], "other.log", Kill("checkpoint", 2, "after")).wait()
     half = runs.newest("half")
+    assert any((half / "checkpoints").glob("step=*.ckpt")), "see half.log"
     cases = [
         partial(continued, whole, f"last.ckpt, {what}", LAST, content)
         for what, content in {**checkpoints(half / LAST, rng), "a folder": None}.items()

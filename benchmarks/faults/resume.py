@@ -71,7 +71,7 @@ def newer_run(whole: Path, asked: str, options: Options) -> Row:
     name, other = f"newer-{asked}", "--model.kl_coefficient=0.5"
     shutil.copytree("half", name)
     words = [*options.fit, "--runs", name]
-    Run([*words, other], f"{name}.died.log", Kill("rollout", 1, "after")).wait()
+    Run([*words, other], f"{name}.died.log", Kill("evaluation", 1, "before")).wait()
     before = compare.contents(Path(name, "quickstart/1"))
     again = Run([*words, other, "--ckpt_path", asked], f"{name}.log").wait()
     touched = compare.changed(before, Path(name, "quickstart/1"))

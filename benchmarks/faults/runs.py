@@ -47,6 +47,9 @@ PARTS = {
 """Parts of a run's work, and the functions that do them."""
 WITHIN = ("sampling", "files")  # of other parts: counted, but not where a run is said to be
 
+HANGS = 1800.0
+"""Seconds after which a run counts as one that hangs: building the toy takes some minutes on a busy machine."""
+
 Tell = Callable[[str, int, bool], None]
 """Told of a call: its part, the how manieth of this part it is (from 1), and whether it has ended."""
 
@@ -168,7 +171,7 @@ class Run:
         finally:
             atexit._run_exitfuncs()  # a fork leaves them out
 
-    def until(self, part: str, nth: int = 1, seconds: float = 300) -> "Run":
+    def until(self, part: str, nth: int = 1, seconds: float = HANGS) -> "Run":
         """Wait for a call of a part, or for the end."""
         end = time.monotonic() + seconds
         while self.process.is_alive() and self.calls.count(part) < nth and time.monotonic() < end:
@@ -181,7 +184,7 @@ class Run:
             os.kill(self.process.pid or 0, number)
         return self
 
-    def wait(self, seconds: float = 300) -> "Run":
+    def wait(self, seconds: float = HANGS) -> "Run":
         """Wait for the end; what hangs is killed."""
         self.process.join(seconds)
         self.hangs = self.process.is_alive()

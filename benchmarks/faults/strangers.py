@@ -4,7 +4,7 @@
 
 Every payload tries to make a file. Recipes name classes and run their code by design; what must not run is anything
 in checkpoints, run folders, model folders, adapters, templates and data. A case also fails with a traceback, after
-half a minute, or with control characters on the terminal.
+half a minute of one core, or with control characters on the terminal.
 """
 
 import json
@@ -21,7 +21,8 @@ from benchmarks.faults import runs
 from benchmarks.faults.runs import Run
 from benchmarks.faults.table import Options, Row, run
 
-PATIENCE, MEMORY = 30.0, 8 << 30
+CPU_SECONDS, MEMORY = 30, 8 << 30
+PATIENCE = 300.0  # seconds that may pass while a case uses fewer, on a machine that does other things too
 QUICK = [
     "--trainer.max_steps=1", "--evaluation.every=0", "--evaluation.n=4", "--rollout.prompts_per_step=2",
     "--rollout.group_size=2",
@@ -70,9 +71,10 @@ class Payload:
 
 
 def limited(_: object) -> None:
-    """A case may not take the machine's memory."""
+    """A case may not take the machine's memory, and ends when it has used too much time."""
     import resource
 
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
@@ -82,7 +84,7 @@ def judged(name: str, words: list[object]) -> Row:
     done = Run([*words], f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.log", prepare=limited).wait(PATIENCE)
     ran, raw = Path("ran").exists(), bool(re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", done.said))
     seen = f"{'the payload ran; ' if ran else ''}{'control characters are printed; ' if raw else ''}{done.ending}"
-    return Row(name, seen, not (ran or raw or done.traceback or done.hangs))
+    return Row(name, seen, not (ran or raw or done.traceback or done.hangs or done.code < 0))
 
 
 def checkpoints(good: Path, fit: list[str]) -> Iterator[tuple[str, list[object]]]:

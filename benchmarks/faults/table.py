@@ -4,17 +4,21 @@ import argparse
 import os
 import random
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import result
 from benchmarks.faults import runs
+from rlif_lightning.version import __version__
 
 Case = TypeVar("Case")
+SHORT = 8  # rows of a table that a page shows as a whole
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
     add("--docs", type=Path, help=f"document with {begin} and {end} to put the table in")
     given = parser.parse_args(arguments)
     docs = given.docs and given.docs.absolute()
+    measured = f"rlif-lightning {__version__} at {commit()}"
     enter(given.out / name)
     runs.preload(toy=not given.tiny)
     rows = []
@@ -88,12 +93,23 @@ def run(harness: Harness, n: int | None = None, arguments: Sequence[str] | None 
         rows.append(row)
     words = f" --n {given.n}" * (given.n is not None) + " --tiny" * given.tiny
     command = f"python -m benchmarks.faults.{name}{words} --seed {given.seed}"
-    conditions = result.conditions(result.setting(command, len(rows), 0))
-    text = f"{table(rows)}\n{verdict(rows)}; {conditions}; `{command}`\n"
+    conditions = f"{measured}, {result.conditions(result.setting(command, len(rows), 0))}"
+    text = page(rows, command, conditions)
     print(text)
     if docs is not None:
         result.fill(docs, text, begin, end)
     sys.exit(any(row.kept is False for row in rows))
+
+
+def commit() -> str:
+    """The commit whose files are measured, by its short name."""
+    root = Path(__file__).parent
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+    name = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "no commit"
+    changed = git(
+        ["git", "status", "--porcelain", ":/rlif_lightning", ":/callbacks", ":/configs", ":/benchmarks"]
+    ).stdout
+    return f"{name} with changes" if changed else name
 
 
 def enter(folder: Path) -> None:
@@ -102,6 +118,16 @@ def enter(folder: Path) -> None:
     folder.mkdir(parents=True)
     os.chdir(folder)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+
+
+def page(rows: Sequence[Row], command: str, conditions: str) -> str:
+    """Rows for a reader: how many are as promised, and the table; a long one is folded but for what is not kept."""
+    wrong = [row for row in rows if not row.kept]
+    every = f"{table(rows)}\n{conditions}\n"
+    if len(rows) > SHORT:
+        folded = f"<details><summary>All {len(rows)}</summary>\n\n{every}\n</details>\n"
+        every = f"{table(wrong)}\n{folded}" if wrong else folded
+    return f"**{verdict(rows)}**: `{command}`\n\n{every}"
 
 
 def table(rows: Sequence[Row]) -> str:

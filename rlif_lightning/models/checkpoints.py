@@ -75,11 +75,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def newest_whole(path: Path) -> Path:
     """A run's checkpoint; where it is damaged the newest one beside it that is whole, which is said.
 
-    Raises:
-        UserError: None is.
+    :func:`read_checkpoint` refuses the others: the only one of its run, or a folder, which no file can replace.
     """
     try:
         _read_whole(path)
+    except IsADirectoryError:
+        return path
     except UNREADABLE as error:
         other = next(_whole_beside(path), None)
         if other is not None:

@@ -141,11 +141,20 @@ def hub_answers() -> bool:
 
 
 def load_config(name: str, **source: Any) -> Any:
-    """A model's configuration, without its weights, from a source of ``revision`` and ``trust_remote_code``."""
+    """A model's configuration, without its weights, from a source of ``revision`` and ``trust_remote_code``.
+
+    Raises:
+        UserError: There is none, or its attention is a kernel of the hub, which is code, and that is not trusted.
+    """
     from transformers import AutoConfig
 
     path = resolve_model(name)
-    return from_hub("model", name, lambda: AutoConfig.from_pretrained(path, **source))
+    config = from_hub("model", name, lambda: AutoConfig.from_pretrained(path, **source))
+    kernel = str(config._attn_implementation)
+    if "/" in kernel and not source.get("trust_remote_code"):
+        do = "name another attn_implementation in config.json, such as sdpa, or trust it (model.trust_remote_code)"
+        raise UserError("The model's attention is code of the hub", got=f"{name}: {kernel}", do=do)
+    return config
 
 
 def meta_model(config: Any, *, trust_remote_code: bool, **settings: Any) -> Any:

@@ -20,8 +20,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         DiskFailure: The disk is full, read-only or broken.
+        UserError: A folder has this name.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError("A folder is where a file is to be written", got=path, do="move it away")
     unfinished = path.with_name(f".{path.name}.new")
     try:
         with writing(path):

@@ -134,6 +134,19 @@ def test_a_damaged_checkpoint_is_found_and_the_newest_whole_one_named(tmp_path, 
         assert newest_whole(last) == tmp_path / "step=12.ckpt"
 
 
+def test_a_folder_in_place_of_a_checkpoint_is_refused_and_kept(rlif, small_fit, capsys):
+    settings = [*small_fit, "--checkpoint.every=1", "--trainer.max_steps=2"]
+    last = rlif("fit", *settings) / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    last.unlink()
+    last.mkdir()
+    (last / "mine").touch()
+    for asked, what in {"last": "Is a directory", last.with_name("step=1.ckpt"): "move it away"}.items():
+        with pytest.raises(SystemExit, match="2"):
+            rlif("fit", *settings, "--ckpt_path", asked)
+        said = capsys.readouterr().err
+        assert what in said and "Traceback" not in said and (last / "mine").exists()
+
+
 def test_kept_weights_have_a_checksum_and_older_ones_are_read_without(tmp_path):
     path, weights = tmp_path / "w.safetensors", {"a": torch.randn(100).bfloat16(), "b": torch.tensor(1.0)}
     save_trainable(weights, path, step=3)

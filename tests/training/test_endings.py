@@ -1,5 +1,6 @@
 """Signals and endings: what a stopped run has saved, its exit code, and how it comes to its end."""
 
+import errno
 import json
 import os
 import signal
@@ -173,6 +174,19 @@ def test_a_picture_that_fails_does_not_fail_the_run(fit, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="No curves.png: ZeroDivisionError"):
         code, run = fit("runs")
     assert code == 0 and (run / "summary.txt").exists()
+
+
+def test_a_picture_that_a_full_disk_does_not_take_is_drawn_by_the_continued_run(fit, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "draw_curves", full)
+        code, run = fit("runs")
+    said = capsys.readouterr().err
+    assert code == 1 and "There is no room for" in said and "step 3 is saved" in said and "Traceback" not in said
+    assert fit("runs", "--ckpt_path=last") == (0, run)
+    assert (run / "curves.png").exists() and (run / "summary.txt").exists()
 
 
 def test_a_newer_run_without_a_checkpoint(fit, monkeypatch, capsys):
