@@ -160,9 +160,6 @@ class RolloutCheckpoint(Checkpoint):
         self._saved_step, self._at_boundary, self._stop_later = trainer.global_step, True, False
         self._boundary, self._instead = {}, {}
         self._make_last(trainer)
-        logger = run_logger(trainer)
-        if logger is not None:
-            logger.begin()
         if not trainer.ckpt_path:
             self._save(trainer)
         signals.hold("at a look")  # what is sampled from here on may be dropped

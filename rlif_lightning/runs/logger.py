@@ -134,14 +134,16 @@ class RunLogger(TensorBoardLogger):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        writer, path = self.experiment, self.folder / METRICS
-        events = writer._get_file_writer()
+        path = self.folder / METRICS
         if self.resume_step is not None:
             if path.is_file() and not read_metrics(path):
                 rank_zero_warn(f"{path} is empty: the rows of earlier steps are lost.")
-            MetricsCSV.truncate(path, self.resume_step)
             for name in (COMPLETIONS, HELD_OUT, SKIPPED):
                 truncate_jsonl(self.folder / name, self.resume_step)
+            MetricsCSV.truncate(path, self.resume_step)
+        writer = self.experiment
+        events = writer._get_file_writer()
+        if self.resume_step is not None:
             for own in {*self.folder.glob(EVENTS)} - {*self._earlier_events}:
                 date_event_files_back(self._earlier_events, own)
         # TensorBoard forgets older events from this mark on, as by SummaryWriter(purge_step=...). A new run is marked

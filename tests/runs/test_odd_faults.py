@@ -133,6 +133,17 @@ def test_an_extra_logger_that_fails_ends_nothing(fit, monkeypatch):
     assert read_metrics(run / "metrics.csv")["rollout/reward"].keys() == {0, 1, 2}
 
 
+def test_damaged_logs_are_refused_before_anything_is_written(fit):
+    _, _, run = fit("--checkpoint.every=1")
+    (run / "completions.jsonl").write_text("damaged\n")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = ["--trainer.max_steps=4", "--ckpt_path", run / "checkpoints" / "step=2.ckpt", "--guard.drop=0.3"]
+    ended, said, _ = fit(*again)
+    assert ended == 2 and "completions.jsonl cannot be cut back" in said
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert [path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)] == []
+
+
 def test_a_clock_that_is_set_back(fit, monkeypatch):
     real = time.time
     at_rollout(monkeypatch, 2, lambda *_: monkeypatch.setattr(time, "time", lambda: real() - 86_400))
