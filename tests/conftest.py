@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.processes import write_blank
+from tests.processes import draw_blank
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,7 +42,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """To draw the curves at the end of a tiny fit takes longer than the fit; what is about them is marked."""
     if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr("rlif_lightning.runs.curves.save_figure", write_blank)
+        monkeypatch.setattr("rlif_lightning.runs.curves.draw_curves", draw_blank)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

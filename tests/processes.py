@@ -191,9 +191,12 @@ def forks() -> Any:
     return context
 
 
-def write_blank(figure: Any, output: str | Path) -> None:
-    """A file where a picture would be."""
-    Path(output).touch()
+def draw_blank(folders: Any, output: Path) -> None:
+    """Make the figure of runs, and an empty file where its picture would be."""
+    from rlif_lightning.runs.curves import curves_figure
+
+    curves_figure(folders)
+    output.touch()
 
 
 def _run(words: list[str], folder: Path, environment: dict[str, str]) -> None:
@@ -208,7 +211,7 @@ def _run(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))
-    curves.save_figure = write_blank
+    curves.draw_curves = draw_blank
     sys.argv = words
     try:
         runpy.run_path(words[0], run_name="__main__")
