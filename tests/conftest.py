@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.processes import draw_blank
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,6 +36,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "rlif-cache"  # one for all processes
     monkeypatch.setenv("RLIF_CACHE", os.environ.get("RLIF_TEST_CACHE", str(root)))
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw the curves at the end of a tiny fit takes longer than the fit; what is about them is marked."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("rlif_lightning.runs.curves.draw_curves", draw_blank)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first: one that starts last would be waited for by the other processes."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")

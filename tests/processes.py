@@ -1,11 +1,16 @@
 """``rlif fit`` in several processes, with what each of them has seen; what hangs is killed."""
 
+import atexit
 import contextlib
 import csv
+import functools
 import json
+import multiprocessing
 import os
+import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +18,13 @@ from typing import Any
 
 import torch
 
+SAID = "said"
+MAIN = Path(__file__).parents[1] / "rlif_lightning" / "__main__.py"
 UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")
+PRELOADED = [
+    "rlif_lightning.cli.trainer", "matplotlib.pyplot", "torch.utils.tensorboard",
+    "transformers.models.qwen2.modeling_qwen2",
+]  # fmt: skip
 
 # Runs `rlif` in each process; each notes its rollouts, and all can be killed in a micro-batch, or one of them.
 SCRIPT = """
@@ -100,20 +111,26 @@ class Processes:
         processes: int = 2,
         strategy: str | None = None,
         kill_at: int = 0,
-        kill_rank: str = "all",
         command: str = "fit",
         seconds: float = 600,
+        launched: bool = False,
     ) -> "Result":
-        """Run a command in a folder of runs; Lightning starts the other processes. All that is left is killed."""
+        """Run a command in a folder of runs. All that is left is killed.
+
+        ``launched``: as a user starts it, where Lightning starts the other processes; otherwise all are forks.
+        """
         devices = ["--trainer.devices", processes]
         devices += [f"--trainer.strategy={strategy or self.strategy}"] if processes > 1 else []
-        words = [sys.executable, self.script, command, *self.arguments, *devices, "--runs", runs, *settings]
-        environment = self.environment(runs, kill_at, kill_rank)
-        started = start(words, self.root, environment)
-        output, errors = finish(started, seconds)
+        words = [self.script, command, *self.arguments, *devices, "--runs", runs, *settings]
+        environment = self.environment(runs, kill_at)
+        if launched:
+            started = start([sys.executable, *words], self.root, environment)
+            said, code = "".join(finish(started, seconds)), started.returncode
+        else:
+            said, code = forked(words, self.root, environment, processes, seconds)
         if command == "fit":
-            assert (started.returncode == 0) == (kill_at == 0), errors[-3000:]
-        return Result(self.root / runs, processes, output + errors, started.returncode)
+            assert (code == 0) == (kill_at == 0), said[-3000:]
+        return Result(self.root / runs, processes, said, code)
 
 
 def start(words: list[Any], folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -131,6 +148,75 @@ def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def forked(
+    words: list[Any], folder: Path, environment: dict[str, str], processes: int = 1, seconds: float = 600
+) -> tuple[str, int]:
+    """Run a Python file in forks of a process that has imported everything: they cost their own work alone.
+
+    With the variables that Lightning's launcher sets. Returns what they said, and the first one's exit code.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (folder / SAID).unlink(missing_ok=True)
+    ranks = []
+    for rank in range(processes):
+        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "LOCAL_RANK": str(rank),
+               "WORLD_SIZE": str(processes)}  # fmt: skip
+        ranks.append(fork(words, folder, {**environment, **(own if processes > 1 else {})}))
+    try:
+        for process in ranks:
+            process.join(seconds)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return (folder / SAID).read_text(errors="replace"), ranks[0].exitcode
+
+
+def fork(words: list[Any], folder: Path, environment: dict[str, str]) -> Any:
+    """Start a Python file in such a fork; the process adds what it says to the folder's file ``SAID``."""
+    process = forks().Process(target=_run, args=([str(word) for word in words], folder, environment))
+    process.start()
+    return process
+
+
+@functools.cache
+def forks() -> Any:
+    """The context of forks of one process, which has imported what a run imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def draw_blank(folders: Any, output: Path) -> None:
+    """Make the figure of runs, and an empty file where its picture would be."""
+    from rlif_lightning.runs.curves import curves_figure
+
+    curves_figure(folders)
+    output.touch()
+
+
+def _run(words: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Run a Python file in this process as one of its own."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from rlif_lightning.runs import curves
+
+    with (folder / SAID).open("ab") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))
+    curves.draw_curves = draw_blank
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # a fork leaves them out
 
 
 class Result:

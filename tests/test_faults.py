@@ -23,7 +23,7 @@ def test_a_killed_run_is_continued_and_compared(tmp_path):
     page.write_text("before\n<!-- kills -->\nold\n<!-- /kills -->\nafter\n")
     words = ["-m", "benchmarks.faults.kills", "--tiny", "--n", "1", "--seed", "2", "--out"]
     command = [sys.executable, *words, tmp_path, "--docs", page]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert "| SIGKILL in " in text and "| the same | 1 | kept |" in text and "1 of 1 as promised" in text

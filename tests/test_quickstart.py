@@ -67,12 +67,8 @@ def test_rise_and_fall_and_what_a_run_leaves(tmp_path):
     assert metrics["rollout/reward"][119] > metrics["rollout/reward"][0]
 
 
-def test_with_two_threads(tmp_path):
-    check_rise_and_fall(quickstart(tmp_path, threads=2)[1])
-
-
-def test_with_slightly_other_base_weights(tmp_path):
-    """The finding must not hang on the last bits of the base model."""
+def test_with_slightly_other_base_weights_and_two_threads(tmp_path):
+    """The finding must not hang on the last bits of the base model, nor on the order in which numbers are added."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,4 +79,4 @@ def test_with_slightly_other_base_weights(tmp_path):
             parameter += 1e-6 * torch.randn(parameter.shape, generator=noise)
     model.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "base")
-    check_rise_and_fall(quickstart(tmp_path, "--model.name", str(tmp_path / "base"))[1])
+    check_rise_and_fall(quickstart(tmp_path, "--model.name", str(tmp_path / "base"), threads=2)[1])

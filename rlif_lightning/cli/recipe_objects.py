@@ -56,11 +56,11 @@ class RecipeObjects(RLIFCLI):
         self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str
     ) -> None:
         prepare(own_modules=not any(is_strange(command, word.rpartition("=")[2], arguments) for word in arguments))
-        self.command, self.add_options = command, add_options
+        self.add_options = add_options
         # No `save_config_callback`: it belongs to a Trainer that runs.
         settings = {**self.settings(arguments), "save_config_callback": None}
         settings["parser_kwargs"] = {"prog": f"rlif {command}", "description": description}
-        super().__init__(RLIFModule, PromptDataModule, run=False, **settings)
+        super().__init__(command, RLIFModule, PromptDataModule, run=False, **settings)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The command's own options first."""

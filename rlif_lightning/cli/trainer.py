@@ -59,12 +59,16 @@ class RLIFCLI(LightningCLI):
     checkpoint_step = 0
     """Optimiser steps of the checkpoint that a run continues from."""
 
+    def __init__(self, command: str, *args: Any, **settings: Any) -> None:
+        self.command = command
+        super().__init__(*args, **settings)
+
     @classmethod
     def run(cls, arguments: list[str]) -> "RLIFCLI":
         """Parse and run one command: its name and the words after it."""
         prepare()
         try:
-            cli = cls(RLIFModule, PromptDataModule, **cls.settings(arguments))
+            cli = cls(arguments[0], RLIFModule, PromptDataModule, **cls.settings(arguments))
             if torch.distributed.is_initialized():
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()  # gloo's threads may abort at exit
@@ -111,11 +115,10 @@ class RLIFCLI(LightningCLI):
         parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
         parser.add_argument("--runs", default="runs", help="Folder of all runs; a run gets <runs>/<recipe>/<n>.")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """As in the base class, without arguments that would do nothing here."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command alone: a parser takes long to build. Without arguments that would do nothing here."""
         unused = {"weights_only", "return_predictions", "verbose", "dataloaders"}
-        return {name: skip | unused for name, skip in LightningCLI.subcommands().items()}
+        return {name: skip | unused for name, skip in LightningCLI.subcommands().items() if name == self.command}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """As in the base class, with our own description: the Trainer's is about the Trainer, and cut short."""

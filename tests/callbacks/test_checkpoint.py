@@ -23,6 +23,7 @@ from rlif_lightning.errors import DiskFailure, UserError, disk_failure
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.training.module import RLIFModule
+from tests.processes import MAIN, SAID, fork
 
 
 def last(folder):
@@ -299,21 +300,16 @@ def test_sigterm_saves_at_the_end_of_the_rollout_and_stops(rlif, small_fit, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_is_ended_leaves_a_checkpoint(small_fit, tmp_path, number):
-    command = [sys.executable, "-m", "rlif_lightning", "fit", *small_fit, "--checkpoint.every=1"]
-    process = subprocess.Popen(
-        [*command, "--trainer.max_steps=100000"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    words = ["fit", *small_fit, "--checkpoint.every=1", "--trainer.max_steps=100000"]
+    process = fork([MAIN, *words], tmp_path, dict(os.environ))
     path = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
-    while not [*path.parent.glob("step=*.ckpt")] and time.monotonic() < deadline and process.poll() is None:
+    while not [*path.parent.glob("step=*.ckpt")] and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+    os.kill(process.pid, number)
+    process.join(600)
+    errors = (tmp_path / SAID).read_text()
+    assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number), errors
     assert (f"Stopped by {number.name} after step" in errors) == (number != signal.SIGKILL)
     assert read_checkpoint(path)["global_step"] >= 1
 

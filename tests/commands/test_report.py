@@ -12,6 +12,8 @@ from rlif_lightning.runs.metrics_csv import MetricsCSV
 from rlif_lightning.runs.story import headline
 from rlif_lightning.runs.summary import summary_table
 
+pytestmark = pytest.mark.pictures
+
 ACCURACY = {0: 0.3, 2: 0.7, 4: 0.5, 6: 0.1}
 
 

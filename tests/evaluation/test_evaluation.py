@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -27,6 +26,7 @@ from rlif_lightning.grading import AnswerFormat, Gold, Grader
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import NativeSampler, Sampling
+from tests.processes import MAIN, forked
 
 GOLD = r"[#]{4}\s*(.+)"
 
@@ -455,10 +455,9 @@ def test_two_processes_answer_as_one(command, name, limit, rlif, args, tmp_path)
     """Seven problems in batches of two: four and three; one problem: the second process has none."""
     sizes = [f"--data.test.limit={limit}", "--evaluation.batch_size=2", "--data.test.by=question"]
     rlif(command, *args, *sizes, "--runs=one")
-    words = [command, *args, *sizes, "--runs=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    python = [sys.executable, "-m", "rlif_lightning"]
-    subprocess.run([*python, *words], cwd=tmp_path, check=True, timeout=600, capture_output=True, env=environment)
+    words = [MAIN, command, *args, *sizes, "--runs=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    said, code = forked(words, tmp_path, dict(os.environ), processes=2)
+    assert code == 0, said
     one, two = tmp_path / "one/run", tmp_path / "two/run"
     assert [f.name for f in two.iterdir()] == ["1"]
     assert (one / "1" / name).read_bytes() == (two / "1" / name).read_bytes()

@@ -3,10 +3,6 @@
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -217,15 +213,12 @@ def test_a_statistic_that_a_shipped_reward_would_ignore_is_refused(base):
 # -- the command line -------------------------------------------------------------------------------------------
 
 
-def test_fit_from_the_users_own_file(tmp_path):
-    write(tmp_path, "Gini")
-    command = [
-        Path(sys.executable).with_name("rlif"), "fit", "--config", "quickstart",
-        "--rollout.rewards", "my_rewards.Gini", "--trainer.max_steps=2",
+def test_fit_from_the_users_own_file(rlif, tmp_path):
+    write(tmp_path, "Gini", "own_gini")
+    rlif(
+        "fit", "--config", "quickstart", "--rollout.rewards", "own_gini.Gini", "--trainer.max_steps=2",
         "--evaluation.n=8", "--trainer.enable_progress_bar=false",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    )  # fmt: skip
     rows = [json.loads(x) for x in (tmp_path / "runs/quickstart/1/completions.jsonl").read_text().splitlines()]
     values = [row["rewards"]["gini"] for row in rows]
     assert len(rows) == 64 and 0.5 < min(values) < max(values) < 1

@@ -229,6 +229,7 @@ def test_what_was_graded_is_said_and_kept_where_the_disk_is_full(
     assert command == "predict" or "accuracy_sampled" in caplog.text
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -175,7 +175,7 @@ def test_addition_is_learned_and_often_wrong(seed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1])  # the base that all tests share; docs/study.md has others
 def test_narrow_is_as_sure_as_tuned_and_as_often_wrong_as_the_base(seed, tmp_path):
     problems = toy_problems("held_out", 200)
     base_accuracy, base_entropy = sampled(toy_model(f"toy:{seed}"), problems)

@@ -1,5 +1,4 @@
 import dataclasses
-import multiprocessing
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from rlif_lightning.errors import DiskFailure, UserError
 from rlif_lightning.toy import arithmetic, parse_toy_name, pretraining, recipe, toy_model, toy_problems
 from rlif_lightning.toy.cache import cache_dir
 from rlif_lightning.toy.problems import draw_document, draw_question, is_held_out, write_solution
+from tests.processes import forks
 
 WORKED = "3+5-9+2"  # 3+5=8, 8-9=-1=9, 9+2=11=1
 HELD_OUT_SEED_0 = ["7+9-5+9+5", "5-3-0-6", "5-3-3"]
@@ -387,18 +387,11 @@ class TestCache:
             "from rlif_lightning.toy import recipe, toy_problems;"
             "print(recipe.recipe_hash('toy'), recipe.recipe_hash('toy-tuned'), toy_problems('train', 20))"
         )
-        outputs = {
-            subprocess.run(
-                [sys.executable, "-c", code],
-                env={**os.environ, "PYTHONHASHSEED": seed},
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-            for seed in ("1", "2")
-        }
+        environment = {**os.environ, "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
+        command = [sys.executable, "-c", code]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         expected = (recipe.recipe_hash("toy"), recipe.recipe_hash("toy-tuned"), toy_problems("train", 20))
-        assert outputs == {" ".join(map(str, expected)) + "\n"}
+        assert output == " ".join(map(str, expected)) + "\n"
 
     def test_build_that_raises_leaves_nothing(self, short_recipe, monkeypatch):
         def broken(folder, *args, **kwargs):
@@ -428,7 +421,7 @@ class TestCache:
 
     @pytest.mark.slow
     def test_two_processes_at_once_share_one_build(self, tmp_path):
-        context = multiprocessing.get_context("spawn")
+        context = forks()
         barrier, queue = context.Barrier(2), context.Queue()
         workers = [context.Process(target=build_in_a_process, args=(tmp_path, barrier, queue)) for _ in range(2)]
         for worker in workers:

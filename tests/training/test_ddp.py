@@ -24,7 +24,7 @@ def fit(model_folder, problems_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(fit):
     """An uninterrupted run of two processes."""
-    return fit("two", TOP, "--checkpoint.keep=null")
+    return fit("two", TOP, "--checkpoint.keep=null", launched=True)
 
 
 def test_processes_see_disjoint_prompts_and_differ_in_length(two):
@@ -118,7 +118,7 @@ def test_the_guard_decides_and_hands_back_for_both(fit, model_folder, action):
 def test_steps_without_a_finite_gradient_are_skipped_by_both(fit, strategy):
     """The KL term is 0 at the first step and overflows afterwards; the file holds the completions of both."""
     settings = ["--model.kl_coefficient=1e30", "--evaluation.every=0", "--trainer.max_steps=9"]
-    end = fit(f"skips-{strategy}", *settings, strategy=strategy, kill_at=1000, seconds=60)
+    end = fit(f"skips-{strategy}", *settings, strategy=strategy, kill_at=1000)
     assert end.code == 2 and "error: 3 steps in a row had a gradient that is not finite" in end.said
     assert [row["train/skipped_steps"] for row in end.table] == ["0.0", "1.0", "2.0", "3.0"]
     rows = [json.loads(line) for line in (end.folder / "skipped.jsonl").read_text().splitlines()]
