@@ -18,7 +18,8 @@ def quickstart(folder, *arguments, threads=1):
     done = subprocess.run(
         [sys.executable, "-m", "rlif_lightning", "fit", "--config", "quickstart", *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        # Threads that wait for each other sleep: on a busy machine they would burn minutes.
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         text=True,
     )
