@@ -1,6 +1,6 @@
 """Hostile answers to the grader: none may crash it, hang it, or count as right.
 
-    python -m benchmarks.faults.answers --n 10000       # about 5 minutes of one core
+    python -m benchmarks.faults.answers --n 10000       # about 12 minutes of one core
 
 Rollouts of 64 random members of a family are graded against 42 and sorted into classes, as training does it. None of
 them says 42. A worker that is left over at the end is a leak.

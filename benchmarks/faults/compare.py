@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def changed(before: dict[str, bytes], folder: Path) -> list[str]:
-    """The files that are no longer as they were, or that are new."""
+    """The files that are no longer as they were, or that are new; event files without their machine's name."""
     now = contents(folder)
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    found = (name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return sorted({re.sub(r"(tfevents)\..*", r"\1", name) for name in found})
 
 
 def finite(run: Path) -> bool:
