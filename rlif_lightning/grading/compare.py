@@ -37,9 +37,11 @@ _TOO_HIGH = re.compile(
     r"|(?:\\?exp\s*[({]\s*){3}"
     rf"|{_RAISED}[{{(][^{{}}]*!"  # a^{n!}
     rf"|\(\s*\([^()]*\)\s*{_RAISED}(?:\{{[^{{}}]*\}}|[A-Za-z0-9]+)\s*\)\s*{_RAISED}"  # ((a)^b)^c
+    rf"|\\[dt]?binom\s*(?:\{{[^{{}}]*\}}\s*)?\{{[^{{}}]*(?:\^|[0-9]{{7}})"  # of numbers that are powers
+    r"|\\(?:i*int|oint|sum|prod|lim)(?![A-Za-z])"  # still to be worked out
 )
 _UNION = re.compile(r"\\(?:cup|cap)(?![A-Za-z])|[\u222a\u2229]|\bor\b")
-_TOWER = re.compile(rf"{_POWER}(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
+_TOWER = re.compile(rf"{_POWER}[-+]?\s*(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")
 _WORDS = re.compile(r"\s*\\(?:text|mbox|textbf|textrm)\s*\{[^{}0-9]*\}\s*|[A-Za-z]{4,}(?:\s[A-Za-z]+)*")
 _BASED = re.compile(r"-?[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
 _LETTER_UNIT = re.compile(r"(?<=[0-9}])\s*[mgshlLNJWV]$")
@@ -57,8 +59,8 @@ def too_costly(answer: str) -> bool:
         or _TOO_HIGH.search(answer) is not None
         or answer.count("^") + answer.count("**") > MAX_POWERS
         or answer.count("!") > MAX_FACTORIALS
-        # A power of a power, all in digits, with an exponent of a million or more.
-        or any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 6 for tower in _TOWER.finditer(answer))
+        # A power of a power, all in digits, with an exponent above 3,000.
+        or any(float(tower[2]) * math.log10(float(tower[1]) or 1) >= 3.5 for tower in _TOWER.finditer(answer))
         or len(_UNION.findall(answer)) > MAX_UNIONS
         or max(depths(answer), default=0) > MAX_NESTING
     )

@@ -306,7 +306,17 @@ HOPELESS = {
     "power of a power": "((a+1)^{99})^{99}",
     "union": r"\cup".join(f"({n},{n}.5)" for n in range(21)),
     "digits": "7" * 5_000,
+    "tower below one": "5^{-18^{30}}",
+    "binomial of powers": r"\binom{10^{4}}{13 \cdot 10^8}",
+    "sum": r"\sum_{k=1}^{10^9} \frac{1}{k^{3}}",
+    "integral": r"\int_0^{10^9} e^{-x^{3}} \sin(x^x) dx",
+    "limit": r"\lim_{x \to \infty} (1 + \frac{7}{x})^{x^{3}}",
 }
+
+
+def test_a_formula_that_is_still_to_be_worked_out_equals_its_own_text():
+    grader = Grader(AnswerFormat())
+    assert grade(grader, (r"\sum_{k=1}^n k^2", r"\sum_{k=1}^n k^2"), (r"\limits", r"\limits")) == [True, True]
 
 
 @pytest.mark.parametrize("name", HOPELESS)
