@@ -9,8 +9,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-MOST_NODES = 10_000
-"""Names and values of a text, those that aliases repeat included; recipes have some hundreds."""
+MOST_NODES = 10_000  # names and values of a text, those that aliases repeat included; recipes have some hundreds
 ODD_NUMBER = re.compile("[-+]?0[0-9_]|.*:")
 MOST_DIGITS = sys.int_info.default_max_str_digits
 

@@ -17,10 +17,8 @@ class BatchPlan:
 
     A rollout holds ``prompts_per_step * steps_per_rollout`` prompts over all ranks. In each pass its groups
     are dealt at random into ``steps_per_rollout`` windows; a window is one optimiser step. The rows of a window are
-    ordered by length and cut into ``slices`` micro-batches, so that a slice can be trimmed to its longest row.
-
-    Raises:
-        UserError: The sizes do not divide, or a group is too small to compare completions.
+    ordered by length and cut into ``slices`` micro-batches, so that a slice can be trimmed to its longest row. Sizes
+    that do not divide are refused.
     """
 
     prompts_per_step: int  # over all ranks
@@ -38,12 +36,8 @@ class BatchPlan:
                     f"{name} is out of range", got=getattr(self, name), expected=f"1 to {MOST_COMPLETIONS}"
                 )
         if self.group_size < 2:
-            raise UserError(
-                "group_size is too small: an advantage compares the completions of one prompt",
-                got=self.group_size,
-                expected="2 or more",
-                do="set --rollout.group_size 8",
-            )
+            wrong = "group_size is too small: an advantage compares the completions of one prompt"
+            raise UserError(wrong, got=self.group_size, expected="2 or more", do="set --rollout.group_size 8")
         rows = self.rollout_prompts * self.group_size * self.passes
         if rows > MOST_COMPLETIONS:
             got, sizes = f"{rows} completions", "prompts_per_step x group_size x steps_per_rollout x passes"

@@ -62,11 +62,8 @@ class VLLMSampler:
             raise UserError(what, got=gpu_memory_utilization, expected="above 0, at most 1")
         taken = sorted(self.OWN & (engine or {}).keys())
         if taken:
-            raise UserError(
-                "The sampler's engine has arguments that VLLMSampler sets itself",
-                got=", ".join(taken),
-                do="leave them out of rollout.sampler.engine",
-            )
+            wrong = "The sampler's engine has arguments that VLLMSampler sets itself"
+            raise UserError(wrong, got=", ".join(taken), do="leave them out of rollout.sampler.engine")
         self.gpu_memory_utilization, self.max_model_len = gpu_memory_utilization, max_model_len
         self.sleep, self.engine = sleep, engine or {}
         self.end_ids: list[int] = []
