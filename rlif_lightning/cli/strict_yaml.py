@@ -17,8 +17,7 @@ MOST_DIGITS = sys.int_info.default_max_str_digits
 def compose(text: str) -> Any:
     """The nodes of a text, merge keys (<<) resolved; None where it holds nothing.
 
-    Raises:
-        yaml.YAMLError: It is not YAML, a setting stands twice, an anchor holds itself, or it is too long.
+    A YAMLError where it is not YAML, a setting stands twice, an anchor holds itself, or it is too long.
     """
     try:
         root = yaml.compose(text, LOADER)

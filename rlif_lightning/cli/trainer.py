@@ -35,7 +35,6 @@ RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts whic
 TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 TRAINER_DEFAULTS |= {"enable_model_summary": False, "use_distributed_sampler": False}
 
-
 # Lightning's Timer has an enum among its defaults, which config.yaml could not hold otherwise.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 
 MOST_COMPLETIONS = 10**7
 """Of one rollout or of one evaluated problem: each has a seed, a text and an answer in this machine's memory."""
@@ -31,10 +31,8 @@ class BatchPlan:
     def __post_init__(self) -> None:
         """Check what can be wrong before anything is loaded."""
         for name in ("prompts_per_step", "passes", "steps_per_rollout", "world_size"):
-            if not 1 <= getattr(self, name) <= MOST_COMPLETIONS:
-                raise UserError(
-                    f"{name} is out of range", got=getattr(self, name), expected=f"1 to {MOST_COMPLETIONS}"
-                )
+            value = getattr(self, name)
+            check_ranges("", (name, value, 1 <= value <= MOST_COMPLETIONS, f"1 to {MOST_COMPLETIONS}"))
         if self.group_size < 2:
             wrong = "group_size is too small: an advantage compares the completions of one prompt"
             raise UserError(wrong, got=self.group_size, expected="2 or more", do="set --rollout.group_size 8")

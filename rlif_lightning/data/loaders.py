@@ -98,9 +98,7 @@ class EvaluationLoader:
         self.rows = list(range(count))[rank::world_size]
 
     def __len__(self) -> int:
-        """One batch."""
         return 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batch."""
         return iter([self.rows])

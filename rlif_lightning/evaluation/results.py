@@ -58,7 +58,7 @@ def _write(path: Path, text: str) -> Path:
         write_text(path, text)
     except DiskFailure as failure:
         spare = Path(tempfile.mkdtemp(prefix="rlif-")) / path.name
-        write_text(spare, text)
+        spare.write_text(text, encoding="utf-8", errors="backslashreplace")
         raise DiskFailure(failure.path, failure.number, f"what was graded is in {spare}") from failure
     return path
 

@@ -22,8 +22,7 @@ COMMAND = (sys.executable, "-P", "-m", "rlif_lightning.grading.worker")  # -P: n
 class WorkerProcess:
     """One worker in a fresh interpreter, so that neither threads nor memory are shared; it ends with this object.
 
-    Attributes:
-        kill: Ends the process at once and collects it.
+    ``kill`` ends it at once and collects it.
     """
 
     def __init__(self) -> None:

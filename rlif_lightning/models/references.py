@@ -90,8 +90,7 @@ class Snapshot(nn.Module):
 class References(nn.Module):
     """The references that a run asks for, frozen, as a running mean or synchronised; first none of them.
 
-    The running mean keeps ``ema_decay`` of its own weights at each step, the synchronised one is renewed every so
-    many.
+    The running mean keeps ``ema_decay`` of its weights at each step; ``renew_every`` so many the other is renewed.
     """
 
     def __init__(self, ema_decay: float = 0.99, renew_every: int = 100) -> None:

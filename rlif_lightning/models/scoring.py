@@ -11,8 +11,8 @@ from rlif_lightning.functional.token_stats import NOTHING, Statistic, TokenStats
 from rlif_lightning.models.lm_head import body_and_head
 from rlif_lightning.rollout import Samples
 
+# What the forward of an architecture raises that is not made for this.
 FAILURES = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError)
-"""What the forward of an architecture raises that is not made for this."""
 DECODERS = "a decoder with a key-value cache, such as Qwen2, Qwen3, Llama, Gemma 3 or Mistral"
 
 

@@ -90,8 +90,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def truncate_jsonl(path: Path, step: int) -> None:
     """Keep the rows of a JSON-lines file whose "step" is below ``step``; a missing file stays missing.
 
-    Rows that are kept stay byte for byte. A last line that a kill has cut short is dropped; another damaged one is an
-    error.
+    Kept rows stay byte for byte. A last line that a kill has cut short is dropped, another damaged one is refused.
     """
     if not Path(path).exists():
         return

@@ -32,7 +32,6 @@ from rlif_lightning.warnings_shown import quiet_lightning
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
