@@ -20,6 +20,7 @@ from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.disk_failures import run_failure
 from rlif_lightning.cli.environment import prepare, short_warnings
 from rlif_lightning.cli.parser import Parser
+from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_numbers, missing_package, said_by_python, users_mistake
@@ -204,7 +205,9 @@ class RLIFCLI(LightningCLI):
         if trainer.enable_progress_bar is not False:
             trainer.callbacks.append(callbacks.StepProgressBar())
         if self.subcommand == "fit":
-            trainer.callbacks.append(callbacks.Report(map(str, self.command_config.config or [])))
+            names = {path: name for name, path in shipped_recipes().items()}
+            given = [str(path) for path in self.command_config.config or []]
+            trainer.callbacks.append(callbacks.Report([names.get(path, path) for path in given]))
         try:
             trainer = super().instantiate_trainer(**kwargs)
             # Else Lightning, under SLURM, continues from any hpc_ckpt_*.ckpt in the working folder unasked.

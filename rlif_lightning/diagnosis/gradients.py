@@ -27,8 +27,8 @@ def policy_gradients(
     """Ascent directions of the first update, on policy: float32 [2, K, weights] on the CPU, for each half and reward.
 
     The halves are prompts of even and of odd place, and their sum is the gradient of all. Rollouts have loss masks
-    [N, T], and each has a reward's name to its advantages [N]. Only the loss's weights of the tokens count: without KL
-    and bonus, and on policy all surrogates have one gradient.
+    [N, T], and each has a reward's name to its advantages [N]. Only the loss's weights of the tokens count: KL and
+    bonus are left out, and on policy all surrogates have one gradient.
     """
     weights = [p for p in policy.parameters() if p.requires_grad]
     names = list(advantages[0])
