@@ -10,12 +10,6 @@ from rlif_lightning.callbacks.report import Report
 from rlif_lightning.callbacks.rollout import RolloutCallback
 
 __all__ = [
-    "CollapseGuard",
-    "Completions",
-    "Evaluation",
-    "MemoryCheck",
-    "Report",
-    "RolloutCallback",
-    "RolloutCheckpoint",
+    "CollapseGuard", "Completions", "Evaluation", "MemoryCheck", "Report", "RolloutCallback", "RolloutCheckpoint",
     "StepProgressBar",
-]
+]  # fmt: skip

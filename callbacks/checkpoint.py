@@ -22,16 +22,7 @@ from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.models.checkpoints import AtomicCheckpointIO
 from rlif_lightning.runs import signals
 from rlif_lightning.runs.atomic import copy_file, sync
-from rlif_lightning.runs.folder import (
-    CHECKPOINTS,
-    COMPLETIONS,
-    CONFIG,
-    HELD_OUT,
-    LAST_CHECKPOINT,
-    METRICS,
-    SKIPPED,
-    numbered_checkpoints,
-)  # fmt: skip
+from rlif_lightning.runs.folder import CHECKPOINTS, CONFIG, LAST_CHECKPOINT, METRICS, ROWS, numbered_checkpoints
 from rlif_lightning.runs.peers import Peers
 
 
@@ -229,12 +220,7 @@ class RolloutCheckpoint(Checkpoint):
         run = run_folder(trainer)
         folder, step = run / CHECKPOINTS, trainer.global_step
         if trainer.is_global_zero:
-            for log in (
-                METRICS,
-                COMPLETIONS,
-                HELD_OUT,
-                SKIPPED,
-            ):  # a continued run cuts them back to the checkpoint's step
+            for log in (METRICS, *ROWS):  # a continued run cuts them back to the checkpoint's step
                 sync(run / log)
         trainer.save_checkpoint(folder / LAST_CHECKPOINT, weights_only=False)  # False: the optimiser as well
         self._saved_step = step

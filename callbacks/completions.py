@@ -49,9 +49,7 @@ class Completions(Callback):
         if stage == "fit" and self.every and run_logger(trainer) is None:
             rank_zero_warn("Completions are not kept: that takes a rlif_lightning.runs.logger.RunLogger as logger.")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Keep a rollout that was just collected."""
         step = trainer.global_step
         if batch["slice"] or not trainer.is_global_zero or not self._due(step, trainer):

@@ -16,23 +16,9 @@ from rlif_lightning.data.batch_plan import MOST_COMPLETIONS
 from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
-from rlif_lightning.evaluation.answering import (
-    Answered,
-    Attempts,
-    EvaluationProgress,
-    answer_problems,
-    summarise,
-    summarise_by,
-)
-from rlif_lightning.evaluation.results import (
-    by_table,
-    generator_name,
-    held_out_rows,
-    versions,
-    write_outputs,
-    write_report,
-    write_rows,
-)
+from rlif_lightning.evaluation import answering
+from rlif_lightning.evaluation import results as files
+from rlif_lightning.evaluation.answering import Answered, Attempts, EvaluationProgress, summarise
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs import signals
 from rlif_lightning.runs.folder import CONFIG, HELD_OUT
@@ -101,7 +87,7 @@ class Evaluation(Callback):
         sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
         self.attempts = Attempts(sampling, samples, greedy, batch_size)
         self.sampler: Sampler | None = sampler
-        self._latest: tuple[int, dict[str, float]] = (-1, {})  # step and metrics of this fit's newest evaluation
+        self.latest_step, self._latest = -1, dict[str, float]()  # of this fit's newest evaluation, and its metrics
         self._grader: Grader | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -118,22 +104,15 @@ class Evaluation(Callback):
         if self._grader is not None:
             self._grader.close()
 
-    @property
-    def latest_step(self) -> int:
-        """The step of this fit's newest evaluation; -1: there was none."""
-        return self._latest[0]
-
     def engine(self, module: RLIFModule) -> Sampler:
         """The rollout's where no other is given: there may be room for one only."""
         if self.sampler is None:
             self.sampler = module.collector.sampler if module.collector is not None else NativeSampler()
         return self.sampler
 
-    # -- while fitting ---------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Evaluate the start; after a resume again what the interrupted run had evaluated, where it was due."""
-        self._latest = (-1, {})
+        self.latest_step, self._latest = -1, {}
         if trainer.global_step == 0 or self._due(trainer):
             self.evaluate(trainer, pl_module)
 
@@ -156,14 +135,14 @@ class Evaluation(Callback):
             metrics, results = self.held_out(trainer, module)
             if not metrics:
                 return {}
-            self._latest = (trainer.global_step, metrics)
+            self.latest_step, self._latest = trainer.global_step, metrics
             log_now(trainer, {**metrics, "time/evaluation": time.perf_counter() - start})
             self._show(trainer, results)
-        return self._latest[1]
+        return self._latest
 
     def take_over(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Log ``val/*`` of the current step that an interrupted run has found; it is not evaluated again."""
-        self._latest = (trainer.global_step, metrics)
+        self.latest_step, self._latest = trainer.global_step, metrics
         log_now(trainer, metrics)
 
     def held_out(self, trainer: Any, module: RLIFModule) -> tuple[dict[str, float], list[Answered]]:
@@ -187,7 +166,7 @@ class Evaluation(Callback):
     def _show(trainer: Trainer, results: list[Answered]) -> None:
         """Show the first problem's answer, and keep those of a few in the run folder."""
         logger = run_logger(trainer)
-        rows = held_out_rows(trainer.global_step, results[:KEPT])
+        rows = files.held_out_rows(trainer.global_step, results[:KEPT])
         if trainer.is_global_zero and logger is not None:
             logger.attempt(partial(append_rows, Path(logger.log_dir) / HELD_OUT, rows))
             print_above_bar(answer_line(rows[0]))
@@ -200,16 +179,14 @@ class Evaluation(Callback):
         prompts = trainer.datamodule.prompts[split]
         problems = [(row, prompts[row]) for row in rows]
         with signals.apart():
-            own = answer_problems(self.engine(module), module.policy, problems, self.attempts, self._grader, progress)
+            asked = (self.engine(module), module.policy, problems, self.attempts, self._grader)
+            own = answering.answer_problems(*asked, progress)
         return sorted((r for part in gather_objects(trainer, own) for r in part), key=lambda r: r.index)
 
-    # -- validate, test, predict: one batch holds all problems of a process -----------------------------------
-
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Answer the problems and write the results."""
-        assert isinstance(pl_module, RLIFModule) and trainer.state.fn is not None
         split = SPLITS[trainer.state.fn.value]
         what = {"val": "Validating", "test": "Testing", "predict": "Predicting"}[split]
         with counting(trainer.progress_bar_callback, what, "problem", len(batch)) as tell:
@@ -229,22 +206,22 @@ class Evaluation(Callback):
         if not trainer.is_global_zero:
             return
         if self.predictions == "alpaca_eval":
-            name = generator_name(module.policy_settings.name, trainer.ckpt_path)
-            path = write_outputs(folder / "model_outputs.json", results, name)
+            name = files.generator_name(module.policy_settings.name, trainer.ckpt_path)
+            path = files.write_outputs(folder / "model_outputs.json", results, name)
         else:
-            path = write_rows(folder / "predictions.jsonl", results)
+            path = files.write_rows(folder / "predictions.jsonl", results)
         rank_zero_info(f"Completions of {len(results)} problems: {path}")
 
     def _write_results(self, trainer: Any, module: RLIFModule, split: str, results: list[Answered]) -> None:
         assert self._grader is not None
         summary = summarise(results, intervals=True)
         timeouts = sum(gather_objects(trainer, self._grader.timeouts))
-        folder, parts = run_folder(trainer), summarise_by(results)
+        folder, parts = run_folder(trainer), answering.summarise_by(results)
         width = max(map(len, summary))
         for key, value in summary.items():  # said before anything is written: a disk may be full
             rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
         for field, values in parts.items():
-            rank_zero_info("\n".join(by_table(field, values)))
+            rank_zero_info("\n".join(files.by_table(field, values)))
         log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
         if not trainer.is_global_zero:
             return
@@ -266,8 +243,8 @@ class Evaluation(Callback):
             "end_token_ids": module.policy.end_ids,
             "config": str(folder / CONFIG),
             "grading_timeouts": timeouts,
-            "versions": versions(),
+            "versions": files.versions(),
         }
-        rows = write_rows(folder / "problems.jsonl", results)
-        file = write_report(folder / "results.json", report)
+        rows = files.write_rows(folder / "problems.jsonl", results)
+        file = files.write_report(folder / "results.json", report)
         rank_zero_info(f"Results: {file}\nProblems: {rows}")

@@ -16,7 +16,7 @@ from rlif_lightning.guard.kept_weights import KeptWeights
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, RuleSettings, default_rule
 from rlif_lightning.models.fsdp2 import is_sharded
 from rlif_lightning.models.trainable import put_weights, trainable_weights
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.finished import FINISHED
 from rlif_lightning.runs.folder import GUARD, GUARD_WEIGHTS
 from rlif_lightning.runs.signals import agreed
@@ -83,8 +83,6 @@ class CollapseGuard(Callback):
         self.taken = "none"
         self._kept = KeptWeights()
         self._folder = Path()
-
-    # -- before training -------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find the signals that this run has."""
@@ -159,8 +157,6 @@ class CollapseGuard(Callback):
                 f"Collapse guard: weights of step {_listed(missing)} are not in {folder} and can't be handed back."
             )
 
-    # -- while training --------------------------------------------------------------------------------------
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Judge a rollout that was just collected, with the weights that it came from still in place."""
         if not self.rule.watches or batch["slice"]:
@@ -203,9 +199,7 @@ class CollapseGuard(Callback):
             self._write_weights(module)
             self._write_decision()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the run where that was decided: between two rollouts, before the checkpoint is written."""
         if self.rule.fired is not None and self.action != "warn" and batch["last"]:
             self._end(trainer, pl_module)
@@ -222,8 +216,6 @@ class CollapseGuard(Callback):
         """Bring the weights to the disk first: after a kill in between, the continued run comes to them again."""
         if self.rule.watches and trainer.is_global_zero:
             self._write_weights(pl_module)
-
-    # -- after training --------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Evaluate what is handed back; write it all down."""
@@ -266,8 +258,6 @@ class CollapseGuard(Callback):
                 put_weights(model, end)
         return True
 
-    # -- files -----------------------------------------------------------------------------------------------
-
     def _write_weights(self, module: RLIFModule) -> None:
         handed = self.rule.best_step
         signals = {w.signal: w.smoothed[w.steps.index(handed)] for w in self.rule.watches if handed in w.steps}
@@ -292,8 +282,7 @@ class CollapseGuard(Callback):
         }
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in decision.items()]
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / GUARD) as file:
-            file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        write_text(self._folder / GUARD, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _listed(steps: Iterable[int]) -> str:

@@ -51,11 +51,7 @@ def _tolerated(method: Callable[..., object], logger: str) -> Callable[..., None
 
 
 def collected_metrics(batch: Mapping[str, Any]) -> dict[str, float]:
-    """What was logged of the rollout that was collected at this batch.
-
-    Raises:
-        UserError: No callback has collected one before the caller.
-    """
+    """What was logged of the rollout of this batch; a UserError where no callback before has collected one."""
     if "metrics" not in batch:
         raise UserError(
             "A callback that looks at rollouts stands before the one that collects them",

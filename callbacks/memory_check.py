@@ -36,11 +36,7 @@ class MemoryCheck(Callback):
         self.action = action
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try, before anything else takes time.
-
-        Raises:
-            UserError: Memory would run out: which settings to change, and what each saves.
-        """
+        """Try, before anything else takes time; a UserError says which settings to change, and what each saves."""
         assert isinstance(pl_module, RLIFModule)
         on_gpu = pl_module.device.type == "cuda" and not shares_out(trainer.strategy)
         if pl_module.collector is not None and (self.action == "try" or (self.action == "auto" and on_gpu)):

@@ -14,11 +14,7 @@ from rlif_lightning.training.module import RLIFModule
 def plan_settings(
     module: RLIFModule, collector: Collector, precision: str, prompt_tokens: int, processes: int = 1, shards: int = 1
 ) -> Settings:
-    """What decides about a recipe's memory, the longest prompt's tokens among it; no weights are loaded.
-
-    Raises:
-        UserError: The model's or the adapter's configuration can't be found, or the sizes do not divide.
-    """
+    """What decides about a recipe's memory, the longest prompt's tokens among it; no weights are loaded."""
     policy = module.policy_settings
     state_bytes, steps_at_once = optimizer_memory(module.make_optimizer)
     return Settings(

@@ -48,8 +48,6 @@ class StepProgressBar(ProgressBar):
         """Show again."""
         self._enabled = True
 
-    # -- fit -------------------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin at the step that the run starts from."""
         self.begin("Training", "step", pl_module.total_steps(), trainer.global_step)
@@ -85,8 +83,6 @@ class StepProgressBar(ProgressBar):
         known = trainer.callback_metrics
         found = {name: next((known[key] for key in keys if key in known), None) for name, keys in SHOWN.items()}
         self._values = {name: f"{float(value):.3f}" for name, value in found.items() if value is not None}
-
-    # -- showing ---------------------------------------------------------------------------------------------
 
     def begin(self, what: str, unit: str, total: int, done: int = 0) -> None:
         """Count some units of work from now on, until :meth:`end`."""

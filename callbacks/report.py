@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rlif_lightning.errors import disk_failure, said_by_python
 from rlif_lightning.runs.curves import write_report
 from rlif_lightning.runs.finished import note_finished
+from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.summary import summary_table
 
 OTHER = "trajectory_entropy"  # the internal reward that held its gain longest in docs/study.md
@@ -27,7 +28,7 @@ class Report(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both and name them; a training is not lost for a picture."""
         folder = trainer.log_dir
-        if folder is None or not trainer.is_global_zero or not (Path(folder) / "metrics.csv").is_file():
+        if folder is None or not trainer.is_global_zero or not (Path(folder) / METRICS).is_file():
             return
         try:
             _, _, page = write_report(Path(folder))

@@ -29,8 +29,7 @@ from rlif_lightning.training.learning_check import LearningCheck, mostly_cut_off
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
 
-SKIPPED_STEPS = 10
-"""Skipped steps of a run whose completions are kept."""
+SKIPPED_STEPS = 10  # skipped steps of a run whose completions are kept
 
 
 class RolloutCallback(Callback):
@@ -120,11 +119,8 @@ class RolloutCallback(Callback):
             raise UserError("Training takes its prompts from a PromptDataModule", got=type(data).__name__)
         check_prompts(data.prompts["train"], "rollout", pl_module, collector.sampler, collector.sampling)
         if trainer.accumulate_grad_batches != 1:
-            raise UserError(
-                "trainer.accumulate_grad_batches is derived from the rollout's sizes",
-                got=trainer.accumulate_grad_batches,
-                do="set --rollout.micro_batch_size instead",
-            )
+            wrong = "trainer.accumulate_grad_batches is derived from the rollout's sizes"
+            raise UserError(wrong, got=trainer.accumulate_grad_batches, do="set --rollout.micro_batch_size instead")
         collector.open(trainer.world_size, data.answers_of("train"), data.has_labels("train"))
         plan = collector.plan
         if trainer.max_steps > 0 and trainer.max_steps % plan.rollout_steps:
@@ -186,9 +182,7 @@ class RolloutCallback(Callback):
         batch["old_logprob"] = None if plan.on_policy else rollout.samples.logprob
         batch["denominator"] = collected.denominators[window]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log a finished optimiser step; let go of a finished rollout."""
         if (batch["slice"] + 1) % self.collector.plan.slices == 0:
             metrics = pl_module.window_metrics()

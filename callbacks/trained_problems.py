@@ -25,9 +25,6 @@ def check_problems(trainer: Any, checkpoint: Mapping[str, Any]) -> bool:
     """Refuse to continue a run on other training problems, or with rollouts of another size.
 
     Returns whether the checkpoint tells its problems: those of older versions don't.
-
-    Raises:
-        UserError: They differ, with the number of those that do.
     """
     data = trainer.datamodule
     (place,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]

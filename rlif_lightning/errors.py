@@ -33,8 +33,7 @@ class UserError(Exception):
         do: What to do about it.
     """
 
-    code = 2
-    """What the command exits with."""
+    code = 2  # what the command exits with
 
     def __init__(self, wrong: str, *, got: object = None, expected: object = None, do: object = None) -> None:
         lines = [wrong]
@@ -129,9 +128,7 @@ def lost_process(error: BaseException | None) -> Failure | None:
     return None
 
 
-FULL = (
-    "out of memory|(can't allocate|not enough) memory|[Ss]torage size calculation overflowed|multiplication overflow"
-)
+FULL = "out of memory|(can't allocate|not enough) memory|size calculation overflowed|multiplication overflow"
 LESS_MEMORY = (
     "lower --rollout.micro_batch_size, --rollout.sampler.rows or --rollout.max_new_tokens, or set "
     "--model.gradient_checkpointing true, --model.lora or --model.quantization nf4: rlif plan says what each saves"
@@ -186,13 +183,9 @@ def _free(path: str) -> str:
 
 
 def disk_failure(error: BaseException | None, path: object = None) -> DiskFailure | None:
-    """What to say where a disk does not take a file.
+    """What to say where a disk does not take a file, of which ``path`` is the name if the error does not say it.
 
     torch's writer reports only where it stopped, that of safetensors the number of the system's error in a text.
-
-    Args:
-        error: What was raised.
-        path: Where the command writes, if the error does not say.
     """
     found = list(causes(error))
     for cause in found:
@@ -209,11 +202,7 @@ def disk_failure(error: BaseException | None, path: object = None) -> DiskFailur
 
 @contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Name the file or folder which a disk has not taken.
-
-    Raises:
-        DiskFailure: The disk is full, read-only or broken.
-    """
+    """Name the file or folder which a disk has not taken, by a DiskFailure."""
     try:
         yield
     except Exception as error:
@@ -221,3 +210,8 @@ def writing(path: object) -> Iterator[None]:
         if failure is None or failure is error:
             raise
         raise failure from error
+
+
+def known_failure(error: BaseException) -> UserError | None:
+    """What the command line says in place of a traceback; None where the program is to blame."""
+    return users_mistake(error) or lost_process(error) or disk_failure(error) or out_of_memory(error)

@@ -10,15 +10,7 @@ from typing import Any
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
 from rlif_lightning.cli.help_text import check_aliases, short_help
 from rlif_lightning.cli.recipes import given_recipes, recipe_path, shipped_recipes
-from rlif_lightning.errors import (
-    UserError,
-    did_you_mean,
-    disk_failure,
-    escaped,
-    lost_process,
-    out_of_memory,
-    users_mistake,
-)
+from rlif_lightning.errors import UserError, did_you_mean, escaped, known_failure
 from rlif_lightning.runs.signals import handled
 from rlif_lightning.version import __version__
 
@@ -37,32 +29,33 @@ def main(args: Sequence[str] | None = None) -> None:
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(130) from None  # 128 + SIGINT
     except Exception as error:
-        known = users_mistake(error) or lost_process(error) or disk_failure(error) or out_of_memory(error)
+        known = known_failure(error)
         if known is None:
             raise
         print(f"error: {known}", file=sys.stderr, flush=True)
         raise SystemExit(known.code) from None
 
 
-class Cleaned:
-    """A stream through which texts of others reach a terminal without acting on it."""
+class Wrapped:
+    """A stream that behaves like another one but where it is written to."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write what is printable of a text, and the rest by its numbers."""
-        return int(self._stream.write(escaped(text)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-class Unread:
-    """A stream of messages that need no reader: a training goes on where `tee` or a terminal has gone."""
+class Cleaned(Wrapped):
+    """A stream through which texts of others reach a terminal without acting on it."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def write(self, text: str) -> int:
+        """Write what is printable of a text, and the rest by its numbers."""
+        return int(self._stream.write(escaped(text)))
+
+
+class Unread(Wrapped):
+    """A stream of messages that need no reader: a training goes on where `tee` or a terminal has gone."""
 
     def write(self, text: str) -> int:
         """Write a text, or drop it and all that follow."""
@@ -72,9 +65,6 @@ class Unread:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def dispatch(arguments: list[str]) -> None:

@@ -9,6 +9,11 @@ class Command(NamedTuple):
     module: str
     purpose: str
 
+    @property
+    def description(self) -> str:
+        """The purpose as a sentence."""
+        return f"{self.purpose[0].upper()}{self.purpose[1:]}."
+
 
 TRAINER = "rlif_lightning.cli.trainer"
 ROOM = "rlif_lightning.commands"
@@ -20,6 +25,9 @@ COMMANDS = {
     "plan": Command(f"{ROOM}.plan", "compute the memory that a recipe needs, before anything is loaded"),
     "diagnose": Command(f"{ROOM}.diagnose", "find out whether internal rewards suit a model, and which of them"),
     "mix": Command(f"{ROOM}.mix", "interpolate the weights of two models and measure every mixture"),
-    "export": Command(f"{ROOM}.export", "write a run's weights as a Hugging Face folder or a PEFT adapter"),
+    "export": Command(
+        f"{ROOM}.export",
+        "write a run's weights as a Hugging Face folder or a PEFT adapter (rlif export RUN)",
+    ),
     "report": Command(f"{ROOM}.report", "redraw a run's curves and table, or overlay several runs"),
 }

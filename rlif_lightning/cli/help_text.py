@@ -44,24 +44,26 @@ SETTINGS = (  # setting, an example of its value, what it is, and the commands t
     ("seed_everything", "0", "seed of all random numbers", ALWAYS),
 )
 ALIASES = {  # what people call a setting elsewhere
-    **dict.fromkeys(
-        ("lr", "learning_rate", "learning-rate", "model.lr", "model.learning_rate"), "model.optimizer.lr"
-    ),
-    **dict.fromkeys(("steps", "max_steps", "max-steps", "trainer.steps"), "trainer.max_steps"),
-    **dict.fromkeys(("epochs", "max_epochs", "num_train_epochs"), "trainer.max_epochs"),
-    **dict.fromkeys(("reward", "rewards", "reward_funcs", "rollout.reward"), "rollout.rewards"),
-    **dict.fromkeys(("model_name", "model_name_or_path"), "model.name"),
-    **dict.fromkeys(("batch_size", "batch-size", "per_device_train_batch_size"), "rollout.prompts_per_step"),
-    **dict.fromkeys(("beta", "kl", "kl_coef", "kl_coefficient"), "model.kl_coefficient"),
-    **dict.fromkeys(("group_size", "num_generations", "n"), "rollout.group_size"),
-    **dict.fromkeys(("max_new_tokens", "max_completion_length"), "rollout.max_new_tokens"),
-    **dict.fromkeys(("temperature",), "rollout.temperature"),
-    **dict.fromkeys(("dataset", "train"), "data.train.path"),
-    **dict.fromkeys(("output", "output_dir", "out"), "runs"),
-    **dict.fromkeys(("resume", "checkpoint", "resume_from_checkpoint"), "ckpt_path"),
-    **dict.fromkeys(("seed",), "seed_everything"),
-    **dict.fromkeys(("precision", "dtype"), "trainer.precision"),
-    **dict.fromkeys(("gpus", "devices"), "trainer.devices"),
+    alias: name
+    for name, aliases in (
+        ("model.optimizer.lr", "lr learning_rate learning-rate model.lr model.learning_rate"),
+        ("trainer.max_steps", "steps max_steps max-steps trainer.steps"),
+        ("trainer.max_epochs", "epochs max_epochs num_train_epochs"),
+        ("rollout.rewards", "reward rewards reward_funcs rollout.reward"),
+        ("model.name", "model_name model_name_or_path"),
+        ("rollout.prompts_per_step", "batch_size batch-size per_device_train_batch_size"),
+        ("model.kl_coefficient", "beta kl kl_coef kl_coefficient"),
+        ("rollout.group_size", "group_size num_generations n"),
+        ("rollout.max_new_tokens", "max_new_tokens max_completion_length"),
+        ("rollout.temperature", "temperature"),
+        ("data.train.path", "dataset train"),
+        ("runs", "output output_dir out"),
+        ("ckpt_path", "resume checkpoint resume_from_checkpoint"),
+        ("seed_everything", "seed"),
+        ("trainer.precision", "precision dtype"),
+        ("trainer.devices", "gpus devices"),
+    )
+    for alias in aliases.split()
 }
 WITHIN = {  # settings of a class or a source, which the parser has no entry of its own for
     "model.optimizer.lr": "Learning rate.",
@@ -84,7 +86,7 @@ def short_help(command: str) -> str:
         [
             f"usage: rlif {command} [--config RECIPE ...] [--setting VALUE ...]",
             "",
-            f"{COMMANDS[command].purpose.capitalize()}.",
+            COMMANDS[command].description,
             "",
             *lines,
             "",

@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rlif_lightning.callbacks import Evaluation, StepProgressBar
+from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.environment import prepare
 from rlif_lightning.cli.strangers import is_strange
 from rlif_lightning.cli.trainer import RLIFCLI
@@ -36,11 +37,6 @@ class RecipeObjects(RLIFCLI):
         command: Its name; the words after it are read like those after ``rlif fit``.
         arguments: These words.
         add_options: Adds the command's own options to a parser.
-        description: For ``--help``.
-
-    Raises:
-        UserError: A word or a recipe is wrong.
-        SystemExit: After ``--help`` or ``--print_config``.
     """
 
     module: RLIFModule  # its settings; the policy is a thing of its own here
@@ -52,14 +48,12 @@ class RecipeObjects(RLIFCLI):
     bar: StepProgressBar | None
     options: Any  # the command's own options, by name
 
-    def __init__(
-        self, command: str, arguments: list[str], add_options: Callable[[Any], None], description: str
-    ) -> None:
+    def __init__(self, command: str, arguments: list[str], add_options: Callable[[Any], None]) -> None:
         prepare(own_modules=not any(is_strange(command, word.rpartition("=")[2], arguments) for word in arguments))
         self.add_options = add_options
         # No `save_config_callback`: it belongs to a Trainer that runs.
         settings = {**self.settings(arguments), "save_config_callback": None}
-        settings["parser_kwargs"] = {"prog": f"rlif {command}", "description": description}
+        settings["parser_kwargs"] = {"prog": f"rlif {command}", "description": COMMANDS[command].description}
         super().__init__(command, RLIFModule, PromptDataModule, run=False, **settings)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -100,14 +94,7 @@ class RecipeObjects(RLIFCLI):
         return replace(self.module.policy_settings, turn_end=self.data.template.turn_end(self.module.tokenizer))
 
     def policy(self, training: bool = False) -> Policy:
-        """Load the weights, those of ``--ckpt_path`` where it is given, onto the device.
-
-        Args:
-            training: In the precision that training keeps them in.
-
-        Raises:
-            UserError: There is no such model, or the checkpoint is another one's.
-        """
+        """Load the weights, those of ``--ckpt_path`` where given, onto the device; to train: as a fit keeps them."""
         settings, tokenizer = self.policy_settings, self.module.tokenizer
         policy = Policy.load(settings, self.device, self.precision, training, tokenizer=tokenizer)
         check_decoding(policy.model, policy.end_ids, policy.pad_id)

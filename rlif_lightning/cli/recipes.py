@@ -33,11 +33,7 @@ def recipe_path(value: str) -> str:
 
 
 def read_recipe(name: str, path: str) -> Any:
-    """The YAML nodes of a recipe.
-
-    Raises:
-        UserError: It is no text, no YAML, or holds no settings; a setting stands in it twice.
-    """
+    """The YAML nodes of a recipe. Refused is what is no text or no YAML, holds no settings, or holds one twice."""
     try:
         with open(path, encoding="utf-8") as file:
             root = compose(file.read())

@@ -24,11 +24,7 @@ def what_to_do(setting: str) -> str | None:
 
 
 def drop_removed(recipe: Any, training: bool) -> list[str]:
-    """Take out of a recipe (YAML) what was removed and changes nothing: for a command that does not train, anything.
-
-    Returns:
-        The names of what was taken out.
-    """
+    """Take out of a recipe (YAML) what was removed, for a training only what changed nothing; returns the names."""
     dropped = []
     for name, (unused, _) in REMOVED.items():
         group, _, setting = name.partition(".")

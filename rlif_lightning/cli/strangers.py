@@ -27,11 +27,7 @@ def add_trust(parser: Any) -> None:
 
 
 def drop_strange(recipe: Any, parser: Any) -> dict[str, Any]:
-    """Take out of a recipe (YAML) the settings that name classes of other packages.
-
-    Returns:
-        Their names and values, of which nothing was imported.
-    """
+    """Take out of a recipe (YAML) what names classes of other packages; returns names and values."""
     known = hints.settings_of(parser).hints
     with_class = {
         name for name, hint in known.items() if hints.base_of(hint)[0] or hints.base_of(hints.item_of(hint))[0]

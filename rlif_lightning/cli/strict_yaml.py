@@ -9,8 +9,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-MOST_NODES = 10_000
-"""Names and values of a text, those that aliases repeat included; recipes have some hundreds."""
+MOST_NODES = 10_000  # names and values of a text, those that aliases repeat included; recipes have some hundreds
 ODD_NUMBER = re.compile("[-+]?0[0-9_]|.*:")
 MOST_DIGITS = sys.int_info.default_max_str_digits
 
@@ -18,8 +17,7 @@ MOST_DIGITS = sys.int_info.default_max_str_digits
 def compose(text: str) -> Any:
     """The nodes of a text, merge keys (<<) resolved; None where it holds nothing.
 
-    Raises:
-        yaml.YAMLError: It is not YAML, a setting stands twice, an anchor holds itself, or it is too long.
+    A YAMLError where it is not YAML, a setting stands twice, an anchor holds itself, or it is too long.
     """
     try:
         root = yaml.compose(text, LOADER)

@@ -13,22 +13,14 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from rlif_lightning.callbacks import (
-    CollapseGuard,
-    Completions,
-    Evaluation,
-    MemoryCheck,
-    Report,
-    RolloutCallback,
-    RolloutCheckpoint,
-    StepProgressBar,
-)
+from rlif_lightning import callbacks
 from rlif_lightning.callbacks.trained_problems import check_problems
 from rlif_lightning.cli.changed_settings import changed_settings
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.disk_failures import run_failure
 from rlif_lightning.cli.environment import prepare, short_warnings
 from rlif_lightning.cli.parser import Parser
+from rlif_lightning.cli.recipes import shipped_recipes
 from rlif_lightning.cli.user_classes import ClassMaker
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_numbers, missing_package, said_by_python, users_mistake
@@ -44,7 +36,6 @@ RUN_FOLDER = "RLIF_RUN_FOLDER"  # tells the processes that Lightning starts whic
 TRAINER_DEFAULTS = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
 TRAINER_DEFAULTS |= {"enable_model_summary": False, "use_distributed_sampler": False}
 
-
 # Lightning's Timer has an enum among its defaults, which config.yaml could not hold otherwise.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
@@ -52,12 +43,9 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 class RLIFCLI(LightningCLI):
     """``rlif fit | validate | test | predict``."""
 
-    created: ClassVar[Path | None] = None
-    """The run folder that this process has made; an early failure removes it."""
-    lock: ClassVar[IO[bytes] | None] = None
-    """Keeps other processes out of the run folder."""
-    checkpoint_step = 0
-    """Optimiser steps of the checkpoint that a run continues from."""
+    created: ClassVar[Path | None] = None  # the run folder that this process has made; an early failure removes it
+    lock: ClassVar[IO[bytes] | None] = None  # keeps other processes out of the run folder
+    checkpoint_step = 0  # optimiser steps of the checkpoint that a run continues from
 
     def __init__(self, command: str, *args: Any, **settings: Any) -> None:
         self.command = command
@@ -107,12 +95,13 @@ class RLIFCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Give every callback a key of its own: lists of callbacks would merge by position."""
-        parser.add_lightning_class_args(MemoryCheck, "memory_check")  # first: before the evaluation takes its time
-        parser.add_lightning_class_args(RolloutCallback, "rollout")
-        parser.add_lightning_class_args(Evaluation, "evaluation")
-        parser.add_lightning_class_args(CollapseGuard, "guard")
-        parser.add_lightning_class_args(Completions, "completions")
-        parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
+        add = parser.add_lightning_class_args
+        add(callbacks.MemoryCheck, "memory_check")  # first: before the evaluation takes its time
+        add(callbacks.RolloutCallback, "rollout")
+        add(callbacks.Evaluation, "evaluation")
+        add(callbacks.CollapseGuard, "guard")
+        add(callbacks.Completions, "completions")
+        add(callbacks.RolloutCheckpoint, "checkpoint")
         parser.add_argument("--runs", default="runs", help="Folder of all runs; a run gets <runs>/<recipe>/<n>.")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -122,7 +111,7 @@ class RLIFCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """As in the base class, with our own description: the Trainer's is about the Trainer, and cut short."""
-        kwargs["description"] = f"{COMMANDS[subcommand].purpose.capitalize()}."
+        kwargs["description"] = COMMANDS[subcommand].description
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -213,11 +202,12 @@ class RLIFCLI(LightningCLI):
         if asked is not False:
             extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
             trainer.logger = [self._run_logger(config.ckpt_path), *extra]
-        bar = [StepProgressBar()] if trainer.enable_progress_bar is not False else []
-        trainer.callbacks += [
-            *bar,
-            *([Report(map(str, self.command_config.config or []))] if self.subcommand == "fit" else []),
-        ]
+        if trainer.enable_progress_bar is not False:
+            trainer.callbacks.append(callbacks.StepProgressBar())
+        if self.subcommand == "fit":
+            names = {path: name for name, path in shipped_recipes().items()}
+            given = [str(path) for path in self.command_config.config or []]
+            trainer.callbacks.append(callbacks.Report([names.get(path, path) for path in given]))
         try:
             trainer = super().instantiate_trainer(**kwargs)
             # Else Lightning, under SLURM, continues from any hpc_ckpt_*.ckpt in the working folder unasked.
@@ -233,7 +223,7 @@ class RLIFCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a number of processes that does not divide the prompts, before those processes start."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RolloutCallback):
+            if isinstance(callback, callbacks.RolloutCallback):
                 replace(callback.collector.plan, world_size=self.trainer.num_nodes * self.trainer.num_devices)
 
     def after_fit(self) -> None:

@@ -22,11 +22,7 @@ def failure(setting: str, what: str, happens: str, error: BaseException) -> tupl
 
 
 class ClassMaker:
-    """Makes the objects of settings for jsonargparse, and keeps the first mistake: unions try other types after it.
-
-    Args:
-        config: The settings of the command.
-    """
+    """Makes the objects of settings for jsonargparse; keeps the first mistake, as unions try other types after it."""
 
     def __init__(self, config: Namespace) -> None:
         self.config = config

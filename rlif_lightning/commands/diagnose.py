@@ -28,13 +28,12 @@ from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.collector import Collector
 
-DESCRIPTION = "Find out whether internal rewards suit a model, and which of them."
 GRADIENT_BYTES = 4 * 2**30  # what gradients may take unless they are asked for
 
 
 def main(arguments: list[str]) -> None:
     """Run the command: sample a group per prompt, compare the rewards, answer."""
-    objects = RecipeObjects("diagnose", arguments, _add_options, DESCRIPTION)
+    objects = RecipeObjects("diagnose", arguments, _add_options)
     prompts = _read_prompts(objects)
     collector = objects.collector
     check_prompts(prompts, "rollout", objects.module, collector.sampler, collector.sampling, objects.device)

@@ -1,7 +1,4 @@
-"""``rlif export``: write a run's weights as a Hugging Face folder or a PEFT adapter, with a model card.
-
-``rlif export RUN`` takes a run folder, ``rlif export --config RECIPE`` the newest run of a recipe.
-"""
+"""``rlif export``: write a run's weights as a Hugging Face folder or a PEFT adapter, with a model card."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -28,19 +25,10 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.precision import precision_name
 from rlif_lightning.runs import folder as runs
 
-DESCRIPTION = (
-    "Write a run's weights as a folder that transformers, PEFT and vLLM load. "
-    "rlif export RUN takes a run folder, rlif export --config RECIPE the recipe's newest run."
-)
-
 
 def main(args: list[str]) -> None:
-    """Run the command.
-
-    Raises:
-        UserError: The words are wrong, there are no such weights, or the export computes something else.
-    """
-    objects = ExportCLI("export", run_settings(args), _add_options, DESCRIPTION)
+    """Run the command."""
+    objects = ExportCLI("export", run_settings(args), _add_options)
     folder = Export(objects).write()
     print(f"written: {folder}")
     if objects.options.push_to_hub is not None:

@@ -31,13 +31,12 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.runs.signals import Stopped
 
-DESCRIPTION = "Interpolate the weights of two models; entropy, accuracy and the gain of RLIF at each ratio."
 MAY_CHANGE = {"config", "ratios", "save", "output", "runs", "trainer.enable_progress_bar"}  # when a mix continues
 
 
 def main(arguments: list[str]) -> None:
     """Run the command; after a signal the same command with the same ``--output`` continues."""
-    mixing = Mixing(RecipeObjects("mix", arguments, _add_options, DESCRIPTION))
+    mixing = Mixing(RecipeObjects("mix", arguments, _add_options))
     path, picture = mixing.output / TABLE, mixing.output / results.PICTURE
     rows = results.read_rows(path)
     stopped = 0

@@ -7,7 +7,7 @@ import yaml
 from rlif_lightning.cli.trainer import RLIFCLI
 from rlif_lightning.mixing.results import Row
 from rlif_lightning.models.checkpoints import read_checkpoint
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, latest_run_folder
 from rlif_lightning.runs.metrics_csv import read_metrics
 from rlif_lightning.runs.signals import Stopped
@@ -55,6 +55,5 @@ def _write_recipe(folder: Path, model: Path, settings: Path, steps: int) -> Path
     config["trainer"] |= {"max_steps": steps, "max_epochs": -1, **alone}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{FIT}.yaml"
-    with replacing(path) as file:
-        file.write(yaml.safe_dump(config, sort_keys=False).encode())
+    write_text(path, yaml.safe_dump(config, sort_keys=False))
     return path

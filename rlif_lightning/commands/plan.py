@@ -24,12 +24,7 @@ from rlif_lightning.planning.text import change_lines, fits_line, head_lines, me
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command. No weights are loaded and no data are read.
-
-    Raises:
-        UserError: The words are wrong, or the model's config.json can't be found.
-        SystemExit: With 1 where the recipe does not fit on the device that was named.
-    """
+    """Run the command: no weights are loaded, no data are read. Exit code 1: it does not fit on the device named."""
     settings, options = read_recipe(arguments)
     held = fits(settings)
     size: float = next((s for s in SIZES if held[s]), SIZES[-1])
@@ -60,7 +55,7 @@ def read_recipe(arguments: list[str]) -> tuple[Settings, Any]:
     """The settings of a recipe, and the command's own options."""
     logging.disable(logging.INFO)  # nothing about this machine's devices, and seeds
     try:
-        cli = _PlanCLI("plan", arguments, _options, "Memory of a recipe, before anything is loaded.")
+        cli = _PlanCLI("plan", arguments, _options)
     finally:
         logging.disable(logging.NOTSET)
     if RecipeFile.strange:

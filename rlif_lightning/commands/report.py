@@ -2,24 +2,21 @@
 
 from pathlib import Path
 
+from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.curves import CURVES, draw_curves, write_report
 from rlif_lightning.runs.summary import load_run, summary_table
 
 
 def main(args: list[str]) -> None:
-    """Run the command.
+    """Run the command and print the tables.
 
-    One run: curves.png and summary.txt in its folder are replaced. Several runs: one picture shows the curves of all.
-    The tables are printed.
-
-    Raises:
-        UserError: The words are wrong, or a run cannot be read or drawn.
+    Of one run curves.png and summary.txt are replaced; of several, one picture shows the curves of all.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    description = "Redraw the curves and the table of a run, or overlay the curves of several runs."
-    parser = ArgumentParser("rlif report", description=description, exit_on_error=False, allow_abbrev=False)
+    about = COMMANDS["report"].description
+    parser = ArgumentParser("rlif report", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folder: runs/<recipe>/<n>.")
     picture_help = f"Picture of several runs (default: {CURVES}), or an additional picture of one run."
     parser.add_argument("--output", metavar="FILE", help=picture_help)

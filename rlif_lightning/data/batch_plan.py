@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 
 MOST_COMPLETIONS = 10**7
 """Of one rollout or of one evaluated problem: each has a seed, a text and an answer in this machine's memory."""
@@ -17,10 +17,8 @@ class BatchPlan:
 
     A rollout holds ``prompts_per_step * steps_per_rollout`` prompts over all ranks. In each pass its groups
     are dealt at random into ``steps_per_rollout`` windows; a window is one optimiser step. The rows of a window are
-    ordered by length and cut into ``slices`` micro-batches, so that a slice can be trimmed to its longest row.
-
-    Raises:
-        UserError: The sizes do not divide, or a group is too small to compare completions.
+    ordered by length and cut into ``slices`` micro-batches, so that a slice can be trimmed to its longest row. Sizes
+    that do not divide are refused.
     """
 
     prompts_per_step: int  # over all ranks
@@ -33,17 +31,11 @@ class BatchPlan:
     def __post_init__(self) -> None:
         """Check what can be wrong before anything is loaded."""
         for name in ("prompts_per_step", "passes", "steps_per_rollout", "world_size"):
-            if not 1 <= getattr(self, name) <= MOST_COMPLETIONS:
-                raise UserError(
-                    f"{name} is out of range", got=getattr(self, name), expected=f"1 to {MOST_COMPLETIONS}"
-                )
+            value = getattr(self, name)
+            check_ranges("", (name, value, 1 <= value <= MOST_COMPLETIONS, f"1 to {MOST_COMPLETIONS}"))
         if self.group_size < 2:
-            raise UserError(
-                "group_size is too small: an advantage compares the completions of one prompt",
-                got=self.group_size,
-                expected="2 or more",
-                do="set --rollout.group_size 8",
-            )
+            wrong = "group_size is too small: an advantage compares the completions of one prompt"
+            raise UserError(wrong, got=self.group_size, expected="2 or more", do="set --rollout.group_size 8")
         rows = self.rollout_prompts * self.group_size * self.passes
         if rows > MOST_COMPLETIONS:
             got, sizes = f"{rows} completions", "prompts_per_step x group_size x steps_per_rollout x passes"

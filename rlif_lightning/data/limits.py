@@ -18,13 +18,8 @@ def check_prompts(
 ) -> None:
     """Refuse prompts that a model or a sampler can't complete, before weights are loaded.
 
-    Args:
-        prompts: Any number.
-        section: Of whose settings the longest completion is one: rollout or evaluation.
-        module: The RLIFModule, with or without a Trainer.
-        sampler: The Sampler.
-        sampling: Its Sampling.
-        device: Where there is no Trainer, the model's.
+    ``section`` (rollout or evaluation) is that of the longest completion's setting; ``device`` the model's, where the
+    module has no Trainer.
     """
     if prompts:
         check_limits(prompts, section, sampling.max_new_tokens, module.policy_settings, module.tokenizer)

@@ -22,10 +22,7 @@ class PromptLoader:
 
     Row numbers, not prompts: batches pass through Lightning, which looks into them for tensors. Their order is a
     function of (seed, epoch), the same on one process and on many; each process takes its own part of every rollout;
-    the prompts of an epoch that do not fill a rollout are dropped.
-
-    Raises:
-        UserError: There are fewer prompts (``count``) than one rollout needs.
+    the prompts of an epoch that do not fill a rollout are dropped. Fewer prompts than one rollout needs are refused.
     """
 
     def __init__(self, count: int, plan: BatchPlan, rank: int = 0, seed: int = 0) -> None:
@@ -101,9 +98,7 @@ class EvaluationLoader:
         self.rows = list(range(count))[rank::world_size]
 
     def __len__(self) -> int:
-        """One batch."""
         return 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batch."""
         return iter([self.rows])

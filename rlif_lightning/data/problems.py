@@ -34,8 +34,7 @@ class Source:
         prompt: Field that holds the problem's text or a conversation (a list of role and content), or a text with
             fields in braces: ``"{code}\nassert f({input}) == ??"``. Fields within others have dots and, in lists,
             numbers: ``extra_info.question``, ``messages.0.content``. A conversation may be written as JSON in a text.
-            Where there is no ``question``, ``prompt`` or
-            ``problem`` stands in for it.
+            Where there is no ``question``, ``prompt`` or ``problem`` stands in for it.
         answer: Field that holds the reference answer; null: the data have no answers, and nothing that needs labels
             is computed. ``reward_model.ground_truth`` or ``ground_truth`` stands in for ``answer``.
         without_answer: What to do if rows have no answer: ``error``, or ``skip`` to leave them out and count them.
@@ -94,11 +93,7 @@ class Problem:
 
 
 def read_problems(source: Source, split: str = "train") -> list[Problem]:
-    """Read every problem of a source, which ``data.<split>`` describes; the toy has problems to train on and others.
-
-    Raises:
-        UserError: A missing or empty file, wrong JSON (with its line), a missing field, a row without an answer.
-    """
+    """Read every problem of a source, that of ``data.<split>``; the toy has problems to train on and others."""
     rows = (Row(*row) for row in islice(_rows(source, split), source.limit))
     first = next(rows, None)
     if first is None:
@@ -146,11 +141,8 @@ def _leave_out(source: Source, split: str, unanswered: list[Row], answered: int)
     if split in NEEDLESS:
         advice.append(f"set data.{split}.answer null if {NEEDLESS[split]}")
     where = "" if source.gold == "whole" else f" at '{source.gold}'"
-    raise UserError(
-        f"{row.place} has no answer in '{name}'{where} ({count} have none)",
-        got=repr(found)[-80:],
-        do=", or ".join(advice),
-    )
+    wrong = f"{row.place} has no answer in '{name}'{where} ({count} have none)"
+    raise UserError(wrong, got=repr(found)[-80:], do=", or ".join(advice))
 
 
 def _problem(source: Source, row: Row) -> Problem:

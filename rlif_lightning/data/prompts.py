@@ -45,11 +45,8 @@ class Template:
         if self.template is None or self.template == "chat":
             return
         if "{prompt}" not in self.template:
-            raise UserError(
-                "data.template has no place for the problem",
-                got=repr(self.template),
-                expected='"chat", null, or a text with {prompt}',
-            )
+            wrong = "data.template has no place for the problem"
+            raise UserError(wrong, got=repr(self.template), expected='"chat", null, or a text with {prompt}')
         if self.system_prompt or self.chat_template or self.chat_template_kwargs:
             raise UserError(
                 "A format string takes no system prompt and no chat template",

@@ -21,11 +21,7 @@ class Row:
     values: dict[str, Any]
 
     def value(self, name: str, setting: str) -> Any:
-        """What the field has that a setting names; one within another has a dot, one in a list its number.
-
-        Raises:
-            UserError: There is no such field, or it holds bytes or characters that are no text, or lists too deep.
-        """
+        """What the field has that a setting names; one within another has a dot, one in a list its number."""
         if not self.has(name):
             without = ", or set it to null where the data has no answers" if setting == "answer" else ""
             raise UserError(
@@ -54,11 +50,7 @@ class Row:
         return found
 
     def text(self, name: str, setting: str) -> str | None:
-        """The field's text or number as text; None where it holds null.
-
-        Raises:
-            UserError: As ``value``, and where the field holds anything else.
-        """
+        """The field's text or number as text, None where it holds null; anything else is refused."""
         found = self.value(name, setting)
         if found is None or isinstance(found, str | int | float):
             return None if found is None else str(found)
@@ -80,11 +72,7 @@ class Row:
         return found
 
     def messages(self, name: str) -> list[Message]:
-        """The conversation in a field, which the assistant is to continue: a list of role and content each.
-
-        Raises:
-            UserError: It is none, or ends with the assistant.
-        """
+        """The conversation in a field, a list of role and content each, which the assistant is to continue."""
         found = self.prompt(name)
         if not _is_conversation(found):
             raise UserError(
@@ -114,11 +102,9 @@ def named(value: Any) -> str:
 
 
 def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    messages = value if isinstance(value, list) else []
+    texts = [m.get(key) for m in messages if isinstance(m, dict) for key in ("role", "content")]
+    return 0 < 2 * len(messages) == len(texts) and all(isinstance(text, str) for text in texts)
 
 
 def _names(values: dict[str, Any]) -> Iterator[str]:

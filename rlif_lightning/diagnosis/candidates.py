@@ -12,13 +12,10 @@ CONTROLS = frozenset({"Verifiable", "Random", "Format", "Length", "Shuffled"})  
 def candidates(recipe: Sequence[Reward], labels: bool) -> list[Reward]:
     """The rewards to compare: all internal ones there are, the recipe's, chance, and the label where there is one."""
     classes = [getattr(room, name) for name in room.__all__ if name not in CONTROLS]
-    found = [cls() for cls in classes if not inspect.isabstract(cls) and _needs_no_settings(cls)]
+    settings = {cls: inspect.signature(cls).parameters.values() for cls in classes if not inspect.isabstract(cls)}
+    found = [cls() for cls, given in settings.items() if all(p.default is not p.empty for p in given)]
     named = {r.name: r for r in [*found, *recipe, Random(), Verifiable()]}
     return [r for r in named.values() if labels or "labels" not in r.requires]
-
-
-def _needs_no_settings(cls: type) -> bool:
-    return all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
 
 
 def internal_rewards(rewards: Sequence[Reward]) -> dict[str, bool]:

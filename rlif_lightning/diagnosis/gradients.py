@@ -24,13 +24,11 @@ def policy_gradients(
     max_tokens: int,
     micro_batch_size: int | None = None,
 ) -> Tensor:
-    """Ascent directions of the first update, on policy, for each reward and each half of the prompts.
+    """Ascent directions of the first update, on policy: float32 [2, K, weights] on the CPU, for each half and reward.
 
-    Of rollouts with loss masks [N, T], and for each rollout a reward's name to its advantages [N]. Only the loss's
-    weights of the tokens count: its KL term and bonus are left out, and on policy all surrogates have one gradient.
-
-    Returns [2, K, weights] float32 on the CPU: prompts of even and of odd place, rewards in their order. Their sum
-    is the gradient of all prompts.
+    The halves are prompts of even and of odd place, and their sum is the gradient of all. Rollouts have loss masks
+    [N, T], and each has a reward's name to its advantages [N]. Only the loss's weights of the tokens count: KL and
+    bonus are left out, and on policy all surrogates have one gradient.
     """
     weights = [p for p in policy.parameters() if p.requires_grad]
     names = list(advantages[0])

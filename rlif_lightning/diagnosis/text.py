@@ -12,7 +12,7 @@ from rlif_lightning.diagnosis.association import Estimate
 from rlif_lightning.diagnosis.measures import CompletionStats
 from rlif_lightning.errors import escaped
 from rlif_lightning.rollout import Rollout
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import replacing, write_text
 from rlif_lightning.runs.summary import aligned
 
 WIDTH = 100
@@ -78,8 +78,7 @@ def _wrap(text: str, sign: str) -> list[str]:
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
     """The whole report; an estimate is {value, low, high, groups}, what is not defined is null."""
-    with replacing(path) as file:
-        file.write(f"{json.dumps(_plain(report), indent=2, allow_nan=False)}\n".encode())
+    write_text(path, json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -98,8 +98,7 @@ def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str,
     """Accuracy, where asked with its 95 % bootstrap interval over problems, pass@k, maj@k, length, truncated share.
 
     Label-based numbers are left out where a problem has no reference answer. ``accuracy`` is greedy,
-    ``accuracy_sampled`` the mean over all samples; pass@k and maj@k are given for powers of two up to the
-    number of samples, and for that number.
+    ``accuracy_sampled`` the mean over all samples; k are powers of two up to the number of samples, and that number.
     """
     summary: dict[str, float] = {"n": len(results)}
     labelled = bool(results) and all(r.gold is not None for r in results)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlif_lightning.errors import DiskFailure, escaped
 from rlif_lightning.evaluation.answering import Answered
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.folder import run_folder_of
 
 
@@ -52,14 +52,13 @@ def write_report(path: Path, report: Mapping[str, Any]) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     """Write a file whole or not at all; one that the disk does not take goes into the system's temporary folder."""
-    content = escaped(text).encode(errors="backslashreplace")
+    text = escaped(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with replacing(path) as file:
-            file.write(content)
+        write_text(path, text)
     except DiskFailure as failure:
         spare = Path(tempfile.mkdtemp(prefix="rlif-")) / path.name
-        spare.write_bytes(content)
+        spare.write_text(text, encoding="utf-8", errors="backslashreplace")
         raise DiskFailure(failure.path, failure.number, f"what was graded is in {spare}") from failure
     return path
 

@@ -38,7 +38,7 @@ def _fill_template(settings: dict[str, Any], run: Path | None, facts: dict[str, 
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.keep_trailing_newline = True
     filters = {"code": code, "fenced": fenced, "call": _call, "portable": portable_name, "source": _data_source}
-    environment.filters |= filters | {"plain": _without_markup}
+    environment.filters |= filters | {"plain": lambda text: re.sub(r"[^\w./: +-]", "", " ".join(text.split()))[:100]}
     known = settings | facts | {"rewards": rewards}
     known["header"] = _header(settings["model"], [_class_name(r) for r in rewards], facts["form"]).to_yaml()
     known["results"] = _results(run, facts["step"])
@@ -68,10 +68,6 @@ def code(value: object, longest: int = 200) -> str:
 
 def _longest_backticks(text: str) -> int:
     return max(map(len, re.findall(r"`+", text)), default=0)
-
-
-def _without_markup(text: str) -> str:
-    return re.sub(r"[^\w./: +-]", "", " ".join(text.split()))[:100]
 
 
 def portable_name(name: str) -> str:

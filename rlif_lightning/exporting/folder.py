@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.atomic import replacing_folder
 
-EXPORT_FACTS = "rlif_export.json"
-"""File in every export that says where its weights come from."""
+EXPORT_FACTS = "rlif_export.json"  # file in every export that says where its weights come from
 
 
 def check_export_folder(folder: Path, model: str) -> None:

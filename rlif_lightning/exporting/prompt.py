@@ -19,15 +19,11 @@ PROBES = (
 
 
 def chat_template(template: Template, tokenizer: Any) -> str | dict[str, str]:
-    """A Jinja template that renders a user's message as the prompt of training.
+    """A Jinja template that renders a user's message as the prompt of training; by name where there are several.
 
     Where training used a chat template, it is that one with the recipe's settings, and adds the recipe's system
     prompt to a conversation without one. Where training used a format string, it is that string around each user's
-    message, after the tokens that the tokenizer puts in front of a text, and with the end token after each message of
-    the model.
-
-    Returns:
-        The template; templates by name where the tokenizer has several.
+    message, after the tokens that the tokenizer puts in front of a text; the end token follows each of the model's.
     """
     if not template.uses_chat(tokenizer):
         texts = (template.template or "{prompt}").split("{prompt}")  # around the problem, which may come twice

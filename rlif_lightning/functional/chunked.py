@@ -78,14 +78,9 @@ def chunked_stats(
 ) -> TokenStats:
     """:func:`token_stats` of ``head(hidden)``, differentiable in the hidden states and in what the head trains.
 
-    Where gradients are enabled each chunk is checkpointed: its logits are computed again in the backward, so that
-    any head (with a bias, LoRA, softcap, in 4 bit) has its right gradient.
-
-    Returns:
-        Tensors [M], fp32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: The ids do not match the hidden states, or the temperature is not positive.
+    Tensors and errors are those of :func:`token_stats`. Where gradients are enabled each chunk is checkpointed: its
+    logits are computed again in the backward, so that any head (with a bias, LoRA, softcap, in 4 bit) has its right
+    gradient.
     """
     parts = list(_map_chunks(lambda h, i: token_stats(head(h), i, temperature, own), hidden, ids, chunk))
     return parts[0].with_tensors(map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
@@ -109,9 +104,7 @@ def exponentials(
     """Without gradient and in one buffer for all: what each chunk's log-probabilities and their gradients need.
 
     The caller may overwrite what it gets. A fresh buffer each time costs a third of the time on a CPU, most of it in
-    page faults.
-
-    Arguments and errors are those of :func:`chunked_stats`.
+    page faults. Arguments and errors are those of :func:`chunked_stats`.
 
     Yields:
         The tokens of a chunk; their log-probabilities [chunk]; exp(z / t - max) [chunk, V] of logits z; its sums

@@ -38,14 +38,11 @@ def fused_policy_loss(
     scale: float = 1.0,  # multiplies the logits
     chunk: int | None = None,  # tokens at a time; None: chunk_rows
 ) -> PolicyLoss:
-    """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both.
+    """:func:`policy_loss` of the log-probabilities of ``scale * hidden @ weight.T``, with gradient in both, once.
 
     Where a reference was scored over the same completion mask in the same chunks
     (:func:`~rlif_lightning.functional.chunked.chunked_logprobs` with a :class:`LinearHead`, under the same autocast),
-    equal weights have a KL of exactly 0.
-
-    Returns:
-        The loss with gradient in ``hidden`` and ``weight``, to be taken once; detached sums to log, the entropy's 0.
+    equal weights have a KL of exactly 0. The sum of the entropies is 0.
 
     Raises:
         ValueError: The loss is not separable; or as in :func:`policy_loss`.
@@ -98,19 +95,12 @@ def fused_loss(
     scale: float = 1.0,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of a separable loss over tokens, with gradient in the hidden states and the weight.
+    """The sum [] of a separable loss over tokens, with gradient, and the log-probabilities [M] in nats without one.
 
     ``loss`` takes the log-probabilities [chunk] of a slice of the tokens to their losses [chunk], weights and
     denominator included; a token's loss takes no gradient from another's log-probability. Products are in the dtype
     of autocast where it is enabled, everything else in fp32 at least: the gradient of the weight is a sum in fp32
-    over chunks.
-
-    Returns:
-        The loss [], and the log-probabilities [M] in nats without gradient.
-
-    Raises:
-        ValueError: The ids do not match the hidden states, or the temperature is not positive.
-        RuntimeError: In a second backward: the gradients are given away in the first.
+    over chunks. The gradients are given away in the first backward: a second one is a RuntimeError.
     """
     total, logprob = _FusedLoss.apply(hidden, weight, ids, loss, temperature, scale, chunk, torch.is_grad_enabled())
     return total, logprob

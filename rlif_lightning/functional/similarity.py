@@ -9,12 +9,10 @@ def group_similarity(
     mask: Tensor,  # [N, T] bool, one run of tokens per row, padding behind it
     group_size: int,  # G, completions per prompt
 ) -> Tensor:
-    """Mean over the pairs of a group of the Jaccard similarity of their sets of token bigrams.
+    """Mean over the pairs of a group of the Jaccard similarity of their sets of token bigrams: [N / G] on the CPU.
 
-    1: all alike; 0: no two completions share a bigram. Two completions without any bigram are alike.
-
-    Returns:
-        [N / G] float32 on the CPU; nan for groups of one.
+    1: all alike; 0: no two completions share a bigram. Two completions without any bigram are alike. Groups of one
+    have nan.
     """
     ids, mask = ids.cpu(), mask.cpu()
     first, second = ids[:, :-1].long(), ids[:, 1:].long()

@@ -6,16 +6,6 @@ from rlif_lightning.grading.grader import ROLLOUT_SECONDS, Grader
 from rlif_lightning.grading.metrics import agreement, bootstrap_interval, maj_at_k, pass_at_k
 
 __all__ = [
-    "ROLLOUT_SECONDS",
-    "AnswerFormat",
-    "Gold",
-    "Grader",
-    "SourceAnswers",
-    "agreement",
-    "bootstrap_interval",
-    "check_gold",
-    "check_where",
-    "maj_at_k",
-    "pass_at_k",
-    "read_gold",
-]
+    "ROLLOUT_SECONDS", "AnswerFormat", "Gold", "Grader", "SourceAnswers", "agreement", "bootstrap_interval",
+    "check_gold", "check_where", "maj_at_k", "pass_at_k", "read_gold",
+]  # fmt: skip

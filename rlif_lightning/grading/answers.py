@@ -108,21 +108,13 @@ def check_gold(format: AnswerFormat, gold: Gold, place: str) -> None:
 def read_gold(
     value: Any, where: str = "whole", unit: Any = None, tolerance: Any = None, place: str = "A row"
 ) -> Gold | None:
-    """Read the right answer from the fields of a row; None where the answer field has none at `where`.
-
-    Raises:
-        UserError: A field holds something that is no answer, or no tolerance; `place` says which row it is from.
-    """
+    """The right answer in the fields of a row, which `place` names; None where the answer field has none."""
     text = extract(gold_text(value, place), where)
     return Gold(text, str(unit or "").strip() or None, read_tolerance(tolerance, place)) if text else None
 
 
 def gold_text(value: Any, place: str = "A row") -> str:
-    """The text of an answer field: 27.0 becomes `27`, `["2", "3"]` becomes `2, 3`.
-
-    Raises:
-        UserError: It holds no text, finite number, boolean, or list of these.
-    """
+    """The text of an answer field: 27.0 becomes `27`, `["2", "3"]` becomes `2, 3`."""
     if isinstance(value, str | int):  # True and False as well
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
@@ -138,11 +130,7 @@ def gold_text(value: Any, place: str = "A row") -> str:
 
 
 def read_tolerance(value: Any, place: str = "A row") -> tuple[float, ...]:
-    """The absolute differences that a tolerance field allows: none, one, or one per part ("1e-1,1e-2").
-
-    Raises:
-        UserError: It holds anything but null, a number not below 0, or several with commas between them.
-    """
+    """The absolute differences that a tolerance field allows: none, one, or one per part ("1e-1,1e-2")."""
     parts = [] if value is None or value == "" else str(value).split(",")
     try:
         numbers = tuple(0.0 if part.strip() in ("", "null", "None") else float(part) for part in parts)

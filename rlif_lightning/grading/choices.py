@@ -31,11 +31,7 @@ def find_choice(text: str) -> tuple[int, int] | None:
 
 
 def lettered(options: Any, place: str) -> str:
-    """Options, 2 to 26 texts or numbers, as lines ``A. first``, ``B. second``.
-
-    Raises:
-        UserError: They are anything else, in the row that `place` names.
-    """
+    """Options, 2 to 26 texts or numbers, as lines ``A. first``, ``B. second``; `place` names their row."""
     fit = isinstance(options, list) and 2 <= len(options) <= 26
     if not (fit and all(isinstance(option, str | int | float) for option in options)):
         expected = "a list of 2 to 26 texts or numbers"
@@ -44,11 +40,7 @@ def lettered(options: Any, place: str) -> str:
 
 
 def right_letter(answer: Any, count: int, place: str) -> str:
-    """The letter of the right one of `count` options, from that letter or the option's number from 0.
-
-    Raises:
-        UserError: There is no such option; `place` says which row it is from.
-    """
+    """The letter of the right one of `count` options, from that letter or the option's number from 0."""
     letters = ascii_uppercase[:count]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < count:
         return letters[answer]

@@ -22,9 +22,7 @@ PATTERN_WINDOW = 4_000
 """Patterns and the other places see this many characters at the end of a text, where an answer stands:
 it bounds a quadratic search to some tens of milliseconds."""
 
-PATTERN_SECONDS = 1.0
-"""CPU time after which the search for a pattern is given up; an honest one takes microseconds."""
-
+PATTERN_SECONDS = 1.0  # CPU time after which the search for a pattern is given up; an honest one takes microseconds
 _BOX_TOKENS = re.compile(
     r"(?P<box>\\(?:boxed|fbox|framebox)(?![A-Za-z])\s{0,4}(?:\[[^\]\n]{0,20}\]\s{0,4}){0,2})(?P<brace>\{)?"
     r"|\\.|[{}]",
@@ -80,12 +78,10 @@ def extract(text: str, where: str) -> str | None:
 def locate(text: str, where: str) -> Found | None:
     r"""Find an answer, and leave out surrounding white space (of a number commas and currency as well).
 
-    Args:
-        text: A completion, or the value of a data set's answer field.
-        where: `"whole"`: all of the text. `"boxed"`: the inside of the last closed `\boxed{}`, `\fbox{}` or
-            `\framebox{}`. `"last_number"`: the last number, with sign, thousands commas, decimals, exponent
-            or as a fraction. `"choice"`: see `find_choice`. `"literal"`: see `find_literal`. Anything else is a
-            regular expression whose one group is the answer; its last match counts.
+    Of `where` it is `"whole"`: all of the text. `"boxed"`: the inside of the last closed `\boxed{}`, `\fbox{}` or
+    `\framebox{}`. `"last_number"`: the last number, with sign, thousands commas, decimals, exponent or as a fraction.
+    `"choice"`: see `find_choice`. `"literal"`: see `find_literal`. Anything else is a regular expression whose one
+    group is the answer; its last match counts.
     """
     begin = max(len(text) - WINDOWS.get(where, PATTERN_WINDOW), 0)
     tail = text[begin:]

@@ -58,11 +58,7 @@ class Grader:
         self._given_up: set[str] = set()
 
     def grade(self, items: Sequence[tuple[str, bool, Gold]]) -> list[bool]:
-        """Which completions are right, of each its text, whether it ended by itself, and the right answer.
-
-        Raises:
-            UserError: An answer needs math-verify, which is not installed.
-        """
+        """Which completions are right, of each its text, whether it ended by itself, and the right answer."""
         return [self._grade(self._read(text, ended), gold) for text, ended, gold in items]
 
     def extract_answers(self, items: Sequence[tuple[str, bool]]) -> list[str | None]:

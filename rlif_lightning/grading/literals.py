@@ -11,13 +11,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-MAX_LITERAL = 10_000
-"""Longer literals are not read; those of CRUXEval have at most some dozen characters."""
-
+MAX_LITERAL = 10_000  # longer literals are not read; those of CRUXEval have at most some dozen characters
 MAX_DEPTH = 50
-MAX_PLACES = 64
-"""So many `==`, and so many other marks, are tried in one text."""
-
+MAX_PLACES = 64  # so many `==`, and so many other marks, are tried in one text
 _STRING = (
     r"(?:[bB][rR]?|[rR][bB]?|[uU])?"  # no f: it holds code
     r"(?:'''(?:[^\\]|\\.)*?'''|" + r'"""(?:[^\\]|\\.)*?"""' + r"|'(?:[^'\\\n]|\\.)*'|" + r'"(?:[^"\\\n]|\\.)*")'

@@ -9,9 +9,7 @@ from itertools import accumulate, pairwise
 
 from rlif_lightning.grading.number import as_number
 
-MAX_ANSWER = 1_000
-"""A longer answer is no answer to a question with a number or a formula as its answer."""
-
+MAX_ANSWER = 1_000  # a longer answer is no answer to a question with a number or a formula as its answer
 _UNICODE = str.maketrans({
     "\u2212": "-", "\u2013": "-", "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u00f7": "/",
     "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u03c0": r"\pi ", "\u221e": r"\infty ",

@@ -4,9 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_DIGITS = 400
-"""Longer numbers and larger exponents of ten are not read as numbers."""
-
+MAX_DIGITS = 400  # longer numbers and larger exponents of ten are not read as numbers
 DECIMAL_PRECISION = Fraction(1_000_001, 10**12)
 """A decimal equals what it is rounded from within this relative difference: 0.333333 is 1/3, in floats too."""
 

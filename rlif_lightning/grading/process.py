@@ -22,8 +22,7 @@ COMMAND = (sys.executable, "-P", "-m", "rlif_lightning.grading.worker")  # -P: n
 class WorkerProcess:
     """One worker in a fresh interpreter, so that neither threads nor memory are shared; it ends with this object.
 
-    Attributes:
-        kill: Ends the process at once and collects it.
+    ``kill`` ends it at once and collects it.
     """
 
     def __init__(self) -> None:
@@ -41,12 +40,10 @@ class WorkerProcess:
         self.kill = weakref.finalize(self, _end, self._process, self._connection)
 
     def wait_ready(self) -> None:
-        """Wait until the worker has imported what it needs, which takes seconds once.
+        """Wait until the worker has imported what it needs, which takes seconds once; it can't without math-verify.
 
         Raises:
-            UserError: It cannot import math-verify.
             EOFError, OSError: It has ended, or does not start in time.
-            Stopped: A signal ends this process.
         """
         if self._process.poll() is not None:
             raise EOFError
@@ -56,11 +53,8 @@ class WorkerProcess:
         while not self._connection.poll(0.5) and time.monotonic() < end:
             look()
         if failure := self._receive(0):
-            raise UserError(
-                "Answers cannot be compared: math-verify cannot be imported",
-                got=failure,
-                do='pip install "math-verify>=0.9", or set answers.compare to text',
-            )
+            wrong = "Answers cannot be compared: math-verify cannot be imported"
+            raise UserError(wrong, got=failure, do='pip install "math-verify>=0.9", or set answers.compare to text')
         self._ready = True
 
     def ask(self, formulas: Sequence[str | float], seconds: float) -> bool | None:

@@ -13,21 +13,19 @@ from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.functional.token_stats import Statistic, TokenStats, token_logprobs
 from rlif_lightning.models.loading import PolicySettings, load_model
-from rlif_lightning.models.scoring import CompletionScores
+from rlif_lightning.models.scoring import DECODERS, FAILURES, CompletionScores, tolerance
 from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.rewards.base import Reward, statistics_of
 from rlif_lightning.rollout import Rollout, Samples, pad_left
 
 Text = str | Sequence[int] | Sequence[Mapping[str, Any]]  # a text, its token ids, or messages for the chat template
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.25  # nats, between two ways to compute a log-probability; in half precision
 
 
 @dataclass(frozen=True)
 class Scores:
     """N completions under a model; means are over the tokens of a completion."""
 
-    rollout: Rollout
-    """All that a reward may ask for: ``SelfCertainty()(scores.rollout)`` is [N]."""
+    rollout: Rollout  # all that a reward may ask for: ``SelfCertainty()(scores.rollout)`` is [N]
 
     @property
     def tokens(self) -> TokenStats:
@@ -96,10 +94,8 @@ def score(
         tokenizer = tokenizer or model
         model = load_model(PolicySettings(model), torch.float32, None, torch.device("cpu"))
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    samples, how = (
-        samples_of(model, tokenizer, prompts, completions),
-        (temperature, statistics_of(rewards), batch_size),
-    )
+    samples = samples_of(model, tokenizer, prompts, completions)
+    how = (temperature, statistics_of(rewards), batch_size)
     check_forward(model, samples)
     stats = stats_of(model, samples, *how)
     annotations = {} if reference is None else {"reference": stats_of(reference, samples, *how)}
@@ -199,10 +195,9 @@ def check_forward(model: Any, samples: Samples) -> None:
         with evaluating(model):
             plain = token_logprobs(model(input_ids=ids, use_cache=False).logits[:, start:-1], one.completion_ids)
             ours = CompletionScores(model, three, head_weight_only=False).logprobs(1.0)[0, : ids.shape[1] - start - 1]
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
-        expected = "a decoder with a key-value cache, such as Qwen2, Qwen3, Llama, Gemma 3 or Mistral"
-        raise UserError(f"'{kind}' can't be scored", got=said_by_python(error), expected=expected) from error
+    except FAILURES as error:
+        raise UserError(f"'{kind}' can't be scored", got=said_by_python(error), expected=DECODERS) from error
     off = float((plain - ours).abs().max())
-    if not off <= (TOLERANCE if next(model.parameters()).element_size() >= 4 else HALF_TOLERANCE):
+    if not off <= tolerance(model):
         got = f"log-probabilities off by {off:.3g} nats"
         raise UserError(f"'{kind}' is scored differently from its own forward", got=got)

@@ -51,12 +51,8 @@ class InternalReward(TrainerCallback):
     def on_init_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         """Take the trainer's model and tokenizer, and copy what the reward refers to."""
         _refuse_shares(args)
-        self.args, self.model, self.tokenizer, self.checked = (
-            args,
-            trainer["model"],
-            trainer["processing_class"],
-            False,
-        )
+        self.args, self.checked = args, False
+        self.model, self.tokenizer = trainer["model"], trainer["processing_class"]
         kinds = [kind for kind, name in ANNOTATORS.items() if name in self.reward.requires]
         self.references = References()
         self.references.create(kinds, self.model, self.model.dtype, self.model.device)

@@ -23,11 +23,8 @@ def check_configs(own: dict[str, Any], other: dict[str, Any], base: str, tuned: 
     differing = sorted(key for key in (own.keys() | other.keys()) - HARMLESS if own.get(key) != other.get(key))
     if differing:
         shown = ([key for key in SAYS_MOST if key in differing] or differing)[:3]
-        raise UserError(
-            "The two models are not of one architecture and size",
-            got=f"'{tuned}' with {settings(other)}",
-            expected=f"{settings(own)}, as '{base}'",
-        )
+        wrong = "The two models are not of one architecture and size"
+        raise UserError(wrong, got=f"'{tuned}' with {settings(other)}", expected=f"{settings(own)}, as '{base}'")
 
 
 def check_vocabularies(own: dict[str, int], other: dict[str, int], base: str, tuned: str) -> None:

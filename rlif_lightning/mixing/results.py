@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID, save_figure
 from rlif_lightning.runs.summary import aligned
 
@@ -77,8 +77,7 @@ def write_rows(path: Path, rows: dict[float, Row]) -> None:
     table.writeheader()
     for ratio in sorted(rows):
         table.writerow({name: repr(value) if value % 1 else int(value) for name, value in rows[ratio].items()})
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def results_table(rows: dict[float, Row]) -> str:

@@ -52,9 +52,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Tensors come from the disk as they are used: many processes may read the file. A later save replaces the file and
     never writes into it, so what was read stays as it was. Its checksums are compared once in a process.
-
-    Raises:
-        UserError: It is damaged, it holds more than tensors and plain values, or it is no checkpoint.
     """
     path = Path(path)
     if path.suffix == KEPT:

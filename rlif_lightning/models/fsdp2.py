@@ -61,10 +61,8 @@ def runs_inside(function: Function) -> Function:
 class GatheredPolicy:
     """A sharded policy in one piece: a plain module whose weights are gathered for as long as it is in use.
 
-    Args:
-        policy: To be sharded afterwards.
-        device: Of this process.
-        dtype: Of the linear layers' weights: that of autocast, which would round them alike for every token.
+    Made before the policy is sharded. The linear layers' weights get the dtype of autocast, which would round them
+    alike for every token.
     """
 
     def __init__(self, policy: Any, device: torch.device, dtype: torch.dtype) -> None:

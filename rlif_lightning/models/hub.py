@@ -23,11 +23,7 @@ def is_local(name: str) -> bool:
 
 
 def resolve_model(name: str) -> str:
-    """What transformers loads by a name: ``toy`` (built on first use), a folder, or a hub name.
-
-    Raises:
-        UserError: The folder is missing, or holds no config.json, no safetensors weights or no tokenizer.
-    """
+    """What transformers loads by a name: ``toy`` (built on first use), a folder that lacks nothing, or a hub name."""
     if parse_toy_name(name) is not None:
         return str(toy_model(name))
     if not is_local(name):
@@ -143,8 +139,7 @@ def hub_answers() -> bool:
 def load_config(name: str, **source: Any) -> Any:
     """A model's configuration, without its weights, from a source of ``revision`` and ``trust_remote_code``.
 
-    Raises:
-        UserError: There is none, or its attention is a kernel of the hub, which is code, and that is not trusted.
+    Attention by a kernel of the hub is code, and refused where that is not trusted.
     """
     from transformers import AutoConfig
 

@@ -65,9 +65,6 @@ def load_model(
 
     The dtype is that of weights that are not quantised, and of products with those that are; an adapter is float32.
     4-bit weights are made on the device, piece by piece; others are always loaded on the CPU.
-
-    Raises:
-        UserError: The files lack weights or hold NaN, or the adapter does not fit.
     """
     from transformers import AutoModelForCausalLM
 

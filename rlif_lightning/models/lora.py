@@ -93,9 +93,6 @@ def adapter_off(policy: nn.Module) -> Iterator[nn.Module]:
         yield policy
 
 
-# -- an adapter from a folder ----------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class StoredAdapter:
     """A LoRA adapter in PEFT's format, of which nothing but the settings has been read."""

@@ -139,13 +139,8 @@ class Policy:
     def make_references(self, kinds: Iterable[ReferenceKind], ema_decay: float = 0.99, every: int = 100) -> None:
         """Copy what is needed from the policy as it is now: after :meth:`shard`, before the first update.
 
-        Args:
-            kinds: Which.
-            ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
-            every: Optimiser steps between two renewals of the synchronised reference.
-
-        Raises:
-            UserError: There is not enough memory.
+        The running mean keeps ``ema_decay`` of its own weights at each optimiser step; the synchronised reference is
+        renewed ``every`` so many.
         """
         self.references = References(ema_decay, every)
         switched = off_is_the_start(self.settings.lora, self.settings.adapter)

@@ -26,11 +26,8 @@ def frozen_dtype(precision: str) -> torch.dtype:
 def check_trains(precision: str) -> None:
     """Refuse a precision that rounds updates or gradients away."""
     if precision.endswith("-true") and precision not in ("32-true", "64-true"):
-        raise UserError(
-            "Training weights in half precision loses most updates to rounding",
-            got=f"trainer.precision {precision}",
-            do="set --trainer.precision bf16-mixed",
-        )
+        wrong = "Training weights in half precision loses most updates to rounding"
+        raise UserError(wrong, got=f"trainer.precision {precision}", do="set --trainer.precision bf16-mixed")
     if precision == "16-mixed":
         raise UserError(
             "Training in float16 is not supported: gradients of single tokens are rounded to 0",

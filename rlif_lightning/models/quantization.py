@@ -40,11 +40,8 @@ def check_quantization(device: torch.device, sharded: bool) -> None:
             do="set --trainer.strategy ddp, where each process has the whole model, or leave model.quantization out",
         )
     if not is_bitsandbytes_available():
-        raise UserError(
-            "model.quantization needs bitsandbytes, which is missing or too old",
-            expected="version 0.50 or newer",
-            do="pip install -U bitsandbytes",
-        )
+        wrong = "model.quantization needs bitsandbytes, which is missing or too old"
+        raise UserError(wrong, expected="version 0.50 or newer", do="pip install -U bitsandbytes")
     import bitsandbytes
 
     if device.type not in bitsandbytes.supported_torch_devices:

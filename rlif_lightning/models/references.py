@@ -52,14 +52,11 @@ def linear_weights(model: nn.Module) -> set[str]:
 
 
 class Snapshot(nn.Module):
-    """Weights of a policy, mostly its trainable ones, as they were, or as a running mean.
+    """Weights of a policy by name, mostly its trainable ones, as they were, or as a running mean.
 
     They take the place of the policy's own for a moment, so a reference costs the memory of the trainable weights
     and no second model. Parameters, so that they move between devices with the module; without gradients, so
     that neither the optimiser nor the checkpoint's list of trainable weights sees them.
-
-    Args:
-        weights: By name, as they are now.
     """
 
     def __init__(self, weights: dict[str, nn.Parameter]) -> None:
@@ -93,9 +90,7 @@ class Snapshot(nn.Module):
 class References(nn.Module):
     """The references that a run asks for, frozen, as a running mean or synchronised; first none of them.
 
-    Args:
-        ema_decay: Share of its own weights that the running mean keeps at each optimiser step.
-        renew_every: Optimiser steps between two renewals of the synchronised reference.
+    The running mean keeps ``ema_decay`` of its weights at each step; ``renew_every`` so many the other is renewed.
     """
 
     def __init__(self, ema_decay: float = 0.99, renew_every: int = 100) -> None:

@@ -11,6 +11,15 @@ from rlif_lightning.functional.token_stats import NOTHING, Statistic, TokenStats
 from rlif_lightning.models.lm_head import body_and_head
 from rlif_lightning.rollout import Samples
 
+# What the forward of an architecture raises that is not made for this.
+FAILURES = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError)
+DECODERS = "a decoder with a key-value cache, such as Qwen2, Qwen3, Llama, Gemma 3 or Mistral"
+
+
+def tolerance(model: nn.Module) -> float:
+    """Nats between two right ways to compute a log-probability; in half precision they are rounded differently."""
+    return 1e-3 if next(model.parameters()).element_size() >= 4 else 0.25
+
 
 def positions(mask: Tensor) -> Tensor:
     """Explicit position ids [N, L] of a left-padded mask: the first real token stands at 0."""
@@ -21,13 +30,9 @@ class CompletionScores:
     """Completions after a model's forward: statistics [N, T] of their tokens, 0 outside the completions.
 
     The logits are made from the hidden states a chunk of tokens at a time, and for real tokens only. Where gradients
-    are enabled every statistic has its own, and the logits are computed again in the backward.
-
-    Args:
-        model: The policy, or one of its references.
-        samples: Prompts and completions.
-        head_weight_only: Without gradient and where the head is a weight alone, multiply by that, as a fused update
-            does. False: call the head, as an update by autograd does. What is done alike agrees bit for bit.
+    are enabled every statistic has its own, and the logits are computed again in the backward. Without gradient, and
+    where the head is a weight alone, ``head_weight_only`` multiplies by that, as a fused update does; else the head
+    is called, as by an update with autograd. What is done alike agrees bit for bit.
     """
 
     def __init__(self, model: nn.Module, samples: Samples, head_weight_only: bool = True) -> None:

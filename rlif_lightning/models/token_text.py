@@ -19,22 +19,12 @@ Span = tuple[int, int]
 
 
 def answer_mask(samples: Samples, texts: Sequence[str], spans: Sequence[Span | None], tokenizer: Any) -> Tensor:
-    r"""Mark the tokens that carry any character of the answer, such as one that straddles `{` and the answer.
+    r"""Mark the tokens [N, T] that carry any character of an answer, such as one that straddles `{` and the answer.
 
     Sampled tokens need not be those that the tokenizer would choose for the text, so each token is spelled by
-    itself. Special tokens, which the text leaves out, are never marked, nor is anything without an answer.
-
-    Args:
-        samples: The completions.
-        texts: [N] the same, decoded without special tokens.
-        spans: [N] the characters [start, end) of each answer.
-        tokenizer: That decoded them, of byte-level BPE or SentencePiece's kind (spaces as U+2581, byte fallback).
-
-    Returns:
-        [N, T] bool.
-
-    Raises:
-        UserError: The tokenizer's decoder writes another text than its tokens spell.
+    itself. Special tokens, which the texts [N] leave out, are never marked, nor is anything without an answer: spans
+    are [N] characters [start, end), or None. The tokenizer is that of the texts, of byte-level BPE or SentencePiece's
+    kind (spaces as U+2581, byte fallback); one that decodes another text than its tokens spell is refused.
     """
     spelling = Spelling(tokenizer)
     mask = torch.zeros_like(samples.completion_mask, device="cpu")

@@ -27,11 +27,8 @@ def load_tokenizer(name: str, **source: Any) -> "PreTrainedTokenizerBase":
             do="copy the tokenizer's files, such as tokenizer.json, into the model's folder",
         )
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            "The tokenizer has no end-of-sequence token, so no completion could ever end",
-            got=name,
-            do='set "eos_token" in its tokenizer_config.json',
-        )
+        wrong = "The tokenizer has no end-of-sequence token, so no completion could ever end"
+        raise UserError(wrong, got=name, do='set "eos_token" in its tokenizer_config.json')
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -122,11 +122,7 @@ def _checksum(weights: Mapping[str, Tensor]) -> int:
 
 
 def load_trainable(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Read weights and what is said about them.
-
-    Raises:
-        UserError: The file is damaged, or none of safetensors.
-    """
+    """Read weights and what is said about them; a damaged file is refused."""
     try:
         with safe_open(path, framework="pt") as file:
             weights, facts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -37,10 +37,8 @@ class Memory:
 def memory(settings: Settings, available: int | None = None, device: Literal["cuda", "cpu"] = "cuda") -> Memory:
     """Peak memory of each phase, with all prompts and completions as long as they may be.
 
-    Args:
-        settings: The recipe's.
-        available: Bytes for tensors, by which the sampler chooses its rows where the recipe does not; None: no limit.
-        device: Optimisers work through one weight after another on a CPU, and through all at once on a GPU.
+    ``available``: bytes for tensors, by which the sampler chooses its rows where the recipe does not. Optimisers work
+    through one weight after another on a CPU, and through all at once on a GPU.
     """
     weights = count_weights(settings)
     standing = _standing(settings, weights)

@@ -13,8 +13,7 @@ from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.rollout import Rollout
 
 Weight = float | list[tuple[int, float]]
-LARGEST = 1e15
-"""Of rewards and of their weights: the squares of larger numbers overflow in float32."""
+LARGEST = 1e15  # of rewards and of their weights: the squares of larger numbers overflow in float32
 REQUIREMENTS = frozenset({"labels", "answers", "answer_mask", "reference", "ema"})
 
 

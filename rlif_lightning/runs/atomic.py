@@ -17,10 +17,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file next to ``path`` that takes its place when the block ends without an error.
 
     At every moment, after a kill and after a power cut, ``path`` is either the old file or the complete new one.
-
-    Raises:
-        DiskFailure: The disk is full, read-only or broken.
-        UserError: A folder has this name.
     """
     path = Path(path)
     if path.is_dir():
@@ -38,6 +34,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by a text; what can't be encoded is written by its number."""
+    with replacing(path) as file:
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def sync(path: Path) -> None:
@@ -63,11 +65,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder next to ``folder`` that takes its place when the block ends without an error.
-
-    Raises:
-        DiskFailure: The disk is full, read-only or broken.
-    """
+    """A new folder next to ``folder`` that takes its place when the block ends without an error."""
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "old"))
     try:
         for left in (unfinished, old):  # of a command that was killed
@@ -92,10 +90,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def truncate_jsonl(path: Path, step: int) -> None:
     """Keep the rows of a JSON-lines file whose "step" is below ``step``; a missing file stays missing.
 
-    Rows that are kept stay byte for byte. A last line that a kill has cut short is dropped.
-
-    Raises:
-        UserError: A line that is not the last is no JSON object with a "step".
+    Kept rows stay byte for byte. A last line that a kill has cut short is dropped, another damaged one is refused.
     """
     if not Path(path).exists():
         return

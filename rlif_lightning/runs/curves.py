@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import replacing, write_text
 from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.metrics_csv import Curves
 from rlif_lightning.runs.page import write_page
-from rlif_lightning.runs.story import held_out_accuracy, own_scale
+from rlif_lightning.runs.story import fired, held_out_accuracy, own_scale
 from rlif_lightning.runs.story_figure import draw_story
 from rlif_lightning.runs.summary import load_guard, load_run, run_labels, summary_table
 
@@ -66,8 +66,7 @@ IN_STORY = ("accuracy", "reward")  # what the picture of one run shows above its
 def write_report(folder: Path) -> tuple[Path, Path, Path]:
     """Write curves.png, summary.txt and report.html into a run folder and return their paths."""
     picture, summary, page = folder / CURVES, folder / SUMMARY, folder / PAGE
-    with replacing(summary) as file:
-        file.write(summary_table(folder).encode())
+    write_text(summary, summary_table(folder))
     draw_curves([folder], picture)
     write_page(folder, picture, page)
     return picture, summary, page
@@ -110,7 +109,7 @@ def curves_figure(folders: Sequence[Path]) -> Figure:
         got = f"no curve in {', '.join(str(Path(folder) / METRICS) for folder in folders)}"
         do = "wait for the first step, or name another run"
         raise UserError("There is nothing to draw yet.", got=got, do=do)
-    guard = load_guard(folders[0]) if len(runs) == 1 else None
+    guard = fired(load_guard(folders[0])) if len(runs) == 1 else None
     has_story = len(runs) == 1 and held_out_accuracy(curves[0]) is not None
     if has_story:
         panels = [title for title in panels if title not in IN_STORY]
@@ -141,7 +140,7 @@ def _draw_panels(
         ax = figure.add_subplot(grid[row, column : column + (1 if index else 1 + spare)], sharex=first)
         first = first or ax
         legend = _draw_panel(ax, title, runs)
-        if guard is not None and guard["fired"] is not None:
+        if guard is not None:
             marks = _mark_guard(ax, guard)
             legend |= {} if index else marks  # once is enough
         if len(legend) > 1:

@@ -2,25 +2,21 @@
 
 from pathlib import Path
 
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import write_text
 
 FINISHED = ".finished"  # optimiser steps, trainer.max_steps and trainer.max_epochs of a run that has come to its end
 
 
 def note_finished(run: Path, step: int, limits: tuple[int, int | None]) -> None:
     """Everything was written: the last checkpoint, evaluations, guard.json, the report."""
-    with replacing(run / FINISHED) as file:
-        file.write(" ".join(map(str, (step, *limits))).encode())
+    write_text(run / FINISHED, " ".join(map(str, (step, *limits))))
 
 
 def is_finished(run: Path | None, step: int, limits: tuple[int, int | None], early: bool) -> bool:
-    """Whether the run had come to its end at this step, and these limits ask for no more.
+    """Whether a run had come to its end at this step of its last checkpoint, and these limits ask for no more.
 
-    Args:
-        run: Its folder; None has none.
-        step: Of its last checkpoint.
-        limits: ``trainer.max_steps`` and ``trainer.max_epochs`` as they are now.
-        early: Whether an end before its limits counts, as that by the guard or by EarlyStopping.
+    Limits are ``trainer.max_steps`` and ``trainer.max_epochs`` as they are now. ``early``: an end before them counts,
+    as that by the guard or by EarlyStopping.
     """
     try:
         noted = (run / FINISHED).read_text(encoding="utf-8").split() if run is not None else []

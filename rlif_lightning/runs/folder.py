@@ -1,9 +1,8 @@
 """Run folders: ``<root>/<recipe>/<n>`` is one run and holds everything that run has written.
 
-A run folder holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl, guard.json and
-held_out.jsonl, answers to a few held-out problems at each evaluation; skipped.jsonl, where steps were skipped, their
-completions.
-A resumed run continues in the folder of its checkpoint.
+It holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl, guard.json, held_out.jsonl
+(answers to a few held-out problems at each evaluation) and skipped.jsonl (completions of skipped steps). A run that
+is continued stays in the folder of its checkpoint.
 """
 
 import os
@@ -27,6 +26,7 @@ METRICS = "metrics.csv"
 COMPLETIONS = "completions.jsonl"
 HELD_OUT = "held_out.jsonl"
 SKIPPED = "skipped.jsonl"
+ROWS = (COMPLETIONS, HELD_OUT, SKIPPED)  # JSON lines with a step, to which a continued run cuts them back
 GUARD = "guard.json"
 GUARD_WEIGHTS = f"{CHECKPOINTS}/guard/weights.safetensors"
 
@@ -50,9 +50,6 @@ def lock_run(folder: Path) -> IO[bytes]:
     """Keep other processes from writing into a run folder until the returned file is closed or this process ends.
 
     Does nothing on Windows, and on file systems without locks.
-
-    Raises:
-        UserError: Another process writes to the run, or this one may not.
     """
     try:
         with writing(folder):
@@ -164,16 +161,9 @@ def can_continue(root: Path, recipe: str) -> bool:
 
 
 def find_checkpoint(ckpt_path: str, root: Path, recipe: str) -> Path:
-    """Turn the value of ``--ckpt_path`` into the checkpoint that it means.
+    """The checkpoint that a value of ``--ckpt_path`` means; a run never starts from scratch instead.
 
-    Args:
-        ckpt_path: "last" or "auto" (of the newest run of this recipe), the path of a checkpoint, or a run folder (its
-            last checkpoint).
-        root: The folder of all runs.
-        recipe: The recipe's name.
-
-    Raises:
-        UserError: There is no such checkpoint, or only one of an older run. A run never starts from scratch instead.
+    It is "last" or "auto" (of the recipe's newest run below ``root``), the path of a checkpoint, or a run folder.
     """
     path: Path | None = Path(ckpt_path).expanduser()
     if ckpt_path in ("last", "auto"):

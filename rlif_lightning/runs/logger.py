@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlif_lightning.errors import DiskFailure, writing
 from rlif_lightning.runs.atomic import truncate_jsonl
-from rlif_lightning.runs.folder import COMPLETIONS, HELD_OUT, METRICS, SKIPPED
+from rlif_lightning.runs.folder import METRICS, ROWS
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 
 EVENTS = "events.out.tfevents.*"
@@ -47,13 +47,9 @@ class LazyWriter(SummaryWriter):
 class RunLogger(TensorBoardLogger):
     """Writes TensorBoard events and metrics.csv into one run folder, which is the trainer's ``log_dir``.
 
-    A resumed run goes back to its checkpoint's step with :meth:`begin`, or before the first write: metrics.csv and
-    completions.jsonl are cut, and TensorBoard forgets events from that step on. A checkpoint that is refused leaves
-    the folder as it was.
-
-    Args:
-        folder: The run folder.
-        resume_step: Optimiser steps of the checkpoint that the run continues from, None for a new run.
+    A run that continues from the checkpoint of ``resume_step`` goes back there with :meth:`begin`, or before the
+    first write: its logs are cut, and TensorBoard forgets events from that step on. A checkpoint that is refused
+    leaves the folder as it was.
     """
 
     def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
@@ -63,8 +59,7 @@ class RunLogger(TensorBoardLogger):
         self.resume_step = resume_step
         self._metrics: MetricsCSV | None = None
         self._earlier_events: list[Path] = []
-        self.failure: DiskFailure | None = None
-        """Why nothing is logged any more."""
+        self.failure: DiskFailure | None = None  # why nothing is logged any more
 
     @property
     def log_dir(self) -> str:
@@ -138,7 +133,7 @@ class RunLogger(TensorBoardLogger):
         if self.resume_step is not None:
             if path.is_file() and not read_metrics(path):
                 rank_zero_warn(f"{path} is empty: the rows of earlier steps are lost.")
-            for name in (COMPLETIONS, HELD_OUT, SKIPPED):
+            for name in ROWS:
                 truncate_jsonl(self.folder / name, self.resume_step)
             MetricsCSV.truncate(path, self.resume_step)
         writer = self.experiment
@@ -155,14 +150,10 @@ class RunLogger(TensorBoardLogger):
 
 
 def date_event_files_back(files: Sequence[Path], new: Path) -> None:
-    """Rename a run's event files that would not stand before a new one.
+    """Rename a run's earlier event files, in the order of their names, that would not stand before a new one.
 
     TensorBoard reads a run's event files in the order of their names, which hold the second of their creation: a
     run that goes on within that second, or after the clock was set back, would be read before its own beginning.
-
-    Args:
-        files: The earlier event files, in the order of their names.
-        new: The new one.
     """
     if files and files[-1].name > new.name:
         first = int(new.name.split(".")[3]) - len(files)

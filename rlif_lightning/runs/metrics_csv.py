@@ -20,13 +20,10 @@ Curves = dict[str, dict[int, float]]
 
 
 class MetricsCSV:
-    """Appends to one metrics.csv; an existing file is continued.
+    """Appends to one metrics.csv, which appears with the first logged value; an existing file is continued.
 
     Only the last row is rewritten in place, in one write. A new column, or a value for an earlier row, replaces the
     whole file at once.
-
-    Args:
-        path: The file; it appears with the first logged value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,11 +82,7 @@ class MetricsCSV:
 
 
 def read_metrics(path: Path) -> Curves:
-    """Read a metrics.csv as ``{metric: {step: value}}``, without a last line that a kill has cut short.
-
-    Raises:
-        UserError: The file is no metrics table.
-    """
+    """Read a metrics.csv as ``{metric: {step: value}}``, without a last line that a kill has cut short."""
     columns, rows = _read(Path(path))
     return {name: {int(row[STEP]): float(row[name]) for row in rows if name in row} for name in columns[1:]}
 

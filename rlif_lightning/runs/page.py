@@ -4,10 +4,10 @@ import base64
 from html import escape
 from pathlib import Path
 
-from rlif_lightning.runs.atomic import replacing
+from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.runs.held_out import load_held_out, mark
-from rlif_lightning.runs.story import headline
+from rlif_lightning.runs.story import fired, headline
 from rlif_lightning.runs.summary import load_guard, load_run, run_labels, summary_table
 
 PAGE = """<!doctype html>
@@ -37,7 +37,7 @@ td {{ overflow-wrap: anywhere }}
 def write_page(folder: Path, picture: Path, target: Path) -> None:
     """Write what the run's curves say, the curves, answers to held-out problems, and the settings."""
     config = folder / CONFIG
-    page = PAGE.format(
+    text = PAGE.format(
         name=escape(run_labels([folder])[0]),
         headline=escape(headline(load_run(folder))),
         summary=escape(summary_table(folder)),
@@ -45,17 +45,17 @@ def write_page(folder: Path, picture: Path, target: Path) -> None:
         answers=_answers(folder),
         settings=escape(config.read_text(encoding="utf-8") if config.is_file() else ""),
     )
-    with replacing(target) as file:
-        file.write(page.encode())
+    write_text(target, text)
 
 
 def _answers(folder: Path) -> str:
     """A table per evaluation: that of the start, that before the guard's step, and the last."""
-    held_out, guard = load_held_out(folder), load_guard(folder)
+    held_out, guard = load_held_out(folder), fired(load_guard(folder))
     if not held_out:
         return ""
-    handed = guard["handed_back_step"] if guard is not None and guard["fired"] is not None else None
-    steps = {min(held_out), *([] if handed is None else [max(s for s in held_out if s <= handed)]), max(held_out)}
+    steps = {min(held_out), max(held_out)}
+    if guard is not None:
+        steps.add(max(step for step in held_out if step <= guard["handed_back_step"]))
     parts = ["<h2>Answers to held-out problems</h2>"]
     for step in sorted(steps):
         rows = []

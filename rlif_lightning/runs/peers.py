@@ -8,13 +8,10 @@ from torch import distributed
 
 
 class Peers:
-    """All processes of torch's default group.
+    """All processes of torch's default group; ``device`` is this one's, for the group's backend.
 
     One of them tells the others through the group's store, where nobody has to wait for anybody: they may sample
     completions of different lengths meanwhile. To agree takes all of them.
-
-    Args:
-        device: Of this process, for the group's backend.
     """
 
     LOOK_SECONDS = 1.0  # between two looks into the store

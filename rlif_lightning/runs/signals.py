@@ -46,11 +46,7 @@ def agreed() -> int:
 
 
 def look() -> None:
-    """End here, if a signal came to any process, nothing is half done, and no other process waits for this one.
-
-    Raises:
-        Stopped: It came.
-    """
+    """Raise Stopped if a signal came to any process, nothing is half done, and no process waits for this one."""
     if _State.when == "later" or (_State.when == "at a look" and _State.peers and not _State.apart):
         return
     number = _State.number or (_State.peers.heard() if _State.peers else 0)
@@ -59,11 +55,7 @@ def look() -> None:
 
 
 def look_together() -> None:
-    """As :func:`look`, at a place to which all processes come equally often: they end there together.
-
-    Raises:
-        Stopped: A signal came to any process.
-    """
+    """As :func:`look`, at a place to which all processes come equally often: they end there together."""
     if _State.when == "at a look" and (number := agreed()):
         raise Stopped(number)
 
@@ -73,9 +65,6 @@ def apart() -> Iterator[None]:
     """A block within which no process waits for another: where a signal ends it on one, it ends on all.
 
     Processes that sample take different numbers of tokens. Each ends its block at its next look, and then all agree.
-
-    Raises:
-        Stopped: A signal came to any process.
     """
     if _State.peers is None or _State.when != "at a look":
         yield
@@ -149,9 +138,8 @@ def _handle(number: int, frame: Any) -> None:
             os._exit(int(Stopped(number).code))  # type: ignore[arg-type]
         return
     _State.number, _State.since = number, now
-    os.write(
-        2, f"\n{name_of(number)}: stopping; a second signal ends it at once.\n".encode()
-    )  # may be within a print
+    said = f"\n{name_of(number)}: stopping; a second signal ends it at once.\n"
+    os.write(2, said.encode())  # not print: this may be within one
     if _State.peers is not None:
         _State.peers.tell(number)
     if _State.when == "at once":

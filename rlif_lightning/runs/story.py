@@ -58,6 +58,17 @@ def sentences(curves: Curves, guard: dict[str, Any] | None, folder: Path) -> lis
     return said
 
 
+def fired(guard: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the guard of a run has written, if it has fired."""
+    return None if guard is None or guard["fired"] is None else guard
+
+
+def handed_back(guard: dict[str, Any], otherwise: float | None = None) -> float | None:
+    """The held-out accuracy of the weights that the guard hands back, as far as it is known."""
+    values = guard["accuracy"].get("handed_back", {})
+    return next((values[metric] for metric in ACCURACIES if metric in values), otherwise)
+
+
 def number(value: float) -> str:
     """A metric in a few digits."""
     return f"{value:.3f}" if abs(value) < 100 or not math.isfinite(value) else f"{value:.1f}"
@@ -92,8 +103,7 @@ def _about_accuracy(metric: str, curve: dict[int, float]) -> str:
 def _about_guard(guard: dict[str, Any], folder: Path) -> str:
     if guard["fired"] is None:
         return "The collapse guard, which sees no labels, did not fire."
-    handed_back = guard["accuracy"].get("handed_back", {})
-    known = next((handed_back[metric] for metric in ACCURACIES if metric in handed_back), None)
+    known = handed_back(guard)
     accuracy = "" if known is None else f", accuracy {number(known)}"
     kept = "lost its weights" if guard["weights"] is None else f"kept {folder / guard['weights']}"
     return (

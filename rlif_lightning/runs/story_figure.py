@@ -6,19 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlif_lightning.runs import story
 from rlif_lightning.runs.held_out import beginning, ending, mark
 from rlif_lightning.runs.metrics_csv import Curves
-from rlif_lightning.runs.story import (
-    ACCURACIES,
-    NOISE,
-    REWARD,
-    best_step,
-    finite,
-    headline,
-    held_out_accuracy,
-    number,
-    own_scale,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,13 +19,13 @@ HeldOut = Mapping[int, Sequence[Mapping[str, Any]]]  # as load_held_out returns 
 
 
 def draw_story(figure: FigureBase, curves: Curves, guard: dict[str, Any] | None, held_out: HeldOut) -> None:
-    """Draw a run with held-out accuracy; below the curves answers at the start, at the best step and at the end."""
-    found = held_out_accuracy(curves)
+    """Draw a run with held-out accuracy, and a guard that has fired; below the curves answers on the way."""
+    found = story.held_out_accuracy(curves)
     assert found is not None
-    accuracy, reward = found[1], finite(curves.get(REWARD, {}))
+    accuracy, reward = found[1], story.finite(curves.get(story.REWARD, {}))
     grid = figure.add_gridspec(2, 3, height_ratios=[4, 1.3 if held_out else 0.01], hspace=0.05)
     ax = figure.add_subplot(grid[0, :])
-    ax.set_title(headline(curves), loc="left", fontsize=13, fontweight="bold", parse_math=False)
+    ax.set_title(story.headline(curves), loc="left", fontsize=13, fontweight="bold", parse_math=False)
     ax.set(xlabel="optimiser step", ylabel="accuracy on held-out problems", ylim=(0, 1.05))
     ax.spines[["top", "right"]].set_visible(False)
     first, last = min([*accuracy, *reward]), max([*accuracy, *reward])
@@ -43,13 +33,14 @@ def draw_story(figure: FigureBase, curves: Curves, guard: dict[str, Any] | None,
     _shade(ax, accuracy)
     start = accuracy[min(accuracy)]
     ax.axhline(start, color=BLUE, linewidth=1, linestyle=":")
-    ax.text(0.995, start + 0.01, f"start {number(start)}", color=BLUE, ha="right", transform=ax.get_yaxis_transform())
+    left_of: dict[str, Any] = {"ha": "right", "transform": ax.get_yaxis_transform()}
+    ax.text(0.995, start + 0.01, f"start {story.number(start)}", color=BLUE, **left_of)
     ax.plot(list(accuracy), list(accuracy.values()), color=BLUE, linewidth=3, marker="o", markersize=4)
-    ends = {f"accuracy\n{number(accuracy[max(accuracy)])}": (accuracy[max(accuracy)] / 1.05, BLUE)}
+    ends = {f"accuracy\n{story.number(accuracy[max(accuracy)])}": (accuracy[max(accuracy)] / 1.05, BLUE)}
     if len(reward) > 1:
         ends |= _draw_reward(ax, reward)
     _label_ends(ax, ends)
-    if guard is not None and guard["fired"] is not None:
+    if guard is not None:
         _mark_guard(ax, guard, accuracy)
     if held_out:
         _write_answers([figure.add_subplot(grid[1, n]) for n in range(3)], accuracy, guard, held_out)
@@ -57,26 +48,26 @@ def draw_story(figure: FigureBase, curves: Curves, guard: dict[str, Any] | None,
 
 def _shade(ax: Axes, accuracy: dict[int, float]) -> None:
     """Say where training helped and, if it did, where it hurt."""
-    best, start, last = best_step(accuracy), min(accuracy), max(accuracy)
+    best, start, last = story.best_step(accuracy), min(accuracy), max(accuracy)
     assert best is not None
     text: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 11}
-    if accuracy[best] > accuracy[start] + NOISE:
+    if accuracy[best] > accuracy[start] + story.NOISE:
         ax.axvspan(start, best, color=GREEN, alpha=0.08, linewidth=0)
         ax.text((start + best) / 2, 1.03, "training helps", color=GREEN, **text)
     else:
         best = start
-    if accuracy[last] < accuracy[best] - NOISE:
+    if accuracy[last] < accuracy[best] - story.NOISE:
         ax.axvspan(best, last, color=ORANGE, alpha=0.07, linewidth=0)
         ax.text((best + last) / 2, 1.03, "training hurts", color=ORANGE, **text)
 
 
 def _draw_reward(ax: Axes, reward: dict[int, float]) -> dict[str, tuple[float, str]]:
     """Draw the reward on a scale of its own; returns the label of its end."""
-    scaled = [0.12 + 0.72 * value for value in own_scale(reward).values()]
+    scaled = [0.12 + 0.72 * value for value in story.own_scale(reward).values()]
     ax.plot(
         list(reward), scaled, color=GREY, linewidth=1.6, linestyle=(0, (5, 2)), transform=ax.get_xaxis_transform()
     )
-    return {f"reward\n(own scale)\n{number(reward[max(reward)])}": (scaled[-1], GREY)}
+    return {f"reward\n(own scale)\n{story.number(reward[max(reward)])}": (scaled[-1], GREY)}
 
 
 def _label_ends(ax: Axes, ends: dict[str, tuple[float, str]]) -> None:
@@ -92,15 +83,14 @@ def _mark_guard(ax: Axes, guard: dict[str, Any], accuracy: dict[int, float]) -> 
     """Mark what the guard hands back, with its accuracy where known, and where it fired."""
     fired, handed = guard["fired"]["step"], guard["handed_back_step"]
     ax.axvline(fired, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
-    values = guard["accuracy"].get("handed_back", {})
-    known = next((values[metric] for metric in ACCURACIES if metric in values), accuracy.get(handed))
+    known = story.handed_back(guard, accuracy.get(handed))
     if known is None:
         return
     ax.plot([handed], [known], "D", color=GREEN, markeredgecolor="white", markersize=11, zorder=5)
     low, high = ax.get_xlim()
     left = handed > (low + high) / 2
     ax.annotate(
-        f"the guard hands back step {handed}: {number(known)}\n(it saw no labels; it fired at step {fired})",
+        f"the guard hands back step {handed}: {story.number(known)}\n(it saw no labels; it fired at step {fired})",
         (handed, known),
         xytext=(-70 if left else 70, -10),
         textcoords="offset points",
@@ -117,12 +107,12 @@ def _write_answers(
     cells: list[Axes], accuracy: dict[int, float], guard: dict[str, Any] | None, held_out: HeldOut
 ) -> None:
     """Write the answers to a few problems at the start, at the step handed back or the best one, and at the end."""
-    fired = guard is not None and guard["fired"] is not None
-    middle = guard["handed_back_step"] if guard is not None and fired else best_step(accuracy)
-    chosen = [("before training", min(held_out)), ("", middle), ("at the end", max(held_out))]
+    chosen = [("before training", min(held_out)), ("at the best step", story.best_step(accuracy))]
+    if guard is not None:
+        chosen[1] = ("handed back", guard["handed_back_step"])
+    chosen.append(("at the end", max(held_out)))
     for ax, (when, wanted) in zip(cells, chosen, strict=True):
         step = min(held_out, key=lambda step: abs(step - (wanted or 0)))
-        when = when or ("handed back" if fired else "at the best step")
         ax.axis("off")
         with warnings.catch_warnings(action="ignore"):  # scripts that the font lacks
             ax.text(0, 1, f"{when} (step {step})", fontsize=10.5, fontweight="bold", va="top")

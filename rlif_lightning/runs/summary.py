@@ -18,11 +18,10 @@ SUMMARY_METRICS = dict.fromkeys((*ACCURACIES, "rollout/agreement"), True) | dict
 
 
 def summary_table(folder: Path) -> str:
-    """Return what happened in a few sentences, and a table of the key metrics, as plain text.
+    """What happened in a few sentences, and a table of the key metrics that were logged, as plain text.
 
-    Its columns are start, best (where a higher value is better), what the guard hands back, and end. Metrics that
-    were not logged have no row. Rollouts that taught nothing, steps that changed nothing and those that were skipped
-    are counted in a line each.
+    Its columns are start, best (where a higher value is better), what the guard hands back, and end. Rollouts that
+    taught nothing, steps that changed nothing and those that were skipped are counted in a line each.
     """
     curves, guard = load_run(folder), load_guard(folder)
     last = max((step for curve in curves.values() for step in curve), default=0)

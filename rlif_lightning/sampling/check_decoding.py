@@ -8,11 +8,9 @@ from torch import nn
 from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.functional.token_stats import token_logprobs
 from rlif_lightning.models.policy import set_training_mode
+from rlif_lightning.models.scoring import DECODERS, FAILURES, tolerance
 from rlif_lightning.sampling.native import NativeSampler
 from rlif_lightning.sampling.protocol import Sampling
-
-TOLERANCE = 1e-3  # nats
-HALF_TOLERANCE = 0.25  # half precision rounds prefill and decoding differently
 
 
 @torch.no_grad()
@@ -37,28 +35,22 @@ def decoding_error(policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> fl
 
 
 def check_decoding(policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-    """Refuse an architecture that the native sampler decodes wrongly.
+    """Refuse an architecture that the native sampler does not decode, or otherwise than its plain forward.
 
     Tested with Qwen2, Qwen3, Llama, Gemma 3 and Mistral; others are decided by this check.
-
-    Raises:
-        UserError: Decoding fails or differs from the plain forward.
     """
     set_training_mode(policy, training=False)
     kind = policy.config.model_type  # type: ignore[union-attr]
     try:
         error = decoding_error(policy, end_ids, pad_id)
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as problem:
-        raise UserError(
-            f"The sampler can't decode the architecture '{kind}'",
-            got=said_by_python(problem),
-            expected="a decoder with a key-value cache, such as Qwen2, Qwen3, Llama, Gemma 3 or Mistral",
-        ) from problem
-    tolerance = TOLERANCE if next(policy.parameters()).element_size() >= 4 else HALF_TOLERANCE
-    if not error <= tolerance:
+    except FAILURES as problem:
+        wrong = f"The sampler can't decode the architecture '{kind}'"
+        raise UserError(wrong, got=said_by_python(problem), expected=DECODERS) from problem
+    most = tolerance(policy)
+    if not error <= most:
         raise UserError(
             f"The sampler decodes the architecture '{kind}' differently from its own plain forward",
             got=f"log-probabilities off by {error:.3g} nats",
-            expected=f"at most {tolerance:g}",
+            expected=f"at most {most:g}",
             do="use one of Qwen2, Qwen3, Llama, Gemma 3 or Mistral",
         )

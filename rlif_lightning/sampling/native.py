@@ -80,10 +80,7 @@ class NativeSampler:
     def sample_last_token(self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling) -> None:
         """Decode the last token of the largest batch after empty keys and values: the most that is ever held.
 
-        Args:
-            prompts: The longest ones, the very longest first; as many as fit are taken.
-            group_size: Completions per prompt.
-            sampling: How long a completion may be, and its temperature.
+        Of the prompts, the very longest first, as many as fit are taken.
         """
         assert self.policy is not None
         longest, tokens = len(prompts[0]), sampling.max_new_tokens

@@ -1,9 +1,6 @@
 """The embedded default: a tiny base model and its arithmetic problems, so that everything runs without a hub.
 
-It is built on first use, in tens of seconds on one CPU core, as an ordinary Hugging Face folder in the user's cache.
-It exists for any seed (``toy:3``) and in two variants: ``toy``, a base model (several solution styles, slips, about
-0.3 sampled accuracy), and ``toy-tuned``, the same after some training on clean step-by-step solutions. The recipe was
-searched until internal rewards made accuracy rise and then fall, and proves nothing about language models.
+Built on first use as an ordinary Hugging Face folder in the user's cache; docs/toy.md says what it is and proves.
 """
 
 from rlif_lightning.toy.cache import parse_toy_name, refuse_almost_toy, toy_model

@@ -47,18 +47,10 @@ def refuse_almost_toy(name: str) -> None:
 
 
 def toy_model(name: str = "toy", progress: bool = True) -> Path:
-    """The folder of a toy model, which Auto classes of transformers load; built if it is not in the cache yet.
+    """The folder of a toy (``toy``, ``toy-tuned:3``) that Auto classes of transformers load; built if there is none.
 
     A folder appears complete or not at all, and one that was damaged since is built again. Processes that ask at the
-    same time wait for the first.
-
-    Args:
-        name: ``toy`` or ``toy-tuned``, with or without a seed, such as ``toy:3``.
-        progress: Whether to show a progress bar while building.
-
-    Raises:
-        UserError: The name is not a toy's, the cache cannot be written, or the training fails.
-        DiskFailure: The disk is full, read-only or broken.
+    same time wait for the first. ``progress``: show a bar while building.
     """
     parsed = parse_toy_name(name)
     if parsed is None:

@@ -27,9 +27,7 @@ from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 from rlif_lightning.training.scores import score_slices, with_importance, with_scores
 from rlif_lightning.training.slice_loss import takes_fused_loss
 
-READING = frozenset({"answers", "answer_mask"})
-"""What a reward may require that takes the reading of answers."""
-
+READING = frozenset({"answers", "answer_mask"})  # what a reward may require that takes the reading of answers
 ENGINE_KL = 0.1
 """Nats per token between sampler and policy from which on the sampler computes something else than the policy."""
 
@@ -103,11 +101,7 @@ class Collector:
         return {kind for kind, name in ANNOTATORS.items() if name in self.requires}
 
     def open(self, world_size: int, answers: AnswerFormat, has_labels: bool) -> None:
-        """Get ready for data, with or without reference answers; :meth:`close` ends the grader's process.
-
-        Raises:
-            UserError: A reward needs labels that are not there, or nothing counts the votes.
-        """
+        """Get ready for data, with or without reference answers; :meth:`close` ends the grader's process."""
         self.plan = replace(self.plan, world_size=world_size)
         if "labels" in self.requires and not has_labels:
             names = ", ".join(r.name for r in self.rewards if "labels" in r.requires)
@@ -129,12 +123,7 @@ class Collector:
             self.grader.close()
 
     def check_first(self, metrics: Mapping[str, float]) -> None:
-        """Refuse a sampler or rewards that the first rollout's metrics show to fail on this model and data.
-
-        Raises:
-            UserError: The sampler is not the policy; answers are needed and no completion has one; or the rewards
-                cancel.
-        """
+        """Refuse a sampler or rewards that the first rollout's metrics show to fail on this model and data."""
         if metrics.get("rollout/engine_kl", 0.0) > ENGINE_KL:
             raise UserError(
                 "The engine of rollout.sampler computes something else than the policy",
@@ -154,8 +143,6 @@ class Collector:
                 got=", ".join(r.name for r in self.rewards),
                 do="change --rollout.rewards or their weights",
             )
-
-    # -- one rollout -----------------------------------------------------------------------------------------
 
     def collect(
         self,

@@ -8,16 +8,13 @@ from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.rewarding import AdvantageSettings
 
 LONGER = "raise rollout.max_new_tokens"
-IN_A_ROW = 3
-"""Rollouts, or steps, that teach nothing before a warning."""
+IN_A_ROW = 3  # rollouts, or steps, that teach nothing before a warning
 
 
 class LearningCheck:
     """Looks at the metrics of each rollout and of each step; each warning comes once.
 
-    Args:
-        settings: How rewards become advantages.
-        abstains: Whether a reward may leave completions out with good reason.
+    ``abstains``: a reward may leave completions out with good reason.
     """
 
     def __init__(self, settings: AdvantageSettings, abstains: bool = False) -> None:

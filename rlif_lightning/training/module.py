@@ -32,7 +32,6 @@ from rlif_lightning.warnings_shown import quiet_lightning
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -161,8 +160,6 @@ class RLIFModule(pl.LightningModule):
         check_trainer(self.trainer)
         return []
 
-    # -- loading ---------------------------------------------------------------------------------------------
-
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The policy's tokenizer; needs no weights."""
@@ -175,12 +172,7 @@ class RLIFModule(pl.LightningModule):
         return self._policy
 
     def configure_model(self) -> None:
-        """Load policy and references; Lightning calls this in each command, after all settings were checked.
-
-        Raises:
-            UserError: As :meth:`~rlif_lightning.models.policy.Policy.load`; the sampler can't decode the model; or
-                weights that were loaded to be evaluated are to train.
-        """
+        """Load policy and references; Lightning calls this in each command, after all settings were checked."""
         trainer = self._trainer
         training = trainer is not None and trainer.training
         if self._policy is not None:
@@ -209,8 +201,6 @@ class RLIFModule(pl.LightningModule):
         """As in the base class; then the references follow the policy."""
         super().optimizer_step(*args, **kwargs)
         self.policy.references.update_after_step(self.policy.model, self.trainer.global_step + 1)  # counted later
-
-    # -- one update ------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one slice: its part of the window's mean.
@@ -259,8 +249,6 @@ class RLIFModule(pl.LightningModule):
         all_epochs = max(1, batches // trainer.accumulate_grad_batches)
         return all_epochs if steps < 0 else min(steps, all_epochs)
 
-    # -- the other commands: the Evaluation callback does their work ------------------------------------------
-
     def setup(self, stage: str) -> None:
         """Refuse a Trainer that would run through these commands without doing anything."""
         quiet_lightning()
@@ -275,8 +263,6 @@ class RLIFModule(pl.LightningModule):
         """Done by the Evaluation callback."""
 
     test_step = predict_step = validation_step
-
-    # -- checkpoints -----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable weights only, and whose they are; weights that are not finite are refused."""

@@ -5,17 +5,17 @@ from lightning.pytorch import callbacks as lightning
 
 from rlif_lightning.errors import UserError
 
-AVERAGES = "its averages would take the place of the weights that sample and that checkpoints continue from"
+AVERAGES = (
+    "its averages would take the place of the weights that sample and that checkpoints continue from",
+    "leave it out; model.reference ema is a running mean to refer to",
+)
 REFUSED = {
     lightning.GradientAccumulationScheduler: (
         "it would take several rollouts for one optimiser step",
         "set --rollout.micro_batch_size, from which accumulation follows",
     ),
-    lightning.StochasticWeightAveraging: (
-        AVERAGES,
-        "leave it out; model.reference ema is a running mean to refer to",
-    ),
-    lightning.WeightAveraging: (AVERAGES, "leave it out; model.reference ema is a running mean to refer to"),
+    lightning.StochasticWeightAveraging: AVERAGES,
+    lightning.WeightAveraging: AVERAGES,
     lightning.BaseFinetuning: (
         "checkpoints, references and the guard hold the weights that train from the first step on",
         "choose what trains with --model.lora",

@@ -54,13 +54,10 @@ def score_slices(
     statistics: bool,
     head_weight_only: bool = True,
 ) -> tuple[Tensor, TokenStats | None]:
-    """Score the rollout under another model.
+    """Log-probabilities [N, T] in nats under another model, at the sampler's temperature, and statistics if wanted.
 
     The pass runs on the very slices (row numbers that together are all rows) and the head that the update will use,
     so that at the first step policy and reference round alike and their divergence is exactly 0.
-
-    Returns:
-        Log-probabilities [N, T] in nats at the sampler's temperature, and where wanted the statistics [N, T].
     """
     logprob = torch.zeros_like(rollout.samples.completion_ids, dtype=torch.float32)
     stats = TokenStats.zeros(logprob.shape, sampling.statistics, logprob.device) if statistics else None

@@ -19,17 +19,12 @@ def slice_loss(
     old_logprob: Tensor | None,
     settings: LossSettings,
 ) -> PolicyLoss:
-    """The loss of a slice with gradient in the policy's trainable weights.
+    """The loss of a slice, with advantages and masks, and its gradient in a policy in training mode.
 
     Loss and gradient of the logits are taken together where each token's part depends on its own log-probability
-    alone and the head is a weight and nothing else; otherwise the logits are computed twice.
-
-    Args:
-        policy: In training mode.
-        rollout: The slice, with advantages and masks.
-        denominator: D of the window.
-        old_logprob: [N, T] of the policy that sampled; None: on policy.
-        settings: Which loss; where its entropy coefficient is not None, the entropy is taken.
+    alone and the head is a weight and nothing else; otherwise the logits are computed twice. ``denominator`` is D of
+    the window, ``old_logprob`` [N, T] that of the policy that sampled, None on policy. The entropy is taken where its
+    coefficient is not None.
     """
     samples, temperature = rollout.samples, rollout.temperature
     assert rollout.advantages is not None and rollout.loss_mask is not None

@@ -12,8 +12,7 @@ from rlif_lightning.functional.entropy import adapted_coefficient
 from rlif_lightning.functional.loss_records import PolicyLoss
 from rlif_lightning.models.trainable import gather
 
-MOST_SKIPPED = 3
-"""Skipped steps in a row that end a run."""
+MOST_SKIPPED = 3  # skipped steps in a row that end a run
 COUNTED = ("loss", "ratio", "clipped", "kl", "entropy", "tokens")  # of PolicyLoss, summed over a window
 
 

@@ -15,9 +15,9 @@ def options(parser):
 
 @pytest.fixture
 def loaded(tmp_path, monkeypatch):
-    """``loaded("--config", ...)``: the objects of a command named ``try``."""
+    """``loaded("--config", ...)``: the objects of a command."""
     monkeypatch.chdir(tmp_path)
-    return lambda *args: RecipeObjects("try", [str(a) for a in args], options, "Try it.")
+    return lambda *args: RecipeObjects("diagnose", [str(a) for a in args], options)
 
 
 @pytest.fixture
@@ -83,7 +83,11 @@ def test_weights_of_a_checkpoint_and_the_config_of_its_run(rlif, small_fit, load
 def test_the_output_folder_is_new_each_time_and_holds_the_settings(loaded, small_fit, tmp_path):
     objects = loaded("--config", "token_entropy", *small_fit, "--count", "7")
     folders = [objects.output(), objects.output(), objects.output("mine/here")]
-    assert [str(f) for f in folders] == ["runs/token_entropy/try/1", "runs/token_entropy/try/2", "mine/here"]
+    assert [str(f) for f in folders] == [
+        "runs/token_entropy/diagnose/1",
+        "runs/token_entropy/diagnose/2",
+        "mine/here",
+    ]
     for folder in folders:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert (config["count"], config["rollout"]["group_size"]) == (7, 4)
@@ -99,7 +103,7 @@ def test_print_config_and_help_load_nothing(loaded, no_weights, capsys):
             loaded(*args)
         assert exit_.value.code == 0
     helped, _, printed = capsys.readouterr().out.partition("# lightning.pytorch")
-    assert helped.startswith("usage: rlif try [--config RECIPE ...] [--setting VALUE ...]\n\nTry it.\n")
+    assert helped.startswith("usage: rlif diagnose [--config RECIPE ...] [--setting VALUE ...]\n\nFind out whether")
     assert "--rollout.group_size" in helped
     assert "How many." in helped
     config = yaml.safe_load(printed.partition("\n")[2])

@@ -372,3 +372,9 @@ def test_outputs_for_alpaca_eval(rlif, model_folder, data):
         {"instruction": row["instruction"], "output": text, "generator": str(model[1]), "dataset": row["dataset"]}
         for row, text in zip(ROWS["alpaca_eval"], texts, strict=True)
     ]
+
+
+def test_the_commands_after_a_fit_name_shipped_recipes_as_they_were_given(rlif, caplog):
+    """They once named the file of the recipe in the installed package."""
+    rlif("fit", "--config", "quickstart", "--trainer.max_steps=1", "--evaluation.n=2", "--rollout.prompts_per_step=2")
+    assert "rlif fit --config quickstart --config trajectory_entropy " in caplog.text

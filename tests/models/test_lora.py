@@ -288,7 +288,7 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
 
 def test_a_command_without_a_trainer_has_the_adapter_and_its_reference(tmp_path, monkeypatch, small_fit, adapter):
     monkeypatch.chdir(tmp_path)
-    objects = RecipeObjects("try", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None, "Try.")
+    objects = RecipeObjects("diagnose", [*small_fit, "--model.adapter", str(adapter)], lambda parser: None)
     loaded = objects.policy(training=True)
     loaded.make_references({"frozen"})
     policy = loaded.model

@@ -219,7 +219,7 @@ def test_what_was_graded_is_said_and_kept_where_the_disk_is_full(
     source = "val" if command == "validate" else "predict"
     settings = [s.replace("data.train", f"data.{source}") for s in small_fit if "data.val" not in s]
     settings = [s for s in settings if not s.startswith(("--rollout", "--model.optimizer", "--trainer.max_steps"))]
-    monkeypatch.setattr(results, "replacing", lambda path: raising(DiskFailure(path, errno.ENOSPC))())
+    monkeypatch.setattr(results, "write_text", lambda path, text: raising(DiskFailure(path, errno.ENOSPC))())
     monkeypatch.setattr(results.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     with pytest.raises(SystemExit) as ended:
         rlif(command, *settings)
@@ -240,6 +240,7 @@ def test_what_was_graded_is_said_and_kept_where_the_disk_is_full(
 )
 def test_a_picture_names_what_was_wrong(tmp_path, monkeypatch, error, said):
     class Figure:
+        legends = texts = axes = ()
         savefig = staticmethod(raising(error))
 
     monkeypatch.setattr(curves, "curves_figure", lambda folders: Figure)

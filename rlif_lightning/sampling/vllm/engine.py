@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlif_lightning.errors import UserError
+from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.rollout import Samples, pad_left
 from rlif_lightning.runs.signals import Stopped, look
 from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
@@ -57,16 +57,12 @@ class VLLMSampler:
         sleep: bool = True,
         engine: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 < gpu_memory_utilization <= 1:
-            what = "gpu_memory_utilization is out of range"
-            raise UserError(what, got=gpu_memory_utilization, expected="above 0, at most 1")
+        share = gpu_memory_utilization
+        check_ranges("", ("gpu_memory_utilization", share, 0 < share <= 1, "above 0, at most 1"))
         taken = sorted(self.OWN & (engine or {}).keys())
         if taken:
-            raise UserError(
-                "The sampler's engine has arguments that VLLMSampler sets itself",
-                got=", ".join(taken),
-                do="leave them out of rollout.sampler.engine",
-            )
+            wrong = "The sampler's engine has arguments that VLLMSampler sets itself"
+            raise UserError(wrong, got=", ".join(taken), do="leave them out of rollout.sampler.engine")
         self.gpu_memory_utilization, self.max_model_len = gpu_memory_utilization, max_model_len
         self.sleep, self.engine = sleep, engine or {}
         self.end_ids: list[int] = []

@@ -12,16 +12,11 @@ from rlif_lightning.models.merging import is_adapted
 
 
 def merged_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a policy, with LoRA merged in and 4-bit matrices unpacked; the policy is left as it is.
+    """A policy's weights by name, detached, LoRA merged in and 4-bit matrices unpacked; the policy stays as it is.
 
     One matrix exists at a time: W + BA (or its DoRA form) is computed in float32 and belongs to the caller, weights
-    that are dense already are the policy's own. Tied weights come once under each of their names.
-
-    Yields:
-        Name and weight, detached.
-
-    Raises:
-        UserError: An adapter that is no LoRA, or that no single matrix can express; a policy cut into shards.
+    that are dense already are the policy's own. Tied weights come once under each of their names. Refused are
+    adapters that are no LoRA or that no single matrix can express, and a policy cut into shards.
     """
     return _weights(policy.get_base_model() if hasattr(policy, "get_base_model") else policy, "")
 
