@@ -43,10 +43,10 @@ def write_page(folder: Path, picture: Path, target: Path) -> None:
         summary=escape(summary_table(folder)),
         picture=base64.b64encode(picture.read_bytes()).decode(),
         answers=_answers(folder),
-        settings=escape(config.read_text(encoding="utf-8") if config.is_file() else ""),
+        settings=escape(config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""),
     )
     with replacing(target) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="replace"))
 
 
 def _answers(folder: Path) -> str:
@@ -55,7 +55,8 @@ def _answers(folder: Path) -> str:
     if not held_out:
         return ""
     handed = guard["handed_back_step"] if guard is not None and guard["fired"] is not None else None
-    steps = {min(held_out), *([] if handed is None else [max(s for s in held_out if s <= handed)]), max(held_out)}
+    before = [] if handed is None else [step for step in held_out if step <= handed]
+    steps = {min(held_out), *before[-1:], max(held_out)}
     parts = ["<h2>Answers to held-out problems</h2>"]
     for step in sorted(steps):
         rows = []
