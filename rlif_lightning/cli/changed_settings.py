@@ -5,6 +5,17 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """What a config.yaml says; empty where it is damaged."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
 
 def changed_settings(was: Any, now: Any, name: str = "") -> Iterator[str]:
     """What differs between two versions of config.yaml, as ``model.kl_coefficient 0.005 -> 0.02``."""

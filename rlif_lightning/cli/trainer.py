@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlif_lightning import callbacks
 from rlif_lightning.callbacks.trained_problems import check_problems
-from rlif_lightning.cli.changed_settings import changed_settings
+from rlif_lightning.cli.changed_settings import changed_settings, read_settings
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.cli.disk_failures import run_failure
 from rlif_lightning.cli.environment import prepare, short_warnings
@@ -270,8 +270,8 @@ class SaveConfig(SaveConfigCallback):
         before = runs.keep_settings(folder, step) if trainer.is_global_zero else ""
         super().setup(trainer, pl_module, "fit")
         if before:
-            settings = (yaml.safe_load(text) for text in (before, (folder / runs.CONFIG).read_text(encoding="utf-8")))
-            changes = ", ".join(changed_settings(*settings))
+            was, now = map(read_settings, (before, (folder / runs.CONFIG).read_text(encoding="utf-8")))
+            changes = ", ".join(changed_settings(was, now)) if was else "unknown, as config.yaml was damaged"
             if changes:
                 rank_zero_info(f"Changed since step {step}: {changes}")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import dict_to_namespace
 
 from rlif_lightning.callbacks.progress import counting
+from rlif_lightning.cli.changed_settings import read_settings
 from rlif_lightning.cli.recipe_objects import RecipeObjects
 from rlif_lightning.commands.mix_fit import FIT, measure_gain
 from rlif_lightning.data.limits import check_prompts
@@ -114,9 +114,9 @@ class Mixing:
         """Refuse to add to results of other settings."""
         if not (folder / CONFIG).is_file() or not any((*folder.glob(TABLE), *folder.glob(f"*/{FIT}.yaml"))):
             return
-        stored = (folder / CONFIG).read_text(encoding="utf-8")
+        stored = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
         texts = (stored, self.objects.parser.dump(self.objects.config, skip_none=False))
-        before, now = (dict(dict_to_namespace(yaml.safe_load(text)).items()) for text in texts)  # "model.name": ...
+        before, now = (dict(dict_to_namespace(read_settings(text)).items()) for text in texts)  # "model.name": ...
         for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
             if before.get(key) != now.get(key):
                 raise UserError(

@@ -34,7 +34,8 @@ _JOINED = tuple(
     )
 )
 _UNEQUAL = re.compile(r"[<>]|\\[lgn]eq(?![A-Za-z])")
-_LETTERS = re.compile(r"\\mathbb\s*\{[A-Z]\}|\\[A-Za-z]+|[A-Za-z]")
+_LETTERS = re.compile(r"\\mathbb\s*\{[A-Z]\}|\\[A-Za-z]+|[A-Za-z]'*")
+_PRIMES = re.compile(r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime(?![A-Za-z]))")
 _SPARE = "qwuvzjhgkplmnosrtyabcfx"
 _MIXED = re.compile(r"(?<![0-9.^_}])([0-9]+)\\frac\{([0-9]+)\}\{([0-9]+)\}")
 
@@ -46,13 +47,14 @@ def formulas_equal(gold: str, answer: str, absolute: float = 0.0, relative: floa
 
 
 def _one_case(*formulas: str) -> Iterable[str]:
-    """The formulas with other letters for the capitals that stand next to their small letters.
+    """The formulas with other letters for those with primes, and for capitals next to their small letters.
 
-    math-verify reads all letters as small ones: it would take `R-r` for 0.
+    math-verify reads all letters as small ones and drops primes: it would take `R-r` and `y-y'` for 0.
     """
+    formulas = tuple(_PRIMES.sub(lambda match: "'" * match[0].count("prime"), formula) for formula in formulas)
     letters = [set(_LETTERS.findall(formula)) for formula in formulas]
-    mixed = sorted({x for found in letters for x in found if x.isupper() and x.lower() in found})
-    spare = [x for x in _SPARE if not any({x, x.upper()} & found for found in letters)]
+    mixed = sorted({x for found in letters for x in found if "'" in x or (x.isupper() and x.lower() in found)})
+    spare = [x for x in _SPARE if not any({x, x.upper()} & {y[0] for y in found} for found in letters)]
     names = dict(zip(mixed, spare, strict=False))
     return (_LETTERS.sub(lambda match: names.get(match[0], match[0]), formula) for formula in formulas)
 
@@ -75,6 +77,9 @@ def _parsed(formula: str) -> Any:
     letters = {x: sympy.I if x.name == "i" else sympy.Symbol(x.name) for x in found[0].atoms(sympy.Symbol)}
     is_real = all(x.is_real and x.name != "i" for x in letters)
     value = found[0] if is_real else found[0].xreplace(letters)
+    # dy/dx of a letter is not 0, which it would be if the letter were a constant.
+    unknown = [x for x in value.atoms(sympy.Derivative) if x.expr.is_Symbol]
+    value = value.xreplace({x: sympy.Symbol(str(x), real=True) for x in unknown})
     return value.doit() if isinstance(value, sympy.MatrixExpr) else value
 
 

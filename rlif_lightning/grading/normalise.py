@@ -88,7 +88,7 @@ _BARE_UNIT = re.compile(
     r"(?P<unit>\s?[A-Za-z]+(?:(?:\s?[/-]\s?|\s?\\cdot\s?|\. ?| )[A-Za-z]+|\^\{?-?[0-9]\}?)*)\.?"
 )
 _NO_UNIT = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|and|or|to|not|than|times|plus|minus|over|squared|cubed)\b"
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|and|or|to|not|is|but|than|times|plus|minus|over|squared|cubed)\b"
 )
 _SPELT = {
     name: names.split()[0]

@@ -60,8 +60,8 @@ def local_folder(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise _lacks(folder, "config.json", "a folder written by save_pretrained()", "check --model.name")
     _check_sizes(folder, _json(folder / "config.json"))
-    index = _json(folder / "model.safetensors.index.json")
-    for file in sorted({str(name) for name in (index.get("weight_map") or {}).values()} if index else ()):
+    files = _json(folder / "model.safetensors.index.json").get("weight_map")
+    for file in sorted({str(file) for file in files.values()} if isinstance(files, dict) else ()):
         if Path(file).name != file:
             do = "give only models whose files lie in their folder"
             raise UserError("The model's index names a file outside of its folder", got=f"{folder}: {file}", do=do)
@@ -103,7 +103,8 @@ def from_hub(what: str, name: str, load: Any) -> Any:
     except Exception as error:
         # What a loader raises has no common base: safetensors, huggingface_hub, datasets and torch have their own.
         if is_local(name):
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+            text = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+            reason = (text.strip().splitlines() or [type(error).__name__])[0].strip()
             raise UserError(f"The {what} could not be loaded", got=f"{name}: {reason}") from error
         if not isinstance(error, (OSError, ValueError)):
             raise

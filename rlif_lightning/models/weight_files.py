@@ -14,18 +14,30 @@ from rlif_lightning.models.hub import meta_model
 from rlif_lightning.models.weight_names import misfit, nearest
 from rlif_lightning.warnings_shown import no_bar, no_load_report, rank_zero_warn
 
+FLOATS = ("F64", "F32", "BF16", "F16")
+
 
 def check_files(name: str, path: str, config: Any, *, revision: str | None, trust_remote_code: bool) -> None:
-    """Refuse files that lack weights of the model or have them in another shape, before any weight is read.
+    """Refuse files that lack weights of the model, have them twice, in another shape or packed, before any is read.
 
     transformers itself compares, with tensors that have a shape alone: it knows former names, and which weights are
     tied. Files that it can't compare so (quantised ones, broken ones) are left to the loading.
     """
     if getattr(config, "quantization_config", None) is not None:
         return
+    stored: dict[str, Tensor] = {}
+    packed: dict[str, str] = {}
     try:
-        stored = {n: torch.empty(part.get_shape(), device="meta") for n, part in _slices(path, revision)}
-        kind: Any = type(meta_model(config, trust_remote_code=trust_remote_code))
+        for weight, part in _slices(path, revision):
+            if weight in stored:
+                do = "delete the older of the files, or save the model again into an empty folder"
+                raise UserError("The model's files hold a weight twice", got=f"{name}: {weight}", do=do)
+            stored[weight] = torch.empty(part.get_shape(), device="meta")
+            if part.get_dtype() not in FLOATS:
+                packed[weight] = part.get_dtype()
+        model = meta_model(config, trust_remote_code=trust_remote_code)
+        _check_packed(packed, dict(model.named_parameters()), name)
+        kind: Any = type(model)
         with no_bar(), no_load_report():
             _, found = kind.from_pretrained(
                 None,
@@ -35,9 +47,24 @@ def check_files(name: str, path: str, config: Any, *, revision: str | None, trus
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
+    except UserError:
+        raise
     except Exception:  # the code of any architecture runs in there; loading it will tell
         return
     check_loaded(found, name)
+
+
+def _check_packed(packed: Mapping[str, str], own: Mapping[str, Tensor], name: str) -> None:
+    """Refuse stored integers, 8-bit floats and the like, which would be taken for weights without their scales."""
+    taken = [(n, kind) for n, kind in packed.items() if any(f".{o}".endswith(f".{n}") for o in own)]
+    if taken:
+        raise UserError(
+            "The model's files hold weights that are no plain floating-point numbers, and config.json names no "
+            "quantization_config to read them by",
+            got=f"{name}: {taken[0][0]} in {taken[0][1]}",
+            expected=" | ".join(FLOATS),
+            do="copy config.json from the source of the weights, or save the model with save_pretrained()",
+        )
 
 
 def check_loaded(found: Mapping[str, Any], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,7 +86,7 @@ def save_figure(figure: Figure, output: Path) -> None:
         named = [text for legend in legends for text in legend.get_texts()]
         for text in [*named, *figure.texts, *(axes.title for axes in figure.axes)]:
             text.set_parse_math(False)  # names of runs, models and rewards may hold dollar signs
-        with replacing(output) as file:
+        with replacing(output) as file, warnings.catch_warnings(action="ignore"):  # scripts that the font lacks
             figure.savefig(file, format=output.suffix[1:])
     except ValueError as error:  # a format that matplotlib does not know
         expected = "a file name that ends in .png, .pdf or .svg"

@@ -19,7 +19,7 @@ def is_finished(run: Path | None, step: int, limits: tuple[int, int | None], ear
     as that by the guard or by EarlyStopping.
     """
     try:
-        noted = (run / FINISHED).read_text(encoding="utf-8").split() if run is not None else []
+        noted = (run / FINISHED).read_text(encoding="utf-8", errors="replace").split() if run is not None else []
     except OSError:
         noted = []
     same = noted[1:] == [str(limit) for limit in limits]

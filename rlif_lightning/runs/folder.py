@@ -133,7 +133,7 @@ def keep_settings(run: Path, step: int) -> str:
     for n in kept:
         if n > step:
             kept[n].unlink()
-    return settings.decode()
+    return settings.decode(errors="replace")
 
 
 def numbered_checkpoints(folder: Path) -> dict[int, Path]:

@@ -15,7 +15,7 @@ COLOURS = {True: "\033[32m", False: "\033[31m"}  # green, red
 
 
 def load_held_out(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """Step to the rows of an evaluation, in their order; lines that a kill or a full disk has cut short are left out.
+    """Step to the rows of an evaluation, in their order; lines that are damaged or cut short are left out.
 
     A row has ``step``, ``problem``, ``completion``, and, where the problem has an answer, ``gold`` and ``correct``.
     """
@@ -24,9 +24,9 @@ def load_held_out(folder: Path) -> dict[int, list[dict[str, Any]]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-            row["problem"], row["completion"]
+            mark(row), (row["problem"] + row["completion"]).encode()  # texts that can be shown
             found.setdefault(int(row["step"]), []).append(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
     return dict(sorted(found.items()))
 

@@ -114,7 +114,7 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
 
 def _are_numbers(cells: list[str]) -> bool:
     try:
-        return bool([int(cells[0]), *(float(cell) for cell in cells[1:] if cell)])
+        return 0 <= int(cells[0]) < 2**53 and bool([cells, *(float(cell) for cell in cells[1:] if cell)])
     except ValueError:
         return False
 

@@ -43,7 +43,7 @@ def write_page(folder: Path, picture: Path, target: Path) -> None:
         summary=escape(summary_table(folder)),
         picture=base64.b64encode(picture.read_bytes()).decode(),
         answers=_answers(folder),
-        settings=escape(config.read_text(encoding="utf-8") if config.is_file() else ""),
+        settings=escape(config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""),
     )
     write_text(target, text)
 
@@ -53,9 +53,8 @@ def _answers(folder: Path) -> str:
     held_out, guard = load_held_out(folder), fired(load_guard(folder))
     if not held_out:
         return ""
-    steps = {min(held_out), max(held_out)}
-    if guard is not None:
-        steps.add(max(step for step in held_out if step <= guard["handed_back_step"]))
+    before = [] if guard is None else [step for step in held_out if step <= guard["handed_back_step"]]
+    steps = {min(held_out), *before[-1:], max(held_out)}
     parts = ["<h2>Answers to held-out problems</h2>"]
     for step in sorted(steps):
         rows = []

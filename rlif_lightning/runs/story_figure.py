@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +113,9 @@ def _write_answers(
     for ax, (when, wanted) in zip(cells, chosen, strict=True):
         step = min(held_out, key=lambda step: abs(step - (wanted or 0)))
         ax.axis("off")
-        with warnings.catch_warnings(action="ignore"):  # scripts that the font lacks
-            ax.text(0, 1, f"{when} (step {step})", fontsize=10.5, fontweight="bold", va="top")
-            for line, row in enumerate(held_out[step]):
-                shown = f"{mark(row)} {beginning(row['problem'], 16)} → {ending(row['completion'], 26)}"
-                colour = GREEN if row.get("correct") else ORANGE if "correct" in row else GREY
-                style: dict[str, Any] = {"family": "monospace", "color": colour, "parse_math": False}
-                ax.text(0, 0.76 - 0.2 * line, shown, fontsize=9, va="top", **style)
+        ax.text(0, 1, f"{when} (step {step})", fontsize=10.5, fontweight="bold", va="top")
+        for line, row in enumerate(held_out[step]):
+            shown = f"{mark(row)} {beginning(row['problem'], 16)} → {ending(row['completion'], 26)}"
+            colour = GREEN if row.get("correct") else ORANGE if "correct" in row else GREY
+            style: dict[str, Any] = {"family": "monospace", "color": colour, "parse_math": False}
+            ax.text(0, 0.76 - 0.2 * line, shown, fontsize=9, va="top", **style)

@@ -62,9 +62,14 @@ def load_guard(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged", got=error, do="remove it to draw the run without its guard") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["fired"] is not None:  # what is shown of it
+            int(found["fired"]["step"]) >= int(found["handed_back_step"]), Path(found["weights"] or "")
+        [math.isfinite(value) for values in found["accuracy"].values() for value in values.values()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged", got=got, do="remove it to draw the run without its guard") from error
+    return found
 
 
 def load_run(folder: Path) -> Curves:

@@ -112,5 +112,6 @@ def diverged() -> UserError:
     """What to say where the policy's logits are not finite."""
     return UserError(
         "The policy's logits are not numbers any more: training has diverged",
-        do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients",
+        do="go back to an earlier checkpoint with a smaller learning rate, or clip gradients; before the first step, "
+        "check the model's weights and trainer.precision",
     )

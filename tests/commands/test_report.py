@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 from rlif_lightning.commands.report import main
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.curves import curves_figure, draw_curves, write_report
+from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.metrics_csv import MetricsCSV
 from rlif_lightning.runs.story import headline
 from rlif_lightning.runs.summary import summary_table
@@ -139,6 +140,66 @@ def test_the_page_needs_nothing_else_and_hostile_texts_do_nothing(tmp_path):
     )
     assert page.count('<tr class="wrong">') == page.count('<tr class="right">') == 1
     assert "data:image/png;base64," in page and "rose from 0.300 to 0.700 at step 2" in page
+
+
+ROW = {"step": 0, "problem": "p", "completion": "c", "gold": "1", "correct": True}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"correct": "yes"}, {"correct": [1]}, {"problem": 5}, {"completion": None}, {"completion": ["a"]},
+        {"problem": "\udcff"}, {"step": float("inf")}, {"step": None},
+    ],
+)  # fmt: skip
+def test_damaged_answers_are_left_out(damage, tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    lines = [json.dumps({**ROW, **damage}), json.dumps(ROW), json.dumps({**ROW, "gold": "\ud800"}), "[" * 100_000]
+    (run / "held_out.jsonl").write_text("\n".join(lines))
+    assert load_held_out(run) == {0: [ROW, {**ROW, "gold": "\ud800"}]}
+    write_report(run)
+
+
+def test_answers_in_any_script_are_drawn_without_a_word(tmp_path, recwarn):
+    run = make_run(tmp_path / "q" / "1")
+    (run / "held_out.jsonl").write_text(json.dumps({**ROW, "completion": "\x00\x1b[31m\x07 \u202e \u9f98"}))
+    write_report(run)
+    assert not recwarn.list
+
+
+FIRED = {"fired": {"step": 4}, "handed_back_step": 2, "weights": None, "accuracy": {}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "{}", '"x"', '{"fired": {}, "accuracy": {}}', json.dumps({**FIRED, "accuracy": None}),
+        json.dumps({**FIRED, "handed_back_step": None}), json.dumps({**FIRED, "weights": 3}),
+        json.dumps({**FIRED, "accuracy": {"handed_back": {"val/accuracy": "<b>"}}}),
+    ],
+)  # fmt: skip
+def test_a_damaged_decision_of_the_guard_is_named(text, tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    (run / "guard.json").write_text(text)
+    with pytest.raises(UserError, match=r"guard\.json is damaged"):
+        write_report(run)
+
+
+def test_answers_before_the_guards_step_may_be_lost(tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    (run / "guard.json").write_text(json.dumps(FIRED))
+    (run / "held_out.jsonl").write_text(json.dumps({**ROW, "step": 6}))
+    (run / "config.yaml").write_bytes(b"\xff\xfe")
+    assert "<h3>Step 6</h3>" in write_report(run)[2].read_text()
+
+
+@pytest.mark.parametrize("step", ["-1", "99999999999999999999"])
+def test_steps_that_are_none_are_named(step, tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    table = run / "metrics.csv"
+    table.write_text(table.read_text().replace("\n1,", f"\n{step},"))
+    with pytest.raises(UserError, match="line 3 does not fit"):
+        write_report(run)
 
 
 def test_panels_without_data_are_left_out_and_the_grid_has_no_holes(tmp_path):

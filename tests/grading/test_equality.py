@@ -24,6 +24,14 @@ def rows(table: str) -> list[tuple[str, str]]:
 
 
 EQUAL = r"""
+    y''+y=0 ~ y''=-y
+    f'(x) ~ f^{\prime}(x)
+    y'' ~ y^{\prime\prime}
+    f'(x)=2x ~ 2x
+    \frac{dy}{dx}=2x ~ 2x
+    \frac{dy}{dx}+y=0 ~ \frac{dy}{dx}=-y
+    \frac{d}{dx}(x^2) ~ 2x
+    x'+y' ~ y'+x'
     2x-4=0 ~ x=2
     x^2=4 ~ x^2-4=0
     x^2-4=0 ~ 2x^2-8=0
@@ -150,6 +158,20 @@ EQUAL = r"""
     x=\$5 ~ 5 dollars
 """  # noqa: RUF001
 DIFFERENT = r"""
+    f'(x) ~ f(x)
+    f''(x) ~ f'(x)
+    x' ~ x
+    y-y' ~ 0
+    R'-R ~ 0
+    y'=2x ~ y=2x
+    y''+y=0 ~ y'+y=0
+    f'(x)=2x ~ f'(x)=3x
+    \frac{dy}{dx} ~ \frac{dx}{dy}
+    \frac{dy}{dx} ~ 0
+    \frac{\partial f}{\partial x} ~ 0
+    \frac{dy}{dx}=2x ~ \frac{dy}{dx}=3x
+    \frac{dy}{dx}+y=0 ~ y=0
+    4 ~ 4\text{ is wrong, it is 5}
     x^2+1=0 ~ x^2+2=0
     x^2+1=0 ~ x^2-2x+10=0
     x^2+1=0 ~ 1=2

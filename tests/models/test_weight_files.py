@@ -44,6 +44,14 @@ def not_numbers(weights):
     return weights
 
 
+def packed(weights):
+    return {**weights, UP: (weights[UP] * 10).to(torch.int8)}
+
+
+def eight_bits(weights):
+    return {**weights, UP: weights[UP].to(torch.float8_e4m3fn)}
+
+
 SPOILT = {
     without: ["do not hold all of its weights", f"1 missing, such as {UP}", "from one source"],
     renamed: [
@@ -51,6 +59,8 @@ SPOILT = {
         "without what puts '_orig_mod.' before its names",
     ],
     other_shape: [f"1 of another shape, such as {UP} [4, 3], in the model [48, 32]"],
+    packed: ["no plain floating-point numbers", f"{UP} in I8"],
+    eight_bits: ["names no quantization_config", f"{UP} in F8_E4M3"],
     not_numbers: ["The model's weights hold NaN or infinity", UP],
 }
 
@@ -94,6 +104,26 @@ def test_weights_in_several_files(tmp_path):
     save_file(without(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"1 missing, such as {UP}"):
         Policy.load(PolicySettings(str(tmp_path)))
+
+
+def test_one_weight_in_two_files(tmp_path):
+    make_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    make_tokenizer().save_pretrained(tmp_path)
+    files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    file = tmp_path / next(file for file in files.values() if file != files[UP])
+    save_file({**load_file(file), UP: torch.zeros(48, 32)}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"hold a weight twice\n.*{UP}"):
+        Policy.load(PolicySettings(str(tmp_path)))
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": ["a"]}', '{"weight_map": {}, "metadata": 1}', "[]", "{"])
+def test_a_damaged_index_is_said(index, tmp_path, rlif, small_fit, capsys):
+    make_model().save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    make_tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(SystemExit) as error:
+        rlif("fit", *small_fit, "--model.name", tmp_path / "m")
+    assert error.value.code == 2 and capsys.readouterr().err.count("error: ") == 1
 
 
 @pytest.mark.parametrize("left_out", ["lm_head.weight", "model.embed_tokens.weight"])

@@ -144,6 +144,16 @@ def test_damaged_logs_are_refused_before_anything_is_written(fit):
     assert [path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)] == []
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"a: [", b"- 1", b""])
+def test_damaged_settings_end_no_resume(fit, damage, caplog):
+    _, _, run = fit("--checkpoint.every=1", "--trainer.max_steps=2")
+    for name in ("config.yaml", ".finished"):
+        (run / name).write_bytes(damage)
+    ended, _, _ = fit("--trainer.max_steps=3", "--ckpt_path=last")
+    assert ended == 0 and step_of(run) == 3
+    assert ("unknown, as config.yaml was damaged" in caplog.text) == bool(damage)
+
+
 def test_a_clock_that_is_set_back(fit, monkeypatch):
     real = time.time
     at_rollout(monkeypatch, 2, lambda *_: monkeypatch.setattr(time, "time", lambda: real() - 86_400))
