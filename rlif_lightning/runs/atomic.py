@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     if path.is_dir():
-        raise DiskFailure(path, errno.EISDIR, "move the folder away that has its name")
+        raise DiskFailure(path, errno.EISDIR)
     unfinished = path.with_name(f".{path.name}.new")
     try:
         with writing(path):

@@ -140,12 +140,11 @@ def test_a_folder_in_place_of_a_checkpoint_is_refused_and_kept(rlif, small_fit, 
     last.unlink()
     last.mkdir()
     (last / "mine").touch()
-    other = last.with_name("step=1.ckpt")
-    for asked, code, what in (("last", 2, "Is a directory"), (other, 1, "move the folder away")):
+    for asked, code in (("last", 2), (last.with_name("step=1.ckpt"), 1)):  # it can't be read; it can't be written
         with pytest.raises(SystemExit) as ended:
             rlif("fit", *settings, "--ckpt_path", asked)
         said = capsys.readouterr().err
-        assert ended.value.code == code and what in said and "Traceback" not in said and (last / "mine").exists()
+        assert ended.value.code == code and "Is a directory" in said and "Traceback" not in said and (last / "mine").exists()
 
 
 def test_kept_weights_have_a_checksum_and_older_ones_are_read_without(tmp_path):
