@@ -144,7 +144,8 @@ def test_a_folder_in_place_of_a_checkpoint_is_refused_and_kept(rlif, small_fit, 
         with pytest.raises(SystemExit) as ended:
             rlif("fit", *settings, "--ckpt_path", asked)
         said = capsys.readouterr().err
-        assert ended.value.code == code and "Is a directory" in said and "Traceback" not in said and (last / "mine").exists()
+        assert ended.value.code == code and "Is a directory" in said and "Traceback" not in said
+        assert (last / "mine").exists()
 
 
 def test_kept_weights_have_a_checksum_and_older_ones_are_read_without(tmp_path):
