@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rlif_lightning.errors import UserError, writing
+from rlif_lightning.errors import DiskFailure, UserError, writing
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError("A folder is where a file is to be written", got=path, do="move it away")
+        raise DiskFailure(path, errno.EISDIR)
     unfinished = path.with_name(f".{path.name}.new")
     try:
         with writing(path):
