@@ -44,7 +44,7 @@ class Template:
         """Refuse templates that would lose the problem or the system prompt."""
         if self.template is None or self.template == "chat":
             return
-        if "{prompt}" not in self.template:
+        if "{prompt}" not in self.template or "{{prompt}}" in self.template:
             raise UserError(
                 "data.template has no place for the problem",
                 got=repr(self.template),
