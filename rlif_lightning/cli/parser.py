@@ -44,6 +44,7 @@ class RecipeFile(ActionConfigFile):
         RecipeFile.shortened = yaml.serialize(recipe) if dropped or emptied or self.strange else None
         self.opened.append((str(values), recipe))
         recipes.forget_replaced_sources(cfg, recipe)
+        recipes.forget_replaced_lists(cfg, recipe)
         self.apply_config(parser, cfg, self.dest, path)
         RecipeFile.shortened = None
 
@@ -84,13 +85,18 @@ class Parser(LightningArgumentParser):
         return parsed
 
     def _sources_as_json(self, words: list[str]) -> list[str]:
-        """The words; of a source, a text that YAML would take for something else is given as JSON."""
+        """The words; of a source, a text that YAML would take for something else is given as JSON.
+
+        A list of classes comes after a null: it inherits nothing from one as long before it, as in a recipe.
+        """
         given: list[str] = []
         setting = ""
         for word in words:
             name, equals, value = word.partition("=") if word.startswith("--") else (setting, "", word)
             source = next((s for s in accumulate(name.split("."), "{}.{}".format) if self._typehint(s)), name)
             own = name.removeprefix(f"{source}.").split(".")
+            if value.startswith("[") and hints.is_list_of_classes(self._typehint(name)) and _names_all(value):
+                given.insert(len(given) if equals else -1, f"{name}=null")
             hint = hints.hint_within(self._typehint(source), own)
             if str in hints.parts_of(hint) and is_no_text(value, partial(hints.accepts, hint)):
                 if not equals:
@@ -136,3 +142,8 @@ class Parser(LightningArgumentParser):
         """The parser whose settings the message is about: that of the command."""
         choices = getattr(getattr(self, "_subcommands_action", None), "choices", None) or {}
         return choices.get(next(iter(self._given), ""), self)
+
+
+def _names_all(items: str) -> bool:
+    """Whether a list on the command line names classes, and not only settings of those that are there."""
+    return "{" not in items or "class_path" in items

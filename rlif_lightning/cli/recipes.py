@@ -65,6 +65,19 @@ def forget_replaced_sources(settings: Any, recipe: Any) -> None:
             settings[f"data.{split}"] = None
 
 
+def forget_replaced_lists(settings: Any, recipe: Any) -> None:
+    """Drop from the settings read so far each list of which the next recipe gives all items anew.
+
+    jsonargparse would hand the settings of the earlier items on to those of a list that is as long.
+    """
+    for group, node in entries(recipe).items():
+        for name, value in entries(node).items():
+            if not isinstance(value, yaml.SequenceNode) or f"{group}.{name}" not in settings:
+                continue
+            if all("class_path" in entries(item) or isinstance(item, yaml.ScalarNode) for item in value.value):
+                settings[f"{group}.{name}"] = None
+
+
 def recipes_first(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of a command line that give recipes, and all others: these win, wherever they stand."""
     recipes: list[str] = []

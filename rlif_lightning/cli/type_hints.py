@@ -78,6 +78,11 @@ def item_of(hint: Any) -> Any:
     return next((get_args(p)[0] for p in parts_of(hint) if get_origin(p) in (list, Iterable)), None)
 
 
+def is_list_of_classes(hint: Any) -> bool:
+    """Whether a hint takes null and a list of classes."""
+    return NoneType in parts_of(hint) and base_of(item_of(hint))[0] is not None
+
+
 def dataclass_of(hint: Any) -> Any:
     """The dataclass that a hint takes, None where it takes none."""
     return next(filter(dataclasses.is_dataclass, parts_of(hint)), None)

@@ -44,7 +44,7 @@ class Template:
         """Refuse templates that would lose the problem or the system prompt."""
         if self.template is None or self.template == "chat":
             return
-        if "{prompt}" not in self.template:
+        if "{prompt}" not in self.template or "{{prompt}}" in self.template:
             wrong = "data.template has no place for the problem"
             raise UserError(wrong, got=repr(self.template), expected='"chat", null, or a text with {prompt}')
         if self.system_prompt or self.chat_template or self.chat_template_kwargs:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from rlif_lightning.errors import UserError, said_by_python
 from rlif_lightning.functional.seeds import completion_seeds
 from rlif_lightning.functional.token_stats import Statistic, TokenStats, token_logprobs
 from rlif_lightning.models.loading import PolicySettings, load_model
+from rlif_lightning.models.references import ANNOTATORS
 from rlif_lightning.models.scoring import DECODERS, FAILURES, CompletionScores, tolerance
 from rlif_lightning.models.tokenizer import end_token_ids, load_tokenizer
 from rlif_lightning.rewards.base import Reward, statistics_of
@@ -88,15 +90,29 @@ def score(
 
     Raises:
         UserError: The lists do not match, a text is empty or too long for the model, the tokenizer is missing or
-            another model's, or the architecture can't be scored.
+            another model's, a reward needs what is not given, or the architecture can't be scored.
     """
+    for name, size, whole in (("batch_size", batch_size, 0), ("group_size", group_size, len(completions))):
+        if size < 1 or whole % size:
+            expected = f"a divisor of the {whole} completions" if whole else "1 or more"
+            raise UserError(f"{name} does not fit", got=size, expected=expected)
+    names = [reward.name for reward in rewards]
+    if len({*names}) < len(names):
+        raise UserError("Two rewards have one name", got=", ".join(names), do="score them one after the other")
+    for reward in rewards:
+        lacking = ", ".join(reward.requires - (set() if reference is None else {ANNOTATORS["frozen"]}))
+        if lacking:
+            do = "give the reference" if lacking == ANNOTATORS["frozen"] else "choose another reward"
+            raise UserError(f"The reward {reward.class_path} lacks something here", got=lacking, do=do)
     if isinstance(model, str):
         tokenizer = tokenizer or model
         model = load_model(PolicySettings(model), torch.float32, None, torch.device("cpu"))
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     samples = samples_of(model, tokenizer, prompts, completions)
     how = (temperature, statistics_of(rewards), batch_size)
-    check_forward(model, samples)
+    for each in (model, reference):
+        if each is not None:
+            check_forward(each, samples)
     stats = stats_of(model, samples, *how)
     annotations = {} if reference is None else {"reference": stats_of(reference, samples, *how)}
     samples = replace(samples, logprob=stats.logprob, stats=stats)
@@ -113,6 +129,8 @@ def samples_of(
 
     ``template`` goes to the chat template of conversations.
     """
+    if isinstance(prompts, str) or isinstance(completions, str):
+        raise UserError("Prompts and completions are lists of texts", got="a text", do="write [prompt], [completion]")
     if not 0 < len(prompts) == len(completions):
         got, expected = f"{len(prompts)} prompts, {len(completions)} completions", "as many of both, 1 or more"
         raise UserError("Each completion needs its prompt", got=got, expected=expected)
@@ -150,7 +168,7 @@ def token_ids(tokenizer: Any, text: Text, prompt: bool, **template: Any) -> list
     if prompt and isinstance(first, Mapping):
         found = tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=True, **template)
         return list(found["input_ids"])
-    return [int(token) for token in cast(Sequence[int], text)]
+    return [index(token) for token in cast(Sequence[int], text)]
 
 
 def stats_of(

@@ -524,6 +524,24 @@ def test_an_overlay_replaces_the_list_of_rewards_whole(settings, tmp_path):
     assert [(n, a["weight"]) for n, a in rewards_of(back)] == [("TokenEntropy", 0.5), ("Random", 0.25)]
 
 
+@pytest.mark.parametrize("reward", ["SelfCertainty", "TokenEntropy"])
+def test_a_list_as_long_as_the_one_before_inherits_nothing(settings, tmp_path, reward):
+    """The frozen annotator of one overlay's reward must not stay in that of the next."""
+    path = f"rlif_lightning.rewards.{reward}"
+    for number, item in enumerate((reward, path, {"class_path": path})):
+        overlay = write(tmp_path / f"{number}.yaml", rollout={"rewards": [item]})
+        found = settings("fit", "--config", "quickstart", "--config", "frozen_annotator", "--config", overlay)
+        assert [(name, own["annotator"]) for name, own in rewards_of(found)] == [(reward, "policy")]
+    for words in ([f"--rollout.rewards=[{reward}]"], ["--rollout.rewards", f"[{{class_path: {path}}}]"]):
+        found = settings("fit", "--config", "quickstart", "--config", "frozen_annotator", *words)
+        assert [(name, own["annotator"]) for name, own in rewards_of(found)] == [(reward, "policy")]
+    part = write(tmp_path / "part.yaml", rollout={"rewards": [{"init_args": {"weight": 2.0}}]})
+    ((_, own),) = rewards_of(
+        settings("fit", "--config", "quickstart", "--config", "frozen_annotator", "--config", part)
+    )
+    assert (own["annotator"], own["weight"]) == ("reference", 2.0)
+
+
 def test_an_overlay_from_the_command_line_replaces_the_rewards(settings):
     config = settings("fit", "--config", "quickstart", "--rollout.rewards=[Random]")
     assert [name for name, _ in rewards_of(config)] == ["Random"]

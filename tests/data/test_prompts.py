@@ -127,6 +127,7 @@ def test_an_end_token_that_both_write_stays_once(tokenizers):
     ("settings", "part"),
     [
         ({"template": "no place"}, "no place for the problem"),
+        ({"template": "{{prompt}}"}, "no place for the problem"),
         ({"template": "{prompt}", "system_prompt": "S"}, "no system prompt"),
         ({"template": "{prompt}", "chat_template": "C"}, "no chat template"),
     ],

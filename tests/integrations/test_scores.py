@@ -10,7 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GPT2C
 
 from rlif_lightning import score
 from rlif_lightning.errors import UserError
-from rlif_lightning.rewards import InternalReward, Length, ProbabilityMargin, SelfCertainty, Shuffled, TokenEntropy
+from rlif_lightning.rewards import (
+    InternalReward,
+    Length,
+    MajorityVote,
+    ProbabilityMargin,
+    SelfCertainty,
+    Shuffled,
+    TokenEntropy,
+)
 from tests.conftest import ARCHITECTURES, CHAT_TEMPLATE, make_model, make_tokenizer
 
 PROMPTS = ["How many clips?", "Solve for $x$: 36", "How many clips?", "1"]
@@ -147,6 +155,30 @@ def test_rewards_of_plain_tensors(reward):
 def test_what_is_refused(prompts, completions, said):
     with pytest.raises(UserError, match=said):
         score(make_model(), None if "tokenizer" in said else make_tokenizer(), prompts, completions)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rewards": [MajorityVote()]}, "MajorityVote lacks something here\n.*answers"),
+        ({"rewards": [SelfCertainty(annotator="reference")]}, "give the reference"),
+        ({"rewards": [SelfCertainty(), SelfCertainty()]}, "Two rewards have one name"),
+        ({"group_size": 3}, "group_size does not fit"),
+        ({"group_size": 0}, "group_size does not fit"),
+        ({"batch_size": 0}, "batch_size does not fit"),
+        ({"reference": make_model(vocab_size=40)}, "can't be scored"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        score(make_model(), make_tokenizer(), PROMPTS, COMPLETIONS, **options)
+
+
+def test_a_text_is_no_list_and_a_fraction_no_token():
+    with pytest.raises(UserError, match="lists of texts"):
+        score(make_model(), make_tokenizer(), "ab", "cd")
+    with pytest.raises(TypeError):
+        score(make_model(), None, [[1.5]], [[2]])
 
 
 def test_other_forwards_are_refused():
