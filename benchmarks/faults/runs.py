@@ -37,7 +37,7 @@ PARTS = {
     "update": "rlif_lightning.training.module:RLIFModule.training_step",
     "metrics": "rlif_lightning.runs.logger:RunLogger.log_metrics",
     "completions": "rlif_lightning.callbacks:Completions.on_train_batch_start",
-    "evaluation": "rlif_lightning.callbacks.evaluation:answer_problems",
+    "evaluation": "rlif_lightning.evaluation.answering:answer_problems",
     "checkpoint": "lightning.pytorch:Trainer.save_checkpoint",
     "guard": "rlif_lightning.guard.kept_weights:KeptWeights.write",
     "report": "rlif_lightning.callbacks:Report.on_fit_end",
