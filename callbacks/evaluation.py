@@ -164,12 +164,12 @@ class Evaluation(Callback):
 
     @staticmethod
     def _show(trainer: Trainer, results: list[Answered]) -> None:
-        """Show the first problem's answer, and keep those of a few in the run folder."""
+        """Show a problem's answer, and keep those of a few in the run folder."""
         logger = run_logger(trainer)
         rows = files.held_out_rows(trainer.global_step, results[:KEPT])
         if trainer.is_global_zero and logger is not None:
             logger.attempt(partial(append_rows, Path(logger.log_dir) / HELD_OUT, rows))
-            print_above_bar(answer_line(rows[0]))
+            print_above_bar(answer_line(rows[trainer.global_step % len(rows)]))
 
     def _answer(
         self, trainer: Any, module: RLIFModule, split: str, rows: list[int], progress: EvaluationProgress | None

@@ -40,16 +40,16 @@ class Report(Callback):
         note_finished(Path(folder), trainer.global_step, (trainer.max_steps, trainer.max_epochs))
 
     def _next(self, folder: Path, page: Path) -> str:
-        """Commands that people want now, with what each is for."""
+        """Where to look, and the commands that people want now."""
         recipe = " ".join(f"--config {name}" for name in self.recipe)
         commands = {
-            f"open {page}": "curves, answers, settings on one page",
             f"tensorboard --logdir {folder.parent.parent}": "all runs",
-            f"rlif export {folder}": "a model folder, of the guard's weights where it fired",
+            f"rlif export {folder}": "a model folder; the guard's weights if it fired",
         }
         if recipe and OTHER not in self.recipe:
             commands[f"rlif fit {recipe} --config {OTHER}"] = "another reward"
             other = folder.parent.with_name(f"{folder.parent.name}+{OTHER}") / "1"
             commands[f"rlif report {folder} {other}"] = "both in one picture"
         width = max(map(len, commands))
-        return "\n".join(["Next:", *(f"  {command:<{width}}  # {what}" for command, what in commands.items())])
+        look = f"Curves, answers and settings on one page: {page}"
+        return "\n".join([look, "Next:", *(f"  {command:<{width}}  # {what}" for command, what in commands.items())])
