@@ -112,12 +112,14 @@ class StepProgressBar(ProgressBar):
 
     def _draw(self, note: str | None) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=self._total, initial=self._first, miniters=0)
+            # Sizes are given: a terminal that reports none of its own would show nothing.
+            self._bar = tqdm(total=self._total, initial=self._first, miniters=0, ncols=80, nrows=20)
         parts = [f"{name} {value}" for name, value in self._values.items()]
         columns = shutil.get_terminal_size().columns or 80
         while parts and len(", ".join(parts)) > columns - 50:  # the bar keeps ten columns
             parts.pop()
-        text = [f"{note or self._what} {self._done}/{self._total}", "|{bar}|", ", ".join(parts), self._speed()]
+        numbers = ", ".join(filter(None, [*parts, self._speed()]))
+        text = [f"{note or self._what} {self._done}/{self._total}", "|{bar}|", numbers]
         self._bar.n, self._bar.ncols, self._bar.bar_format = self._done, columns - 1, " ".join(filter(None, text))
         self._bar.refresh()
 
