@@ -342,7 +342,7 @@ def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(columns, small_f
     assert lines[plan].startswith("Plan: 2 prompts x 4 completions")
     stays = [line.split("\r")[-1] for line in lines]  # of pictures that are drawn over each other
     assert any(line.startswith("warning: 100% of the completions were cut off") for line in stays[plan + 1 :])
-    bars = [i for i, line in enumerate(stays) if line.startswith("Training ")]
+    bars = [i for i, line in enumerate(stays) if line.startswith("Training ") and "|" in line]
     last = lines[bars[0]].split("\r")[-1]
     assert len(bars) == 1 and bars[0] > plan + 1
     assert last.startswith("Training 2/2 |") and len(last) < 80
