@@ -1,5 +1,6 @@
 """``rlif COMMAND --help``: one screen of what people change, with examples. This imports nothing heavy."""
 
+from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,8 +115,6 @@ def arrange_help(parser: Any, word: str | None) -> None:
 
     A parser without the recipes' settings stays as it is; another is only good for its help afterwards.
     """
-    from argparse import SUPPRESS, Action
-
     actions = {action.dest: action for action in parser._actions}
     if "model.name" not in actions:
         return

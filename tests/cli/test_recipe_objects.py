@@ -104,7 +104,7 @@ def test_print_config_and_help_load_nothing(loaded, no_weights, capsys):
         assert exit_.value.code == 0
     helped, _, printed = capsys.readouterr().out.partition("# lightning.pytorch")
     assert helped.startswith("usage: rlif diagnose [--config RECIPE ...] [--setting VALUE ...]\n\nFind out whether")
-    assert "--rollout.group_size" in helped
+    assert "--rollout.group_size" not in helped and "the settings of rlif fit" in helped
     assert "How many." in helped
     config = yaml.safe_load(printed.partition("\n")[2])
     assert (config["model"]["name"], config["count"], config["rollout"]["group_size"]) == ("/nowhere", 3, 8)

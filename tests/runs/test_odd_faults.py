@@ -207,6 +207,7 @@ def test_nan_in_an_evaluation(fit, monkeypatch):
     assert ended == 2 and "training has diverged" in said and step_of(run) == 1
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("name", ["a$b", r"a$\frac$", "a\nb", "\x1b[31mred", "--help", "日本", "a" * 200, "%s{0}"])
 def test_odd_names_of_runs(tmp_path, name):
     run, other = tmp_path / name / "1", tmp_path / name / "2"
