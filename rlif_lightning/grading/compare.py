@@ -38,7 +38,8 @@ _TOO_HIGH = re.compile(
     rf"|{_RAISED}[{{(][^{{}}]*!"  # a^{n!}
     rf"|\(\s*\([^()]*\)\s*{_RAISED}(?:\{{[^{{}}]*\}}|[A-Za-z0-9]+)\s*\)\s*{_RAISED}"  # ((a)^b)^c
     rf"|\\[dt]?binom\s*(?:\{{[^{{}}]*\}}\s*)?\{{[^{{}}]*(?:\^|[0-9]{{7}})"  # of numbers that are powers
-    r"|\\(?:i*int|oint|sum|prod|lim)(?![A-Za-z])"  # still to be worked out
+    r"|\\(?:i*int|oint|lim)(?![A-Za-z])"  # still to be worked out
+    r"|\\(?:sum|prod)\s*_(?:\{[^{}]*\}|.)\s*\^\s*\{?[^{}]*?(?:\^|[0-9]{4})"  # of very many terms
 )
 _UNION = re.compile(r"\\(?:cup|cap)(?![A-Za-z])|[\u222a\u2229]|\bor\b")
 _TOWER = re.compile(rf"{_POWER}[-+]?\s*(?=([0-9]+)\s*{_POWER}([0-9]+)(?![0-9]))")

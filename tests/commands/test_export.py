@@ -442,7 +442,8 @@ def test_the_card_states_method_data_metrics_and_the_guard(rlif, fit, problems_f
                  "held-out problems."):  # fmt: skip
         assert text in card
     assert str(problems_file.parent) not in card
-    guard = {"fired": {"step": 2, "reason": "at step 2: agreement fell"}, "handed_back_step": 1}
+    fired = {"step": 2, "reason": "at step 2: agreement fell"}
+    guard = {"fired": fired, "handed_back_step": 1, "weights": None, "accuracy": {}}
     (run / "guard.json").write_text(json.dumps(guard))
     rlif("export", run)
     card = (run / "export" / "merged" / "README.md").read_text()

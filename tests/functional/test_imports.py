@@ -44,7 +44,7 @@ def allowed(name):
 
 
 def test_the_room_is_listed():
-    listed = set(re.findall(r"^- :mod:`(\w+)`:", rlif_lightning.functional.__doc__, re.MULTILINE))
+    listed = set(re.findall(r":mod:`(\w+)`", rlif_lightning.functional.__doc__)) - {"rlif_lightning"}
     assert listed == {f.stem for f in FILES} - {"__init__"} >= {"token_stats", "advantages", "losses"}
 
 
