@@ -126,7 +126,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
-        _State.when = "at once"
+        _State.number, _State.when = 0, "at once"
 
 
 def _handle(number: int, frame: Any) -> None:

@@ -157,3 +157,11 @@ def test_vllm_ends_between_two_steps_of_its_engine(alone, monkeypatch):
         sampler._generate([[1, 2]], [None])
     assert LLM.llm_engine.steps == 3 and not engine._ENGINES
     assert "step" not in vars(LLM.llm_engine)
+
+
+def test_a_signal_belongs_to_the_command_that_it_came_to():
+    """What runs afterwards in the same process is not asked to end."""
+    with pytest.raises(signals.Stopped), signals.handled():
+        os.kill(os.getpid(), signal.SIGTERM)
+    signals.look()
+    assert signals.agreed() == 0
