@@ -205,9 +205,9 @@ class RLIFCLI(LightningCLI):
         if trainer.enable_progress_bar is not False:
             trainer.callbacks.append(callbacks.StepProgressBar())
         if self.subcommand == "fit":
-            names = {path: name for name, path in shipped_recipes().items()}
             given = [str(path) for path in self.command_config.config or []]
-            trainer.callbacks.append(callbacks.Report([names.get(path, path) for path in given]))
+            names = {path: path for path in given} | {path: name for name, path in shipped_recipes().items()}
+            trainer.callbacks.append(callbacks.Report([names[path] for path in given]))
         try:
             trainer = super().instantiate_trainer(**kwargs)
             # Else Lightning, under SLURM, continues from any hpc_ckpt_*.ckpt in the working folder unasked.

@@ -311,9 +311,8 @@ def test_other_processes_show_nothing(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [80, 0])
-def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(columns, small_fit, problems_file, tmp_path):
-    """On a real pseudo-terminal, also one without a size: the plan has a line of its own, then come bar and table."""
+def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(small_fit, problems_file, tmp_path):
+    """On a real pseudo-terminal that tells no size: the plan has a line of its own, then come bar and table."""
     import fcntl
     import os
     import pty
@@ -326,7 +325,7 @@ def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(columns, small_f
     if pid == 0:
         os.chdir(tmp_path)
         os.execv(sys.executable, [sys.executable, "-m", "rlif_lightning", "fit", *words])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", columns // 2, columns, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
     seen = b""
     while True:
         try:

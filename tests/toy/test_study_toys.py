@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import zlib
@@ -165,8 +166,8 @@ def sampled(folder, problems):
     return right / len(problems), ((entropy * mask).sum() / mask.sum()).item()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1))  # minutes each; seeds 0 to 4 stand in docs/toy.md
+@pytest.mark.skipif("RLIF_TEST_STUDY" not in os.environ, reason="a minute; RLIF_TEST_STUDY=1 before a study")
+@pytest.mark.parametrize("seed", range(1))  # seeds 0 to 4 stand in docs/toy.md
 def test_addition_is_learned_and_often_wrong(seed, tmp_path):
     toys.build("addition", seed, tmp_path / "addition")
     accuracy, entropy = sampled(tmp_path / "addition", toy_problems("held_out", 200, addition))
