@@ -8,7 +8,7 @@ import pytest
 from rlif_lightning.runs.metrics_csv import read_metrics
 
 PAGE = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8")
-NOT_LOGGED_HERE = "## With vLLM's engine"  # tests/vllm runs it, in an environment of its own
+NOT_LOGGED_HERE = "## With vLLM's engine, and in float16"  # tests/vllm and training/test_float16.py see them
 EVERYTHING = [
     "--trainer.max_steps=2", "--rollout.prompts_per_step=4", "--rollout.top_p=0.99", "--rollout.agreement_band=[0,1]",
     "--rollout.rewards=[SelfCertainty,MajorityVote]", "--model.target_entropy=0.4", "--guard.warmup=0",
@@ -41,7 +41,7 @@ def test_every_number_has_a_row_and_every_row_a_number(rlif):
     rlif("test", "--config", "quickstart", "--data.test.limit=4", "--evaluation.samples=2")
     logged |= {*read_metrics(folder / "runs/quickstart/2/metrics.csv")}
     elsewhere = rows_of(PAGE.partition(NOT_LOGGED_HERE)[2].partition("\n## ")[0])
-    assert len(elsewhere) == 3
+    assert len(elsewhere) == 4
     assert both_ways(PAGE, logged) == (set(), {*elsewhere})
 
 

@@ -123,7 +123,10 @@ class _FusedLoss(torch.autograd.Function):
         head = LinearHead(weight, scale)
         logprob = hidden.new_empty(len(ids), dtype=dtype)
         total = hidden.new_zeros((), dtype=dtype)
-        dh = torch.zeros_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
+        # A gradient scaler multiplies the loss, and so these gradients, only in the backward: until then they would be
+        # rounded to 0 in float16.
+        small = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+        dh = torch.zeros_like(hidden, dtype=small) if with_gradient and ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(weight, dtype=dtype) if with_gradient and ctx.needs_input_grad[1] else None
         for rows, values, e, sums in exponentials(hidden, head, ids, temperature, chunk):
             logprob[rows] = values
@@ -142,11 +145,16 @@ class _FusedLoss(torch.autograd.Function):
                 e, c, sums, here = e[live], c[live], sums[live], live + rows.start
             # From here on e is sums x (p - onehot); the rest of the factor goes to the small side of each product.
             e[torch.arange(len(c), device=c.device), ids[here].long()] -= sums
-            e, c = e.to(head.weight.dtype), (c * -(scale / temperature) / sums)[:, None]
+            c = c * -(scale / temperature)
+            if head.weight.dtype == torch.float16:  # whose range the sums may exceed
+                e.div_(sums[:, None])
+            else:
+                c = c / sums
+            e, c = e.to(head.weight.dtype), c[:, None]
             if dh is not None:
                 dh[here] = (c * (e @ head.weight)).to(dh.dtype)
             if dw is not None:
-                _add_product(dw, e.t(), (c * hidden[here]).to(e.dtype))
+                _add_product(dw, e.t(), c * hidden[here])
         ctx.gradients = dh, dw
         ctx.mark_non_differentiable(logprob)
         return total, logprob
@@ -165,8 +173,11 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a b in place, also where the factors have less precision than the total."""
+    """Add a b in place, in the precision of a, which may be less than that of the total."""
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b.to(a.dtype))
+    elif a.dtype == torch.float16:  # small numbers are rounded to 0: its range is used from the top
+        largest = b.abs().amax().clamp_min(torch.finfo(total.dtype).tiny)
+        total += (a @ (b / largest).to(a.dtype)).to(total.dtype) * largest
     else:
-        total += a @ b
+        total += a @ b.to(a.dtype)

@@ -20,20 +20,15 @@ def precision_name(precision: object, device_type: str = "cuda") -> str:
 
 def frozen_dtype(precision: str) -> torch.dtype:
     """Dtype of weights that do not train."""
-    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.partition("-")[0], torch.float32)
 
 
 def check_trains(precision: str) -> None:
-    """Refuse a precision that rounds updates or gradients away."""
+    """Refuse a precision that rounds updates away."""
     if precision.endswith("-true") and precision not in ("32-true", "64-true"):
         wrong = "Training weights in half precision loses most updates to rounding"
-        raise UserError(wrong, got=f"trainer.precision {precision}", do="set --trainer.precision bf16-mixed")
-    if precision == "16-mixed":
-        raise UserError(
-            "Training in float16 is not supported: gradients of single tokens are rounded to 0",
-            got=f"trainer.precision {precision}",
-            do="set --trainer.precision bf16-mixed, or 32-true on a device without bfloat16",
-        )
+        do = f"set --trainer.precision {precision.partition('-')[0]}-mixed"
+        raise UserError(wrong, got=f"trainer.precision {precision}", do=do)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -112,6 +112,12 @@ def check_optimizer(optimizer: Optimizer, trainer: Trainer) -> None:
             got=type(optimizer).__name__,
             do="set --model.optimizer torch.optim.AdamW, or --trainer.strategy ddp",
         )
+    if isinstance(trainer.strategy, FSDP2Strategy) and trainer.precision == "16-mixed":
+        raise UserError(
+            "float16 needs a gradient scaler, which has not been tried on weights that processes share out",
+            got="trainer.precision 16-mixed with trainer.strategy fsdp2",
+            do="set --trainer.precision bf16-mixed, or --trainer.strategy ddp",
+        )
     mixed, clip = str(trainer.precision).endswith("-mixed"), trainer.gradient_clip_val
     check_ranges("trainer", ("gradient_clip_val", clip, clip is None or clip >= 0, "0 or more, or null: no clipping"))
     if clip and mixed and getattr(optimizer, "_step_supports_amp_scaling", False):

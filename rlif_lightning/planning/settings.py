@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from rlif_lightning.data.batch_plan import BatchPlan
+from rlif_lightning.models.precision import frozen_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Network:
     @property
     def base(self) -> torch.dtype:
         """Of the weights as they are loaded: those that train are in full precision."""
-        return torch.bfloat16 if self.lora is not None and self.precision.startswith("bf16") else torch.float32
+        return torch.float32 if self.lora is None else frozen_dtype(self.precision)
 
     def autocast(self) -> torch.autocast:
         """The Trainer's precision. Copies of sharded weights are not kept."""

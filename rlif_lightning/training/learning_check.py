@@ -43,6 +43,8 @@ class LearningCheck:
         if not math.isfinite(norm):
             text = f"A step was skipped, because the norm of its gradient is {norm}; the weights stay as they were. "
             text += "train/skipped_steps counts such steps; the run folder's skipped.jsonl holds their completions."
+            if metrics.get("train/loss_scale", 0) > 1:
+                text += " In float16 the first steps may overflow: each one halves train/loss_scale."
             return self._once("skipped", text)
         self._steps = 0 if norm or self._rollouts else self._steps + 1
         if self._steps < IN_A_ROW:

@@ -223,7 +223,8 @@ class RLIFModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Keep what the step is taken with, and skip it where its gradient is not finite."""
-        self.window.note_step(optimizer)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.window.note_step(optimizer, None if scaler is None else scaler.get_scale())
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the trainable weights, and its schedule in optimiser steps."""

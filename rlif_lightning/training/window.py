@@ -57,13 +57,15 @@ class Window:
     """What is known about the optimiser step under way.
 
     A step whose gradient is not finite is skipped: the optimiser gets no gradient, so weights, moments and their
-    count stay as they are, and so does the entropy bonus. Schedule, step number and references go on as ever.
+    count stay as they are, and so does the entropy bonus. Schedule, step number and references go on as ever. In
+    float16 a gradient may overflow because the loss is scaled up too far; each skipped step halves that scale.
     """
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None  # [6] so far, in the order of COUNTED
         self.grad_norm: Tensor | None = None  # before clipping
         self.learning_rate = 0.0
+        self.loss_scale: float | None = None  # that the step is taken with; None: its precision needs none
         self.skipped = self.skipped_in_a_row = 0  # steps: of the run, and up to the last one
 
     def count(self, result: PolicyLoss) -> None:
@@ -71,8 +73,9 @@ class Window:
         values = torch.stack([getattr(result, key).detach().float() for key in COUNTED])
         self.sums = values if self.sums is None else self.sums + values
 
-    def note_step(self, optimizer: Optimizer) -> None:
+    def note_step(self, optimizer: Optimizer, loss_scale: float | None = None) -> None:
         """Keep what the step is about to be taken with; skip it where its gradient is not finite."""
+        self.loss_scale = loss_scale
         self.learning_rate = optimizer.param_groups[0]["lr"]  # when the step is logged, it is the next one's
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = gather(nn.utils.get_total_norm(grads))  # the same on all processes
@@ -83,8 +86,8 @@ class Window:
         optimizer.zero_grad()  # to None: every optimiser leaves weights without a gradient alone
 
     def check_skipped(self) -> None:
-        """Refuse to go on where step after step is skipped."""
-        if self.skipped_in_a_row >= MOST_SKIPPED:
+        """Refuse to go on where step after step is skipped, and the scale of the loss is not to blame."""
+        if self.skipped_in_a_row >= MOST_SKIPPED and (self.loss_scale is None or self.loss_scale <= 1):
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite and were skipped",
                 got=f"a gradient norm of {self.grad_norm}",
@@ -115,6 +118,8 @@ class Window:
             "train/learning_rate": self.learning_rate,
             "train/skipped_steps": float(self.skipped),
         }
+        if self.loss_scale is not None:
+            metrics["train/loss_scale"] = self.loss_scale
         if refers:
             metrics["train/kl"] = kl / tokens
         if bonus.current is not None:

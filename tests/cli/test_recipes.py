@@ -16,7 +16,7 @@ from rlif_lightning.grading import AnswerFormat, Grader
 
 OVERLAYS = ("self_certainty", "token_entropy", "trajectory_entropy", "verifiable", "majority_vote")
 TRAINING = ("gsm8k", "intuitor")
-MATH_OVERLAYS = ("card_8gb", "card_16gb", "card_24gb", "full_80gb", "intuitor_7b", "no_free_lunch")
+MATH_OVERLAYS = ("card_8gb", "card_16gb", "card_24gb", "card_t4", "full_80gb", "intuitor_7b", "no_free_lunch")
 SEVERAL_GPUS = ("ddp", "fsdp2", "two_nodes")  # planned here; strategies have tests of their own
 PLANNED = [
     (overlay, *found)

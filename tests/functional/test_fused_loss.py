@@ -1,5 +1,7 @@
 """The fused loss against full logits, the plain loss and autograd, in float64."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -198,6 +200,35 @@ def test_bf16_autocast_against_fp32():
         error, plain_error = (g - full).norm() / full.norm(), (n - full).norm() / full.norm()
         assert error < 0.02
         assert error < 1.5 * plain_error  # and no worse than autograd's under the same autocast
+
+
+def test_float16_keeps_what_a_gradient_scaler_lifts():
+    """Each token's share of the gradient is far below float16's smallest number, 6e-8; the loss is scaled up."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 40, 64).half(), (torch.randn(500, 64) * 0.02).half()
+    ids, mask = torch.randint(500, (4, 40)), torch.rand(4, 40) > 0.1
+    w = {"hidden": hidden, "weight": weight, "ids": ids, "completion_mask": mask, "mask": mask}
+    w["advantages"] = torch.tensor([1.0, -1.5, 0.7, 2.0])
+    want = plain({k: x.double() if x.is_floating_point() else x for k, x in w.items()}, 1e6)
+    leaves = {"hidden": hidden.clone().requires_grad_(), "weight": weight.float().requires_grad_()}
+    with torch.autocast("cpu", torch.float16):
+        out = fused_policy_loss(**{**w, **leaves}, denominator=1e6, chunk=13)
+    (out.loss * 2.0**20).backward()
+    for leaf, full in zip(leaves.values(), want[1:], strict=True):
+        assert (leaf.grad.double() / 2**20 - full).norm() < 0.01 * full.norm()
+
+
+def test_float16_with_more_tokens_than_its_largest_number():
+    """All 80,000 tokens are equally likely, so their exponentials sum to 80,000; float16 ends at 65,504."""
+    hidden = torch.ones(2, 1, dtype=torch.float16, requires_grad=True)
+    weight = torch.zeros(80_000, 1, dtype=torch.float16, requires_grad=True)
+    total, logprob = fused_loss(
+        hidden, weight, torch.tensor([3, 5]), lambda logprob, rows: logprob * 2.0**12, chunk=2
+    )
+    assert logprob.tolist() == pytest.approx([-math.log(80_000)] * 2)
+    total.backward()
+    assert weight.grad[[3, 5]].flatten().tolist() == pytest.approx([2**12] * 2, rel=2e-3)  # 1 - p
+    assert weight.grad[4].item() == pytest.approx(-2 * 2**12 / 80_000, rel=2e-2)
 
 
 def test_a_model_in_bf16_gets_its_gradients_in_bf16():
