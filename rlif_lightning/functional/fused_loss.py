@@ -123,8 +123,8 @@ class _FusedLoss(torch.autograd.Function):
         head = LinearHead(weight, scale)
         logprob = hidden.new_empty(len(ids), dtype=dtype)
         total = hidden.new_zeros((), dtype=dtype)
-        # A gradient scaler multiplies the loss, and so these gradients, only in the backward: until then they would be
-        # rounded to 0 in float16.
+        # A gradient scaler multiplies the loss, and so these gradients, in the backward alone: before that they would
+        # be rounded to 0 in float16.
         small = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
         dh = torch.zeros_like(hidden, dtype=small) if with_gradient and ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(weight, dtype=dtype) if with_gradient and ctx.needs_input_grad[1] else None

@@ -72,7 +72,8 @@ def test_a_run_goes_on_with_its_scale(model_folder, problems_file, tmp_path):
         for last in steps:
             keep = ModelCheckpoint(tmp_path / f"{len(steps)}", save_last=True, every_n_train_steps=1, save_top_k=0)
             trainer = {**float16(2.0**40), "enable_checkpointing": True}
-            run = fit(model_folder(), problems_file, LORA, trainer=trainer, callbacks=[keep], steps=last, resume=resume)
+            settings = {"trainer": trainer, "callbacks": [keep], "steps": last, "resume": resume}
+            run = fit(model_folder(), problems_file, LORA, **settings)
             parts_of_it += run.column("train/loss_scale")
             resume = tmp_path / f"{len(steps)}" / "last.ckpt"
     assert parts == whole == [2.0**40, 2.0**39, 2.0**38, 2.0**37]
