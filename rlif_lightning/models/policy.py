@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from rlif_lightning.models.checkpoints import identity_of, weights_of
+from rlif_lightning.models.cpu import recommend_bfloat16, use_one_thread_if_tiny
 from rlif_lightning.models.fsdp2 import GatheredPolicy, shard
 from rlif_lightning.models.hub import load_config
 from rlif_lightning.models.identity import Identity, adapter_mark, fingerprint
@@ -19,7 +20,6 @@ from rlif_lightning.models.lora import find_adapter, off_is_the_start
 from rlif_lightning.models.precision import autocast, check_trains, convert, frozen_dtype
 from rlif_lightning.models.quantization import check_quantization, check_trainable
 from rlif_lightning.models.references import ReferenceKind, References, frozen_copy, frozen_shares
-from rlif_lightning.models.threads import use_one_thread_if_tiny
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.models.weight_files import check_finite
@@ -96,6 +96,8 @@ class Policy:
         check_ids(model, [*ends, policy.pad_id])
         if device.type == "cpu":
             use_one_thread_if_tiny(model)
+            if training:
+                recommend_bfloat16(model, precision)
         return policy
 
     @property
