@@ -93,9 +93,9 @@ class PromptDataModule(pl.LightningDataModule):
                 f"{own} of {len(problems)} problems of {source.path} have a system message of their own, which takes "
                 "the place of data.system_prompt; set data.system_prompt null if that is right."
             )
-        return self._short_enough(prompts, source.path) if name == "train" else prompts
+        return self._short_enough(prompts, source) if name == "train" else prompts
 
-    def _short_enough(self, prompts: list[Prompt], path: str) -> list[Prompt]:
+    def _short_enough(self, prompts: list[Prompt], source: Source) -> list[Prompt]:
         kept = [p for p in prompts if len(p.ids) <= self.max_prompt_tokens]
         if not kept:
             raise UserError(
@@ -109,7 +109,8 @@ class PromptDataModule(pl.LightningDataModule):
                 f"{len(prompts) - len(kept)} of {len(prompts)} training prompts are longer than "
                 f"data.max_prompt_tokens={self.max_prompt_tokens} and are left out."
             )
-        rank_zero_info(f"Training prompts: {len(kept)} from {path}")
+        part = f", {source.split}" if "[" in source.split else ""  # a recipe's part may not be meant for this file
+        rank_zero_info(f"Training prompts: {len(kept)} from {source.path}{part}")
         return kept
 
     def train_dataloader(self) -> PromptLoader:

@@ -49,3 +49,17 @@ def test_conversations_that_keep_their_own_system_message_are_counted(tmp_path, 
         with pytest.warns(UserWarning, match="2 of 4 problems") if system_prompt else nullcontext():
             data.setup("fit")
         assert len(data.prompts["train"]) == 4
+
+
+@pytest.mark.parametrize(("split", "said"), [("train", "4 from {}"), ("train[:-1]", "3 from {}, train[:-1]")])
+def test_a_part_of_the_training_problems_is_said(split, said, tmp_path, model_folder, caplog):
+    """A recipe's part of its own data set also cuts the file that is given in its place."""
+    from transformers import AutoTokenizer
+
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"prompt": str(i)}) + "\n" for i in range(4)))
+    data = PromptDataModule(Source(str(file), answer=None, split=split), template="{prompt}")
+    data.tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert f"Training prompts: {said.format(file)}\n" in caplog.text
