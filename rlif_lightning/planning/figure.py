@@ -5,7 +5,7 @@ from pathlib import Path
 from rlif_lightning.planning.devices import SIZES, usable
 from rlif_lightning.planning.memory import GIB, Memory
 from rlif_lightning.planning.text import PARTS
-from rlif_lightning.runs.curves import save_figure
+from rlif_lightning.runs.pictures import save_figure
 
 
 def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
@@ -19,7 +19,12 @@ def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
     for index, part in enumerate(PARTS):
         sizes = [parts.get(part, 0) / GIB for parts in plan.phases.values()]
         if max(sizes) > 0.003 * plan.peak / GIB:
-            axes.bar(names, sizes, 0.62, tops, label=part, color=colormaps["tab20"](index), edgecolor="white")
+            lightness = index / (len(PARTS) - 1)  # rises along viridis, for eyes of all kinds and for grey prints
+            look = {"color": colormaps["viridis"](lightness), "edgecolor": "white"}
+            bars = axes.bar(names, sizes, 0.62, tops, label=part, **look)
+            named = [part if size > 0.035 * plan.peak / GIB else "" for size in sizes]
+            text = "white" if lightness < 0.6 else "black"
+            axes.bar_label(bars, named, label_type="center", fontsize=8, color=text)
         tops = [a + b for a, b in zip(tops, sizes, strict=True)]
     for index, height in enumerate(tops):
         axes.text(index, height, f"{height:.1f}", ha="center", va="bottom", fontsize=9)
