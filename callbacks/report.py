@@ -31,8 +31,9 @@ class Report(Callback):
         if folder is None or not trainer.is_global_zero or not (Path(folder) / METRICS).is_file():
             return
         try:
-            _, _, page = write_report(Path(folder))
-            rank_zero_info(f"\n{summary_table(Path(folder))}\n{self._next(Path(folder), page)}")
+            summary = summary_table(Path(folder))
+            _, _, page = write_report(Path(folder), summary)
+            rank_zero_info(f"\n{summary}\n{self._next(Path(folder), page)}")
         except Exception as error:
             if disk_failure(error):
                 raise  # the disk's fault and not the picture's: the run is not finished, and continues to its picture

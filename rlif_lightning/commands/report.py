@@ -5,7 +5,7 @@ from pathlib import Path
 from rlif_lightning.cli.command_table import COMMANDS
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.curves import CURVES, draw_curves, write_report
-from rlif_lightning.runs.summary import load_run, summary_table
+from rlif_lightning.runs.summary import summary_table
 
 
 def main(args: list[str]) -> None:
@@ -26,10 +26,9 @@ def main(args: list[str]) -> None:
         got, expected = f"{' '.join(args) or 'nothing'} ({error})", "rlif report RUN... [--output FILE]"
         raise UserError("rlif report does not understand its arguments.", got=got, expected=expected) from error
     runs = [Path(run) for run in parsed.runs]
-    for run in runs:
-        load_run(run)  # a mistake in the last run shows before anything is written
-    written = list(write_report(runs[0])) if len(runs) == 1 else []
+    tables = [summary_table(run) for run in runs]  # a mistake in the last run shows before anything is written
+    written = list(write_report(runs[0], *tables)) if len(runs) == 1 else []
     if len(runs) > 1 or parsed.output is not None:
         written.append(Path(parsed.output or CURVES))
         draw_curves(runs, written[-1])
-    print("\n".join([*map(summary_table, runs), *(f"written: {path}" for path in written)]))
+    print("\n".join([*tables, *(f"written: {path}" for path in written)]))

@@ -11,7 +11,7 @@ import numpy as np
 from rlif_lightning.diagnosis.association import Array, centred
 from rlif_lightning.diagnosis.measures import CompletionStats, spreads_of
 from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED, ENTROPY_NONE, ENTROPY_ROOM
-from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID, save_figure
+from rlif_lightning.runs.pictures import COLOURS, DASHED, SOLID, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

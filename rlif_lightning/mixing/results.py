@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.atomic import write_text
-from rlif_lightning.runs.curves import COLOURS, DASHED, SOLID, save_figure
+from rlif_lightning.runs.pictures import COLOURS, DASHED, SOLID, save_figure
 from rlif_lightning.runs.summary import aligned
 
 if TYPE_CHECKING:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.atomic import replacing, write_text
+from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.metrics_csv import Curves
 from rlif_lightning.runs.page import write_page
+from rlif_lightning.runs.pictures import BAD, COLOURS, DASHED, GOOD, MARKERS, SOLID, save_figure
 from rlif_lightning.runs.story import fired, held_out_accuracy, own_scale
 from rlif_lightning.runs.story_figure import draw_story
-from rlif_lightning.runs.summary import load_guard, load_run, run_labels, summary_table
+from rlif_lightning.runs.summary import load_guard, load_run, run_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 CURVES, SUMMARY, PAGE = "curves.png", "summary.txt", "report.html"
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
-SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.5))
 RUNS_PER_LINE = 5
-FIRED, HANDED_BACK = "#d95f02", "#1b7837"
 
 
 class Line(NamedTuple):
@@ -64,36 +61,21 @@ PANELS = {
 IN_STORY = ("accuracy", "reward")  # what the picture of one run shows above its panels
 
 
-def write_report(folder: Path) -> tuple[Path, Path, Path]:
-    """Write curves.png, summary.txt and report.html into a run folder and return their paths."""
+def write_report(folder: Path, summary_text: str) -> tuple[Path, Path, Path]:
+    """Write curves.png, summary.txt and report.html into a run folder and return their paths.
+
+    The text is the run's, as summary_table gives it.
+    """
     picture, summary, page = folder / CURVES, folder / SUMMARY, folder / PAGE
-    write_text(summary, summary_table(folder))
+    write_text(summary, summary_text)
     draw_curves([folder], picture)
-    write_page(folder, picture, page)
+    write_page(folder, summary_text, picture, page)
     return picture, summary, page
 
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
     """Draw the curves of one run, or of several over each other, into a picture file."""
     save_figure(curves_figure(folders), Path(output))
-
-
-def save_figure(figure: Figure, output: Path) -> None:
-    """Write a picture in the format that the file's ending says, whole or not at all."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
-        named = [text for legend in legends for text in legend.get_texts()]
-        for text in [*named, *figure.texts, *(axes.title for axes in figure.axes)]:
-            text.set_parse_math(False)  # names of runs, models and rewards may hold dollar signs
-        with replacing(output) as file, warnings.catch_warnings(action="ignore"):  # scripts that the font lacks
-            figure.savefig(file, format=output.suffix[1:])
-    except ValueError as error:  # a format that matplotlib does not know
-        expected = "a file name that ends in .png, .pdf or .svg"
-        raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error
-    except OSError as error:
-        expected = "a folder that can be written to"
-        raise UserError("The picture cannot be written.", got=f"{output}: {error}", expected=expected) from error
 
 
 def curves_figure(folders: Sequence[Path]) -> Figure:
@@ -159,7 +141,7 @@ def _matches(curves: Curves, line: Line) -> list[tuple[str, str]]:
 def _draw_panel(ax: Axes, title: str, runs: list[Curves]) -> dict[str, Line2D]:
     """Draw one panel and return its legend.
 
-    For one run colours tell lines apart, for several they tell runs apart (dashes and widths the lines).
+    For one run colours tell lines apart, for several they and markers tell runs apart (dashes and widths the lines).
     """
     single = len(runs) == 1
     right: Axes | None = None
@@ -169,9 +151,11 @@ def _draw_panel(ax: Axes, title: str, runs: list[Curves]) -> dict[str, Line2D]:
             for name, label in _matches(curves, line) if single or not line.alone else []:
                 if line.right and right is None:
                     right = ax.twinx()
-                colour = COLOURS[(len(legend) if single else position) % len(COLOURS)]
+                look = _look(len(legend) if single else position)
+                if single:
+                    look["marker"] = "o" if len(curves[name]) <= 25 else ""  # a single point has no line
                 curve = curves[name] if single or title != "reward" else own_scale(curves[name])
-                drawn = _plot_curve(right if line.right and right else ax, curve, line, colour)
+                drawn = _plot_curve(right if line.right and right else ax, curve, line, look)
                 legend.setdefault(label, drawn if single else _grey(drawn))
     _arrange_axes(ax, right)
     ax.set_title(title if single or title != "reward" else "reward, each run on its own scale", fontsize=11)
@@ -193,10 +177,15 @@ def _arrange_axes(ax: Axes, right: Axes | None) -> None:
         ax.patch.set_visible(False)
 
 
-def _plot_curve(ax: Axes, curve: dict[int, float], line: Line, colour: str) -> Line2D:
-    marker = "o" if len(curve) <= 25 else None  # few points: show them; a single one would be invisible
-    look: dict[str, Any] = {"color": colour, "linewidth": line.width, "alpha": line.alpha, "linestyle": line.dashes}
-    return ax.plot(list(curve), list(curve.values()), marker=marker, markersize=2 + line.width, **look)[0]
+def _look(position: int) -> dict[str, Any]:
+    """What tells runs apart."""
+    return {"color": COLOURS[position % len(COLOURS)], "marker": MARKERS[position % len(MARKERS)]}
+
+
+def _plot_curve(ax: Axes, curve: dict[int, float], line: Line, look: dict[str, Any]) -> Line2D:
+    look = look | {"linewidth": line.width, "alpha": line.alpha, "linestyle": line.dashes}
+    look |= {"markersize": 2 + line.width, "markevery": max(1, len(curve) // 12)}
+    return ax.plot(list(curve), list(curve.values()), **look)[0]
 
 
 def _grey(drawn: Line2D) -> Line2D:
@@ -205,15 +194,15 @@ def _grey(drawn: Line2D) -> Line2D:
 
     sample = Line2D([], [])
     sample.update_from(drawn)
-    sample.set_color("0.3")
+    sample.set(color="0.3", marker="")
     return sample
 
 
 def _mark_guard(ax: Axes, guard: dict[str, Any]) -> dict[str, Line2D]:
     """Mark where the guard fired, and the step whose weights it hands back."""
     fired, handed = guard["fired"]["step"], guard["handed_back_step"]
-    line = ax.axvline(fired, color=FIRED, linewidth=1.2, linestyle=DASHED, zorder=1.9)
-    back = ax.axvline(handed, color=HANDED_BACK, linewidth=1.2, zorder=1.9)
+    line = ax.axvline(fired, color=BAD, linewidth=1.2, linestyle=DASHED, zorder=1.9)
+    back = ax.axvline(handed, color=GOOD, linewidth=1.2, zorder=1.9)
     return {f"guard fired at step {fired}": line, f"guard: back to step {handed}": back}
 
 
@@ -224,6 +213,6 @@ def _name_runs(figure: Figure, labels: list[str]) -> None:
     if len(labels) == 1:
         figure.suptitle(labels[0], fontsize=12, fontweight="bold")
         return
-    samples = [Line2D([], [], color=COLOURS[n % len(COLOURS)], linewidth=3) for n in range(len(labels))]
+    samples = [Line2D([], [], linewidth=3, markersize=8, **_look(n)) for n in range(len(labels))]
     columns = min(len(labels), RUNS_PER_LINE)
     figure.legend(samples, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=11)

@@ -7,8 +7,10 @@ from pathlib import Path
 from rlif_lightning.runs.atomic import write_text
 from rlif_lightning.runs.folder import CONFIG
 from rlif_lightning.runs.held_out import load_held_out, mark
-from rlif_lightning.runs.story import fired, headline
-from rlif_lightning.runs.summary import load_guard, load_run, run_labels, summary_table
+from rlif_lightning.runs.metrics_csv import Curves
+from rlif_lightning.runs.pictures import BAD, GOOD
+from rlif_lightning.runs.story import fired, headline, moments
+from rlif_lightning.runs.summary import load_guard, load_run, run_labels
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -22,7 +24,7 @@ pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto }}
 table {{ border-collapse: collapse; width: 100% }}
 td {{ border-top: 1px solid #ddd; padding: .4rem; vertical-align: top; white-space: pre-wrap }}
 td {{ overflow-wrap: anywhere }}
-.right {{ color: #007a5a }} .wrong {{ color: #c44e00 }}
+.right {{ color: {good} }} .wrong {{ color: {bad} }}
 </style>
 <h1>{name}</h1>
 <p><strong>{headline}</strong></p>
@@ -34,33 +36,33 @@ td {{ overflow-wrap: anywhere }}
 """
 
 
-def write_page(folder: Path, picture: Path, target: Path) -> None:
+def write_page(folder: Path, summary: str, picture: Path, target: Path) -> None:
     """Write what the run's curves say, the curves, answers to held-out problems, and the settings."""
-    config = folder / CONFIG
+    config, curves = folder / CONFIG, load_run(folder)
     text = PAGE.format(
         name=escape(run_labels([folder])[0]),
-        headline=escape(headline(load_run(folder))),
-        summary=escape(summary_table(folder)),
+        headline=escape(headline(curves)),
+        summary=escape(summary),
         picture=base64.b64encode(picture.read_bytes()).decode(),
-        answers=_answers(folder),
+        answers=_answers(folder, curves),
+        good=GOOD,
+        bad=BAD,
         settings=escape(config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""),
     )
     write_text(target, text)
 
 
-def _answers(folder: Path) -> str:
-    """A table per evaluation: that of the start, that before the guard's step, and the last."""
+def _answers(folder: Path, curves: Curves) -> str:
+    """A table per evaluation that is shown."""
     held_out, guard = load_held_out(folder), fired(load_guard(folder))
     if not held_out:
         return ""
-    before = [] if guard is None else [step for step in held_out if step <= guard["handed_back_step"]]
-    steps = {min(held_out), *before[-1:], max(held_out)}
     parts = ["<h2>Answers to held-out problems</h2>"]
-    for step in sorted(steps):
+    for step, when in moments(held_out, curves, guard).items():
         rows = []
         for row in held_out[step]:
             kind = "" if "correct" not in row else "right" if row["correct"] else "wrong"
             cells = (mark(row), row["problem"], row["completion"], row.get("gold", ""))
             rows.append(f'<tr class="{kind}">' + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
-        parts.append(f"<h3>Step {step}</h3><table>{''.join(rows)}</table>")
+        parts.append(f"<h3>Step {step}, {when}</h3><table>{''.join(rows)}</table>")
     return "\n".join(parts)

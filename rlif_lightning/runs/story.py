@@ -1,6 +1,7 @@
 """What a run's curves say, in sentences."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ def best_step(curve: dict[int, float]) -> int | None:
     """Return the first step with the highest finite value."""
     values = finite(curve)
     return max(values, key=lambda step: values[step]) if values else None
+
+
+def moments(evaluated: Collection[int], curves: Curves, guard: dict[str, Any] | None) -> dict[int, str]:
+    """The steps whose answers are shown, of those evaluated, in their order, and what each is.
+
+    They are the first, the last, and the nearest to what the guard hands back if it has fired, or else to the best.
+    """
+    found = {min(evaluated): "before training", max(evaluated): "at the end"}
+    accuracy = held_out_accuracy(curves)
+    when, between = "at the best step", None if accuracy is None else best_step(accuracy[1])
+    if guard is not None:
+        when, between = "handed back", guard["handed_back_step"]
+    if between is not None:
+        found.setdefault(min(evaluated, key=lambda step: abs(step - between)), when)
+    return dict(sorted(found.items()))
 
 
 def headline(curves: Curves) -> str:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rlif_lightning.runs import story
 from rlif_lightning.runs.held_out import beginning, ending, mark
 from rlif_lightning.runs.metrics_csv import Curves
+from rlif_lightning.runs.pictures import BAD, BLUE, DASHED, GOOD, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-BLUE, GREEN, ORANGE, GREY = "#0072B2", "#007A5A", "#C44E00", "0.45"  # told apart by colour-blind people, and in grey
 HeldOut = Mapping[int, Sequence[Mapping[str, Any]]]  # as load_held_out returns it
 
 
@@ -42,7 +42,9 @@ def draw_story(figure: FigureBase, curves: Curves, guard: dict[str, Any] | None,
     if guard is not None:
         _mark_guard(ax, guard, accuracy)
     if held_out:
-        _write_answers([figure.add_subplot(grid[1, n]) for n in range(3)], accuracy, guard, held_out)
+        shown = story.moments(held_out, curves, guard)
+        for n, (step, when) in enumerate(shown.items()):
+            _write_answers(figure.add_subplot(grid[1, n]), f"{when} (step {step})", held_out[step])
 
 
 def _shade(ax: Axes, accuracy: dict[int, float]) -> None:
@@ -51,21 +53,19 @@ def _shade(ax: Axes, accuracy: dict[int, float]) -> None:
     assert best is not None
     text: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 11}
     if accuracy[best] > accuracy[start] + story.NOISE:
-        ax.axvspan(start, best, color=GREEN, alpha=0.08, linewidth=0)
-        ax.text((start + best) / 2, 1.03, "training helps", color=GREEN, **text)
+        ax.axvspan(start, best, color=GOOD, alpha=0.05, linewidth=0)
+        ax.text((start + best) / 2, 1.03, "training helps", color=GOOD, **text)
     else:
         best = start
     if accuracy[last] < accuracy[best] - story.NOISE:
-        ax.axvspan(best, last, color=ORANGE, alpha=0.07, linewidth=0)
-        ax.text((best + last) / 2, 1.03, "training hurts", color=ORANGE, **text)
+        ax.axvspan(best, last, color=BAD, alpha=0.14, linewidth=0)
+        ax.text((best + last) / 2, 1.03, "training hurts", color=BAD, **text)
 
 
 def _draw_reward(ax: Axes, reward: dict[int, float]) -> dict[str, tuple[float, str]]:
     """Draw the reward on a scale of its own; returns the label of its end."""
     scaled = [0.12 + 0.72 * value for value in story.own_scale(reward).values()]
-    ax.plot(
-        list(reward), scaled, color=GREY, linewidth=1.6, linestyle=(0, (5, 2)), transform=ax.get_xaxis_transform()
-    )
+    ax.plot(list(reward), scaled, color=GREY, linewidth=1.6, linestyle=DASHED, transform=ax.get_xaxis_transform())
     return {f"reward\n(own scale)\n{story.number(reward[max(reward)])}": (scaled[-1], GREY)}
 
 
@@ -81,11 +81,11 @@ def _label_ends(ax: Axes, ends: dict[str, tuple[float, str]]) -> None:
 def _mark_guard(ax: Axes, guard: dict[str, Any], accuracy: dict[int, float]) -> None:
     """Mark what the guard hands back, with its accuracy where known, and where it fired."""
     fired, handed = guard["fired"]["step"], guard["handed_back_step"]
-    ax.axvline(fired, color=ORANGE, linewidth=1.2, linestyle=(0, (5, 2)))
+    ax.axvline(fired, color=BAD, linewidth=1.2, linestyle=DASHED)
     known = story.handed_back(guard, accuracy.get(handed))
     if known is None:
         return
-    ax.plot([handed], [known], "D", color=GREEN, markeredgecolor="white", markersize=11, zorder=5)
+    ax.plot([handed], [known], "D", color=GOOD, markeredgecolor="white", markersize=11, zorder=5)
     low, high = ax.get_xlim()
     left = handed > (low + high) / 2
     ax.annotate(
@@ -95,27 +95,19 @@ def _mark_guard(ax: Axes, guard: dict[str, Any], accuracy: dict[int, float]) -> 
         textcoords="offset points",
         ha="right" if left else "left",
         va="top",
-        color=GREEN,
+        color=GOOD,
         fontsize=11,
-        arrowprops={"arrowstyle": "-", "color": GREEN},
+        arrowprops={"arrowstyle": "-", "color": GOOD},
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2},
     )
 
 
-def _write_answers(
-    cells: list[Axes], accuracy: dict[int, float], guard: dict[str, Any] | None, held_out: HeldOut
-) -> None:
-    """Write the answers to a few problems at the start, at the step handed back or the best one, and at the end."""
-    chosen = [("before training", min(held_out)), ("at the best step", story.best_step(accuracy))]
-    if guard is not None:
-        chosen[1] = ("handed back", guard["handed_back_step"])
-    chosen.append(("at the end", max(held_out)))
-    for ax, (when, wanted) in zip(cells, chosen, strict=True):
-        step = min(held_out, key=lambda step: abs(step - (wanted or 0)))
-        ax.axis("off")
-        ax.text(0, 1, f"{when} (step {step})", fontsize=10.5, fontweight="bold", va="top")
-        for line, row in enumerate(held_out[step]):
-            shown = f"{mark(row)} {beginning(row['problem'], 16)} → {ending(row['completion'], 26)}"
-            colour = GREEN if row.get("correct") else ORANGE if "correct" in row else GREY
-            style: dict[str, Any] = {"family": "monospace", "color": colour, "parse_math": False}
-            ax.text(0, 0.76 - 0.2 * line, shown, fontsize=9, va="top", **style)
+def _write_answers(ax: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the answers to a few problems, right and wrong ones in their colours."""
+    ax.axis("off")
+    ax.text(0, 1, title, fontsize=10.5, fontweight="bold", va="top")
+    for line, row in enumerate(rows):
+        shown = f"{mark(row)} {beginning(row['problem'], 16)} → {ending(row['completion'], 26)}"
+        colour = GOOD if row.get("correct") else BAD if "correct" in row else GREY
+        style: dict[str, Any] = {"family": "monospace", "color": colour, "parse_math": False}
+        ax.text(0, 0.76 - 0.2 * line, shown, fontsize=9, va="top", **style)

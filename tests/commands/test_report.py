@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ from matplotlib.colors import to_hex
 
 from rlif_lightning.commands.report import main
 from rlif_lightning.errors import UserError
-from rlif_lightning.runs.curves import curves_figure, draw_curves, write_report
+from rlif_lightning.runs import curves as drawing
+from rlif_lightning.runs.curves import curves_figure, draw_curves
 from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.metrics_csv import MetricsCSV
 from rlif_lightning.runs.story import headline
@@ -36,6 +38,10 @@ def make_run(folder, labels=True, steps=6, shift=0.0, rewards=("self_certainty",
         table.log(step, values)
         table.log(step, {"train/loss": 0.0})
     return folder
+
+
+def write_report(run):
+    return drawing.write_report(run, summary_table(run))
 
 
 def panels(figure):
@@ -142,6 +148,19 @@ def test_the_page_needs_nothing_else_and_hostile_texts_do_nothing(tmp_path):
     assert "data:image/png;base64," in page and "rose from 0.300 to 0.700 at step 2" in page
 
 
+def test_the_page_and_the_picture_show_the_same_answers(tmp_path):
+    run = make_run(tmp_path / "q" / "1")
+    answers(run, dict.fromkeys(range(7), True))
+    decided = {"fired": {"step": 4}, "handed_back_step": 3, "weights": None, "accuracy": {}}
+    for decision, between in ((None, "at the best step (step 2)"), (decided, "handed back (step 3)")):
+        if decision:
+            (run / "guard.json").write_text(json.dumps(decision))
+        shown = ["before training (step 0)", between, "at the end (step 6)"]
+        assert [cell.texts[0].get_text() for cell in curves_figure([run]).axes[1:4]] == shown
+        page = re.findall(r"<h3>Step (\d+), (.*?)</h3>", write_report(run)[2].read_text())
+        assert [f"{when} (step {step})" for step, when in page] == shown
+
+
 ROW = {"step": 0, "problem": "p", "completion": "c", "gold": "1", "correct": True}
 
 
@@ -190,7 +209,7 @@ def test_answers_before_the_guards_step_may_be_lost(tmp_path):
     (run / "guard.json").write_text(json.dumps(FIRED))
     (run / "held_out.jsonl").write_text(json.dumps({**ROW, "step": 6}))
     (run / "config.yaml").write_bytes(b"\xff\xfe")
-    assert "<h3>Step 6</h3>" in write_report(run)[2].read_text()
+    assert "<h3>Step 6, at the end</h3>" in write_report(run)[2].read_text()
 
 
 @pytest.mark.parametrize("step", ["-1", "99999999999999999999"])
@@ -224,8 +243,10 @@ def test_several_runs_keep_their_colours_over_all_panels(tmp_path):
     colours = dict(zip(names, [to_hex(line.get_color()) for line in key.get_lines()], strict=True))
     assert list(colours) == ["q/1", "q/2", "r/1"]
     assert len(set(colours.values())) == 3
+    assert len({line.get_marker() for line in key.get_lines()}) == 3  # told apart in grey as well
     shown = panels(figure)
     reward = shown["reward, each run on its own scale"].lines
+    assert [line.get_marker() for line in reward] == [line.get_marker() for line in key.get_lines()]
     assert [to_hex(line.get_color()) for line in reward] == list(colours.values())
     assert [(min(line.get_ydata()), max(line.get_ydata())) for line in reward] == [(0.0, 1.0)] * 3
     assert {to_hex(line.get_color()) for line in shown["accuracy"].lines} == {colours["q/1"], colours["r/1"]}

@@ -21,8 +21,10 @@ from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.rewards import SelfCertainty
 from rlif_lightning.runs import folder as runs
 from rlif_lightning.runs.atomic import replacing_folder
-from rlif_lightning.runs.curves import draw_curves, save_figure, write_report
+from rlif_lightning.runs.curves import draw_curves, write_report
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
+from rlif_lightning.runs.pictures import save_figure
+from rlif_lightning.runs.summary import summary_table
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ def test_odd_names_of_runs(tmp_path, name):
     run, other = tmp_path / name / "1", tmp_path / name / "2"
     run.mkdir(parents=True)
     MetricsCSV(run / "metrics.csv").log(0, {"rollout/reward": 1.0, "val/accuracy": 0.5})
-    assert all(path.stat().st_size for path in write_report(run))
+    assert all(path.stat().st_size for path in write_report(run, summary_table(run)))
     shutil.copytree(run, other)
     draw_curves([run, other], tmp_path / "x.png")
 
