@@ -15,9 +15,17 @@ from rlif_lightning.data.limits import check_prompts
 from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.diagnosis.candidates import candidates, internal_rewards
+from rlif_lightning.diagnosis.details_figure import draw_details
 from rlif_lightning.diagnosis.figure import draw_diagnosis
 from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
-from rlif_lightning.diagnosis.measures import compare, describe, difference, measure, value_correlations
+from rlif_lightning.diagnosis.measures import (
+    compare,
+    describe,
+    difference,
+    length_correlations,
+    measure,
+    value_correlations,
+)
 from rlif_lightning.diagnosis.text import report_text, write_completions, write_json
 from rlif_lightning.diagnosis.verdict import verdict
 from rlif_lightning.errors import UserError
@@ -125,6 +133,7 @@ def _report(
         "verdict": asdict(answer),
         "policy": policy,
         "rewards": found,
+        "length": length_correlations(stats),
         "equivalence": {
             "rewards": list(found),
             "values": value_correlations(stats).tolist(),
@@ -148,5 +157,7 @@ def _report(
     folder = objects.output(options.output)
     write_json(folder / "diagnosis.json", report)
     write_completions(folder / "completions.jsonl", rollouts, prompts, stats)
-    draw_diagnosis(report, stats, folder / "diagnosis.png")
-    print(f"\nwritten: {folder}/diagnosis.json, diagnosis.png, completions.jsonl, config.yaml")
+    draw_diagnosis(report, folder / "diagnosis.png")
+    draw_details(report, stats, folder / "diagnosis-details.png")
+    print(f"\nwritten: {folder}/diagnosis.png (the verdict), diagnosis-details.png, diagnosis.json, "
+          "completions.jsonl, config.yaml")  # fmt: skip

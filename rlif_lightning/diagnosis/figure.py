@@ -1,139 +1,122 @@
-"""A diagnosis as a picture."""
+"""The first picture of a diagnosis: the verdict and what it rests on."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rlif_lightning.diagnosis.association import Array, centred
-from rlif_lightning.diagnosis.measures import CompletionStats, spreads_of
-from rlif_lightning.diagnosis.verdict import AGREEMENT_SATURATED, ENTROPY_NONE, ENTROPY_ROOM
-from rlif_lightning.runs.pictures import COLOURS, DASHED, SOLID, save_figure
+from rlif_lightning.diagnosis.association import Estimate
+from rlif_lightning.diagnosis.verdict import (
+    AGREEMENT_ROOM,
+    AGREEMENT_SATURATED,
+    ANSWERED_LEAST,
+    ENTROPY_NONE,
+    ENTROPY_ROOM,
+    SIDES,
+    WORDS,
+    Target,
+    is_sure,
+)
+from rlif_lightning.runs.pictures import BLUE, DASHED, GOOD, GREY, in_words, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLUMNS = 4
-GOOD, BAD = COLOURS[2], COLOURS[1]
-
-
-def draw_diagnosis(report: dict[str, Any], stats: CompletionStats, path: Path) -> None:
-    """Policy, what each reward goes with, its values for right and wrong completions, and how alike rewards are."""
     from matplotlib.figure import Figure
 
-    names, policy, g = list(report["rewards"]), report["policy"], report["group_size"]
-    shown = [name for name in names if name != "verifiable"]  # right and wrong are all that it tells apart
-    middle = math.ceil(len(shown) / COLUMNS)
-    figure = Figure(figsize=(16, 3.6 + 2.6 * middle + 4.6), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(2 + middle, COLUMNS, height_ratios=[3.4, *[2.4] * middle, 4.6])
-    answer, size = report["verdict"], f"({report['prompts']} prompts x {g})"
-    reward = f", with {answer['reward']}" if answer["reward"] else ""
-    figure.suptitle(f"{report['model']}: {answer['level']}{reward}   {size}", fontsize=13, fontweight="bold")
-    ax = figure.add_subplot(grid[0, 0])
-    _histogram(ax, stats.agreement, (np.arange(g + 2) - 0.5) / g, policy["agreement"].value, AGREEMENT_SATURATED)
-    _finish(ax, "agreement in a group", "share of the most frequent answer (line: mean, dots: saturated)", "groups")
-    ax = figure.add_subplot(grid[0, 1])
-    entropy = stats.sums["entropy"].sum(1) / stats.tokens.sum(1)
-    edges = np.linspace(0, max(entropy.max(), ENTROPY_ROOM * 1.1), 41)
-    _histogram(ax, entropy, edges, policy["entropy"].value, ENTROPY_NONE, ENTROPY_ROOM)
-    _finish(ax, "initial entropy of a prompt", "nats per token (line: mean, dots: landmarks)", "prompts")
-    _correlations(figure.add_subplot(grid[0, 2]), report["rewards"])
-    _spread(figure.add_subplot(grid[0, 3]), report, stats)
-    for n, name in enumerate(shown):
-        row, column = divmod(n, COLUMNS)
-        _values(figure.add_subplot(grid[1 + row, column]), name, stats, legend=n == 0)
-    values, gradients = report["equivalence"]["values"], report["equivalence"]["gradients"]
-    _heatmap(figure.add_subplot(grid[-1, :2]), "reward values: correlation within groups", names, values)
-    if gradients is not None:
-        rows = [*gradients["cosines"], np.diagonal(gradients["between_halves"]).tolist()]
-        title = "policy gradients: cosine (below: with itself, between halves of the prompts)"
-        _heatmap(figure.add_subplot(grid[-1, 2:]), title, names, rows)
-    for ax in figure.axes:
-        ax.tick_params(labelsize=8)
-    save_figure(figure, path)
+LABEL, LENGTH = "verifiable", "answer length"  # the first is correctness itself
 
 
-def _finish(ax: Axes, title: str, x: str = "", y: str = "") -> None:
-    ax.set_title(title, fontsize=10)
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+def draw_diagnosis(report: Mapping[str, Any], path: Path) -> None:
+    """Draw the report that diagnosis.json holds."""
+    save_figure(diagnosis_figure(report), path)
 
 
-def _histogram(ax: Axes, values: Array, edges: Array, mean: float, *landmarks: float) -> None:
-    ax.hist(values, edges.tolist(), color=COLOURS[0], edgecolor="white")
-    ax.axvline(mean, color="black", linewidth=1.3)
-    for landmark in landmarks:
-        ax.axvline(landmark, color="0.4", linestyle=":")
+def diagnosis_figure(report: Mapping[str, Any]) -> Figure:
+    """The verdict as title; how each statistic goes with what is right; agreement and entropy at their landmarks."""
+    from matplotlib.figure import Figure
+
+    policy, answer = report["policy"], report["verdict"]
+    figure = Figure(figsize=(12, 2.6 + 0.28 * len(report["rewards"])), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.2, 1], wspace=0.06, hspace=0.1)
+    figure.suptitle(textwrap.fill(answer["sentence"], 95), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    size = f"{report['prompts']} prompts of data.{report['split']} x {report['group_size']} completions"
+    note = f"{report['model']}, before training: {size}. Bars: 95 % intervals; filled: what the verdict chooses from."
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=9)
+    target: Target = answer["against"] or ("correct" if "accuracy" in policy else "agreement")
+    _draw_fits(figure.add_subplot(grid[:, 0]), report, target)
+    ax, unused = figure.add_subplot(grid[0, 1]), policy["answered_fraction"].value < ANSWERED_LEAST
+    zones = ((0.0, "room to improve"), (AGREEMENT_ROOM, "little room"), (AGREEMENT_SATURATED, "saturated"))
+    _draw_scale(ax, policy["agreement"], zones, 1.0)
+    title = "agreement: share of a prompt's most frequent answer"
+    ax.set_title(title + "\n(left out: too few answers can be read)" * unused, loc="left", fontsize=11)
+    ax = figure.add_subplot(grid[1, 1])
+    zones = ((0.0, "next to none"), (ENTROPY_NONE, "low"), (ENTROPY_ROOM, "room to improve"))
+    entropy = policy["entropy"]
+    _draw_scale(ax, entropy, zones[::-1], 1.15 * max(2 * ENTROPY_ROOM, entropy.value, entropy.high))
+    ax.set_title("initial entropy, nats per token", loc="left", fontsize=11)
+    return figure
 
 
-def _correlations(ax: Axes, rewards: dict[str, Any]) -> None:
-    targets = (("agreement", "majority", COLOURS[0]), ("correct", "correct", GOOD), ("tokens", "length", "0.6"))
-    for offset, (target, label, colour) in enumerate(targets):
-        found = [own[target]["within"] for own in rewards.values() if target in own]
-        for n, e in enumerate(found):  # without an interval there is nothing to see
-            ax.plot([e.low, e.high], [n + (offset - 1) * 0.22] * 2, color=colour, label=label if n == 0 else None)
-            if math.isfinite(e.low):
-                ax.plot(e.value, n + (offset - 1) * 0.22, "o", color=colour, markersize=4)
-    ax.axvline(0, color="0.3", linewidth=1)
-    ax.set_yticks(range(len(rewards)), list(rewards))
-    ax.invert_yaxis()
-    ax.set_xlim(-1.05, 1.05)
-    ax.legend(fontsize=7, loc="best", framealpha=0.8)
-    _finish(ax, "correlation within groups, 95 %")
+def _draw_fits(ax: Axes, report: Mapping[str, Any], target: Target) -> None:
+    """A dot for each statistic, what is sure and highest at the top."""
+    found = {name: own[target]["within"] for name, own in report["rewards"].items() if name != LABEL}
+    found[LENGTH] = report["length"][target]
+    order = {name: -fit.value if math.isfinite(fit.value) else 2.0 for name, fit in found.items()}
+    names = sorted(found, key=lambda name: (not is_sure(found[name]), order[name]))
+    answer = report["verdict"]
+    for n, name in enumerate(names):
+        _draw_fit(ax, n, found[name], name in answer["compared"], name == answer["reward"])
+    ax.axvline(0, color="0.3", linewidth=1, zorder=1.6)
+    better, worse = SIDES[target]
+    for x, side in ((-0.52, worse), (0.52, better)):
+        ax.text(x, -0.9, f"higher for {side}", ha="center", va="center", fontsize=9, color="0.3")
+    ax.set_yticks(range(len(names)), [in_words(name) + " (control)" * (name in ("random", LENGTH)) for name in names])
+    for label, name in zip(ax.get_yticklabels(), names, strict=True):
+        label.set(fontweight="bold" if name == answer["reward"] else "normal", parse_math=False)
+    ax.set(xlim=(-1.05, 1.05), xticks=[-1, -0.5, 0, 0.5, 1], ylim=(len(names) - 0.5, -1.4))
+    ax.grid(axis="x", color="0.92")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("correlation within a prompt's completions")
+    ax.set_title(f"how each statistic goes with {WORDS[target]}", loc="left", fontsize=11)
 
 
-def _spread(ax: Axes, report: dict[str, Any], stats: CompletionStats) -> None:
-    """Groups whose reward has no spread at all are counted in the legend: a logarithm has no place for them."""
-    gate = report["min_spread"]
-    spreads = {name: spreads_of(values) for name, values in stats.values.items()}
-    known = np.concatenate([v[v > gate / 10] for v in spreads.values()])
-    edges = np.geomspace(max(known.min(), 1e-9), known.max() * 1.01, 24) if len(known) else np.geomspace(1e-3, 1, 5)
-    for n, (name, values) in enumerate(spreads.items()):
-        counts, _ = np.histogram(values, edges)
-        colour, dashes = COLOURS[n % len(COLOURS)], SOLID if n < len(COLOURS) else DASHED
-        label = f"{name}, {report['rewards'][name]['gated_fraction']:.0%} gated"
-        ax.stairs(counts, edges, color=colour, label=label, linewidth=1.5, linestyle=dashes)
-    ax.axvline(gate, color="0.4", linestyle=":")
-    ax.set_xscale("log")
-    ax.legend(fontsize=6.5, framealpha=0.7)
-    _finish(ax, "spread of a group", "standard deviation, in the reward's unit", "groups")
+def _draw_fit(ax: Axes, row: int, fit: Estimate, compared: bool, chosen: bool) -> None:
+    """Filled: what the verdict chooses from; a cross where too few groups say anything."""
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+    if not is_sure(fit):
+        value = fit.value if math.isfinite(fit.value) else 0.0
+        ax.plot(value, row, "x", color="0.6")
+        shift, side = (-8, "right") if value > 0 else (8, "left")
+        ax.annotate(f"{fit.groups} groups: too few", (value, row), (shift, 0), ha=side, color="0.45", **beside)
+        return
+    colour = GOOD if chosen else BLUE if compared else GREY
+    ax.plot([fit.low, fit.high], [row, row], color=colour, linewidth=3 if chosen else 2)
+    look: dict[str, Any] = {"marker": "D", "markersize": 9} if chosen else {"marker": "o", "markersize": 7}
+    ax.plot(fit.value, row, color=colour, markerfacecolor=colour if compared else "white", **look)
+    if chosen:
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.annotate("the verdict's choice", (fit.low, row), (-8, 0), ha="right", color=GOOD, bbox=box, **beside)
 
 
-def _values(ax: Axes, name: str, stats: CompletionStats, legend: bool) -> None:
-    """Distribution of a reward, counted from its group's mean, for right and wrong completions."""
-    finite = np.isfinite(stats.values[name])
-    values = centred(stats.values[name], finite)
-    known = values[finite]
-    low, high = np.quantile(known, [0.005, 0.995]) if len(known) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, 31)
-    marks, words = stats.correct, ("right", "wrong")
-    if marks is None:
-        marks, words = stats.majority, ("majority", "minority")
-    sides = [(marks > 0.5, words[0], GOOD), (marks <= 0.5, words[1], BAD)]
-    if not np.isfinite(marks).any():
-        sides = [(finite, "all", "0.5")]
-    for side, word, colour in sides:
-        chosen = np.clip(values[side & finite], edges[0], edges[-1])
-        if len(chosen):
-            ax.hist(chosen, edges.tolist(), density=True, histtype="stepfilled", alpha=0.45, color=colour, label=word)
-    ax.set_yticks([])
-    _finish(ax, name, "reward minus its group's mean")
-    if legend and len(known):
-        ax.legend(fontsize=8)
-
-
-def _heatmap(ax: Axes, title: str, names: list[str], values: list[list[float]]) -> None:
-    rows = [*names, "itself"][: len(values)]
-    cells = np.array(values, dtype=float)
-    ax.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    for (i, j), v in np.ndenumerate(cells):
-        if math.isfinite(v):
-            colour = "white" if abs(v) > 0.6 else "black"
-            ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_title(title, fontsize=10)
+def _draw_scale(ax: Axes, found: Estimate, zones: Sequence[tuple[float, str]], end: float) -> None:
+    """An estimate on a scale from 0 to its end, with zones from their landmarks on, each darker than the last."""
+    starts = sorted(start for start, _ in zones)
+    for shade, (start, words) in enumerate(zones):
+        stop = next((s for s in starts if s > start), end)
+        ax.axvspan(start, stop, color="0.2", alpha=0.04 + 0.13 * shade, linewidth=0)
+        where: dict[str, Any] = {"ha": "center", "va": "top", "transform": ax.get_xaxis_transform()}
+        turned = 90 if stop - start < 0.22 * end else 0
+        ax.text((start + stop) / 2, 0.95, words, rotation=turned, fontsize=9, color="0.2", **where)
+        if start:
+            ax.axvline(start, color="0.35", linewidth=1, linestyle=DASHED)
+    ax.plot([found.low, found.high], [-0.4, -0.4], color=BLUE, linewidth=4)
+    ax.plot(found.value, -0.4, "o", color=BLUE, markersize=10)
+    side = "left" if found.value < 0.15 * end else "right" if found.value > 0.85 * end else "center"
+    text: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "top", "color": BLUE}
+    ax.annotate(str(found), (found.value, -0.4), (0, -10), **text)
+    ax.set(xlim=(0, end), ylim=(-1, 1), yticks=[])
+    ax.spines[["top", "right", "left"]].set_visible(False)

@@ -174,6 +174,12 @@ def compare(m: CompletionStats) -> dict[str, dict[str, Any]]:
     return found
 
 
+def length_correlations(m: CompletionStats) -> dict[str, Estimate]:
+    """How the length of a completion goes with each target within groups: no reward should do worse."""
+    found = {t: correlation_within(m.tokens, y) for t, y in m.targets.items() if t != "tokens"}
+    return {t: estimate(statistic, resample(len(m.tokens)), groups) for t, (statistic, groups) in found.items()}
+
+
 def spreads_of(values: Array) -> Array:
     """Standard deviation of each group of values [P, G] with two or more that are known, in the order of groups."""
     rows = [v[np.isfinite(v)] for v in values]

@@ -42,7 +42,7 @@ def report_text(report: dict[str, Any]) -> str:
     extra = {k: k for k in policy if k.startswith(("pass@", "maj@")) and k != "pass@1"}
     lines += [f"  {what:<34}{policy[key]}" for key, what in {**ROWS, **extra}.items() if key in policy]
     lines += ["", "Within groups: correlation of each reward, AUROC of pairs of one prompt"]
-    lines += _reward_table(rewards, labels="accuracy" in policy)
+    lines += _reward_table(rewards, report["length"], labels="accuracy" in policy)
     values, gradients = report["equivalence"]["values"], report["equivalence"]["gradients"]
     lines += ["", "Correlation of the rewards within groups", *_matrix(list(rewards), values)]
     if gradients is not None:
@@ -50,20 +50,21 @@ def report_text(report: dict[str, Any]) -> str:
         rows = [[*own, halves[i][i]] for i, own in enumerate(gradients["cosines"])]
         title = "Cosine of their gradients; last: with itself on other prompts; as small as random's is noise"
         lines += ["", title, *_matrix(list(rewards), rows)]
-    reward = f", with {answer['reward']}" if answer["reward"] else ""
-    lines += ["", f"VERDICT: {answer['level']}{reward}"]
+    lines += ["", *textwrap.wrap(f"VERDICT: {answer['sentence']}", WIDTH)]
     for sign, key in (("-", "reasons"), ("!", "cautions"), ("*", "notes")):
         lines += [part for text in answer[key] for part in _wrap(text, sign)]
     return "\n".join([*lines, *_wrap(LIMITS, " ")])
 
 
-def _reward_table(rewards: dict[str, Any], labels: bool) -> list[str]:
+def _reward_table(rewards: dict[str, Any], length: dict[str, Estimate], labels: bool) -> list[str]:
     known = ("with correctness", "AUROC") if labels else ()
     rows = [["reward", "spread", "gated", "with agreement", *known, "with length"]]
     for name, r in rewards.items():
         right = (f"{r['correct']['within']}", f"{r['correct']['auroc_within'].value:.2f}") if labels else ()
         numbers = (f"{r['spread']:.3g}", f"{r['gated_fraction']:.0%}", str(r["agreement"]["within"]))
         rows.append([name, *numbers, *right, str(r["tokens"]["within"])])
+    right = (str(length["correct"]), "") if labels else ()
+    rows.append(["(answer length)", "", "", str(length["agreement"]), *right, ""])
     return aligned([["", *row] for row in rows], others=str.ljust)
 
 

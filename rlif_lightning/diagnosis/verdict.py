@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlif_lightning.diagnosis.association import Estimate
+from rlif_lightning.runs.pictures import in_words
 
 Rewards = Mapping[str, Mapping[str, Any]]  # by name, as measures.compare gives them
 Differs = Callable[[str, str, str], bool]  # (one, other, target): whether the data tell two correlations apart
 Target = Literal["correct", "agreement"]
 WORDS: dict[Target, str] = {"correct": "correctness", "agreement": "being in the group's majority"}
+SIDES: dict[Target, tuple[str, str]] = {  # completions that a reward should be higher for, and the others
+    "correct": ("right completions", "wrong completions"),
+    "agreement": ("the majority's answers", "the minority's answers"),
+}
 
 # Where these come from: few models, so they are landmarks and not limits. On the toy (mixtures of base and tuned
 # weights, docs/study.md) entropy per token, agreement and the gain in accuracy went together:
@@ -36,10 +41,12 @@ class Verdict:
 
     level: Literal["start", "try with care", "don't"]
     reward: str | None  # the one to begin with; None where nothing speaks for any
+    sentence: str = ""  # the answer and what decides it, in plain words
     reasons: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)  # each holds back a "start"
     notes: list[str] = field(default_factory=list)
     against: Target | None = None  # what the rewards were held against
+    compared: list[str] = field(default_factory=list)  # what it chose from, the best first
 
 
 def verdict(
@@ -66,7 +73,35 @@ def verdict(
         out.level, out.reward = "don't", None
     elif room == "yes" and fit == "yes" and majority != "unclear" and not out.cautions:
         out.level = "start"
+    out.sentence = f"{_say_level(out)}. {_say_why(out, room, majority, fit)}."
     return out
+
+
+def _say_level(out: Verdict) -> str:
+    reward = None if out.reward is None else in_words(out.reward)
+    if out.level == "don't":
+        return "Don't train on internal rewards here"
+    if out.level == "start":
+        return f"Start with {reward}"
+    return f"Try {reward} with care" if reward else "Try with care"
+
+
+def _say_why(out: Verdict, room: str, majority: str, fit: str) -> str:
+    """What decides the answer, the gravest of it."""
+    better, worse = SIDES[out.against or "correct"]
+    found = {
+        "The completions of a prompt hardly differ": room == "none",
+        "A prompt's most frequent answer is worse than a single sample": majority == "hurts",
+        f"Every internal reward is higher for {worse}": fit == "none",
+        "Too few groups differ to say which reward goes with what is right": fit == "unknown",
+        f"No internal reward is clearly higher for {better}": fit == "unclear",
+        "Initial entropy is low": room == "little",
+        "It is not clear that there is room to improve": room == "unclear",
+        "A prompt's most frequent answer is not clearly better than a single sample": majority == "unclear",
+        **{caution[0].upper() + caution[1:]: True for caution in out.cautions},
+        f"It is higher for {better}, and there is room to improve": True,
+    }
+    return next(text for text, holds in found.items() if holds)
 
 
 def _add_cautions(out: Verdict, policy: Mapping[str, Any], group_size: int, temperature: float) -> None:
@@ -141,7 +176,7 @@ def _judge_rewards(
         return "unknown"
     target, what = out.against, WORDS[out.against]
     ranking = sorted(fits, key=lambda n: -fits[n].value)
-    best = ranking[0]
+    best, out.compared = ranking[0], ranking
     if fits[best].low <= 0:
         worst = all(e.high < 0 for e in fits.values())
         sign = "each runs against it" if worst else "the interval of the best includes 0"
@@ -162,6 +197,11 @@ def _judge_rewards(
     return "yes"
 
 
+def is_sure(fit: Estimate) -> bool:
+    """Whether enough groups speak for a correlation to be taken into account."""
+    return fit.groups >= GROUPS_LEAST and fit.low == fit.low  # no nan
+
+
 def _correlations(
     rewards: Rewards, internal: Mapping[str, bool], answers: bool
 ) -> tuple[Target | None, dict[str, Estimate]]:
@@ -170,7 +210,7 @@ def _correlations(
     for target in targets:
         candidates = [n for n in internal if n in rewards and not (target == "agreement" and internal[n])]
         fits = {n: rewards[n][target]["within"] for n in candidates if target in rewards[n]}
-        fits = {n: e for n, e in fits.items() if e.groups >= GROUPS_LEAST and e.low == e.low}  # no nan
+        fits = {n: e for n, e in fits.items() if is_sure(e)}
         if fits:
             return target, fits
     return None, {}

@@ -20,8 +20,8 @@ def draw_plan(plan: Memory, title: str, path: Path, gigabytes: float) -> None:
         sizes = [parts.get(part, 0) / GIB for parts in plan.phases.values()]
         if max(sizes) > 0.003 * plan.peak / GIB:
             lightness = index / (len(PARTS) - 1)  # rises along viridis, for eyes of all kinds and for grey prints
-            look = {"color": colormaps["viridis"](lightness), "edgecolor": "white"}
-            bars = axes.bar(names, sizes, 0.62, tops, label=part, **look)
+            shade = colormaps["viridis"](lightness)
+            bars = axes.bar(names, sizes, 0.62, tops, label=part, color=shade, edgecolor="white")
             named = [part if size > 0.035 * plan.peak / GIB else "" for size in sizes]
             text = "white" if lightness < 0.6 else "black"
             axes.bar_label(bars, named, label_type="center", fontsize=8, color=text)

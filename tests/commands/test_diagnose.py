@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,18 @@ from torch import nn
 
 from rlif_lightning.diagnosis.association import Estimate
 from rlif_lightning.diagnosis.candidates import candidates
+from rlif_lightning.diagnosis.details_figure import details_figure
+from rlif_lightning.diagnosis.figure import diagnosis_figure, draw_diagnosis
 from rlif_lightning.diagnosis.gradients import cosines, gradient_bytes, policy_gradients
 from rlif_lightning.diagnosis.measures import (
     compare,
     describe,
     difference,
+    length_correlations,
     measure,
     value_correlations,
 )
+from rlif_lightning.diagnosis.text import report_text
 from rlif_lightning.diagnosis.verdict import verdict
 from rlif_lightning.functional.loss_records import LossSettings
 from rlif_lightning.functional.token_stats import token_stats
@@ -283,6 +288,7 @@ def test_what_speaks_against_training(changes, word):
     found = case(**changes)
     assert (found.level, found.reward) == ("don't", None)
     assert word in " ".join(found.reasons)
+    assert found.sentence.startswith("Don't train on internal rewards here. ")
 
 
 @pytest.mark.parametrize(
@@ -340,6 +346,100 @@ def test_a_control_that_goes_with_correctness_by_chance_is_said():
     assert "even the random reward" in " ".join(case(fits={"good": 0.4, "random": 0.2}).notes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "Start with good. It is higher for right completions, and there is room to improve."),
+        ({"fits": {"self_certainty": 0.4}, "entropy": 0.3}, "Try self-certainty with care. Initial entropy is low."),
+        ({"agreement": 0.97}, "Don't train on internal rewards here. The completions of a prompt hardly differ."),
+        (
+            {"labels": False, "fits": {"good": -0.3}},
+            "Don't train on internal rewards here. Every internal reward is higher for the minority's answers.",
+        ),
+        (
+            {"fits": {"good": 0.05}},
+            "Try with care. No internal reward is clearly higher for right completions.",
+        ),
+        ({"groups": 20}, "Try good with care. Only 20 prompts; take 32 or more to be told to start."),
+    ],
+)
+def test_the_verdict_in_plain_words(changes, sentence):
+    assert case(**changes).sentence == sentence
+
+
+# -- the pictures -------------------------------------------------------------------------------------------
+
+
+def whole_report(groups=40):
+    """What the command reports on rewards that go with correctness, by their noise: near, far, and not at all."""
+    generator = np.random.default_rng(0)
+    right = (generator.random(4 * groups) < 0.5).astype(float)
+    noise = {"near_it": 0.5, "self_certainty": 2.0, "random": 1e6}
+    rewards = [Given((right + s * generator.normal(size=len(right))).tolist(), name) for name, s in noise.items()]
+    flat = Given([0.0] * len(right), "flat")
+    rollout = make_rollout(groups, 4, correct=right.tolist(), votes=[[0, 0, 1, 2]] * groups)
+    stats, _, _ = measure([rollout], [*rewards, flat], AdvantageSettings())
+    policy, found = describe(stats), compare(stats)
+    internal = dict.fromkeys(("near_it", "self_certainty", "flat"), False)
+    answer = verdict(policy, found, internal=internal, group_size=4, differs=lambda *_: True)
+    values = value_correlations(stats).tolist()
+    report = {"verdict": asdict(answer), "policy": policy, "rewards": found, "length": length_correlations(stats)}
+    report |= {"equivalence": {"values": values, "gradients": None}, "min_spread": 1e-4}
+    return report | {"model": "a $model", "split": "train", "prompts": groups, "group_size": 4}, stats
+
+
+def points(ax):
+    """Label of each row of a dot plot: its lines from left to right."""
+    lines = [line for line in ax.lines if len(set(line.get_ydata())) == 1]
+    labels = {row: label.get_text() for row, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+    found = {label: [] for label in labels.values()}
+    for line in lines:
+        found[labels[line.get_ydata()[0]]].append(tuple(line.get_xdata()))
+    return found
+
+
+@pytest.mark.pictures
+def test_the_first_picture_is_the_verdict_and_every_statistic_once(tmp_path):
+    report, _ = whole_report()
+    answer, policy = report["verdict"], report["policy"]
+    figure = diagnosis_figure(report)
+    assert figure.get_suptitle().replace("\n", " ") == answer["sentence"]
+    assert f"VERDICT: {answer['sentence']}" in report_text(report).replace("\n", " ")
+    fits, agreement, entropy = figure.axes
+    shown = points(fits)
+    words = {"near it": "near_it", "self-certainty": "self_certainty", "random (control)": "random"}
+    assert next(iter(shown)) == "near it" and set(shown) == {*words, "flat", "answer length (control)"}
+    for label, name in words.items():
+        fit = report["rewards"][name]["correct"]["within"]
+        assert shown[label] == [(fit.low, fit.high), (fit.value,)]
+    length = report["length"]["correct"]
+    assert shown["answer length (control)"] == [(length.low, length.high), (length.value,)]
+    assert shown["flat"] == [(0.0,)]  # a cross
+    (too_few,) = [text for text in fits.texts if "too few" in text.get_text()]
+    assert too_few.get_text() == "0 groups: too few" and too_few.xy == (0.0, list(shown).index("flat"))
+    bold = [label.get_text() for label in fits.get_yticklabels() if label.get_fontweight() == "bold"]
+    assert bold == ["near it"] and answer["reward"] == "near_it"
+    for ax, found, zones in (
+        (agreement, policy["agreement"], ["room to improve", "little room", "saturated"]),
+        (entropy, policy["entropy"], ["room to improve", "low", "next to none"]),
+    ):
+        *_, bar, dot = ax.lines
+        assert (*bar.get_xdata(), *dot.get_xdata()) == (found.low, found.high, found.value)
+        assert [text.get_text() for text in ax.texts] == [*zones, str(found)]
+    draw_diagnosis(report, tmp_path / "x.png")  # dollars are no formulas
+
+
+@pytest.mark.pictures
+def test_the_details_show_each_reward_under_its_name():
+    report, stats = whole_report()
+    figure = details_figure(report, stats)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[4:8] == ["near it", "self-certainty", "random", "flat"]
+    assert titles[8:] == ["reward values: correlation within groups"]
+    labels = [label.get_text() for label in figure.axes[3].get_yticklabels()]
+    assert labels == ["near it\n0% gated", "self-certainty\n0% gated", "random\n0% gated", "flat\n100% gated"]
+
+
 # -- the command --------------------------------------------------------------------------------------------
 
 
@@ -356,6 +456,7 @@ def test_the_command_on_a_tiny_model(rlif, small_fit, capsys):
     assert {f.name for f in folder.iterdir()} == {
         "diagnosis.json",
         "diagnosis.png",
+        "diagnosis-details.png",
         "completions.jsonl",
         "config.yaml",
     }
@@ -374,7 +475,8 @@ def test_the_command_on_a_tiny_model(rlif, small_fit, capsys):
     assert report["rewards"]["token_entropy"]["spread"] == pytest.approx(spread, rel=1e-6)
     gradients = np.array(report["equivalence"]["gradients"]["cosines"], dtype=float)
     assert gradients[0, 0] == pytest.approx(1.0, abs=1e-5)
-    assert (folder / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("diagnosis.png", "diagnosis-details.png"):
+        assert name in out and (folder / name).read_bytes().startswith(b"\x89PNG")
     # The same words give the same numbers; a whole config.yaml is a recipe.
     rlif("diagnose", "--config", folder / "config.yaml", "--output", "again", "--gradients", "false")
     again = diagnosis("again")
