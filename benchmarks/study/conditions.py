@@ -1,6 +1,7 @@
 """What the study varies: each condition is the quickstart with a few other settings."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from toys import build
 
 from rlif_lightning.mixing.folder import save_mix
 from rlif_lightning.mixing.weights import Pair
+from rlif_lightning.runs.pictures import in_words
 
 ROOM = "rlif_lightning.rewards"
 LEARNING_RATE = "--model.optimizer.init_args.lr"
@@ -102,3 +104,53 @@ ABLATIONS = {
 """One setting of the self-certainty run changed; group sizes at the same number of completions."""
 
 CONDITIONS = {**GUARD, **SECOND_TASK, **REWARDS, **ABLATIONS}
+
+TITLES = {
+    "trajectory_entropy_fast": "trajectory entropy, 1e-3",
+    "frozen_self_certainty": "self-certainty, frozen annotator",
+    "frozen_token_entropy": "token entropy, frozen annotator",
+    "mixed": "self-certainty, 25 % mixed start",
+    "tuned": "self-certainty, tuned start",
+    "short": "length, short",
+    "long": "length, long",
+    "wrong_sign": "self-certainty, wrong sign",
+    "shuffled": "self-certainty, shuffled",
+    "kl_0": "KL 0",
+    "kl_0.1": "KL 0.1",
+    "kl_0.5": "KL 0.5",
+    "slow": "learning rate 1e-4",
+    "fast": "learning rate 1e-3",
+    "group_4": "32 prompts x 4 completions",
+    "group_16": "8 prompts x 16 completions",
+    "mixed_10": "10 % tuned start",
+    "mixed_50": "50 % tuned start",
+    "narrow": "narrow start",
+}
+"""Conditions whose names do not say it."""
+
+GROUPS = {
+    "Internal rewards": (
+        "self_certainty", "token_entropy", "trajectory_entropy", "trajectory_entropy_fast", "expected_agreement",
+        "probability_margin",
+    ),
+    "Another annotator or start": ("frozen_self_certainty", "frozen_token_entropy", "mixed", "tuned"),
+    "Votes and labels": ("majority_vote", "cluster_frequency", "verifiable"),
+    "Controls": ("random", "format", "short", "long", "wrong_sign", "shuffled"),
+    "KL to the reference": ("kl_0", "kl_0.1", "kl_0.5"),
+    "Learning rate": ("slow", "fast"),
+    "Size of a group": ("group_4", "group_16"),
+    "Start": ("mixed_10", "mixed_50", "narrow"),
+}  # fmt: skip
+"""What belongs together in a picture."""
+
+
+def title(name: str) -> str:
+    """A condition in plain words; the second task's have those of the first."""
+    name = name.removeprefix("addition_")
+    return TITLES.get(name, in_words(name))
+
+
+def grouped(names: Sequence[str]) -> dict[str, list[str]]:
+    """The conditions by group, without the empty groups."""
+    found = {group: [name for name in members if name in names] for group, members in GROUPS.items()}
+    return {group: members for group, members in found.items() if members}

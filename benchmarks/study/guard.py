@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parent))
 import conditions
 from accuracy import Evaluator, kept_steps
+from figures import guard_figure
 
 from rlif_lightning.guard.rule import AGREEMENT, REFERENCE, SIMILARITY, CollapseRule, default_rule
 from rlif_lightning.runs.metrics_csv import read_metrics
@@ -130,7 +130,7 @@ def table(runs: Sequence[Judged]) -> str:
         delay = f"{statistics.median(late):.0f} ({min(late)} to {max(late)})" if late else ""
         fell, fired = sum(r.collapses for r in rows), sum(r.fired is not None for r in rows)
         of = len(rows)
-        cells = [name.replace("_", " "), *means, f"{fell} of {of}", f"{fired} of {of}", delay]
+        cells = [conditions.title(name), *means, f"{fell} of {of}", f"{fired} of {of}", delay]
         lines.append(f"| {' | '.join([*cells, f'{max(r.gap for r in rows):+.2f}'])} |")
     return "\n".join(lines)
 
@@ -163,35 +163,6 @@ def verdict(runs: Sequence[Judged]) -> str:
     return "\n".join(lines)
 
 
-def draw(runs: Sequence[Judged], path: Path) -> None:
-    """A panel per condition: accuracy curves, where the guard fired, what it handed back."""
-    names = list(dict.fromkeys(r.condition for r in runs))
-    columns = len(names) if len(names) <= 5 else 4
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for ax, name in zip(grid, names, strict=False):
-        for r in (r for r in runs if r.condition == name):
-            colour = f"C{r.seed % 10}"
-            ax.plot(list(r.curve), list(r.curve.values()), color=colour, alpha=0.7, linewidth=1.2)
-            if r.fired is not None:
-                ax.axvline(r.fired, color=colour, alpha=0.35, linewidth=1, linestyle=":")
-            filled = colour if r.fired is not None else "white"
-            ax.plot(r.handed_step, r.handed, "o", color=colour, markerfacecolor=filled, markersize=6)
-        ax.set_title(name.replace("_", " "), fontsize=10)
-        ax.set_ylim(-0.03, 1.03)
-        ax.grid(color="0.92")
-    for ax in grid[len(names) :]:
-        ax.set_visible(False)
-    figure.supxlabel("optimiser step", fontsize=10)
-    figure.supylabel("sampled held-out accuracy", fontsize=10)
-    figure.suptitle(
-        "One colour per seed. Dotted: the guard fires. Full dot: the weights handed back; hollow: it never fired",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Judge what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,7 +184,7 @@ def main() -> None:
     ]
     print(table(runs), verdict(runs), sep="\n\n")
     if options.picture:
-        draw(runs, options.picture)
+        guard_figure(runs).savefig(options.picture, dpi=110)
 
 
 if __name__ == "__main__":

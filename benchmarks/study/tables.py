@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 sys.path.append(str(Path(__file__).parent))
 import conditions
 from accuracy import FILE
+from figures import accuracy_figure, behaviour_figure
 
 from rlif_lightning.runs.metrics_csv import read_metrics
 
@@ -77,7 +76,7 @@ def rise_and_fall(root: Path, names: Sequence[str], seeds: Sequence[int]) -> str
             entropy.append((values[0], statistics.mean(values[-5:])))
         rise = [b - s for b, s in zip(bests, starts, strict=True)]
         cells = [
-            name.replace("_", " "),
+            conditions.title(name),
             str(len(runs)),
             f"{statistics.mean(starts):.2f}",
             f"{statistics.mean(bests):.2f}",
@@ -127,67 +126,44 @@ BEHAVIOUR: dict[str, Callable[[Rows], float]] = {
 def behaviour(root: Path, names: Sequence[str], seeds: Sequence[int], steps: Sequence[int]) -> str:
     """A row per condition and measure: means over seeds at some steps."""
     lines = [f"| condition | measure | {' | '.join(f'step {s}' for s in steps)} |", "|---" * (2 + len(steps)) + "|"]
-    for name in names:
-        rolled = [completions(run, steps) for run in runs_of(root, name, seeds).values()]
-        for title, measure in BEHAVIOUR.items() if rolled else []:
-            means = [statistics.mean(measure(rows[s]) for rows in rolled) for s in steps]
-            lines.append(f"| {name.replace('_', ' ')} | {title} | {' | '.join(f'{m:.3f}' for m in means)} |")
+    for name, measures in behaviour_curves(root, names, seeds, steps).items():
+        for measure, curve in measures.items():
+            cells = " | ".join(f"{mean:.3f}" for mean in curve.values())
+            lines.append(f"| {conditions.title(name)} | {measure} | {cells} |")
     return "\n".join(lines)
 
 
-def draw_behaviour(root: Path, names: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """What the texts turn into: a panel per measure, a line per condition, mean over seeds."""
-    steps = [*range(0, 120, 5), 119]
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
-    grid = figure.subplots(2, 3, sharex=True).flatten()
-    for number, name in enumerate(names):
+def behaviour_curves(
+    root: Path, names: Sequence[str], seeds: Sequence[int], steps: Sequence[int]
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Condition -> measure -> step -> mean over seeds."""
+    found = {}
+    for name in names:
         rolled = [completions(run, steps) for run in runs_of(root, name, seeds).values()]
-        if not rolled:
-            continue
-        for ax, (title, measure) in zip(grid, BEHAVIOUR.items(), strict=True):
-            means = [statistics.mean(measure(rows[s]) for rows in rolled) for s in steps]
-            ax.plot(steps, means, color=f"C{number}", linewidth=1.8, label=name.replace("_", " "))
-            ax.set_title(title, fontsize=10)
-            ax.grid(color="0.92")
-    figure.supxlabel("optimiser step", fontsize=10)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=110)
+        if rolled:
+            found[name] = {
+                title: {s: statistics.mean(measure(rows[s]) for rows in rolled) for s in steps}
+                for title, measure in BEHAVIOUR.items()
+            }
+    return found
 
 
-def draw_curves(root: Path, names: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Sampled accuracy, a panel per condition, thin per seed, thick the mean; greedy dashed."""
-    names = [n for n in names if runs_of(root, n, seeds)]
-    if not names:
-        return
-    columns = 5
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3 * columns, 2.4 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for ax, name in zip(grid, names, strict=False):
-        runs = list(runs_of(root, name, seeds).values())
-        for key, style, colour in (("sampled", "-", "C0"), ("greedy", "--", "0.45")):
-            curves = [curve(run, key) for run in runs]
-            if key == "sampled":
-                for c in curves:
-                    ax.plot(list(c), list(c.values()), color=colour, alpha=0.35, linewidth=1)
-            steps = sorted(set.intersection(*(set(c) for c in curves)))
-            means = [statistics.mean(c[s] for c in curves) for s in steps]
-            ax.plot(steps, means, style, color=colour, linewidth=2.2 if key == "sampled" else 1.2, label=key)
-        ax.set_title(f"{name.replace('_', ' ')} (n = {len(runs)})", fontsize=9)
-        ax.set_ylim(-0.03, 1.03)
-        ax.grid(color="0.92")
-    for ax in grid[len(names) :]:
-        ax.set_visible(False)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
-    figure.supxlabel("optimiser step", fontsize=10)
-    figure.supylabel("held-out accuracy", fontsize=10)
-    figure.savefig(path, dpi=110)
+def accuracy_curves(
+    root: Path, names: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[str, list[dict[int, float]]]]:
+    """Condition -> ``sampled`` and ``greedy`` -> a curve per run."""
+    found = {name: runs_of(root, name, seeds).values() for name in names}
+    return {
+        name: {key: [curve(run, key) for run in runs] for key in ("sampled", "greedy")}
+        for name, runs in found.items()
+        if runs
+    }
 
 
 def examples(root: Path, name: str, seed: int, steps: Sequence[int]) -> str:
     """The best and the worst completion by the reward of one group, at some steps."""
     runs = runs_of(root, name, [seed])
-    lines = [f"**{name.replace('_', ' ')}**, base {seed}", ""]
+    lines = [f"**{conditions.title(name)}**, base {seed}", ""]
     lines += ["| step | problem | highest reward | | lowest reward | |", "|---|---|---|---|---|---|"]
     for step, rows in completions(runs[seed], steps).items() if runs else []:
         prompt = rows[0]["prompt"]
@@ -220,12 +196,14 @@ def main() -> None:
     print("\n## Completions\n")
     for name in ("self_certainty", "token_entropy", "trajectory_entropy_fast", "frozen_self_certainty", "long"):
         print(examples(root, name, seeds[0], (0, 20, 60, 110)), end="\n\n")
-    draw_curves(root, [*main_set, *others], seeds, options.out / "study-rewards.png")
-    draw_curves(root, list(conditions.ABLATIONS), seeds, options.out / "study-settings.png")
+    for file, names in (("study-rewards.png", [*main_set, *others]), ("study-settings.png", conditions.ABLATIONS)):
+        if curves := accuracy_curves(root, list(names), seeds):
+            accuracy_figure(curves).savefig(options.out / file, dpi=110)
     internal = ["self_certainty", "token_entropy", "trajectory_entropy", "trajectory_entropy_fast"]
     shown = [*internal, "frozen_self_certainty", "frozen_token_entropy", "verifiable", "majority_vote", "random"]
     print(f"\n## Behaviour\n\n{behaviour(root, shown, seeds, (0, 10, 20, 60, 119))}")
-    draw_behaviour(root, shown, seeds, options.out / "study-behaviour.png")
+    if measured := behaviour_curves(root, shown, seeds, [*range(0, 120, 5), 119]):
+        behaviour_figure(measured).savefig(options.out / "study-behaviour.png", dpi=110)
 
 
 if __name__ == "__main__":

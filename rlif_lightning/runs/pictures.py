@@ -1,15 +1,18 @@
-"""What all pictures share: colours that colour-blind people tell apart, and how a picture is written."""
+"""What all pictures share: colours that colour-blind people tell apart, labels, and how a picture is written."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.runs.atomic import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), without the yellow, which white paper swallows. Neighbours differ in lightness too, for grey
@@ -24,6 +27,20 @@ SOLID, DASHED = "-", (0, (5, 2))
 def in_words(name: str) -> str:
     """The name of a reward or a condition as people write it."""
     return name.replace("_", " ").replace("self certainty", "self-certainty")
+
+
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, str]], gap: float = 0.14, fontsize: float = 10) -> None:
+    """Name curves at their right ends, one above the other where they meet.
+
+    Label -> height of the end in parts of the axes, and colour; the gap is the least between two labels.
+    """
+    ordered = sorted(ends.items(), key=lambda end: end[1][0])
+    least = -math.inf
+    for below, (label, (height, colour)) in enumerate(ordered):
+        least = max(height, least + gap)
+        place = min(least, 1 - gap * (len(ordered) - 1 - below))  # what is pushed up stays within the axes
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": fontsize}
+        ax.annotate(label, (1.0, place), xycoords="axes fraction", xytext=(8, 0), **style)
 
 
 def save_figure(figure: Figure, output: Path) -> None:

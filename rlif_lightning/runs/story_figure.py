@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlif_lightning.runs import story
 from rlif_lightning.runs.held_out import beginning, ending, mark
 from rlif_lightning.runs.metrics_csv import Curves
-from rlif_lightning.runs.pictures import BAD, BLUE, DASHED, GOOD, GREY
+from rlif_lightning.runs.pictures import BAD, BLUE, DASHED, GOOD, GREY, label_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def draw_story(figure: FigureBase, curves: Curves, guard: dict[str, Any] | None,
     ends = {f"accuracy\n{story.number(accuracy[max(accuracy)])}": (accuracy[max(accuracy)] / 1.05, BLUE)}
     if len(reward) > 1:
         ends |= _draw_reward(ax, reward)
-    _label_ends(ax, ends)
+    label_ends(ax, ends)
     if guard is not None:
         _mark_guard(ax, guard, accuracy)
     if held_out:
@@ -67,15 +67,6 @@ def _draw_reward(ax: Axes, reward: dict[int, float]) -> dict[str, tuple[float, s
     scaled = [0.12 + 0.72 * value for value in story.own_scale(reward).values()]
     ax.plot(list(reward), scaled, color=GREY, linewidth=1.6, linestyle=DASHED, transform=ax.get_xaxis_transform())
     return {f"reward\n(own scale)\n{story.number(reward[max(reward)])}": (scaled[-1], GREY)}
-
-
-def _label_ends(ax: Axes, ends: dict[str, tuple[float, str]]) -> None:
-    """Name the curves at their right ends, one above the other where they meet."""
-    least = -1.0
-    for label, (height, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
-        least = max(height, least + 0.14)
-        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": colour, "fontsize": 10}
-        ax.annotate(label, (1.0, least), xycoords="axes fraction", xytext=(8, 0), **style)
 
 
 def _mark_guard(ax: Axes, guard: dict[str, Any], accuracy: dict[int, float]) -> None:
