@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import result, shapes
 from benchmarks.phases import UPDATE, Seconds, measure
 from benchmarks.shapes import Work
+from rlif_lightning.runs.pictures import COLOURS, MARKERS
 
 PARTS = ("rollout", "reference", "update")
 BEGIN, END = "<!-- growth -->", "<!-- /growth -->"
@@ -100,11 +101,11 @@ def draw(points: dict[str, dict[int, Seconds]], path: Path) -> None:
     panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
     for panel, (axis, found) in zip(panels, points.items(), strict=True):
         sizes = list(found)
-        for part, colour in zip(PARTS, ("#1b6ca8", "#8a8a8a", "#c8553d"), strict=True):
+        for part, colour, marker in zip(PARTS, COLOURS, MARKERS, strict=False):
             seconds = [found[n][part] for n in sizes]
             slope, factor = power_law(sizes, seconds)
             panel.plot(sizes, [factor * n**slope for n in sizes], color=colour, linewidth=1, alpha=0.6)
-            panel.plot(sizes, seconds, "o", color=colour, markersize=4, label=f"{part}  $n^{{{slope:.2f}}}$")
+            panel.plot(sizes, seconds, marker, color=colour, markersize=4, label=f"{part}  $n^{{{slope:.2f}}}$")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set_xticks(sizes, [f"{n:,}" for n in sizes])
