@@ -48,7 +48,7 @@ SHOWN = {  # columns of the printed table
 }
 PANELS: dict[str, list[tuple[str, str, str, Any]]] = {  # title -> (metric, label, colour, dashes)
     "entropy before training (nats per token)": [("entropy", "entropy", COLOURS[0], SOLID)],
-    "agreement in a group before training": [("agreement", "agreement", COLOURS[2], SOLID)],
+    "agreement in a group before training": [("agreement", "agreement", COLOURS[0], SOLID)],
     "held-out accuracy before training (95 %)": [
         ("accuracy_sampled", "sampled", COLOURS[0], SOLID),
         ("accuracy", "greedy", COLOURS[1], DASHED),

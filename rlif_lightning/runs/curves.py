@@ -14,7 +14,7 @@ from rlif_lightning.runs.folder import METRICS
 from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.metrics_csv import Curves
 from rlif_lightning.runs.page import write_page
-from rlif_lightning.runs.pictures import BAD, COLOURS, DASHED, GOOD, MARKERS, SOLID, save_figure
+from rlif_lightning.runs.pictures import BAD, COLOURS, DASHED, GOOD, MARKERS, SOLID, in_words, save_figure
 from rlif_lightning.runs.story import fired, held_out_accuracy, own_scale
 from rlif_lightning.runs.story_figure import draw_story
 from rlif_lightning.runs.summary import load_guard, load_run, run_labels
@@ -135,7 +135,7 @@ def _draw_panels(
 def _matches(curves: Curves, line: Line) -> list[tuple[str, str]]:
     """(metric, label) of the run's curves that a line of a panel shows."""
     found = [(re.fullmatch(line.metric, name), name) for name, curve in curves.items() if curve]
-    return [(name, match.expand(line.label)) for match, name in found if match]
+    return [(name, in_words(match.expand(line.label))) for match, name in found if match]
 
 
 def _draw_panel(ax: Axes, title: str, runs: list[Curves]) -> dict[str, Line2D]:
@@ -152,8 +152,8 @@ def _draw_panel(ax: Axes, title: str, runs: list[Curves]) -> dict[str, Line2D]:
                 if line.right and right is None:
                     right = ax.twinx()
                 look = _look(len(legend) if single else position)
-                if single:
-                    look["marker"] = "o" if len(curves[name]) <= 25 else ""  # a single point has no line
+                if single and not legend and len(curves[name]) > 25:  # few points are shown: a single one has no line
+                    look["marker"] = ""
                 curve = curves[name] if single or title != "reward" else own_scale(curves[name])
                 drawn = _plot_curve(right if line.right and right else ax, curve, line, look)
                 legend.setdefault(label, drawn if single else _grey(drawn))

@@ -58,7 +58,7 @@ def _shade(ax: Axes, accuracy: dict[int, float]) -> None:
     else:
         best = start
     if accuracy[last] < accuracy[best] - story.NOISE:
-        ax.axvspan(best, last, color=BAD, alpha=0.14, linewidth=0)
+        ax.axvspan(best, last, color=BAD, alpha=0.1, linewidth=0)
         ax.text((best + last) / 2, 1.03, "training hurts", color=BAD, **text)
 
 

@@ -67,7 +67,7 @@ def test_every_panel_shows_what_was_logged(tmp_path):
     ]
     steps = list(range(6))
     assert curves(shown["reward"]) == [(steps, steps), (steps, [step**2 for step in steps])]
-    assert legend(shown["reward"]) == ["reward", "self_certainty"]
+    assert legend(shown["reward"]) == ["reward", "self-certainty"]
     assert curves(shown["entropy (nats per token)"]) == [(steps, [1 / (step + 1) for step in steps])]
     assert curves(shown["completion length (tokens)"]) == [(steps, [150.25] * 6)]
     assert curves(shown["agreement in a group"]) == [(steps, [0.5] * 6)]
