@@ -241,6 +241,7 @@ class Evaluation(Callback):
             "quantization": identity.quantization,
             "precision": str(trainer.precision),
             "end_token_ids": module.policy.end_ids,
+            "stop": list(module.policy.settings.stop),
             "config": str(folder / CONFIG),
             "grading_timeouts": timeouts,
             "versions": files.versions(),

@@ -20,12 +20,14 @@ from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.advantages import Baseline, Scale
 from rlif_lightning.functional.entropy import top_entropy_mask
+from rlif_lightning.models.stop_strings import check_stop
 from rlif_lightning.rewards import Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.folder import SKIPPED
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling, VLLMSampler
 from rlif_lightning.training.collector import Collected, Collector
-from rlif_lightning.training.learning_check import LearningCheck, mostly_cut_off
+from rlif_lightning.training.cut_off import mostly_cut_off
+from rlif_lightning.training.learning_check import LearningCheck
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings
 
@@ -33,7 +35,7 @@ SKIPPED_STEPS = 10  # skipped steps of a run whose completions are kept
 
 
 class RolloutCallback(Callback):
-    """Collects a rollout with the current policy, rewards it, and hands it to the updates in slices.
+    r"""Collects a rollout with the current policy, rewards it, and hands it to the updates in slices.
 
     Args:
         prompts_per_step: Prompts of one optimiser step, over all processes.
@@ -42,6 +44,9 @@ class RolloutCallback(Callback):
         passes: Optimisation passes over one rollout.
         steps_per_rollout: Optimiser steps in one pass over a rollout.
         max_new_tokens: Longest completion in tokens.
+        stop: Texts that end a completion, such as ``["\nQuestion:"]``, in an evaluation and in the export as well. A
+            completion ends with the token that completes one, and its text with the end of that. null: only tokens
+            end it.
         temperature: Sampling temperature; log-probabilities are those of softmax(logits / temperature).
         top_k: Sample among the k most likely tokens; 0: among all.
         top_p: Sample among the most likely tokens that together reach this probability; 1: among all.
@@ -75,6 +80,7 @@ class RolloutCallback(Callback):
         passes: int = 1,
         steps_per_rollout: int = 1,
         max_new_tokens: int = 512,
+        stop: list[str] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -92,6 +98,7 @@ class RolloutCallback(Callback):
     ) -> None:
         why = "above 0, such as 1.0: at 0 every group holds one completion many times and teaches nothing"
         check_ranges("rollout", ("temperature", temperature, temperature > 0, why))
+        self.stop = check_stop(stop)
         statistics = None if statistics_temperature == "sampling" else statistics_temperature
         self.collector = Collector(
             sampler or NativeSampler(),
@@ -110,6 +117,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Derive the batch arithmetic and check that the rewards find what they need."""
         collector = pl_module.collector = self.collector
+        pl_module.policy_settings = replace(pl_module.policy_settings, stop=self.stop)
         if stage != "fit":
             return
         if [c for c in trainer.callbacks if isinstance(c, RolloutCallback)] != [self]:
@@ -226,7 +234,7 @@ class RolloutCallback(Callback):
             self.collector.check_first(metrics)
         if self._check.is_new:
             fraction, most = metrics["rollout/truncated_fraction"], self.collector.sampling.max_new_tokens
-            _warn(mostly_cut_off(fraction, collected.rollout, module.policy, most))
+            _warn(mostly_cut_off(fraction, collected.rollout, batch["prompts"], module.policy, most))
         _warn(self._check.after_rollout(metrics, collected.weights))
         metrics["time/rollout"] = collected.sampling_seconds
         if module.needs:

@@ -30,8 +30,8 @@ class Samples:
     prompt_ids: Tensor  # [N, L] padded on the left
     prompt_mask: Tensor  # [N, L] bool
     completion_ids: Tensor  # [N, T] padded on the right
-    completion_mask: Tensor  # [N, T] bool, up to and including the first end token
-    ended: Tensor  # [N] bool: closed by an end token, not cut off
+    completion_mask: Tensor  # [N, T] bool, up to and including the token that ends it
+    ended: Tensor  # [N] bool: closed by an end token or a stop string, not cut off
     logprob: Tensor | None = None  # [N, T] log softmax(z / tau) of the token, unfiltered
     stats: TokenStats | None = None  # [N, T] each, at the statistics temperature
     kept_mass: Tensor | None = None  # [N, T] probability that top-p, top-k and min-p left to choose from

@@ -80,6 +80,7 @@ class RecipeObjects(RLIFCLI):
         self.module, self.data, self.options = self.model, self.datamodule, self.config_init
         self.collector, self.evaluation = self.options.rollout.collector, self.options.evaluation
         self.module.collector = self.collector  # whose engine evaluates as well, where no other is given
+        self.module.policy_settings = replace(self.module.policy_settings, stop=self.options.rollout.stop)
         self.bar = StepProgressBar() if self.options.trainer.enable_progress_bar is not False else None
 
     def prompts(self, split: Split = "train") -> list[Prompt]:

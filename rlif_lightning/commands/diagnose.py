@@ -35,6 +35,7 @@ from rlif_lightning.models.precision import autocast
 from rlif_lightning.rewards import Reward
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.training.collector import Collector
+from rlif_lightning.training.cut_off import how_to_end
 
 GRADIENT_BYTES = 4 * 2**30  # what gradients may take unless they are asked for
 
@@ -127,6 +128,7 @@ def _report(
         internal=internal_rewards(rewards),
         group_size=collector.plan.group_size,
         statistics_temperature=collector.sampling.statistics_temperature or collector.sampling.temperature,
+        when_cut_off=how_to_end(rollouts, prompts, model),
         differs=lambda *names: difference(stats, *names).excludes_zero(),
     )
     report = {

@@ -1,5 +1,6 @@
 """``rlif export``: write a run's weights as a Hugging Face folder or a PEFT adapter, with a model card."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,4 +181,5 @@ class Export:
         temperature = evaluation["temperature"] if evaluation["samples"] else None
         save_generation_config(base_generation, policy, temperature, folder)
         self.facts["end_tokens"] = policy.tokenizer.convert_ids_to_tokens(policy.end_ids)
+        self.facts["stop"] = [json.dumps(text, ensure_ascii=False) for text in policy.settings.stop]
         self.facts["prompt_differs"] = save_tokenizer(self.objects.data.template, policy.tokenizer, folder)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.rows import Message
 from rlif_lightning.errors import UserError, did_you_mean, said_by_python
+from rlif_lightning.models.tokenizer import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,9 +142,7 @@ class Template:
         except UserError:  # a template for single problems
             return None
         rest = text.rpartition(ANSWER)[2].lstrip() if ANSWER in text else ""
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special.update(tokenizer.all_special_tokens)
-        return max((token for token in special if rest.startswith(token)), key=len, default=None)
+        return max((token for token in special_tokens(tokenizer) if rest.startswith(token)), key=len, default=None)
 
     def encode(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
         """Token ids of a problem's prompt; the beginning-of-sequence token is never doubled."""

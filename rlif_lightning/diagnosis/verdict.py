@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rlif_lightning.diagnosis.association import Estimate
 from rlif_lightning.runs.pictures import in_words
+from rlif_lightning.training.cut_off import LONGER
 
 Rewards = Mapping[str, Mapping[str, Any]]  # by name, as measures.compare gives them
 Differs = Callable[[str, str, str], bool]  # (one, other, target): whether the data tell two correlations apart
@@ -57,15 +58,17 @@ def verdict(
     group_size: int,
     differs: Differs,
     statistics_temperature: float = 1.0,
+    when_cut_off: str = LONGER,
 ) -> Verdict:
     """Weigh the evidence on a policy, as measures.describe gives it, and its rewards.
 
     ``internal``: rewards that may be chosen, and whether each is made of the answers' agreement itself, so that
-    agreement can't speak for it. The temperature is that of the entropy.
+    agreement can't speak for it. The temperature is that of the entropy. ``when_cut_off`` is what would help where
+    many completions are cut off.
     """
     out = Verdict("try with care", None)
     answers = policy["answered_fraction"].value >= ANSWERED_LEAST
-    _add_cautions(out, policy, group_size, statistics_temperature)
+    _add_cautions(out, policy, group_size, statistics_temperature, when_cut_off)
     room = _judge_room(out.reasons, policy["entropy"], policy["agreement"] if answers else None)
     majority = _judge_majority(out.reasons, policy, group_size)
     fit = _judge_rewards(out, rewards, internal, answers, differs)
@@ -104,13 +107,14 @@ def _say_why(out: Verdict, room: str, majority: str, fit: str) -> str:
     return next(text for text, holds in found.items() if holds)
 
 
-def _add_cautions(out: Verdict, policy: Mapping[str, Any], group_size: int, temperature: float) -> None:
+def _add_cautions(
+    out: Verdict, policy: Mapping[str, Any], group_size: int, temperature: float, when_cut_off: str
+) -> None:
     prompts, truncated, answered = policy["entropy"].groups, policy["truncated_fraction"], policy["answered_fraction"]
     if prompts < PROMPTS_LEAST:
         out.cautions.append(f"only {prompts} prompts; take {PROMPTS_LEAST} or more to be told to start")
     if truncated.value > TRUNCATED_MOST:
-        out.cautions.append(f"{truncated.value:.0%} of the completions are cut off: raise rollout.max_new_tokens, or "
-                            "check model.end_tokens")  # fmt: skip
+        out.cautions.append(f"{truncated.value:.0%} of the completions are cut off: {when_cut_off}")
     if answered.value < ANSWERED_LEAST:
         out.cautions.append(f"only {answered.value:.0%} of the completions state an answer that can be read: "
                             "agreement is left out of account; check data.answers and the prompt")  # fmt: skip

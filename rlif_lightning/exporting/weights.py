@@ -39,7 +39,7 @@ def save_adapter(policy: Any, folder: Path, base: str) -> None:
 
 
 def save_generation_config(base: Any, policy: Policy, temperature: float | None, folder: Path) -> None:
-    """Write the settings under which accuracy was measured: every end token, and the sampling of the evaluation.
+    """Write the settings under which accuracy was measured: all that ends a text, and the sampling of the evaluation.
 
     What the base model brings along, such as a repetition penalty or a top-k filter, never acted in training. No
     longest completion: vLLM's server would take it for a limit, and lm-evaluation-harness could not set its own.
@@ -53,5 +53,6 @@ def save_generation_config(base: Any, policy: Policy, temperature: float | None,
         bos_token_id=getattr(base, "bos_token_id", None),
         pad_token_id=policy.tokenizer.pad_token_id,
         eos_token_id=policy.end_ids,
+        stop_strings=list(policy.settings.stop) or None,
         **({"do_sample": False} if temperature is None else sampled),
     ).save_pretrained(folder)

@@ -34,6 +34,7 @@ class PolicySettings:
     revision: str | None = None  # of a hub repository
     trust_remote_code: bool = False  # run Python code that comes with the model
     turn_end: str | None = None  # the token after an answer in the chat template that makes the prompts
+    stop: Sequence[str] = ()  # strings that end a completion as well
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong without the model: settings of LoRA, or two adapters."""

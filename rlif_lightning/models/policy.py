@@ -20,6 +20,7 @@ from rlif_lightning.models.lora import find_adapter, off_is_the_start
 from rlif_lightning.models.precision import autocast, check_trains, convert, frozen_dtype
 from rlif_lightning.models.quantization import check_quantization, check_trainable
 from rlif_lightning.models.references import ReferenceKind, References, frozen_copy, frozen_shares
+from rlif_lightning.models.stop_strings import StopStrings
 from rlif_lightning.models.tokenizer import check_ids, end_token_ids
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.models.weight_files import check_finite
@@ -39,6 +40,7 @@ class Policy:
     model: Any  # the weights, an nn.Module
     tokenizer: "PreTrainedTokenizerBase"
     end_ids: list[int]  # every token id that ends a completion
+    stop: StopStrings | None  # strings that end it as well
     identity: Identity
     device: torch.device  # where the weights will lie; they are loaded on the CPU and moved later
     precision: str  # of a forward, as trainer.precision
@@ -85,14 +87,15 @@ class Policy:
             check_quantization(device, sharded)
         if training:
             check_trainable(settings.quantization, adapts, load_config(settings.name, **settings.source))
+        tokenizer = tokenizer or settings.load_tokenizer()
+        stop = StopStrings(settings.stop, tokenizer) if settings.stop else None
         model = load_model(settings, torch.float32 if training and not adapts else frozen, stored, device)
         mark = "" if stored is None else adapter_mark(model)
         own = (settings.lora, settings.adapter, mark, settings.quantization)
         identity = Identity(settings.name, fingerprint(model), *own)
-        tokenizer = tokenizer or settings.load_tokenizer()
         generation = getattr(model, "generation_config", None)
         ends = end_token_ids(tokenizer, generation, settings.end_tokens, settings.turn_end)
-        policy = cls(settings, model, tokenizer, ends, identity, device, precision, frozen, training)
+        policy = cls(settings, model, tokenizer, ends, stop, identity, device, precision, frozen, training)
         check_ids(model, [*ends, policy.pad_id])
         if device.type == "cpu":
             use_one_thread_if_tiny(model)
@@ -106,8 +109,9 @@ class Policy:
         return int(self.tokenizer.pad_token_id)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """Completions as text, without special tokens."""
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        """Completions as text, without special tokens and without what follows a stop string in the last token."""
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts if self.stop is None else [self.stop.cut(text) for text in texts]
 
     def move(self) -> None:
         """Bring weights and references onto the device and into the precision, as the Trainer does."""

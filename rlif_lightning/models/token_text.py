@@ -60,8 +60,9 @@ class Spelling(dict[int, bytes]):
             pieces = self._with_unknown_bytes(ids, pieces)
         spelled = b"".join(pieces)
         whole = spelled.decode(errors="replace")
-        dropped = len(whole) - len(text)  # SentencePiece: the space before the first word
-        if dropped < 0 or whole[:dropped].strip() or whole[dropped:] != text:
+        blank = len(whole) - len(whole.lstrip())
+        dropped = blank - (len(text) - len(text.lstrip()))  # SentencePiece: the space before the first word
+        if dropped < 0 or not whole.startswith(text, dropped):  # a text may end before its last token does
             raise UserError(
                 "The answer's tokens cannot be found: the tokenizer decodes a completion to another text than its "
                 "tokens spell",

@@ -55,6 +55,12 @@ def end_token_ids(
     return sorted(ids)
 
 
+def special_tokens(tokenizer: Any) -> set[str]:
+    """The tokens that a completion's text leaves out."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+
+
 def check_ids(model: Any, ids: Sequence[int]) -> None:
     """Refuse a tokenizer whose end or padding tokens the model does not have.
 

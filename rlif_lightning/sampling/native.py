@@ -9,6 +9,7 @@ from rlif_lightning.errors import check_ranges
 from rlif_lightning.functional.chunked import chunk_rows, chunked_stats
 from rlif_lightning.functional.token_stats import TokenStats, token_logprobs
 from rlif_lightning.models.references import free_memory
+from rlif_lightning.models.stop_strings import StopStrings
 from rlif_lightning.rollout import Samples, left_trim, pad_left
 from rlif_lightning.runs.signals import look
 from rlif_lightning.sampling.kv_cache import bytes_per_token, cache_room
@@ -30,7 +31,8 @@ class NativeSampler:
     """
 
     DROP_BELOW = 0.9  # drop finished rows when the open ones are fewer than this share of the batch
-    LOOK_EVERY = 16  # tokens between two looks at what has finished, where a look makes the host wait for the device
+    LOOK_EVERY = 16  # tokens between two looks at what has finished: a look makes the host wait for the device
+    LOOK_EVERY_ON_CPU = 1
 
     def __init__(self, rows: int | None = None) -> None:
         check_ranges("sampler", ("rows", rows, rows is None or rows >= 1, "1 or more, or null"))
@@ -38,15 +40,16 @@ class NativeSampler:
         self.policy: nn.Module | None = None
         self.end_ids = torch.tensor([], dtype=torch.long)
         self.pad_id = 0
+        self.stop: StopStrings | None = None
 
     def check(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None, processes: int = 1
     ) -> None:
         """Nothing: it can sample from every policy."""
 
-    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int, stop: StopStrings | None = None) -> None:
         """Sample from this module; it is used in place, so its weights are always the current ones."""
-        self.policy, self.pad_id = policy, pad_id
+        self.policy, self.pad_id, self.stop = policy, pad_id, stop
         self.end_ids = torch.tensor(sorted(end_ids))
 
     def release(self) -> None:
@@ -66,7 +69,7 @@ class NativeSampler:
         per_batch = self._prompts_at_once(prompts, group_size, sampling)
         device = next(self.policy.parameters()).device
         ids, mask = pad_left(prompts, self.pad_id, device)  # [P, L]
-        drawn = _DrawnTokens(len(seeds), sampling, self.pad_id, device)
+        drawn = _DrawnTokens(len(seeds), sampling, self.pad_id, device, self.stop)
         numbers = uniforms(seeds, sampling.max_new_tokens).to(device) if sampling.temperature else None
         for start in range(0, len(prompts), per_batch):
             batch = slice(start, start + per_batch)
@@ -131,15 +134,19 @@ class NativeSampler:
         logits = logits[group]  # [n, V]
         rows = torch.arange(first, first + len(group), device=device)  # of all [N], those still in the batch
         done = torch.zeros(len(rows), dtype=torch.bool, device=device)  # of those in the batch
+        every, read = self.LOOK_EVERY_ON_CPU if device.type == "cpu" else self.LOOK_EVERY, 0
         for t in range(tokens):
             look()
             token = drawn.draw(t, rows, logits, None if numbers is None else numbers[rows, t], done)
             done = done | torch.isin(token, end_ids)
+            looks = (t + 1) % every == 0
+            if self.stop is not None and (looks or t + 1 == tokens):
+                done, read = done | drawn.stopped(rows, read, t + 1), t + 1
             if progress is not None:
                 progress(t + 1, tokens)
             if t + 1 == tokens:
                 break
-            if device.type == "cpu" or t % self.LOOK_EVERY == self.LOOK_EVERY - 1:
+            if looks:
                 left = (~done).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
@@ -152,7 +159,9 @@ class NativeSampler:
 class _DrawnTokens:
     """Tokens and statistics [N, T] as they are drawn."""
 
-    def __init__(self, rows: int, sampling: Sampling, pad_id: int, device: torch.device) -> None:
+    def __init__(
+        self, rows: int, sampling: Sampling, pad_id: int, device: torch.device, stop: StopStrings | None
+    ) -> None:
         shape = (rows, sampling.max_new_tokens)
         self.sampling, self.pad_id = sampling, pad_id
         self.finite = True  # no logit is -inf, as TokenSampler needs it
@@ -163,6 +172,8 @@ class _DrawnTokens:
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
         self.stats = TokenStats.zeros(shape, sampling.statistics, device)
+        self.stop, self.read = stop, [b""] * rows  # of each row, what the stop strings keep
+        self.ends: dict[int, int] = {}  # row -> tokens, of those that contain a stop string
 
     def draw(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:
         """Choose token t of the given rows from logits [n, V]; finished rows write nothing. Returns [n]."""
@@ -192,8 +203,30 @@ class _DrawnTokens:
         temperature, own, chunk = self.statistics_temperature, self.sampling.statistics, chunk_rows(z.shape[-1])
         return chunked_stats(z, lambda rows: rows, token, temperature, own, chunk=chunk)
 
+    def stopped(self, rows: Tensor, start: int, end: int) -> Tensor:
+        """Which of the given rows [n] have been found to contain a stop string, in their tokens from start to end."""
+        assert self.stop is not None
+        ids, counts = self.ids[rows, start:end].tolist(), self.mask[rows, start:end].sum(1).tolist()
+        for row, new, count in zip(rows.tolist(), ids, counts, strict=True):
+            found, self.read[row] = self.stop.find(new[:count], self.read[row])
+            if found is not None:
+                self.ends[row] = start + found
+        return torch.tensor([row in self.ends for row in rows.tolist()], device=rows.device)
+
+    def _cut(self) -> Tensor:
+        """Leave out what was drawn behind a stop string before anybody looked; the rows [N] that have one."""
+        rows = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        for row, length in self.ends.items():
+            rows[row], self.mask[row, length:] = True, False
+        if self.ends:
+            self.ids = self.ids.where(self.mask, self.pad_id)
+            self.logprob, self.kept_mass = (x.where(self.mask, 0) for x in (self.logprob, self.kept_mass))
+            self.stats = self.stats.map(lambda x: x.where(self.mask, 0))
+        return rows
+
     def samples(self, prompt_ids: Tensor, prompt_mask: Tensor, end_ids: Tensor) -> Samples:
         """Everything drawn, cut to the longest completion."""
+        stopped = self._cut()
         w = int(self.mask.any(0).sum())
         mask = self.mask[:, :w]
         last = self.ids[:, :w].gather(1, (mask.sum(1, keepdim=True) - 1)).squeeze(1)
@@ -202,7 +235,7 @@ class _DrawnTokens:
             prompt_mask=prompt_mask,
             completion_ids=self.ids[:, :w],
             completion_mask=mask,
-            ended=torch.isin(last, end_ids),
+            ended=torch.isin(last, end_ids) | stopped,
             logprob=self.logprob[:, :w],
             stats=self.stats.map(lambda x: x[:, :w]),
             kept_mass=self.kept_mass[:, :w] if self.sampling.filtered else None,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.functional.token_stats import Statistic
 from rlif_lightning.models.policy import Policy
+from rlif_lightning.models.stop_strings import StopStrings
 from rlif_lightning.rollout import Samples
 
 Progress = Callable[[int, int], None]  # (tokens sampled so far, most tokens there can be)
@@ -80,8 +81,8 @@ class Sampler(Protocol):
             UserError: It could not start, could not get the weights, or could not sample so.
         """
 
-    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        """Take the policy's current weights; called before each rollout."""
+    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int, stop: StopStrings | None = None) -> None:
+        """Take the policy's current weights, and what ends its completions; called before each rollout."""
 
     def sample(
         self,
@@ -101,7 +102,7 @@ class Sampler(Protocol):
 def up_to_date(sampler: Sampler, policy: Policy) -> Iterator[nn.Module]:
     """The sampler has the policy's current weights; yields the whole model, without gradients and dropout."""
     with policy.inference() as model:
-        sampler.update(model, policy.end_ids, policy.pad_id)
+        sampler.update(model, policy.end_ids, policy.pad_id, policy.stop)
         try:
             yield model
         finally:

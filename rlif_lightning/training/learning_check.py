@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rlif_lightning.models.policy import Policy
-from rlif_lightning.rollout import Rollout
+from rlif_lightning.training.cut_off import LONGER
 from rlif_lightning.training.rewarding import AdvantageSettings
 
-LONGER = "raise rollout.max_new_tokens"
 IN_A_ROW = 3  # rollouts, or steps, that teach nothing before a warning
 
 
@@ -78,17 +76,3 @@ class LearningCheck:
         if self._has_taught:
             return "all rewards of a group are equal by now; where all is not learned, lower model.optimizer.lr"
         return "all rewards of a group are equal; raise rollout.temperature, or change rollout.rewards or the prompts"
-
-
-def mostly_cut_off(fraction: float, rollout: Rollout, policy: Policy, most: int) -> str | None:
-    """What to say where more than half of the first completions were cut off at so many tokens.
-
-    A special token of theirs that does not end a completion is probably an end token that nobody has named.
-    """
-    if fraction <= 0.5:
-        return None
-    samples, special = rollout.samples, policy.tokenizer.added_tokens_decoder
-    seen = set(samples.completion_ids[samples.completion_mask].tolist()) - set(policy.end_ids)
-    names = [special[i].content for i in sorted(seen & special.keys()) if special[i].special]
-    hint = f", or name {names[0]!r} in model.end_tokens if it ends an answer: they hold it" if names else ""
-    return f"{fraction:.0%} of the completions were cut off at {most} tokens; {LONGER}{hint}."

@@ -370,6 +370,7 @@ def test_half_precision(rlif, args, tmp_path, precision):
 OWN_SAMPLER = """
 from collections.abc import Sequence
 import torch
+from rlif_lightning.models.stop_strings import StopStrings
 from rlif_lightning.rollout import Samples
 from rlif_lightning.sampling.protocol import Progress, Sampling
 
@@ -382,7 +383,9 @@ class Echo:
     ) -> None:
         pass
 
-    def update(self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+    def update(
+        self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int, stop: StopStrings | None = None
+    ) -> None:
         self.end = min(end_ids)
 
     def sample(

@@ -13,6 +13,7 @@ import torch
 from rlif_lightning.callbacks import RolloutCallback
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.scoring import CompletionScores
+from rlif_lightning.models.stop_strings import StopStrings
 from rlif_lightning.rewards import ProbabilityMargin
 from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.sampling import NativeSampler, Sampling, VLLMSampler
@@ -28,8 +29,10 @@ class Engine(NativeSampler):
 
     noise, released, updated = 0.0, 0, 0
 
-    def update(self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
-        super().update(policy, end_ids, pad_id)
+    def update(
+        self, policy: torch.nn.Module, end_ids: Sequence[int], pad_id: int, stop: StopStrings | None = None
+    ) -> None:
+        super().update(policy, end_ids, pad_id, stop)
         self.updated += 1
 
     def sample(
@@ -229,7 +232,9 @@ def test_order_of_an_update_and_of_a_release(monkeypatch, sleeps):
     """Sleeping has never run on a GPU here: this is what it would be told."""
     engine = Recorded()
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.check_head_size", lambda config: None)
-    monkeypatch.setattr("rlif_lightning.sampling.vllm.engine.start_engine", lambda config, settings, device: engine)
+    monkeypatch.setattr(
+        "rlif_lightning.sampling.vllm.engine.start_engine", lambda config, settings, device, tokenizer: engine
+    )
     monkeypatch.setattr("rlif_lightning.sampling.vllm.engine._ENGINES", {})
     monkeypatch.setattr(VLLMSampler, "_sleeps", sleeps)
     sampler, model = VLLMSampler(), make_model()

@@ -13,12 +13,15 @@ import torch
 from lightning.pytorch import Callback
 
 from rlif_lightning.callbacks import rollout as rollout_callback
+from rlif_lightning.data.problems import Problem
+from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.errors import UserError, check_numbers, check_ranges
 from rlif_lightning.models.checkpoints import read_checkpoint
 from rlif_lightning.rewards import Random, Reward, SelfCertainty
 from rlif_lightning.rollout import Rollout, Samples
 from rlif_lightning.runs.metrics_csv import read_metrics
-from rlif_lightning.training.learning_check import LearningCheck, mostly_cut_off
+from rlif_lightning.training.cut_off import mostly_cut_off
+from rlif_lightning.training.learning_check import LearningCheck
 from rlif_lightning.training.module import RLIFModule
 from rlif_lightning.training.rewarding import AdvantageSettings, with_advantages
 from tests.short_runs import fit
@@ -261,18 +264,39 @@ def test_a_run_that_learns_nothing_says_so(rlif, small_fit, capsys):
     assert "4 of 4 rollouts taught nothing" in summary and "4 of 4 steps changed nothing" in summary
 
 
-def test_cut_off_completions_name_the_end_token_that_is_missing():
-    """Half of them is no warning; a special token that ends nothing is named, a common one or an end token is not."""
-    ids = torch.tensor([[4, 7, 5], [4, 9, 0]])
-    samples = Samples(ids, ids > 0, ids, ids > 0, torch.tensor([False, False]))
-    rollout = Rollout(samples, 2, 1.0, torch.arange(2))
+def cut_off(texts, ids, ended=(), group=2, template="Question: {}\nAnswer:"):
+    """What is said where these completions were cut off, all but some, of prompts with 20 and 21 in them."""
+    ids = torch.tensor(ids)
+    samples = Samples(ids, ids > 0, ids, ids > 0, torch.tensor([i in ended for i in range(len(ids))]))
+    rollout = Rollout(samples, group, 1.0, torch.arange(len(ids)), texts=texts)
     token = {7: ("<|im_end|>", True), 4: ("word", False), 5: ("</s>", True), 8: ("<pad>", True)}
     added = {i: SimpleNamespace(content=text, special=special) for i, (text, special) in token.items()}
     policy = SimpleNamespace(tokenizer=SimpleNamespace(added_tokens_decoder=added), end_ids=(5,))
-    assert mostly_cut_off(0.5, rollout, policy, 3) is None
-    text = "75% of the completions were cut off at 3 tokens; raise rollout.max_new_tokens"
-    assert mostly_cut_off(0.75, rollout, policy, 3) == (
-        f"{text}, or name '<|im_end|>' in model.end_tokens if it ends an answer: they hold it."
-    )
-    policy.end_ids = (5, 7)
-    assert mostly_cut_off(0.75, rollout, policy, 3) == f"{text}."
+    problems = [f"What is {n} + 1?" for n in range(20, 20 + len(ids) // group)]
+    prompts = [Prompt(template.format(text), (1,), Problem(text, None)) for text in problems]
+    assert mostly_cut_off(0.5, rollout, prompts, policy, 3) is None
+    said = mostly_cut_off(0.75, rollout, prompts, policy, 3)
+    start = "75% of the completions were cut off at 3 tokens; "
+    assert said.startswith(start)
+    return said.removeprefix(start).removesuffix("raise rollout.max_new_tokens.")
+
+
+def test_cut_off_completions_say_what_would_end_them():
+    """What most of them hold: a special token that ends nothing, or the next question; else there is no hint."""
+    end, other = [4, 7, 5], [4, 9, 9]
+    token = 'add "<|im_end|>" to model.end_tokens, which {} of these hold, or '
+    question = r'add "\nQuestion:" to rollout.stop, which {} of these hold, or '
+    assert cut_off(["", ""], [end, end]) == token.format("100%")
+    assert cut_off(["", "", "", ""], [end, other, end, end]) == token.format("75%")
+    assert cut_off(["", ""], [end, other]) == ""  # half of them is not most
+    assert cut_off(["", "", "", ""], [end, other, end, other], ended={1}) == token.format("67%")
+    more = " 21\n\nQuestion: What is 3 + 4?\nAnswer: 7"
+    assert cut_off([more, more], [other, other]) == question.format("100%")
+    assert cut_off([more, more, more, "21"], [other] * 4) == question.format("75%")
+    assert cut_off([more, "Question:", more, "Answer:"], [other] * 4) == ""
+    assert cut_off([more, more], [other, other], template="{}") == ""
+    few = "Question: 1 + 1?\nAnswer: 2\n\nQ: {} \nA:"
+    assert "Question" not in cut_off([more, more], [other, other], template=few)
+    assert cut_off(["21\nQ: 3"] * 2, [other, other], template=few).startswith(r'add "\nQ:" to rollout.stop')
+    hostile = "\x1b[2J {}"
+    assert "\x1b" not in cut_off(["\n\x1b[2J"] * 2, [other, other], template=hostile)

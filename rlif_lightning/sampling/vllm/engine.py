@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlif_lightning.errors import UserError, check_ranges
+from rlif_lightning.models.stop_strings import StopStrings
 from rlif_lightning.rollout import Samples, pad_left
 from rlif_lightning.runs.signals import Stopped, look
 from rlif_lightning.sampling.protocol import Progress, Sampling, diverged
@@ -67,6 +68,7 @@ class VLLMSampler:
         self.sleep, self.engine = sleep, engine or {}
         self.end_ids: list[int] = []
         self.pad_id = 0
+        self.stop: StopStrings | None = None
         self._llm: Any = None
         self._device = torch.device("cpu")
 
@@ -101,17 +103,18 @@ class VLLMSampler:
                 do=f"set CUDA_VISIBLE_DEVICES={device.index} and --trainer.devices 1, or leave rollout.sampler out",
             )
 
-    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int) -> None:
+    def update(self, policy: nn.Module, end_ids: Sequence[int], pad_id: int, stop: StopStrings | None = None) -> None:
         """Copy this module's current weights into the engine and forget every cached prompt."""
-        self.end_ids, self.pad_id = sorted(end_ids), pad_id
+        self.end_ids, self.pad_id, self.stop = sorted(end_ids), pad_id, stop
+        tokenizer = None if stop is None else stop.tokenizer
         self._device = next(policy.parameters()).device
         config, settings = merged_config(policy), self._settings(policy)
         with undisturbed(self._device):
             if self._device.type == "cpu":
                 check_head_size(config.get_text_config())
-            key = json.dumps([config.to_dict(), settings], sort_keys=True, default=str)
+            key = json.dumps([config.to_dict(), settings, tokenizer is None], sort_keys=True, default=str)
             if key not in _ENGINES:
-                _ENGINES[key] = start_engine(config, settings, self._device)
+                _ENGINES[key] = start_engine(config, settings, self._device, tokenizer)
             self._llm = _ENGINES[key]
             self._wake("weights")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(policy)})
@@ -142,9 +145,10 @@ class VLLMSampler:
         if progress is not None:
             progress(sampling.max_new_tokens, sampling.max_new_tokens)
         drawn = [x.outputs[0] for x in done]
-        lengths = torch.tensor([len(x.token_ids) for x in drawn])
+        counts, stopped = zip(*map(self._end, drawn), strict=True)
+        lengths = torch.tensor(counts)
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, T]
-        tokens = torch.tensor([token for x in drawn for token in x.token_ids])
+        tokens = torch.tensor([token for x, n in zip(drawn, counts, strict=True) for token in x.token_ids[:n]])
         ids = torch.full(mask.shape, self.pad_id).masked_scatter(mask, tokens)
         prompt_ids, prompt_mask = pad_left(rows, self.pad_id, self._device)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
@@ -153,8 +157,8 @@ class VLLMSampler:
             prompt_mask=prompt_mask,
             completion_ids=ids.to(self._device),
             completion_mask=mask.to(self._device),
-            ended=torch.isin(last, torch.tensor(self.end_ids)).to(self._device),
-            engine_logprob=_logprobs(drawn, mask).to(self._device) if measured else None,
+            ended=(torch.isin(last, torch.tensor(self.end_ids)) | torch.tensor(stopped)).to(self._device),
+            engine_logprob=_logprobs(drawn, counts, mask).to(self._device) if measured else None,
         )
 
     def _generate(self, prompts: Sequence[Sequence[int]], parameters: list[Any]) -> list[Any]:
@@ -174,6 +178,14 @@ class VLLMSampler:
         finally:
             del engine.step
 
+    def _end(self, drawn: Any) -> tuple[int, bool]:
+        """How many tokens of what vLLM drew belong to the completion, and whether a stop string has ended it.
+
+        vLLM sees a text grow by whole characters, so half a character behind the string makes it stop a token late.
+        """
+        found = None if self.stop is None else self.stop.find(drawn.token_ids)[0]
+        return found or len(drawn.token_ids), found is not None or isinstance(drawn.stop_reason, str)
+
     def _parameters(self, sampling: Sampling, seed: int, measured: bool) -> Any:
         from vllm import SamplingParams
 
@@ -187,7 +199,9 @@ class VLLMSampler:
             stop_token_ids=self.end_ids,
             ignore_eos=True,  # our end tokens are the whole list
             logprobs=0 if measured else None,  # of the sampled token alone
-            detokenize=False,
+            stop=None if self.stop is None else list(self.stop.strings),
+            include_stop_str_in_output=True,
+            detokenize=self.stop is not None,
         )
 
     def _settings(self, policy: nn.Module) -> dict[str, Any]:
@@ -238,9 +252,10 @@ def _forward_dtype(policy: nn.Module, device: torch.device) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _logprobs(drawn: Sequence[Any], mask: Tensor) -> Tensor:
+def _logprobs(drawn: Sequence[Any], counts: Sequence[int], mask: Tensor) -> Tensor:
     """Log-probabilities [N, T] in nats of vLLM's completions, 0 outside the mask."""
-    values = [p[t].logprob for x in drawn for p, t in zip(x.logprobs, x.token_ids, strict=True)]
+    kept = [(x.logprobs[:n], x.token_ids[:n]) for x, n in zip(drawn, counts, strict=True)]
+    values = [p[t].logprob for logprobs, ids in kept for p, t in zip(logprobs, ids, strict=True)]
     logprob = torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(values))
     if not logprob.isfinite().all():
         raise diverged()

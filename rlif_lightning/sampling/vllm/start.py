@@ -21,19 +21,21 @@ ENVIRONMENT = {
 }
 
 
-def start_engine(config: Any, settings: dict[str, Any], device: torch.device) -> Any:
-    """Start an engine of this configuration; its weights are still to come."""
+def start_engine(config: Any, settings: dict[str, Any], device: torch.device, tokenizer: Any = None) -> Any:
+    """Start an engine of this configuration, to stop at strings with a tokenizer; its weights are still to come."""
     os.environ.update({**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     from vllm import LLM
 
     named = _named_as_by_torchrun(device) if "distributed_executor_backend" in settings else nullcontext()
     with tempfile.TemporaryDirectory(prefix="rlif-vllm-") as folder, named:
         config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         try:
             return LLM(
                 folder,
                 load_format="dummy",
-                skip_tokenizer_init=True,
+                skip_tokenizer_init=tokenizer is None,
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",  # of softmax(z / temperature), not of softmax(z)
                 seed=0,
