@@ -7,12 +7,14 @@ import torch
 from transformers import StopStringCriteria
 
 from rlif_lightning.errors import UserError
+from rlif_lightning.grading import AnswerFormat, Grader
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.stop_strings import StopStrings
+from rlif_lightning.models.token_text import answer_mask
 from rlif_lightning.models.tokenizer import special_tokens
 from tests.conftest import make_tokenizer
-from tests.models.test_token_text import ADDED, KINDS, resampled
+from tests.models.test_token_text import ADDED, KINDS, collected, resampled
 
 TEXT = "She sold \u4f60\u597d clips, \U0001f600 and 48 / 2 = 24 in May.\n\nQuestion: How many {7, 1}$?\nAnswer: 7"
 
@@ -128,6 +130,20 @@ def test_a_text_ends_with_the_string_that_is_complete_first():
     assert stop.cut("42 in\nQuestion: 7") == "42 in\nQ"
     assert stop.cut("42\n\n\n\n7\nQuestion:") == "42\n\n"
     assert stop.cut("42") == "42"
+
+
+def test_no_answer_is_read_from_behind_the_string(model_folder):
+    """The last token says more than the string: its number belongs to what follows. The answer's tokens are found."""
+    policy = Policy.load(PolicySettings(str(model_folder()), stop=["\nQ"]))
+    policy.tokenizer.add_tokens(["Q9. 8"])
+    ids = policy.tokenizer.convert_tokens_to_ids(["7", "2", "\u010a", "Q9. 8"])
+    assert policy.stop.find(ids)[0] == len(ids)
+    samples, _ = collected(policy.tokenizer, [ids])
+    (text,) = texts = samples.texts(policy.decode)
+    grader = Grader(AnswerFormat("last_number"))
+    assert text == "72\nQ" and grader.extract_answers([(text, True)]) == ["72"]
+    mask = answer_mask(samples, texts, grader.answer_spans([(text, True)]), policy.tokenizer)
+    assert mask[0, : len(ids)].tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("wrong", ["\n\n", [""], ["a", 1], {"a": 1}, [None]])

@@ -11,6 +11,7 @@ import torch
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.lora import add_lora
+from rlif_lightning.models.policy import Policy, PolicySettings
 from rlif_lightning.rewards.base import statistics_of
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.metrics_csv import read_metrics
@@ -332,3 +333,33 @@ def test_two_processes_have_an_engine_each(tmp_path, wide_toy):
     assert max(metrics["rollout/engine_kl"].values()) < 1e-6
     rows = [json.loads(x) for x in (tmp_path / "runs/quickstart/1/completions.jsonl").read_text().splitlines()]
     assert len({r["prompt"] for r in rows}) > 1
+
+
+# -- stop strings -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_completions_end_with_the_token_that_completes_a_string(wide_toy, monkeypatch):
+    """The same draws as without strings, cut by the native sampler's rule; a later batch has none again."""
+    policy = Policy.load(PolicySettings(str(wide_toy), stop=["=1", "#", "5;5"]))
+    sampler, sampling = VLLMSampler(), Sampling(32)
+    sampler.update(policy.model, policy.end_ids, policy.pad_id)
+    whole = sampler.sample(PROMPTS, 4, SEEDS, sampling)
+    sampler.update(policy.model, policy.end_ids, policy.pad_id, policy.stop)
+    drawn, generate = [], sampler._generate
+    monkeypatch.setattr(sampler, "_generate", lambda *asked: drawn.append(generate(*asked)) or drawn[0])
+    stopped = sampler.sample(PROMPTS, 4, SEEDS, sampling)
+    assert [len(x.outputs[0].token_ids) for x in drawn[0]] == stopped.lengths.tolist()  # vLLM itself draws no more
+    places = set()
+    for i in range(12):
+        ids = whole.completion_ids[i, : int(whole.lengths[i])].tolist()
+        found, _ = policy.stop.find(ids)
+        n = found or len(ids)
+        assert stopped.completion_ids[i, : int(stopped.lengths[i])].tolist() == ids[:n]
+        assert stopped.ended[i] == (found is not None or ids[-1] in policy.end_ids)
+        torch.testing.assert_close(stopped.engine_logprob[i, :n], whole.engine_logprob[i, :n], atol=1e-4, rtol=0)
+        assert not stopped.engine_logprob[i, n:].any()
+        places.add(found)
+    assert len(places) > 3
+    sampler.update(policy.model, policy.end_ids, policy.pad_id)
+    assert torch.equal(sampler.sample(PROMPTS, 4, SEEDS, sampling).completion_ids, whole.completion_ids)
