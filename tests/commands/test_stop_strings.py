@@ -1,9 +1,11 @@
 """Stop strings from the recipe to the export: training, evaluation, diagnosis, and transformers' own generate."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 STOP = ["e", "4", "\n"]
@@ -108,3 +110,13 @@ def test_mistakes_are_named_before_weights_are_loaded(rlif, small_fit, capsys, m
     with pytest.raises(SystemExit) as ended:
         rlif("fit", *small_fit, f"--rollout.stop={given}")
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_settings_of_the_page_for_base_models(rlif, small_fit, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text().partition("## Base models")[2]
+    (tmp_path / "base.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    settings = [x for x in small_fit if not x.startswith(("--data.template", "--data.answers"))]
+    run = rlif("fit", "--config", tmp_path / "base.yaml", *settings) / "runs/base/1"
+    assert yaml.safe_load((run / "config.yaml").read_text())["rollout"]["stop"] == ["\nQuestion:"]
+    prompt = rows(run / "completions.jsonl")[0]["prompt"]
+    assert prompt.count("\nAnswer:") == 2 and prompt.endswith("\nAnswer:")
