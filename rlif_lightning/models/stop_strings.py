@@ -43,7 +43,7 @@ class StopStrings:
         self._kept = max(map(len, spelled))  # bytes at the end of a text in which a string may have begun
         for token in special_tokens(tokenizer):
             for text in self.strings:
-                if token in text:
+                if token and token in text:
                     raise UserError(
                         "A string of rollout.stop contains a special token, and the text of a completion has none",
                         got=json.dumps(text),
