@@ -69,12 +69,11 @@ def test_a_run_its_evaluation_and_its_export_stop_alike(rlif, settings, capsys):
         assert len(said) == own["tokens"] and tokenizer.decode(said, skip_special_tokens=True).startswith(own["text"])
 
 
-def test_a_continued_run_says_that_its_strings_differ(rlif, settings, capsys):
+def test_a_continued_run_says_that_its_strings_differ(rlif, settings, caplog):
     rlif("fit", *settings)
-    capsys.readouterr()
-    rlif("fit", *settings, "--trainer.max_steps=4", "--rollout.stop=null", "--ckpt_path=last")
-    said = capsys.readouterr()
-    assert "rollout.stop" in said.out + said.err
+    with caplog.at_level("INFO"):
+        rlif("fit", *settings, "--trainer.max_steps=4", "--rollout.stop=null", "--ckpt_path=last")
+    assert f"rollout.stop {json.dumps(STOP)} -> null" in caplog.text
 
 
 def test_an_export_without_strings_has_none(rlif, small_fit):

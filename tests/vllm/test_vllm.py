@@ -347,7 +347,7 @@ def test_completions_end_with_the_token_that_completes_a_string(wide_toy, monkey
     whole = sampler.sample(PROMPTS, 4, SEEDS, sampling)
     sampler.update(policy.model, policy.end_ids, policy.pad_id, policy.stop)
     drawn, generate = [], sampler._generate
-    monkeypatch.setattr(sampler, "_generate", lambda *asked: drawn.append(generate(*asked)) or drawn[0])
+    monkeypatch.setattr(sampler, "_generate", lambda *asked: drawn.append(generate(*asked)) or drawn[-1])
     stopped = sampler.sample(PROMPTS, 4, SEEDS, sampling)
     assert [len(x.outputs[0].token_ids) for x in drawn[0]] == stopped.lengths.tolist()  # vLLM itself draws no more
     places = set()
