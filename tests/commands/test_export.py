@@ -12,7 +12,7 @@ import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlif_lightning.commands.export import choose_checkpoint
+from rlif_lightning.cli.run_objects import choose_checkpoint
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
