@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
+from rlif_lightning.cli.completion import completion
 from rlif_lightning.cli.given_names import check_names, spelled_out
 from rlif_lightning.cli.help_text import short_help
 from rlif_lightning.cli.recipes import given_recipes, recipe_path, shipped_recipes
@@ -77,6 +78,8 @@ def dispatch(arguments: list[str]) -> None:
             raise SystemExit(2)
     elif first == "--version":
         print(f"rlif-lightning {__version__}")
+    elif first == "--print_completion":
+        print(completion(rest))
     elif first in COMMANDS:
         _run(first, rest)
     else:

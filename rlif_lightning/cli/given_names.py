@@ -60,7 +60,7 @@ def check_names(command: str, words: Sequence[str]) -> None:
     known = [*setting_names(), *(SHORT if command != "fit" else ())]
     for name in (word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")):
         setting = ALIASES.get(name, name)
-        unused = _is_unused(command, setting)
+        unused = is_unused(command, setting)
         better = INSTEAD.get(setting) if unused else None
         if name in ALIASES and (better or not unused):
             raise UserError(f"No setting is called '--{name}'", do=f"did you mean --{better or setting}?")
@@ -79,7 +79,9 @@ def _is_known(name: str, known: Sequence[str]) -> bool:
     return name in CLASSES or any(f"{name}.".startswith(f"{other}.") for other in known)
 
 
-def _is_unused(command: str, setting: str) -> bool:
+def is_unused(command: str, setting: str) -> bool:
+    """Whether a command of the Trainer makes no use of a setting."""
+
     def within(groups: Sequence[str]) -> bool:
         return any(f"{setting.removesuffix('+')}.".startswith(f"{group}.") for group in groups)
 

@@ -16,7 +16,7 @@ CLASSES = {  # group of settings: package, file in it, class
     "completions": (f"{OURS}.callbacks", "completions.py", "Completions"),
     "checkpoint": (f"{OURS}.callbacks", "checkpoint.py", "RolloutCheckpoint"),
 }
-OTHERS = ("config", "seed_everything", "runs", "ckpt_path", "help", "print_config", "print_shtab")
+OTHERS = ("config", "seed_everything", "runs", "ckpt_path", "help", "print_config")
 
 
 def setting_names() -> list[str]:

@@ -88,11 +88,11 @@ ROWS = {  # two rows in each data set's own format
 EVALUATIONS = ("math500", "aime24", "amc23", "minerva_math", "olympiadbench", "mmlu_pro", "cruxeval_o")
 TINY = [
     "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
-    "--evaluation.max_new_tokens=4", "--evaluation.n=2",
+    "--evaluation.max_new_tokens=4",
 ]  # fmt: skip
 TINY_FIT = [
     "--trainer.max_steps=2", "--rollout.prompts_per_step=2", "--rollout.group_size=4",
-    "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.every=1",
+    "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.every=1", "--evaluation.n=2",
 ]  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def test_evaluation_recipe(recipe, rlif, model_folder, data):
         "test", "--config", recipe, "--model.name", model_folder("qwen2", chat=True),
         f"--data.test.path={data / rows_of(recipe)}.jsonl", *TINY, "--evaluation.samples=2",
     )  # fmt: skip
-    results = json.loads((folder / f"runs/{recipe}/1/results.json").read_text())
+    results = json.loads((folder / f"runs/{recipe}/test/1/results.json").read_text())
     assert results["n"] == 4  # all of them: evaluation.n is for fit
     assert {"accuracy", "accuracy_sampled", "pass@2", "maj@2"} <= set(results)
 
@@ -300,7 +300,7 @@ def settings_of(capsys, *words):
     from rlif_lightning.main import main
 
     with pytest.raises(SystemExit):
-        main(["test", *words, "--model.name", "x", "--print_config"])
+        main(["fit", *words, "--model.name", "x", "--print_config"])
     return yaml.safe_load(capsys.readouterr().out)
 
 

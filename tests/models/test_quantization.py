@@ -194,20 +194,19 @@ def test_a_checkpoint_is_evaluated_in_4_bits_only(rlif, small_fit, model_folder,
     held_out = ["--data.val.path", problems_file, "--data.val.gold", r"[#]{4}\s*(.+)", "--evaluation.n=4"]
     own = ["--model.quantization=nf4", f"--model.lora={json.dumps(LORA)}", "--guard.warmup=0"]
     runs = rlif("fit", *small_fit, *held_out, *own) / "runs" / "run"
+    words, adapts = used_by("validate", [*small_fit, *held_out]), used_by("validate", own)
     capsys.readouterr()
     for file in ("last.ckpt", "guard/weights.safetensors"):
         path = runs / "1" / "checkpoints" / file
-        rlif("validate", *used_by("validate", small_fit), *held_out, *own, "--ckpt_path", path)
+        rlif("validate", *words, *adapts, "--ckpt_path", path)
         with pytest.raises(SystemExit):
-            rlif("validate", *used_by("validate", small_fit), *held_out, *own[1:], "--ckpt_path", path)
+            rlif("validate", *words, *adapts[1:], "--ckpt_path", path)
         text = capsys.readouterr().err
         assert "model.quantization" in text and "Traceback" not in text
-    assert json.loads((runs / "2" / "results.json").read_text())["quantization"] == "nf4"
+    assert json.loads((runs / "validate" / "1" / "results.json").read_text())["quantization"] == "nf4"
     with pytest.raises(UserError, match="trained on 4-bit weights"):
         mix(Pair(str(model_folder()), str(runs / "1")), 0.5)
-    rlif(
-        "validate", *used_by("validate", small_fit), *held_out, "--model.quantization=nf4"
-    )  # a base alone can be evaluated in 4 bits
+    rlif("validate", *words, "--model.quantization=nf4")  # a base alone can be evaluated in 4 bits
 
 
 # -- what is refused -------------------------------------------------------------------------------------------
