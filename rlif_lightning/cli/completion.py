@@ -25,7 +25,8 @@ def completion(words: list[str]) -> str:
         expected = f"one of {', '.join(shtab.SUPPORTED_SHELLS)}"
         raise UserError("Completion is written for a shell", got=" ".join(words) or None, expected=expected)
     known = f'{RECIPES}() {{ compgen -W "{" ".join(shipped_recipes())}" -- "$1"; compgen -f -- "$1"; }}'
-    return str(shtab.complete(_parser(shtab), words[0], root_prefix="rlif", preamble={"bash": known}))
+    write: Any = shtab.complete  # whose type hints lack the mapping that it takes
+    return str(write(_parser(shtab), words[0], root_prefix="rlif", preamble={"bash": known}))
 
 
 def _parser(shtab: Any) -> argparse.ArgumentParser:
