@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -14,6 +15,7 @@ from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder
 from rlif_lightning.callbacks.progress import counting, print_above_bar
 from rlif_lightning.data.batch_plan import MOST_COMPLETIONS
 from rlif_lightning.data.limits import check_prompts
+from rlif_lightning.data.loaders import run_seed
 from rlif_lightning.data.module import PromptDataModule
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.evaluation import answering
@@ -44,8 +46,9 @@ class Evaluation(Callback):
 
     Args:
         every: Optimiser steps between evaluations during training; 0: only before the first step and after the last.
-        n: Problems of an evaluation during training, from the first on; null: all. The commands take all problems, or
-            as many as ``data.*.limit`` says.
+        n: Problems of an evaluation during training, from the first on; null: all.
+        limit: Problems that ``rlif validate``, ``test`` and ``predict`` take, drawn at random by the run's seed, or
+            ``--limit``; null: all.
         samples: Sampled completions per problem; 0: none.
         greedy: Also decode one completion per problem greedily.
         temperature: Sampling temperature of the samples.
@@ -60,6 +63,7 @@ class Evaluation(Callback):
         self,
         every: int = 10,
         n: int | None = None,
+        limit: int | None = None,
         samples: int = 1,
         greedy: bool = True,
         temperature: float = 1.0,
@@ -72,6 +76,7 @@ class Evaluation(Callback):
             "evaluation",
             ("every", every, every >= 0, "0 or more"),
             ("n", n, n is None or n >= 1, "1 or more, or null"),
+            ("limit", limit, limit is None or limit >= 1, "1 or more, or null"),
             ("samples", samples, 0 <= samples <= MOST_COMPLETIONS, f"0 to {MOST_COMPLETIONS}"),
             ("samples", samples, samples or greedy, "1 or more, or evaluation.greedy true"),
             ("temperature", temperature, temperature > 0 or not samples, "above 0, or --evaluation.samples 0"),
@@ -83,7 +88,7 @@ class Evaluation(Callback):
                 got=f"evaluation.samples {samples}, evaluation.greedy {str(greedy).lower()}",
                 expected="samples 0 with greedy true, or samples 1 with greedy false",
             )
-        self.predictions, self.every, self.n = predictions, every, n
+        self.predictions, self.every, self.n, self.limit = predictions, every, n, limit
         sampling = Sampling(max_new_tokens, temperature=temperature or 1.0)
         self.attempts = Attempts(sampling, samples, greedy, batch_size)
         self.sampler: Sampler | None = sampler
@@ -188,6 +193,7 @@ class Evaluation(Callback):
     ) -> None:
         """Answer the problems and write the results."""
         split = SPLITS[trainer.state.fn.value]
+        batch = self._drawn(len(trainer.datamodule.prompts[split]), batch)
         what = {"val": "Validating", "test": "Testing", "predict": "Predicting"}[split]
         with counting(trainer.progress_bar_callback, what, "problem", len(batch)) as tell:
 
@@ -200,6 +206,15 @@ class Evaluation(Callback):
         write(trainer, pl_module, split, results)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
+    def _drawn(self, count: int, rows: list[int]) -> list[int]:
+        """Those of a process's rows that are among the ``limit`` ones drawn from all: the same for any processes."""
+        if self.limit is None or self.limit >= count:
+            return rows
+        generator = torch.Generator().manual_seed(run_seed())
+        drawn = {*torch.randperm(count, generator=generator)[: self.limit].tolist()}
+        rank_zero_info(f"A random sample of {self.limit} of {count} problems (seed {run_seed()})")
+        return [row for row in rows if row in drawn]
 
     def _write_predictions(self, trainer: Trainer, module: RLIFModule, split: str, results: list[Answered]) -> None:
         folder = run_folder(trainer)
@@ -217,9 +232,8 @@ class Evaluation(Callback):
         summary = summarise(results, intervals=True)
         timeouts = sum(gather_objects(trainer, self._grader.timeouts))
         folder, parts = run_folder(trainer), answering.summarise_by(results)
-        width = max(map(len, summary))
-        for key, value in summary.items():  # said before anything is written: a disk may be full
-            rank_zero_info(f"  {key:<{width}}  {value:.4f}" if key != "n" else f"  {key:<{width}}  {value}")
+        for line in files.summary_lines(summary):  # said before anything is written: a disk may be full
+            rank_zero_info(line)
         for field, values in parts.items():
             rank_zero_info("\n".join(files.by_table(field, values)))
         log_now(trainer, {f"{split}/{key}": value for key, value in summary.items()})
@@ -228,6 +242,8 @@ class Evaluation(Callback):
         identity, data, attempts = module.policy.identity, trainer.datamodule, self.attempts
         report = {
             **summary,
+            "problems": len(data.prompts[split]),  # of which evaluation.limit takes n
+            "seed": run_seed(),
             "by": parts,
             "model": identity.model,
             "fingerprint": identity.fingerprint,

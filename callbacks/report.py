@@ -45,6 +45,7 @@ class Report(Callback):
         recipe = " ".join(f"--config {name}" for name in self.recipe)
         commands = {
             f"tensorboard --logdir {folder.parent.parent}": "all runs",
+            f"rlif sample {folder}": "ask it questions",
             f"rlif export {folder}": "a model folder; the guard's weights if it fired",
         }
         if recipe and OTHER not in self.recipe:

@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import Any
 
 from rlif_lightning.cli.command_table import COMMANDS, TRAINER
-from rlif_lightning.cli.help_text import check_aliases, short_help
+from rlif_lightning.cli.completion import completion
+from rlif_lightning.cli.given_names import check_names, spelled_out
+from rlif_lightning.cli.help_text import short_help
 from rlif_lightning.cli.recipes import given_recipes, recipe_path, shipped_recipes
 from rlif_lightning.errors import UserError, did_you_mean, escaped, known_failure
 from rlif_lightning.runs.signals import handled
@@ -76,6 +78,8 @@ def dispatch(arguments: list[str]) -> None:
             raise SystemExit(2)
     elif first == "--version":
         print(f"rlif-lightning {__version__}")
+    elif first == "--print_completion":
+        print(completion(rest))
     elif first in COMMANDS:
         _run(first, rest)
     else:
@@ -89,7 +93,8 @@ def _run(command: str, words: list[str]) -> None:
         print(short_help(command))
         raise SystemExit(0)
     if module == TRAINER:
-        check_aliases(words)
+        words = spelled_out(words)
+        check_names(command, words)
         for recipe in given_recipes(words):
             recipe_path(recipe)
         if sys.stderr.isatty() and not {"--help", "-h", "--print_config"} & set(words):

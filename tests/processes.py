@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class Processes:
         """
         devices = ["--trainer.devices", processes]
         devices += [f"--trainer.strategy={strategy or self.strategy}"] if processes > 1 else []
-        words = [self.script, command, *self.arguments, *devices, "--runs", runs, *settings]
+        words = [self.script, command, *used_by(command, self.arguments), *devices, "--runs", runs, *settings]
         environment = self.environment(runs, kill_at)
         if launched:
             started = start([sys.executable, *words], self.root, environment)
@@ -131,6 +132,26 @@ class Processes:
         if command == "fit":
             assert (code == 0) == (kill_at == 0), said[-3000:]
         return Result(self.root / runs, processes, said, code)
+
+
+def used_by(command: str, words: Iterable[object]) -> list[str]:
+    """Those of a fit's words that a command takes as well: validate, test and predict refuse what they do not use."""
+    from rlif_lightning.cli.given_names import UNUSED, check_names
+    from rlif_lightning.errors import UserError
+
+    if command not in UNUSED:
+        return [*map(str, words)]
+    kept: list[str] = []
+    used = True
+    for word in map(str, words):
+        if word.startswith("--"):
+            try:
+                check_names(command, [word])
+                used = True
+            except UserError:
+                used = False
+        kept += [word] if used else []
+    return kept
 
 
 def start(words: list[Any], folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:

@@ -11,6 +11,7 @@ import torch
 
 from rlif_lightning.main import main
 from rlif_lightning.runs.folder import discard_run_folder
+from tests.processes import used_by
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def refused(capsys, tmp_path, monkeypatch, small_fit):
 
     def run(*args, command="fit"):
         with pytest.raises(SystemExit) as exit_:
-            main([command, *small_fit, *map(str, args)])
+            main([command, *used_by(command, [*small_fit, *args])])
         err = capsys.readouterr().err
         assert exit_.value.code == 2, err
         message = err[err.rindex("error: ") :]
@@ -156,9 +157,8 @@ def test_a_system_prompt_that_the_chat_template_refuses(refused):
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_command_without_data(command, small_fit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    args = [a for a in small_fit if not a.startswith("--rollout")]
     with pytest.raises(SystemExit):
-        main([command, *args])
+        main([command, *used_by(command, small_fit)])
     assert f"data.{'val' if command == 'validate' else command} is empty" in capsys.readouterr().err
 
 
@@ -398,15 +398,16 @@ def test_a_failed_start_leaves_earlier_runs_alone_and_takes_no_number(rlif, smal
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "results.json", "checkpoints/step=1.ckpt", "notes.txt"])
-def test_a_folder_that_holds_anything_of_worth_is_kept(name, tmp_path):
-    folder = tmp_path / "runs/run/1"
+@pytest.mark.parametrize("run", ["run/1", "run/test/1"])
+def test_a_folder_that_holds_anything_of_worth_is_kept(name, run, tmp_path):
+    folder = tmp_path / "runs" / run
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("")
     (folder / "config.yaml").write_text("")
-    discard_run_folder(folder)
+    discard_run_folder(tmp_path / "runs", folder)
     assert (folder / name).exists()
     (folder / name).unlink()
-    discard_run_folder(folder)
+    discard_run_folder(tmp_path / "runs", folder)
     assert not (tmp_path / "runs").exists()
 
 

@@ -39,7 +39,7 @@ def test_every_number_has_a_row_and_every_row_a_number(rlif):
     folder = rlif("fit", "--config", "quickstart", *EVERYTHING)
     logged = {*read_metrics(folder / "runs/quickstart/1/metrics.csv")}
     rlif("test", "--config", "quickstart", "--data.test.limit=4", "--evaluation.samples=2")
-    logged |= {*read_metrics(folder / "runs/quickstart/2/metrics.csv")}
+    logged |= {*read_metrics(folder / "runs/quickstart/test/1/metrics.csv")}
     elsewhere = rows_of(PAGE.partition(NOT_LOGGED_HERE)[2].partition("\n## ")[0])
     assert len(elsewhere) == 4
     assert both_ways(PAGE, logged) == (set(), {*elsewhere})

@@ -29,5 +29,6 @@ COMMANDS = {
         f"{ROOM}.export",
         "write a run's weights as a Hugging Face folder or a PEFT adapter (rlif export RUN)",
     ),
+    "sample": Command(f"{ROOM}.sample", 'ask a run\'s model questions (rlif sample RUN "question")'),
     "report": Command(f"{ROOM}.report", "redraw a run's curves and table, or overlay several runs"),
 }

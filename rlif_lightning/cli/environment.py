@@ -11,7 +11,9 @@ from typing import Any
 
 from rlif_lightning.errors import disk_failure, escaped
 
-SAID_BY_LIGHTNING = ("litlogger", "Tip:", "GPU available: False", "TPU available", "💡", "`Trainer.fit` stopped")
+SAID_BY_LIGHTNING = (
+    "litlogger", "Tip:", "GPU available: False", "TPU available", "💡", "`Trainer.fit` stopped", "Seed set to",
+)  # fmt: skip
 
 
 def prepare(own_modules: bool = True) -> None:
@@ -28,7 +30,8 @@ def prepare(own_modules: bool = True) -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about calls that Lightning makes
     # bitsandbytes, which peft imports, looks for a faster 4-bit kernel; 4-bit works without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_not_said_by_lightning)
+    for speaker in ("pytorch.utilities.rank_zero", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{speaker}").addFilter(_not_said_by_lightning)
     _quiet_threads()
 
 

@@ -1,11 +1,9 @@
 """``rlif COMMAND --help``: one screen of what people change, with examples. This imports nothing heavy."""
 
 from argparse import SUPPRESS, Action
-from collections.abc import Sequence
 from typing import Any
 
 from rlif_lightning.cli.command_table import COMMANDS
-from rlif_lightning.errors import UserError
 
 ALWAYS, FIT = "fit validate test predict", "fit"
 SETTINGS = (  # setting, an example of its value, what it is, and the commands that use it
@@ -25,6 +23,7 @@ SETTINGS = (  # setting, an example of its value, what it is, and the commands t
     ("data.train.path", "problems.jsonl", "a file, or a data set of the hub", FIT),
     ("data.val.path", "held_out.jsonl", "held-out problems", "fit validate"),
     ("data.test.path", "test.jsonl", "test problems", "test"),
+    ("limit", "50", "as many problems, drawn at random", "validate test predict"),
     ("data.predict.path", "prompts.jsonl", "problems to complete", "predict"),
     ("data.system_prompt", "Think first.", "before each problem", ALWAYS),
     ("data.answers.completion", "boxed", "where a completion has its answer", ALWAYS),
@@ -100,14 +99,6 @@ def short_help(command: str) -> str:
 
 def _quoted(value: str) -> str:
     return f"'{value}'" if set(value) & set("[]{} ") else value
-
-
-def check_aliases(words: Sequence[str]) -> None:
-    """Refuse what other tools call a setting, with its name here."""
-    for word in words:
-        name = word.partition("=")[0]
-        if name.startswith("--") and name[2:] in ALIASES:
-            raise UserError(f"No setting is called '{name}'", do=f"did you mean --{ALIASES[name[2:]]}?")
 
 
 def arrange_help(parser: Any, word: str | None) -> None:

@@ -14,6 +14,7 @@ from rlif_lightning.cli import recipes, strangers
 from rlif_lightning.cli import type_hints as hints
 from rlif_lightning.cli.help_text import arrange_help
 from rlif_lightning.cli.parse_errors import MistakeFinder
+from rlif_lightning.cli.printed_config import PrintConfig
 from rlif_lightning.cli.removed import drop_removed
 from rlif_lightning.cli.strict_yaml import is_no_text
 from rlif_lightning.cli.user_classes import is_users
@@ -63,6 +64,8 @@ class Parser(LightningArgumentParser):
             kwargs["action"] = RecipeFile
             names = ", ".join(recipes.shipped_recipes())
             kwargs["help"] = f"A YAML file or a shipped recipe: {names}. Later ones win."
+        if args == ("--print_config",):
+            kwargs["action"] = PrintConfig
         return super().add_argument(*args, **kwargs)
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:

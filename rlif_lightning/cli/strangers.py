@@ -12,7 +12,7 @@ from rlif_lightning.runs.folder import CONFIG
 
 PACKAGES = ("rlif_lightning", "torch", "lightning")
 TRUST = "--trust_run"
-COMMANDS = ("export", "plan")  # which need no classes of others to do their work
+COMMANDS = ("export", "plan", "sample")  # which need no classes of others to do their work
 
 
 def is_strange(command: str, path: str, words: Sequence[str]) -> bool:

@@ -43,7 +43,7 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 class RLIFCLI(LightningCLI):
     """``rlif fit | validate | test | predict``."""
 
-    created: ClassVar[Path | None] = None  # the run folder that this process has made; an early failure removes it
+    created: ClassVar[tuple[Path, Path] | None] = None  # root and run folder that this process has made: see `run`
     lock: ClassVar[IO[bytes] | None] = None  # keeps other processes out of the run folder
     checkpoint_step = 0  # optimiser steps of the checkpoint that a run continues from
 
@@ -64,7 +64,7 @@ class RLIFCLI(LightningCLI):
         except BaseException as error:
             stopped = isinstance(error, Stopped)
             if cls.created is not None:
-                runs.discard_run_folder(cls.created, stopped)
+                runs.discard_run_folder(*cls.created, stopped)
             failure = run_failure(error, Path(cls.lock.name).parent if cls.lock else None)
             if failure is not None:
                 raise failure from error
@@ -245,7 +245,10 @@ class RLIFCLI(LightningCLI):
             return RunLogger(os.environ[RUN_FOLDER])
         if getattr(rank_zero_only, "rank", 0) > 0:  # torchrun, SLURM: the first process names the folder later
             return RunLogger(self.root / self.recipe / "unused")
-        folder = RLIFCLI.created = runs.next_run_folder(self.root, self.recipe, self.subcommand == "fit")
+        trains = self.subcommand == "fit"
+        root, kind = (self.root, self.recipe) if trains else (self.root / self.recipe, self.command)
+        folder = runs.next_run_folder(root, kind, trains)
+        RLIFCLI.created = self.root, folder
         RLIFCLI.lock = runs.lock_run(folder)
         os.environ[RUN_FOLDER] = str(folder)
         rank_zero_info(f"Run folder: {folder}")

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from rlif_lightning.data.prompts import Prompt
 from rlif_lightning.functional.seeds import completion_seeds
-from rlif_lightning.grading import Grader, bootstrap_interval, maj_at_k, pass_at_k
+from rlif_lightning.grading import Grader, maj_at_k, mean_interval, pass_at_k
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import Sampler, Sampling
 from rlif_lightning.sampling.protocol import up_to_date
@@ -95,7 +95,7 @@ def _grade(attempts: list[Attempt], prompt: Prompt, grader: Grader) -> None:
 
 
 def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str, float]:
-    """Accuracy, where asked with its 95 % bootstrap interval over problems, pass@k, maj@k, length, truncated share.
+    """Accuracy, where asked with its 95 % interval over problems, pass@k, maj@k, length, truncated share.
 
     Label-based numbers are left out where a problem has no reference answer. ``accuracy`` is greedy,
     ``accuracy_sampled`` the mean over all samples; k are powers of two up to the number of samples, and that number.
@@ -111,7 +111,7 @@ def summarise(results: Sequence[Answered], intervals: bool = False) -> dict[str,
             accuracy = [fmean(float(bool(a.correct)) for a in own) for own in attempts]
             summary[f"accuracy{suffix}"] = fmean(accuracy)
             if intervals:
-                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = bootstrap_interval(accuracy)
+                summary[f"accuracy{suffix}_low"], summary[f"accuracy{suffix}_high"] = mean_interval(accuracy)
         summary[f"mean_tokens{suffix}"] = fmean(a.tokens for a in flat)
         summary[f"truncated_fraction{suffix}"] = fmean(float(not a.ended) for a in flat)
     count = len(results[0].samples) if results else 0

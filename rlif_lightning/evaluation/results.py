@@ -77,6 +77,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
+def summary_lines(summary: Mapping[str, float]) -> list[str]:
+    """Lines that show a summary, each accuracy with its interval."""
+    shown = {n: f"{v}" if n == "n" else f"{v:.4f}" for n, v in summary.items()}
+    ends = {n: f"  [{shown[f'{n}_low']}, {shown[f'{n}_high']}]  95 % interval" for n in shown if f"{n}_low" in shown}
+    names = [n for n in shown if not n.endswith(("_low", "_high"))]
+    return [f"  {n:<{max(map(len, names))}}  {shown[n]}{ends.get(n, '')}" for n in names]
+
+
 def by_table(name: str, values: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Lines that show the accuracy for each value of a field, greedy before sampled."""
     width = max(len(name), *map(len, values))

@@ -3,9 +3,9 @@
 from rlif_lightning.grading.answers import AnswerFormat, Gold, SourceAnswers, check_gold, read_gold
 from rlif_lightning.grading.extraction import check_where
 from rlif_lightning.grading.grader import ROLLOUT_SECONDS, Grader
-from rlif_lightning.grading.metrics import agreement, bootstrap_interval, maj_at_k, pass_at_k
+from rlif_lightning.grading.metrics import agreement, maj_at_k, mean_interval, pass_at_k
 
 __all__ = [
-    "ROLLOUT_SECONDS", "AnswerFormat", "Gold", "Grader", "SourceAnswers", "agreement", "bootstrap_interval",
-    "check_gold", "check_where", "maj_at_k", "pass_at_k", "read_gold",
+    "ROLLOUT_SECONDS", "AnswerFormat", "Gold", "Grader", "SourceAnswers", "agreement", "check_gold",
+    "check_where", "maj_at_k", "mean_interval", "pass_at_k", "read_gold",
 ]  # fmt: skip

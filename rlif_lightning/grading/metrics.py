@@ -49,6 +49,23 @@ def agreement(answers: Sequence[Hashable | None]) -> float:
     return max(votes.values(), default=0) / len(answers)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Lower and upper end of the 95 % confidence interval of a mean over problems, of values from 0 to 1.
+
+    Where every value is 0 or 1, Wilson's score interval of their share (Wilson 1927): it is right for few problems as
+    well, and has a width where all are right or all wrong. Else the bootstrap.
+
+    Raises:
+        ValueError: No values.
+    """
+    if set(values) - {0.0, 1.0} or not len(values):
+        return bootstrap_interval(values)
+    n, share, z = len(values), sum(values) / len(values), 1.959963984540054
+    centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+    return max(low, 0.0) if share else 0.0, min(high, 1.0) if share < 1 else 1.0
+
+
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
     """Lower and upper end of the 95 % confidence interval of a mean over problems: the percentile bootstrap.
 

@@ -1,8 +1,9 @@
-"""Run folders: ``<root>/<recipe>/<n>`` is one run and holds everything that run has written.
+"""Run folders: ``<root>/<recipe>/<n>`` is one run of a fit and holds everything that run has written.
 
-It holds config.yaml, checkpoints/, TensorBoard events, metrics.csv, completions.jsonl, guard.json, held_out.jsonl
-(answers to a few held-out problems at each evaluation) and skipped.jsonl (completions of skipped steps). A run that
-is continued stays in the folder of its checkpoint.
+Those of other commands are ``<root>/<recipe>/<command>/<n>``. A fit's holds config.yaml, checkpoints/, TensorBoard
+events, metrics.csv, completions.jsonl, guard.json, held_out.jsonl (answers to a few held-out problems at each
+evaluation) and skipped.jsonl (completions of skipped steps). A run that is continued stays in the folder of its
+checkpoint.
 """
 
 import os
@@ -72,20 +73,21 @@ def lock_run(folder: Path) -> IO[bytes]:
     return file
 
 
-def discard_run_folder(folder: Path, stopped: bool = False) -> None:
+def discard_run_folder(root: Path, folder: Path, stopped: bool = False) -> None:
     """Remove the folder of a run that failed before it wrote anything, so that it takes no number.
 
-    Folders above that are left empty go as well. Anything but settings, empty event files and the checkpoint of the
-    start keeps it; that of a run that was stopped (not one that failed) is kept.
+    Folders above that are left empty go as well, up to the root of all runs. Anything but settings, empty event files
+    and the checkpoint of the start keeps it; that of a run that was stopped (not one that failed) is kept.
     """
     files = [f for f in folder.rglob("*") if f.is_file()]
     nothing = (CONFIG, LOCK) if stopped else (CONFIG, LOCK, LAST_CHECKPOINT)
     if any(f.name not in nothing and "tfevents" not in f.name for f in files):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    for above in list(folder.parents)[:2]:  # of the recipe, of all runs
+    while folder != root:
+        folder = folder.parent
         try:
-            above.rmdir()
+            folder.rmdir()
         except OSError:
             return
 
@@ -145,7 +147,8 @@ def check_run_folder(folder: Path, file: str) -> None:
     """Refuse a folder that lacks a file which every run has, and name run folders below it."""
     if (folder / file).is_file():
         return
-    below = sorted(str(p.parent) for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{file}"))
+    found = (sorted(str(path.parent) for path in folder.glob(f"{depth}/{file}")) for depth in ("*", "*/*"))
+    below = next(filter(None, found), [])
     raise UserError(
         f"This is not a run folder: it has no {file}." if folder.is_dir() else "The run folder does not exist.",
         got=folder,

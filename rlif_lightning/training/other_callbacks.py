@@ -37,7 +37,7 @@ REFUSED = {
 }
 """Class: why it is refused, and what to do."""
 
-ROWS = "set --data.val.limit, --data.test.limit or --data.predict.limit"
+ROWS = "take few problems with --limit, or data.*.limit in a recipe; in a fit with --evaluation.n"
 SCHEDULE = "set --evaluation.every, in optimiser steps"
 ONLY = {
     "fast_dev_run": ((False, 0), "set --trainer.max_steps 1, and data.*.limit for few problems"),

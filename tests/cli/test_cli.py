@@ -454,7 +454,7 @@ def test_the_command_line_wins_wherever_it_stands(settings, tmp_path):
     one = str(write(tmp_path / "one.yaml", rollout={"group_size": 4, "max_new_tokens": 9}))
     two = str(write(tmp_path / "two.yaml", rollout={"group_size": 5, "prompts_per_step": 7}))
     words = ["--rollout.group_size", "6", "-c", "quickstart", "--rollout.passes=2", f"--config={one}", f"-c{two}"]
-    for command in ("fit", "test", "diagnose", "plan", "export"):
+    for command in ("fit", "diagnose", "plan", "export"):
         rollout = settings(command, *words)["rollout"]
         found = [rollout[name] for name in ("group_size", "passes", "max_new_tokens", "prompts_per_step")]
         assert found == [6, 2, 9, 7]

@@ -88,11 +88,11 @@ ROWS = {  # two rows in each data set's own format
 EVALUATIONS = ("math500", "aime24", "amc23", "minerva_math", "olympiadbench", "mmlu_pro", "cruxeval_o")
 TINY = [
     "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
-    "--evaluation.max_new_tokens=4", "--evaluation.n=2",
+    "--evaluation.max_new_tokens=4",
 ]  # fmt: skip
 TINY_FIT = [
     "--trainer.max_steps=2", "--rollout.prompts_per_step=2", "--rollout.group_size=4",
-    "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.every=1",
+    "--rollout.micro_batch_size=4", "--rollout.max_new_tokens=4", "--evaluation.every=1", "--evaluation.n=2",
 ]  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def test_evaluation_recipe(recipe, rlif, model_folder, data):
         "test", "--config", recipe, "--model.name", model_folder("qwen2", chat=True),
         f"--data.test.path={data / rows_of(recipe)}.jsonl", *TINY, "--evaluation.samples=2",
     )  # fmt: skip
-    results = json.loads((folder / f"runs/{recipe}/1/results.json").read_text())
+    results = json.loads((folder / f"runs/{recipe}/test/1/results.json").read_text())
     assert results["n"] == 4  # all of them: evaluation.n is for fit
     assert {"accuracy", "accuracy_sampled", "pass@2", "maj@2"} <= set(results)
 
@@ -300,7 +300,7 @@ def settings_of(capsys, *words):
     from rlif_lightning.main import main
 
     with pytest.raises(SystemExit):
-        main(["test", *words, "--model.name", "x", "--print_config"])
+        main(["fit", *words, "--model.name", "x", "--print_config"])
     return yaml.safe_load(capsys.readouterr().out)
 
 
@@ -330,7 +330,7 @@ def test_last_checkpoint_of_the_training_recipe(rlif, model_folder, data):
     rlif("fit", "--config", "gsm8k", *model, *paths, *TINY, *TINY_FIT)
     evaluation = ["--config", "math500", f"--data.test.path={data / 'math.jsonl'}"]
     folder = rlif("test", "--config", "gsm8k", *evaluation, *model, *TINY, "--ckpt_path", "last")
-    results = json.loads((folder / "runs/gsm8k+math500/1/results.json").read_text())
+    results = json.loads((folder / "runs/gsm8k+math500/test/1/results.json").read_text())
     assert results["checkpoint"].endswith("runs/gsm8k/1/checkpoints/last.ckpt")
 
 
@@ -338,7 +338,7 @@ def test_results_are_given_apart_by_the_fields_that_a_recipe_names(rlif, model_f
     model = ["--model.name", model_folder("qwen2", chat=True), *TINY]
     file = f"--data.test.path={data / 'math.jsonl'}"
     folder = rlif("test", "--config", "math500", *model, file, "--evaluation.samples=2")
-    by = json.loads((folder / "runs/math500/1/results.json").read_text())["by"]
+    by = json.loads((folder / "runs/math500/test/1/results.json").read_text())["by"]
     assert [(name, list(parts)) for name, parts in by.items()] == [
         ("subject", ["Algebra", "Geometry"]), ("level", ["1", "2"])
     ]  # fmt: skip
@@ -350,7 +350,7 @@ def test_results_are_given_apart_by_the_fields_that_a_recipe_names(rlif, model_f
 def test_choices_reach_the_prompt_and_letters_the_grader(rlif, model_folder, data):
     model = ["--model.name", model_folder("qwen2", chat=True), *TINY, f"--data.test.path={data / 'mmlu_pro.jsonl'}"]
     folder = rlif("test", "--config", "mmlu_pro", *model)
-    rows = [json.loads(line) for line in (folder / "runs/mmlu_pro/1/problems.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "runs/mmlu_pro/test/1/problems.jsonl").read_text().splitlines()]
     assert "user\nWhich?\n\nA. one\nB. two\nC. three\n\nThink step" in rows[0]["prompt"]
     assert "\nI. because 8\nJ. because 9\n\n" in rows[1]["prompt"]
     assert [(row["gold"], row["by"]) for row in rows[:2]] == [
@@ -365,8 +365,8 @@ def test_outputs_for_alpaca_eval(rlif, model_folder, data):
     model = ["--model.name", model_folder("qwen2", chat=True), *TINY]
     folder = rlif("predict", "--config", "alpaca_eval", *model)  # finds the file of this name here
     rlif("predict", "--config", "alpaca_eval", *model, "--evaluation.predictions=rows")
-    outputs = json.loads((folder / "runs/alpaca_eval/1/model_outputs.json").read_text())
-    lines = (folder / "runs/alpaca_eval/2/predictions.jsonl").read_text().splitlines()
+    outputs = json.loads((folder / "runs/alpaca_eval/predict/1/model_outputs.json").read_text())
+    lines = (folder / "runs/alpaca_eval/predict/2/predictions.jsonl").read_text().splitlines()
     texts = [json.loads(line)["greedy"][0]["text"] for line in lines]
     assert outputs == [
         {"instruction": row["instruction"], "output": text, "generator": str(model[1]), "dataset": row["dataset"]}

@@ -12,7 +12,7 @@ import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlif_lightning.commands.export import choose_checkpoint
+from rlif_lightning.cli.run_objects import choose_checkpoint
 from rlif_lightning.data.problems import Problem
 from rlif_lightning.data.prompts import Template
 from rlif_lightning.errors import UserError
@@ -263,10 +263,10 @@ def greedy(folder, questions):
 
 def test_the_trained_toy_says_the_same_from_the_folder_alone(rlif, capsys):
     root = rlif("fit", "--config", "quickstart", "--trainer.max_steps=6", "--trainer.enable_progress_bar=false",
-                "--data.test.limit=40", "--evaluation.n=20")  # fmt: skip
+                "--evaluation.n=20")  # fmt: skip
     test = ["--config", "quickstart", "--data.test.limit=40", "--trainer.enable_progress_bar=false"]
     rlif("test", *test, "--ckpt_path", root / "runs/quickstart/1/checkpoints/guard/weights.safetensors")
-    said = [json.loads(line) for line in (root / "runs/quickstart/2/problems.jsonl").read_text().splitlines()]
+    said = [json.loads(line) for line in (root / "runs/quickstart/test/1/problems.jsonl").read_text().splitlines()]
     capsys.readouterr()
     rlif("export", "--config", "quickstart")  # the newest run of the recipe that was trained
     out = capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_the_trained_toy_says_the_same_from_the_folder_alone(rlif, capsys):
     assert greedy(folder, [row["problem"] for row in said]) == own
     assert len(set(own)) > 20
     rlif("test", *test, "--model.name", folder)
-    again = (root / "runs/quickstart/3/problems.jsonl").read_text().splitlines()
+    again = (root / "runs/quickstart/test/2/problems.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in again] == said
 
 

@@ -11,6 +11,7 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer
+from tests.processes import used_by
 
 END = "<|im_end|>"
 THINKING = (
@@ -61,7 +62,7 @@ def test_completions_end_where_answers_do(command, rlif, small_fit, model_folder
     small_fit[small_fit.index("--model.name") + 1] = str(model_folder(chat=True))
     small_fit[small_fit.index("--data.template={prompt} ")] = "--data.template=null"
     words = {"validate": ["--data.val.path", problems_file, "--data.val.answer=null"], "diagnose": ["--prompts=2"]}
-    folder = rlif(command, *small_fit, *words.get(command, []))
+    folder = rlif(command, *used_by(command, small_fit), *words.get(command, []))
     assert caplog.text.count(f"{END} ends a completion") == 1
     if command == "validate":
         report = json.loads(next(folder.glob("runs/**/results.json")).read_text())
@@ -90,7 +91,14 @@ def test_settings_reach_the_template():
 def test_settings_on_the_command_line(command, rlif, small_fit, problems_file):
     settings = "--data.chat_template_kwargs={enable_thinking: false}"
     data = ["--data.template=null", f"--data.chat_template={THINKING}", settings]
-    folder = rlif(command, *small_fit, *data, "--data.predict.path", problems_file, "--data.predict.answer=null")
+    folder = rlif(
+        command,
+        *used_by(command, small_fit),
+        *data,
+        "--data.predict.path",
+        problems_file,
+        "--data.predict.answer=null",
+    )
     written = next(folder.glob("runs/**/completions.jsonl" if command == "fit" else "runs/**/predictions.jsonl"))
     assert json.loads(written.read_text().splitlines()[0])["prompt"].endswith("[assistant]<no>")
 

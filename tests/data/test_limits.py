@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 from rlif_lightning.data.limits import learns_positions
 from rlif_lightning.models.tokenizer import load_tokenizer
 from tests.conftest import make_config
+from tests.processes import used_by
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def said(rlif, small_fit, capsys, tmp_path, problems_file):
         words = [w.replace("=data", f"={problems}").replace("=model", f"={folder}") for w in WORDS[command]]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rlif(command, *args, *words, *more)
+            rlif(command, *used_by(command, args), *words, *more)
 
     return run
 

@@ -8,6 +8,7 @@ import pytest
 from rlif_lightning.data.problems import TOY_HELD_OUT, Source, read_problems
 from rlif_lightning.errors import UserError
 from rlif_lightning.toy import toy_problems
+from tests.processes import used_by
 
 ROWS = [
     {"question": "What is 2 + 2? Think {hard}.", "answer": "So\n#### 4"},
@@ -141,8 +142,8 @@ def test_training_and_evaluating_without_answers(rlif, small_fit, tmp_path):
     assert not [n for n in names if "accuracy" in n], names
     row = json.loads((folder / "completions.jsonl").read_text().splitlines()[0])
     assert not {"gold", "correct"} & set(row)
-    rlif("test", *args, "--ckpt_path=last", "--evaluation.samples=2")
-    results = json.loads((tmp_path / "runs/run/2/results.json").read_text())
+    rlif("test", *used_by("test", args), "--ckpt_path=last", "--evaluation.samples=2")
+    results = json.loads((tmp_path / "runs/run/test/1/results.json").read_text())
     assert results["n"] == 8
     assert not [k for k in results if k.startswith(("accuracy", "pass@", "maj@"))]
     assert {"mean_tokens", "truncated_fraction", "mean_tokens_sampled"} <= set(results)
@@ -198,7 +199,7 @@ def test_each_source_is_graded_in_its_own_format(rlif, small_fit, problems_file)
         row = json.loads(line)
         first = row["completion"][:1]
         assert row["answer"] == (first if " " <= first <= "~" else None)
-    for number, command, places in ((2, "validate", "last_number"), (3, "test", ["boxed", "last_number"])):
-        rlif(command, *small_fit, *words)
-        answers = json.loads((folder / f"{number}/results.json").read_text())["answers"]
+    for command, places in (("validate", "last_number"), ("test", ["boxed", "last_number"])):
+        rlif(command, *used_by(command, [*small_fit, *words]))
+        answers = json.loads((folder / f"{command}/1/results.json").read_text())["answers"]
         assert (answers["completion"], answers["compare"]) == (places, "text")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from itertools import pairwise
@@ -26,7 +27,7 @@ from rlif_lightning.grading import AnswerFormat, Gold, Grader
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.sampling import NativeSampler, Sampling
-from tests.processes import MAIN, forked
+from tests.processes import MAIN, forked, used_by
 
 GOLD = r"[#]{4}\s*(.+)"
 
@@ -85,7 +86,7 @@ def test_results_and_rows_equal_a_computation_by_hand(rlif, args, model_folder, 
 
     own = [a for a in args if "data.test" not in a and "answers" not in a]
     own += [f"--data.test.path={file}", "--data.answers.completion=^(.)", "--data.answers.compare=exact"]
-    folder = rlif("test", *own, "--evaluation.batch_size=7") / "runs/run/1"
+    folder = rlif("test", *used_by("test", own), "--evaluation.batch_size=7") / "runs/run/test/1"
     results, problems = read(folder / "results.json"), rows(folder / "problems.jsonl")
     for i, (row, problem) in enumerate(zip(raw, problems, strict=True)):
         assert (problem["index"], problem["problem"], problem["gold"]) == (i, row["question"], row["answer"])
@@ -129,7 +130,7 @@ def test_a_summary_worked_out_by_hand():
     s = summarise([one, two], intervals=True)
     assert s["n"] == 2
     assert (s["accuracy"], s["accuracy_sampled"]) == (0.5, 0.25)
-    assert (s["accuracy_low"], s["accuracy_high"]) == (0.0, 1.0)
+    assert (s["accuracy_low"], s["accuracy_high"]) == pytest.approx((0.0945, 0.9055), abs=5e-5)
     # pass@2 of the first: 1 - C(2,2)/C(4,2) = 5/6
     assert s["pass@1"] == pytest.approx(0.25)
     assert s["pass@2"] == pytest.approx(5 / 12)
@@ -148,22 +149,28 @@ def test_a_summary_of_data_where_some_lack_an_answer_names_no_accuracy():
 
 
 def test_the_seed_and_the_batches_change_nothing(rlif, args, tmp_path):
-    rlif("test", *args, "--evaluation.batch_size=64", "--seed_everything=0")
+    rlif("test", *used_by("test", args), "--evaluation.batch_size=64", "--seed_everything=0")
     sampler = ["--evaluation.sampler=rlif_lightning.sampling.NativeSampler", "--evaluation.sampler.rows=5"]
-    rlif("test", *args, "--evaluation.batch_size=9", "--seed_everything=7", *sampler)
-    one, two = (rows(tmp_path / f"runs/run/{n}/problems.jsonl") for n in (1, 2))
+    rlif("test", *used_by("test", args), "--evaluation.batch_size=9", "--seed_everything=7", *sampler)
+    one, two = (rows(tmp_path / f"runs/run/test/{n}/problems.jsonl") for n in (1, 2))
     assert one == two
 
 
 def test_a_limit_takes_the_first_problems(rlif, args, tmp_path):
-    rlif("test", *args, "--data.test.limit=5")
-    rlif("validate", *args, "--data.val.limit=5", "--evaluation.greedy=false", "--evaluation.samples=1")
-    tested, validated = (rows(tmp_path / f"runs/run/{n}/problems.jsonl") for n in (1, 2))
+    rlif("test", *used_by("test", args), "--data.test.limit=5")
+    rlif(
+        "validate",
+        *used_by("validate", args),
+        "--data.val.limit=5",
+        "--evaluation.greedy=false",
+        "--evaluation.samples=1",
+    )
+    tested, validated = (rows(tmp_path / f"runs/run/{name}/1/problems.jsonl") for name in ("test", "validate"))
     assert [r["index"] for r in tested] == [r["index"] for r in validated] == list(range(5))
     # fewer samples are the first of more, and greedy may be left out
     assert [r["samples"][:1] for r in tested] == [r["samples"] for r in validated]
     assert [r["greedy"] for r in validated] == [[]] * 5
-    results = read(tmp_path / "runs/run/2/results.json")
+    results = read(tmp_path / "runs/run/validate/1/results.json")
     assert {"accuracy_sampled", "accuracy_sampled_low"} <= set(results)
     assert not {"accuracy", "pass@1", "maj@1"} & set(results)
 
@@ -179,14 +186,14 @@ def test_validate_repeats_the_last_evaluation_of_the_fit(rlif, small_fit, proble
               "--evaluation.samples=2", "--evaluation.batch_size=16", "--model.optimizer.lr=0.02"]  # fmt: skip
     rlif("fit", *common, "--evaluation.every=1", "--trainer.max_steps=3")
     fitted = columns(tmp_path / "runs/run/1")
-    rlif("validate", *common, "--ckpt_path=last", "--seed_everything=5")
-    rlif("validate", *common)
-    trained, base = (read(tmp_path / f"runs/run/{n}/results.json") for n in (2, 3))
+    rlif("validate", *used_by("validate", common), "--ckpt_path=last", "--seed_everything=5")
+    rlif("validate", *used_by("validate", common))
+    trained, base = (read(tmp_path / f"runs/run/validate/{n}/results.json") for n in (1, 2))
     names = ["accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled", "truncated_fraction_sampled"]
     for row, results in ((fitted[-1], trained), (fitted[0], base)):
         assert {n: float(row[f"val/{n}"]) for n in names} == {n: results[n] for n in names}
     assert trained["checkpoint"].endswith("runs/run/1/checkpoints/last.ckpt")
-    before, after = (rows(tmp_path / f"runs/run/{n}/problems.jsonl") for n in (3, 2))
+    before, after = (rows(tmp_path / f"runs/run/validate/{n}/problems.jsonl") for n in (2, 1))
     assert [r["samples"] for r in before] != [r["samples"] for r in after], "training changed nothing"
     assert trained["fingerprint"] == base["fingerprint"]
 
@@ -195,7 +202,7 @@ def test_predict_writes_what_the_model_says(rlif, args, tmp_path):
     """Of data without answers; nothing is graded."""
     (tmp_path / "in.jsonl").write_text('{"question": "Why?"}\n{"question": "What is {x}?"}\n')
     source = ["--data.predict.path=in.jsonl", "--data.predict.answer=null"]
-    folder = rlif("predict", *args, *source) / "runs/run/1"
+    folder = rlif("predict", *used_by("predict", args), *source) / "runs/run/predict/1"
     found = rows(folder / "predictions.jsonl")
     assert [r["problem"] for r in found] == ["Why?", "What is {x}?"]
     assert [len(r["samples"]) for r in found] == [4, 4]
@@ -204,7 +211,7 @@ def test_predict_writes_what_the_model_says(rlif, args, tmp_path):
 
 
 def test_predict_takes_the_test_problems_where_none_are_given(rlif, args):
-    folder = rlif("predict", *args, "--evaluation.samples=0") / "runs/run/1"
+    folder = rlif("predict", *used_by("predict", args), "--evaluation.samples=0") / "runs/run/predict/1"
     assert len(rows(folder / "predictions.jsonl")) == 40
 
 
@@ -234,7 +241,10 @@ def test_hostile_completions_are_wrong_and_cost_little(tmp_path, model_folder):
 def test_a_data_module_alone_evaluates_too(rlif, args, problems_file):
     """`answers` and `gold` of several sources do not mix: val and test may have other formats."""
     own = [a.replace("--data.val.gold=" + GOLD, "--data.val.gold=last_number") for a in args]
-    folder = rlif("validate", *own, "--data.val.limit=3", "--evaluation.samples=0") / "runs/run/1"
+    folder = (
+        rlif("validate", *used_by("validate", own), "--data.val.limit=3", "--evaluation.samples=0")
+        / "runs/run/validate/1"
+    )
     golds = [p.gold.text for p in read_problems(Source(str(problems_file), gold="last_number", limit=3))]
     assert [r["gold"] for r in rows(folder / "problems.jsonl")] == golds
 
@@ -249,7 +259,7 @@ def shown(args):
 
 def test_a_log_file_gets_one_line_and_the_results(rlif, shown, capsys):
     """Lightning's bar wrote one picture per batch into it."""
-    rlif("test", *shown, "--evaluation.batch_size=2", "--evaluation.samples=0")
+    rlif("test", *used_by("test", shown), "--evaluation.batch_size=2", "--evaluation.samples=0")
     err = capsys.readouterr().err
     lines = [line for line in err.splitlines() if line.startswith("Testing")]
     assert len(lines) == 1
@@ -353,15 +363,56 @@ def test_on_a_terminal_there_is_one_bar_and_messages_stay_whole(small_fit, probl
 
 def test_n_is_for_fit_and_the_commands_take_all(rlif, args, tmp_path):
     """A recipe's few problems while fitting used to be all that `rlif test` graded."""
-    rlif("test", *args, "--evaluation.n=2")
-    assert len(rows(tmp_path / "runs/run/1/problems.jsonl")) > 2
+    (tmp_path / "few.yaml").write_text("evaluation: {n: 2}")
+    rlif("test", *used_by("test", args), "--config=few.yaml")
+    assert len(rows(tmp_path / "runs/few/test/1/problems.jsonl")) > 2
+
+
+def test_a_limit_takes_problems_at_random(rlif, args, tmp_path, caplog):
+    """The same ones for the same seed, each answered as among all, and graded with an interval."""
+    words, names = used_by("test", args), ("problems.jsonl", "results.json")
+    for n, more in enumerate((["--limit=12"], ["--limit", 12], ["--limit=12", "--seed_everything=5"], []), start=1):
+        caplog.clear()
+        rlif("test", *words, *more)
+        assert ("A random sample of 12 of 40 problems" in caplog.text) == bool(more)
+        if n == 1:
+            assert re.search(r"accuracy +\d\.\d{4}  \[\d\.\d{4}, \d\.\d{4}\]  95 % interval", caplog.text)
+    one, again, other, whole = (rows(tmp_path / f"runs/run/test/{n}/{names[0]}") for n in (1, 2, 3, 4))
+    assert one == again and len(one) == len(other) == 12 and one != other
+    chosen = [row["index"] for row in one]
+    assert chosen == sorted({*chosen}) != list(range(12)) and one == [whole[i] for i in chosen]
+    results = read(tmp_path / "runs/run/test/1" / names[1])
+    assert (results["n"], results["problems"], results["seed"]) == (12, 40, 0)
+    assert results["accuracy_low"] < results["accuracy_high"], "none of 12 right is no proof that none ever is"
+
+
+def test_runs_of_a_test_are_no_runs_of_a_fit(rlif, small_fit, problems_file, tmp_path):
+    """They took numbers of the training runs."""
+    words = [*small_fit, "--trainer.max_steps=1"]
+    test = used_by("test", [*small_fit, *gold_sources(problems_file, "test"), "--limit=2"])
+    rlif("fit", *words)
+    rlif("test", *test)
+    rlif("fit", *words)
+    rlif("test", *test, "--ckpt_path=last")
+    assert sorted(p.name for p in (tmp_path / "runs/run").iterdir()) == ["1", "2", "test"]
+    assert sorted(p.name for p in (tmp_path / "runs/run/test").iterdir()) == ["1", "2"]
+    tested = [read(tmp_path / f"runs/run/test/{n}/results.json")["checkpoint"] for n in (1, 2)]
+    assert tested[0] is None and tested[1].endswith("runs/run/2/checkpoints/last.ckpt")
+    with pytest.raises(SystemExit):
+        rlif("test", *test, "--model.name=/nowhere", "--runs=other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_limit_of_more_than_there_is_takes_all(rlif, args, tmp_path):
+    rlif("predict", *used_by("predict", args), "--limit=41")
+    assert len(rows(tmp_path / "runs/run/predict/1/predictions.jsonl")) == 40
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_half_precision(rlif, args, tmp_path, precision):
     """Under bf16-true the statistics' stores and the uniform numbers took the default dtype."""
-    rlif("test", *args, f"--trainer.precision={precision}")
-    assert json.loads((tmp_path / "runs/run/1/results.json").read_text())["precision"] == precision
+    rlif("test", *used_by("test", args), f"--trainer.precision={precision}")
+    assert json.loads((tmp_path / "runs/run/test/1/results.json").read_text())["precision"] == precision
 
 
 # -- any engine, any number of processes -----------------------------------------------------------------------
@@ -415,9 +466,11 @@ def own_sampler(tmp_path, monkeypatch):
 def test_an_engine_without_statistics_is_enough(command, own_sampler, rlif, args, model_folder):
     from transformers import AutoTokenizer
 
-    folder = rlif(command, *args, f"--evaluation.sampler={own_sampler}", "--evaluation.sampler.token=75")
+    folder = rlif(
+        command, *used_by(command, args), f"--evaluation.sampler={own_sampler}", "--evaluation.sampler.token=75"
+    )
     name = "predictions.jsonl" if command == "predict" else "problems.jsonl"
-    found = rows(folder / "runs/run/1" / name)
+    found = rows(folder / "runs/run" / command / "1" / name)
     text = AutoTokenizer.from_pretrained(model_folder()).decode([75, 75])
     assert {(a["text"], a["tokens"], a["ended"]) for r in found for a in r["greedy"] + r["samples"]} == {
         (text, 3, True)
@@ -425,11 +478,11 @@ def test_an_engine_without_statistics_is_enough(command, own_sampler, rlif, args
 
 
 def test_the_rollouts_engine_answers_where_no_other_is_given(own_sampler, rlif, args):
-    folder = rlif("test", *args, f"--rollout.sampler={own_sampler}")
-    assert {a["tokens"] for r in rows(folder / "runs/run/1/problems.jsonl") for a in r["greedy"]} == {3}
+    folder = rlif("test", *used_by("test", args), f"--rollout.sampler={own_sampler}")
+    assert {a["tokens"] for r in rows(folder / "runs/run/test/1/problems.jsonl") for a in r["greedy"]} == {3}
     native = "--evaluation.sampler=rlif_lightning.sampling.NativeSampler"
-    rlif("test", *args, f"--rollout.sampler={own_sampler}", native)
-    assert {a["tokens"] for r in rows(folder / "runs/run/2/problems.jsonl") for a in r["greedy"]} != {3}
+    rlif("test", *used_by("test", args), f"--rollout.sampler={own_sampler}", native)
+    assert {a["tokens"] for r in rows(folder / "runs/run/test/2/problems.jsonl") for a in r["greedy"]} != {3}
 
 
 def test_results_by_a_field_worked_out_by_hand():
@@ -441,10 +494,11 @@ def test_results_by_a_field_worked_out_by_hand():
     assert [(name, list(parts)) for name, parts in by.items()] == [("level", ["9", "10"]), ("kind", ["a", "b"])]
     assert [(part["n"], part["accuracy"]) for part in by["level"].values()] == [(1, 0.0), (2, 0.5)]
     assert [(part["n"], part["accuracy"]) for part in by["kind"].values()] == [(2, 0.0), (1, 1.0)]
-    assert (by["level"]["10"]["accuracy_low"], by["level"]["10"]["accuracy_high"]) == (0.0, 1.0)
+    ends = (by["level"]["10"]["accuracy_low"], by["level"]["10"]["accuracy_high"])
+    assert ends == pytest.approx((0.0945, 0.9055), abs=5e-5)
     lines = by_table("level", by["level"])
-    assert lines[1].split() == ["9", "1", "0.0000", "[0.0000,", "0.0000]"]
-    assert lines[2].split() == ["10", "2", "0.5000", "[0.0000,", "1.0000]"]
+    assert lines[1].split() == ["9", "1", "0.0000", "[0.0000,", "0.7935]"]
+    assert lines[2].split() == ["10", "2", "0.5000", "[0.0945,", "0.9055]"]
     assert by_table("x", {"long value": {"n": 3}})[1].split() == ["long", "value", "3"]
     assert summarise_by([]) == {}
 
@@ -455,15 +509,23 @@ def test_results_by_a_field_worked_out_by_hand():
 )
 def test_two_processes_answer_as_one(command, name, limit, rlif, args, tmp_path):
     """Seven problems in batches of two: four and three; one problem: the second process has none."""
-    sizes = [f"--data.test.limit={limit}", "--evaluation.batch_size=2", "--data.test.by=question"]
-    rlif(command, *args, *sizes, "--runs=one")
-    words = [MAIN, command, *args, *sizes, "--runs=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    sizes = [f"--limit={limit}", "--evaluation.batch_size=2", "--data.test.by=question"]
+    rlif(command, *used_by(command, args), *sizes, "--runs=one")
+    words = [
+        MAIN,
+        command,
+        *used_by(command, args),
+        *sizes,
+        "--runs=two",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
     said, code = forked(words, tmp_path, dict(os.environ), processes=2)
     assert code == 0, said
-    one, two = tmp_path / "one/run", tmp_path / "two/run"
+    one, two = tmp_path / "one/run" / command, tmp_path / "two/run" / command
     assert [f.name for f in two.iterdir()] == ["1"]
     assert (one / "1" / name).read_bytes() == (two / "1" / name).read_bytes()
-    assert [r["index"] for r in rows(two / "1" / name)] == list(range(limit))
+    assert len(rows(two / "1" / name)) == limit
     if command == "test":
         results = [read(runs / "1/results.json") for runs in (one, two)]
         assert results[0].pop("config") != results[1].pop("config")

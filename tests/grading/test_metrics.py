@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from rlif_lightning.grading import agreement, bootstrap_interval, maj_at_k, pass_at_k
+from rlif_lightning.grading import agreement, maj_at_k, mean_interval, pass_at_k
+from rlif_lightning.grading.metrics import bootstrap_interval
 
 
 def test_pass_at_k_by_hand():
@@ -80,3 +81,20 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
 def test_bootstrap_interval_refuses_what_has_no_answer(wrong):
     with pytest.raises(ValueError, match="bootstrap_interval needs"):
         bootstrap_interval(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_intervals_of_shares_are_those_of_newcombe(right, n, low, high):
+    """Wilson's score interval without correction in Newcombe 1998, table I; turned round, that of what is wrong."""
+    assert mean_interval([1.0] * right + [0.0] * (n - right)) == pytest.approx((low, high), abs=5e-5)
+    assert mean_interval([0.0] * right + [1.0] * (n - right)) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_intervals_of_means_over_samples_are_bootstrapped():
+    values = [0.0, 0.5, 1.0, 0.25] * 10
+    assert mean_interval(values) == bootstrap_interval(values)
+    with pytest.raises(ValueError, match="interval needs"):
+        mean_interval([])

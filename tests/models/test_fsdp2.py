@@ -125,7 +125,7 @@ def test_the_guard_hands_back_shares(fit, model_folder):
 def test_a_test_answers_as_the_end_of_training_did(fit, two, problems_file):
     source = ("--data.test.path", problems_file, "--data.test.gold", r"[#]{4}\s*(.+)", "--data.test.limit=3")
     fit("test", *source, "--ckpt_path", two.folder, command="test")
-    told = json.loads((two.runs.with_name("test") / "run" / "1" / "results.json").read_text())
+    told = json.loads((two.runs.with_name("test") / "run" / "test" / "1" / "results.json").read_text())
     last = two.table[-1]
     for name in ("accuracy", "accuracy_sampled", "mean_tokens", "mean_tokens_sampled"):
         assert told[name] == pytest.approx(float(last[f"val/{name}"]), abs=1e-6)

@@ -20,6 +20,7 @@ from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.models.trainable import trainable
 from rlif_lightning.sampling.check_decoding import decoding_error
 from tests.conftest import completion_logits, load_model, make_model
+from tests.processes import used_by
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401
@@ -271,7 +272,7 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
     runs = rlif("fit", *settings) / "runs" / "run"
     kept = runs / "1" / "checkpoints" / "guard" / "weights.safetensors"
     for number, extra in enumerate(([], ["--ckpt_path", runs / "1"], ["--ckpt_path", kept]), start=2):
-        rlif("validate", *settings, *extra)
+        rlif("validate", *used_by("validate", settings), *extra)
         result = json.loads((runs / str(number) / "results.json").read_text())
         assert result["adapter"] == str(adapter) and result["lora"]["r"] == 4
     base = str(model_folder())

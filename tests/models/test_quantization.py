@@ -22,6 +22,7 @@ from rlif_lightning.sampling.check_decoding import decoding_error
 from rlif_lightning.training.slice_loss import slice_loss
 from tests.conftest import completion_logits, load_model, make_model, make_tokenizer
 from tests.models.test_lora import moved
+from tests.processes import used_by
 from tests.short_runs import adamw, fit, many_ends
 from tests.training.test_resume import assert_same_run, checkpoint
 from tests.training.test_resume import fit as resumable  # noqa: F401
@@ -193,18 +194,19 @@ def test_a_checkpoint_is_evaluated_in_4_bits_only(rlif, small_fit, model_folder,
     held_out = ["--data.val.path", problems_file, "--data.val.gold", r"[#]{4}\s*(.+)", "--evaluation.n=4"]
     own = ["--model.quantization=nf4", f"--model.lora={json.dumps(LORA)}", "--guard.warmup=0"]
     runs = rlif("fit", *small_fit, *held_out, *own) / "runs" / "run"
+    words, adapts = used_by("validate", [*small_fit, *held_out]), used_by("validate", own)
     capsys.readouterr()
     for file in ("last.ckpt", "guard/weights.safetensors"):
         path = runs / "1" / "checkpoints" / file
-        rlif("validate", *small_fit, *held_out, *own, "--ckpt_path", path)
+        rlif("validate", *words, *adapts, "--ckpt_path", path)
         with pytest.raises(SystemExit):
-            rlif("validate", *small_fit, *held_out, *own[1:], "--ckpt_path", path)
+            rlif("validate", *words, *adapts[1:], "--ckpt_path", path)
         text = capsys.readouterr().err
         assert "model.quantization" in text and "Traceback" not in text
-    assert json.loads((runs / "2" / "results.json").read_text())["quantization"] == "nf4"
+    assert json.loads((runs / "validate" / "1" / "results.json").read_text())["quantization"] == "nf4"
     with pytest.raises(UserError, match="trained on 4-bit weights"):
         mix(Pair(str(model_folder()), str(runs / "1")), 0.5)
-    rlif("validate", *small_fit, *held_out, "--model.quantization=nf4")  # a base alone can be evaluated in 4 bits
+    rlif("validate", *words, "--model.quantization=nf4")  # a base alone can be evaluated in 4 bits
 
 
 # -- what is refused -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.trainable import put_weights, trainable_weights
 from rlif_lightning.models.weight_names import misfit, nearest
 from tests.conftest import make_model, make_tokenizer
+from tests.processes import used_by
 
 LORA = {"r": 2, "target_modules": ["q_proj"]}
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -179,7 +180,7 @@ def test_every_command_refuses_them(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-        rlif("mix" if command == "tuned" else command, *words, *small_fit)
+        rlif("mix" if command == "tuned" else command, *words, *used_by(command, small_fit))
     err = capfd.readouterr().err
     assert ended.value.code == 2
     assert "27 missing" in err and "_orig_mod." in err and "REPORT" not in err and "Traceback" not in err

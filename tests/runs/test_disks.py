@@ -18,6 +18,7 @@ from rlif_lightning.runs import curves
 from rlif_lightning.runs.atomic import replacing, replacing_folder
 from rlif_lightning.runs.folder import lock_run
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
+from tests.processes import used_by
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -219,11 +220,10 @@ def test_what_was_graded_is_said_and_kept_where_the_disk_is_full(
 ):
     source = "val" if command == "validate" else "predict"
     settings = [s.replace("data.train", f"data.{source}") for s in small_fit if "data.val" not in s]
-    settings = [s for s in settings if not s.startswith(("--rollout", "--model.optimizer", "--trainer.max_steps"))]
     monkeypatch.setattr(results, "write_text", lambda path, text: raising(DiskFailure(path, errno.ENOSPC))())
     monkeypatch.setattr(results.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     with pytest.raises(SystemExit) as ended:
-        rlif(command, *settings)
+        rlif(command, *used_by(command, settings))
     said = capsys.readouterr()
     rows = tmp_path / ("problems.jsonl" if command == "validate" else "predictions.jsonl")
     assert ended.value.code == 1 and f"what was graded is in {rows}" in said.err and rows.read_text().count("\n") > 1

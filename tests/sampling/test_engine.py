@@ -21,6 +21,7 @@ from rlif_lightning.sampling.protocol import Progress
 from rlif_lightning.sampling.vllm import start as vllm
 from rlif_lightning.training.scores import with_importance, with_scores
 from tests.conftest import make_model
+from tests.processes import used_by
 from tests.short_runs import fit
 
 
@@ -148,7 +149,7 @@ def test_the_weights_go_over_once_in_an_evaluation(rlif, small_fit, problems_fil
     engines = []
     monkeypatch.setattr(Engine, "__init__", lambda self: (NativeSampler.__init__(self), engines.append(self))[0])
     data = "val" if command in ("fit", "validate") else command
-    rlif(command, *small_fit, f"--data.{data}.path={problems_file}", "--evaluation.batch_size=8",
+    rlif(command, *used_by(command, small_fit), f"--data.{data}.path={problems_file}", "--evaluation.batch_size=8",
          "--evaluation.sampler=tests.sampling.test_engine.Engine")  # fmt: skip
     counts = [(e.updated, e.released) for e in engines if e.updated]
     assert counts == ([(2, 2)] if command == "fit" else [(1, 1)])  # of 40 problems: before and after, or once

@@ -53,8 +53,8 @@ REFUSED = [
     ({"reload_dataloaders_every_n_epochs": 1}, "dealt anew"),
     ({"val_check_interval": 0.5}, "--evaluation.every"),
     ({"check_val_every_n_epoch": 2}, "--evaluation.every"),
-    ({"limit_val_batches": 0}, "--data.val.limit"),
-    ({"limit_test_batches": 0.5}, "--data.test.limit"),
+    ({"limit_val_batches": 0}, "--evaluation.n"),
+    ({"limit_test_batches": 0.5}, "--limit"),
 ]
 
 
