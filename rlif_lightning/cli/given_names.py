@@ -31,8 +31,8 @@ UNUSED = {
 }
 """Settings, or groups of them, that a command makes no use of."""
 
-USED = ("rollout.sampler",)
-"""Settings of these groups that it uses after all: the engine, where evaluation.sampler names none."""
+USED = ("rollout.sampler", "rollout.stop")
+"""Settings of these groups that it uses after all: ends of texts; the engine, where evaluation.sampler names none."""
 
 INSTEAD = {
     "evaluation.limit": "evaluation.n",

@@ -89,7 +89,16 @@ def test_refused_by_its_name_alone(words, said, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("test", ["--rollout.sampler=x", "--rollout.sampler.rows=2", "--model.lora={r: 2}", "--trainer.devices=2"]),
+        (
+            "test",
+            [
+                "--rollout.sampler=x",
+                "--rollout.sampler.rows=2",
+                "--rollout.stop=[x]",
+                "--model.lora={r: 2}",
+                "--trainer.devices=2",
+            ],
+        ),
         ("test", ["--data.answers.completion=x", "--evaluation.limit=5", "--data.test.limit=5", "-chelp"]),
         ("predict", ["--data.test.path=x", "--data.predict.path=x", "--evaluation.predictions=rows"]),
         ("fit", ["--data.test.path=x", "--trainer.callbacks+=X", "--rollout.rewards.help", "--model", "{}"]),
