@@ -8,6 +8,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tests.processes import used_by
+
 STOP = ["e", "4", "\n"]
 
 
@@ -40,9 +42,9 @@ def test_a_run_its_evaluation_and_its_export_stop_alike(rlif, settings, capsys):
         assert row["ended"] or row["advantage"] == 0  # mask_truncated leaves out what did not stop, and nothing else
     assert sum(row["ended"] for row in drawn) > len(drawn) / 2 and any(row["advantage"] for row in drawn)
 
-    rlif("validate", *settings, "--ckpt_path", run)
-    answered = rows(root / "runs/run/2/problems.jsonl")
-    results = json.loads((root / "runs/run/2/results.json").read_text())
+    rlif("validate", *used_by("validate", settings), "--ckpt_path", run)
+    answered = rows(root / "runs/run/validate/1/problems.jsonl")
+    results = json.loads((root / "runs/run/validate/1/results.json").read_text())
     attempts = [attempt for row in answered for attempt in [*row["greedy"], *row["samples"]]]
     for attempt in attempts:
         assert_stopped(attempt["text"], attempt["ended"])
