@@ -39,9 +39,8 @@ def main(words: list[str]) -> None:
     if given or sys.stdin is None or not sys.stdin.isatty():
         questions = [os.fsencode(word).decode(errors="replace") for word in given] or list(_piped())
         if not questions:
-            raise UserError(
-                "There is no question", do='rlif sample RUN "question", or one question a line from a pipe'
-            )
+            do = 'rlif sample RUN "question", or one question a line from a pipe'
+            raise UserError("There is no question", do=do)
         asked.answer(questions)
         return
     print(f"{asked.policy.identity.model}: a question per line; Ctrl-D ends.", file=sys.stderr)
@@ -54,9 +53,7 @@ def main(words: list[str]) -> None:
 
 def _add_options(parser: Any) -> None:
     add = parser.add_argument
-    add(
-        "--temperature", type=float, default=0.0, help="Sampling temperature; 0: the most likely token at each place."
-    )
+    add("--temperature", type=float, default=0.0, help="Sampling temperature; 0: the most likely token each time.")
     longest = "Longest answer in tokens; null: evaluation.max_new_tokens of the run."
     add("--max_new_tokens", type=int | None, default=None, help=longest)
     add("--samples", type=int, default=1, help="Answers per question.")
@@ -128,7 +125,9 @@ class Asked:
         objects = self.objects
         prompts = [self._prompt(question) for question in questions]
         check_prompts(prompts, "evaluation", objects.module, self.engine, self.attempts.sampling, objects.device)
-        numbered = list(enumerate(prompts, start=self.count))  # to be asked again is another question: other samples
+        numbered = list(
+            enumerate(prompts, start=self.count)
+        )  # the number seeds: asked again, other samples are drawn
         self.count += len(prompts)
         with closing(Grader(objects.data.answers_of("predict"))) as grader:
             return answer_problems(self.engine, self.policy, numbered, self.attempts, grader)

@@ -227,8 +227,8 @@ def _runs_with_checkpoint(parent: Path) -> list[Path]:
 
 
 def _known_runs(root: Path) -> str:
-    """Say which runs below the root hold checkpoints."""
-    recipes = sorted(root.iterdir()) if root.is_dir() else []
+    """Say which runs below the root hold checkpoints, or in it where it is a recipe's."""
+    recipes = [root, *sorted(root.iterdir())] if root.is_dir() else []
     runs = [str(run) for recipe in recipes for run in _runs_with_checkpoint(recipe)]
     if not runs:
         return f"no run below {root} holds a checkpoint"

@@ -386,7 +386,7 @@ def test_a_limit_takes_problems_at_random(rlif, args, tmp_path, caplog):
     assert results["accuracy_low"] < results["accuracy_high"], "none of 12 right is no proof that none ever is"
 
 
-def test_runs_of_a_test_are_no_runs_of_a_fit(rlif, small_fit, problems_file, tmp_path):
+def test_runs_of_a_test_are_no_runs_of_a_fit(rlif, small_fit, problems_file, tmp_path, capsys):
     """They took numbers of the training runs."""
     words = [*small_fit, "--trainer.max_steps=1"]
     test = used_by("test", [*small_fit, *gold_sources(problems_file, "test"), "--limit=2"])
@@ -401,6 +401,9 @@ def test_runs_of_a_test_are_no_runs_of_a_fit(rlif, small_fit, problems_file, tmp
     with pytest.raises(SystemExit):
         rlif("test", *test, "--model.name=/nowhere", "--runs=other")
     assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit):
+        rlif("export", "runs/run/test/1")
+    assert "runs with checkpoints: runs/run/1, runs/run/2" in capsys.readouterr().err
 
 
 def test_a_limit_of_more_than_there_is_takes_all(rlif, args, tmp_path):
