@@ -39,6 +39,7 @@ DESCRIPTIONS = {
     "train/learning_rate": "rate: learning rate of the step",
     "train/ratio_mean": "ratio: probability of a token under the policy, by that when it was sampled",
     "train/clip_fraction": "share: tokens whose ratio was clipped",
+    "train/loss_scale": "factor: what the gradient scaler multiplies the loss by, under 16-mixed",
     "train/skipped_steps": "steps: steps so far whose gradient was not finite, and which were skipped",
     "train/entropy": "nats per token: entropy in the update, where there is an entropy bonus or a target",
     "train/entropy_coefficient": "coefficient: the bonus's coefficient, where it follows model.target_entropy",
