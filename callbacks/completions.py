@@ -11,20 +11,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rlif_lightning.callbacks.logging import collected_metrics, run_logger
+from rlif_lightning.callbacks.logging import collected_metrics, log_table, run_logger
 from rlif_lightning.errors import check_ranges, escaped, writing
 from rlif_lightning.rollout import Rollout
+from rlif_lightning.runs import markdown
 from rlif_lightning.runs.folder import COMPLETIONS
+from rlif_lightning.runs.held_out import ending
 from rlif_lightning.runs.logger import EVENTS
 
-SHOWN = 4  # completions of a rollout in TensorBoard
+SHOWN = 4  # completions of a rollout in TensorBoard and other loggers
+LONGEST = 400  # characters of them in TensorBoard
 
 
 class Completions(Callback):
     """Writes completions with their rewards and advantages to ``completions.jsonl`` and TensorBoard.
 
     The file holds the first groups of the first process, whole groups, so that advantages can be read; TensorBoard
-    shows the first 4 completions. What comes after ``limit_mb`` is left out, which is said once.
+    shows the first 4 completions of the first group. What comes after ``limit_mb`` is left out, which is said once.
 
     Args:
         every: Optimiser steps between two rollouts that are written; 0: write none.
@@ -68,8 +71,12 @@ class Completions(Callback):
             logger.attempt(partial(append_rows, folder / COMPLETIONS, rows))
         if not self._has_room(folder, EVENTS):
             return
-        for number, row in enumerate(rows[:SHOWN]):
-            logger.log_text(f"completions/{number}", _markdown(row), step)
+        if shown := rows[: min(SHOWN, g)]:
+            name, text = "samples/rollout", _markdown(shown)
+            if pl_module.evaluation is not None and pl_module.evaluation.latest_step == step:
+                log_table(trainer, name, [_flat(row) for row in shown], text)
+            else:  # other loggers keep a file per table, or write all rows anew
+                logger.log_text(name, text, step)
         for name, values in _distributions(rollout).items():
             logger.log_histogram(f"distribution/{name}", values, step)
 
@@ -119,21 +126,29 @@ def completion_row(rollout: Rollout, batch: dict[str, Any], step: int, i: int) -
     return row
 
 
-def _markdown(row: dict[str, Any]) -> str:
-    """TensorBoard shows Markdown: indented code keeps a hostile or odd text as it is."""
-    rewards = ", ".join(f"{k} {v if v is None else round(v, 4)}" for k, v in row["rewards"].items())
-    facts = f"reward: {rewards} | advantage {row['advantage']:.3f} | {row['tokens']} tokens"
-    texts = {"prompt": row["prompt"], "completion": row["completion"]}
-    if "correct" in row:
-        facts += f" | {'right' if row['correct'] else 'wrong'}"
-        texts["reference"] = row["gold"]
-    return "\n\n".join([facts, *(f"{name}\n\n{_code(text)}" for name, text in texts.items())]) + "\n"
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose rewards have a column each."""
+    rewards = {f"reward/{name}": value for name, value in row["rewards"].items()}
+    return {name: value for name, value in row.items() if name != "rewards"} | rewards
 
 
-def _code(text: str) -> str:
-    """An indented block; what can't be encoded is shown by its number."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "\n".join("    " + line for line in text.splitlines()) if text.strip() else "(empty)"
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """A prompt and a table of its completions."""
+    first = rows[0]
+    names = list(first["rewards"])
+    body = [
+        [
+            markdown.MARKS[row.get("correct")],
+            *("" if row["rewards"][name] is None else f"{row['rewards'][name]:.4f}" for name in names),
+            f"{row['advantage']:+.3f}",
+            row["tokens"],
+            ending(row["completion"], LONGEST),
+        ]
+        for row in rows
+    ]
+    about = {"prompt": ending(first["prompt"], LONGEST), "right answer": first.get("gold")}
+    lines = [f"{name}: {markdown.cell(text)}" for name, text in about.items() if text is not None]
+    return "\n\n".join([*lines, markdown.table(["", *names, "advantage", "tokens", "completion"], body)])
 
 
 def _distributions(rollout: Rollout) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from rlif_lightning.callbacks.completions import append_rows
-from rlif_lightning.callbacks.logging import gather_objects, log_now, run_folder, run_logger
+from rlif_lightning.callbacks.logging import gather_objects, log_now, log_table, run_folder, run_logger
 from rlif_lightning.callbacks.progress import counting, print_above_bar
 from rlif_lightning.data.batch_plan import MOST_COMPLETIONS
 from rlif_lightning.data.limits import check_prompts
@@ -24,7 +23,7 @@ from rlif_lightning.evaluation.answering import Answered, Attempts, EvaluationPr
 from rlif_lightning.grading import Grader
 from rlif_lightning.runs import signals
 from rlif_lightning.runs.folder import CONFIG, HELD_OUT
-from rlif_lightning.runs.held_out import answer_line
+from rlif_lightning.runs.held_out import answer_line, answers_table, load_held_out
 from rlif_lightning.sampling import NativeSampler, Sampler, Sampling
 from rlif_lightning.training.module import RLIFModule
 
@@ -173,7 +172,9 @@ class Evaluation(Callback):
         logger = run_logger(trainer)
         rows = files.held_out_rows(trainer.global_step, results[:KEPT])
         if trainer.is_global_zero and logger is not None:
-            logger.attempt(partial(append_rows, Path(logger.log_dir) / HELD_OUT, rows))
+            logger.attempt(partial(append_rows, logger.folder / HELD_OUT, rows))
+            so_far = load_held_out(logger.folder) | {trainer.global_step: rows}
+            log_table(trainer, "samples/held_out", rows, answers_table(so_far))
             print_above_bar(answer_line(rows[trainer.global_step % len(rows)]))
 
     def _answer(

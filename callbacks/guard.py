@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from rlif_lightning.callbacks.logging import collected_metrics, log_now, run_folder, run_logger
+from rlif_lightning.callbacks.logging import collected_metrics, log_now, log_table, run_folder
 from rlif_lightning.callbacks.progress import say_above_bar
 from rlif_lightning.errors import UserError, check_ranges
 from rlif_lightning.guard.kept_weights import KeptWeights
@@ -174,6 +174,7 @@ class CollapseGuard(Callback):
         if trainer.is_global_zero or is_sharded(model):
             self._kept.keep(self.rule.needed_steps, trainer.global_step, model, trainer.is_global_zero)
         shown = {f"guard/{w.signal.split('/')[-1]}": w.smoothed[-1] for w in self.rule.watches if w.steps}
+        shown["guard/fired"] = float(self.rule.fired is not None)
         if self.rule.best_step is not None:
             shown["guard/best_step"] = float(self.rule.best_step)
         log_now(trainer, shown)
@@ -192,9 +193,7 @@ class CollapseGuard(Callback):
             f"{then[self.action]} (guard.action {self.action})."
         )
         say_above_bar(text, warning=True)
-        logger = run_logger(trainer)
-        if logger is not None:
-            logger.log_text("guard/decision", text, trainer.global_step)
+        log_table(trainer, "guard/decision", [{"step": trainer.global_step, "decision": text}], text)
         if trainer.is_global_zero:
             self._write_weights(module)
             self._write_decision()

@@ -1,7 +1,7 @@
 """What is logged of a rollout, and one way to log: now, at the step that the numbers belong to."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rlif_lightning.functional.similarity import group_similarity
 from rlif_lightning.grading import agreement
 from rlif_lightning.rollout import Rollout
 from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.runs.other_loggers import other_table
 from rlif_lightning.training.collector import Collected
 
 
@@ -31,11 +32,27 @@ def log_now(trainer: Trainer, metrics: Mapping[str, float], step: int | None = N
     trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
 
 
+def log_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Show something in every logger: Markdown in the run's own, rows in those that take tables; on one process.
+
+    Args:
+        trainer: Whose loggers and step it is.
+        name: What it is called there.
+        rows: With the same columns each.
+        text: The same as Markdown.
+    """
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, RunLogger):
+            logger.log_text(name, text, trainer.global_step)
+        else:
+            _tolerated(other_table, type(logger).__name__)(logger, name, rows, trainer.global_step)
+
+
 def tolerate_other_loggers(trainer: Trainer) -> None:
     """Let loggers besides the run's own fail with a warning, such as one that asks a server: the run goes on."""
     for logger in trainer.loggers:
         if not isinstance(logger, RunLogger):
-            for name in ("log_metrics", "save", "finalize"):
+            for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
                 setattr(logger, name, _tolerated(getattr(logger, name), type(logger).__name__))
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from rlif_lightning.callbacks.logging import run_logger
 from rlif_lightning.errors import disk_failure, said_by_python
 from rlif_lightning.runs.curves import write_report
 from rlif_lightning.runs.finished import note_finished
 from rlif_lightning.runs.folder import METRICS
+from rlif_lightning.runs.logger import EVENTS
 from rlif_lightning.runs.summary import summary_table
 
 OTHER = "trajectory_entropy"  # the internal reward that held its gain longest in docs/study.md
@@ -32,7 +34,10 @@ class Report(Callback):
             return
         try:
             summary = summary_table(Path(folder))
-            _, _, page = write_report(Path(folder), summary)
+            picture, _, page = write_report(Path(folder), summary)
+            logger = run_logger(trainer)
+            if logger is not None:
+                logger.log_picture("Overview/story", picture, trainer.global_step)
             rank_zero_info(f"\n{summary}\n{self._next(Path(folder), page)}")
         except Exception as error:
             if disk_failure(error):
@@ -43,8 +48,9 @@ class Report(Callback):
     def _next(self, folder: Path, page: Path) -> str:
         """Where to look, and the commands that people want now."""
         recipe = " ".join(f"--config {name}" for name in self.recipe)
+        shows = {f"tensorboard --logdir {folder.parent.parent}": "all runs"} if any(folder.glob(EVENTS)) else {}
         commands = {
-            f"tensorboard --logdir {folder.parent.parent}": "all runs",
+            **shows,
             f"rlif sample {folder}": "ask it questions",
             f"rlif export {folder}": "a model folder; the guard's weights if it fired",
         }

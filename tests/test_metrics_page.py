@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlif_lightning.runs.descriptions import DESCRIPTIONS
 from rlif_lightning.runs.metrics_csv import read_metrics
 
 PAGE = (Path(__file__).parents[1] / "docs/metrics.md").read_text(encoding="utf-8")
@@ -49,6 +50,15 @@ def test_every_number_has_a_row_and_every_row_a_number(rlif):
 def test_a_row_says_unit_direction_and_meaning(name, cells):
     unit, direction, meaning = cells
     assert unit and direction in "↑↓0-" and meaning
+
+
+def test_what_tensorboard_says_of_a_number_is_the_beginning_of_its_row():
+    of_a_fit = PAGE.partition("## `rlif test`")[0]
+    expected = {}
+    for name, (unit, _, meaning) in rows_of(of_a_fit).items():
+        words = re.sub(r"\[(.+?)\]\(.+?\)|[*`]", r"\1", re.sub(r" \(\[.+?\]\(.+?\)\)", "", meaning))
+        expected[name] = f"{unit}: {re.split('; |: |[.] ', words)[0]}".replace("`", "")
+    assert expected == DESCRIPTIONS
 
 
 def test_what_is_missing_is_found():

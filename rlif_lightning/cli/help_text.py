@@ -40,6 +40,7 @@ SETTINGS = (  # setting, an example of its value, what it is, and the commands t
     ("checkpoint.every", "10", "steps between checkpoints", FIT),
     ("trainer.precision", "bf16-mixed", "numbers of the computation", ALWAYS),
     ("trainer.devices", "1", "GPUs of this machine", ALWAYS),
+    ("trainer.logger", "wandb", "also mlflow trackio csv; none: files only", ALWAYS),
     ("runs", "runs", "folder of all runs", ALWAYS),
     ("seed_everything", "0", "seed of all random numbers", ALWAYS),
 )
@@ -72,6 +73,8 @@ WITHIN = {  # settings of a class or a source, which the parser has no entry of 
 OUR_WORDS = {  # where Lightning speaks of what is not here
     "ckpt_path": "Checkpoint to start from: a file, a run folder, or 'last' for the newest run of the recipes.",
     "seed_everything": "Seed of all random numbers; true: that of the environment variable PL_GLOBAL_SEED, or 0.",
+    "trainer.logger": "What logs besides the run's own files: wandb, mlflow, trackio, csv, classes, or a list; "
+    "none or false: not even TensorBoard.",
     "print_config": "Print the settings as a recipe and exit.",
     "help": "Show this help and exit; --help WORD: every setting about it; --help all.",
 }

@@ -10,10 +10,12 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rlif_lightning import callbacks
+from rlif_lightning.callbacks.log_settings import LogSettings
 from rlif_lightning.callbacks.trained_problems import check_problems
 from rlif_lightning.cli.changed_settings import changed_settings, read_settings
 from rlif_lightning.cli.command_table import COMMANDS
@@ -27,6 +29,7 @@ from rlif_lightning.errors import UserError, check_numbers, missing_package, sai
 from rlif_lightning.models.checkpoints import identity_of, newest_whole, read_checkpoint
 from rlif_lightning.models.strategies import check_strategy
 from rlif_lightning.runs import folder as runs
+from rlif_lightning.runs import other_loggers
 from rlif_lightning.runs.finished import is_finished
 from rlif_lightning.runs.logger import RunLogger
 from rlif_lightning.runs.signals import Stopped
@@ -102,6 +105,8 @@ class RLIFCLI(LightningCLI):
         add(callbacks.CollapseGuard, "guard")
         add(callbacks.Completions, "completions")
         add(callbacks.RolloutCheckpoint, "checkpoint")
+        logger = parser._option_string_actions["--trainer.logger"]
+        logger._typehint |= other_loggers.Word | list[Logger | other_loggers.Word]
         parser.add_argument("--runs", default="runs", help="Folder of all runs; a run gets <runs>/<recipe>/<n>.")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -143,6 +148,7 @@ class RLIFCLI(LightningCLI):
         config = self.command_config
         strategy = config.trainer.strategy
         check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
+        other_loggers.check_packages(other_loggers.asked_loggers(config.trainer.logger))
         self.root = runs.writable_folder(config.runs)
         self.recipe = runs.recipe_name(config.config)
         asked, found = config.ckpt_path, config.ckpt_path and self._find_checkpoint(config.ckpt_path)
@@ -191,7 +197,7 @@ class RLIFCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs into the run's folder."""
         config = self.config_init[self.subcommand]
-        trainer, asked = config.trainer, config.trainer.logger
+        trainer, asked = config.trainer, other_loggers.asked_loggers(config.trainer.logger)
         given = trainer.callbacks if isinstance(trainer.callbacks, list) else filter(None, [trainer.callbacks])
         trainer.callbacks = [*given]
         for key in self._parser(self.subcommand).callback_keys:
@@ -199,15 +205,16 @@ class RLIFCLI(LightningCLI):
             if kind in map(type, trainer.callbacks):
                 wrong = f"trainer.callbacks names {kind.__name__}, which every run has"
                 raise UserError(wrong, do=f"leave it out there, and set --{key}.*")
-        if asked is not False:
-            extra = asked if isinstance(asked, list) else [asked] if asked not in (True, None) else []
-            trainer.logger = [self._run_logger(config.ckpt_path), *extra]
+        own = self._run_logger(config.ckpt_path)
+        own.tensorboard = "none" not in asked
+        trainer.logger = [own, *(other_loggers.start_logger(x, own.folder) for x in asked if x != "none")]
         if trainer.enable_progress_bar is not False:
             trainer.callbacks.append(callbacks.StepProgressBar())
         if self.subcommand == "fit":
             given = [str(path) for path in self.command_config.config or []]
             names = {path: path for path in given} | {path: name for name, path in shipped_recipes().items()}
-            trainer.callbacks.append(callbacks.Report([names[path] for path in given]))
+            settings = read_settings(self._parser("fit").dump(self.command_config, skip_none=False))
+            trainer.callbacks += [LogSettings(settings), callbacks.Report([names[path] for path in given])]
         try:
             trainer = super().instantiate_trainer(**kwargs)
             # Else Lightning, under SLURM, continues from any hpc_ckpt_*.ckpt in the working folder unasked.

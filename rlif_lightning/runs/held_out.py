@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlif_lightning.runs import markdown
 from rlif_lightning.runs.folder import HELD_OUT
 
 MARKS = {True: "✓", False: "✗", None: " "}
+COLUMNS = 4  # evaluations that a table shows
 COLOURS = {True: "\033[32m", False: "\033[31m"}  # green, red
 
 
@@ -46,6 +48,18 @@ def ending(text: str, most: int) -> str:
     """A text on one line, its beginning left out: answers stand at the end."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"...{text[len(text) - most + 3 :]}"
+
+
+def answers_table(held_out: Mapping[int, list[dict[str, Any]]]) -> str:
+    """The answers to the problems of the last evaluation, at the first, the last, and some between, as Markdown."""
+    steps = list(held_out)
+    shown = list(dict.fromkeys(steps[n * (len(steps) - 1) // (COLUMNS - 1)] for n in range(COLUMNS)))
+    rows = []
+    for problem, gold in {row["problem"]: row.get("gold", "") for row in held_out[steps[-1]]}.items():
+        answers = [next((row for row in held_out[step] if row["problem"] == problem), None) for step in shown]
+        cells = [f"{markdown.MARKS[a.get('correct')]} {ending(a['completion'], 200)}" if a else "" for a in answers]
+        rows.append([ending(problem, 200), gold, *cells])
+    return markdown.table(["problem", "right answer", *(f"step {step}" for step in shown)], rows)
 
 
 def answer_line(row: Mapping[str, Any]) -> str:

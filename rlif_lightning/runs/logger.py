@@ -8,27 +8,28 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from rlif_lightning.errors import DiskFailure, writing
 from rlif_lightning.runs.atomic import truncate_jsonl
+from rlif_lightning.runs.descriptions import description
 from rlif_lightning.runs.folder import METRICS, ROWS
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
+from rlif_lightning.runs.settings_table import settings_table
+from rlif_lightning.runs.story import ACCURACIES, REWARD
 
 EVENTS = "events.out.tfevents.*"
-CHARTS = {
-    "reward": r"rollout/reward(/.*)?$",
-    "self-certainty (nats)": r"rollout/self_certainty$",
-    "entropy and log-probability (nats)": r"rollout/(entropy|logprob|start_logprob)$",
-    "accuracy": r"(val/accuracy(_sampled)?|rollout/accuracy)$",
-    "agreement": r"rollout/agreement$",
-    "completion length (tokens)": r"rollout/completion_tokens$",
-    "truncated share": r"rollout/truncated_fraction$",
-    "KL to the reference (nats)": r"rollout/kl$",
-    "time (seconds)": r"time/.*",
-}
-"""TensorBoard's custom-scalars page; tags are regular expressions, matched from a tag's beginning."""
+STORY = (*ACCURACIES, REWARD, "guard/fired", "rollout/agreement", "rollout/entropy", "rollout/completion_tokens")
+OVERVIEW = {name: f"Overview/{number} {name}" for number, name in enumerate(STORY, 1)}
+"""What TensorBoard's first page begins with: it sorts tags, and capitals stand before small letters.
+
+The numbers keep the order. Each has a chart of its own, in which every run has its own colour.
+"""
+IN_TABLE = 4  # of these metrics, the first stand next to the settings in TensorBoard's HPARAMS
 
 
 class LazyWriter(SummaryWriter):
@@ -44,8 +45,17 @@ class LazyWriter(SummaryWriter):
         return super()._get_file_writer() if self._made else None
 
 
+class NoEvents:
+    """Stands in for TensorBoard's writer, and for all that it returns, where no events are wanted."""
+
+    def __getattr__(self, name: str) -> Callable[..., "NoEvents"]:
+        return lambda *_, **__: self
+
+
 class RunLogger(TensorBoardLogger):
-    """Writes TensorBoard events and metrics.csv into one run folder, which is the trainer's ``log_dir``.
+    """Writes TensorBoard events (unless ``tensorboard`` is set to False) and metrics.csv into one run folder.
+
+    That is the trainer's ``log_dir``.
 
     A run that continues from the checkpoint of ``resume_step`` goes back there with :meth:`begin`, or before the
     first write: its logs are cut, and TensorBoard forgets events from that step on. A checkpoint that is refused
@@ -60,6 +70,8 @@ class RunLogger(TensorBoardLogger):
         self._metrics: MetricsCSV | None = None
         self._earlier_events: list[Path] = []
         self.failure: DiskFailure | None = None  # why nothing is logged any more
+        self.tensorboard = True
+        self._described: set[str] = set()  # metrics whose description this writer has written
 
     @property
     def log_dir(self) -> str:
@@ -70,6 +82,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
         """TensorBoard's writer."""
+        if not self.tensorboard:
+            return NoEvents()  # type: ignore[return-value]
         if self._experiment is None:
             self._earlier_events = sorted(self.folder.glob(EVENTS))
             self._experiment = LazyWriter(self.log_dir)
@@ -93,16 +107,45 @@ class RunLogger(TensorBoardLogger):
         ``epoch``, which Lightning adds to every call, is left out: the step is the only x axis.
         """
         scalars = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        log_events = super().log_metrics
 
         def write() -> None:
             assert self._metrics is not None
             at = (self._metrics.last_step or 0) if step is None else step
             self._metrics.log(at, scalars)
-            log_events(scalars, at)
+            values = [self._scalar(name, value) for name, value in scalars.items()]
+            self.experiment._get_file_writer().add_summary(Summary(value=values), at)
             self.save()
 
         self.attempt(write)
+
+    def _scalar(self, name: str, value: float) -> Summary.Value:
+        """A number as a tensor, as TensorFlow 2 writes it: TensorBoard shows a description of no other kind."""
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+        if name not in self._described:
+            self._described.add(name)
+            metadata.summary_description = description(name)
+        tensor = TensorProto(float_val=[value], dtype="DT_FLOAT")
+        return Summary.Value(tag=OVERVIEW.get(name, name), tensor=tensor, metadata=metadata)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any], *_: Any, **__: Any) -> None:  # type: ignore[override]
+        """Put flat settings into TensorBoard's HPARAMS, next to the newest values of a few metrics.
+
+        TensorBoard looks for those values among the curves, so this may come before any of them.
+        """
+        metrics = {name: OVERVIEW[name] for name in STORY[:IN_TABLE]}
+
+        def write() -> None:
+            for summary in settings_table(params, metrics):
+                self.experiment._get_file_writer().add_summary(summary, 0)
+
+        self.attempt(write)
+
+    @rank_zero_only
+    def log_picture(self, tag: str, path: Path, step: int) -> None:
+        """Write a PNG file to TensorBoard."""
+        picture = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=path.read_bytes()))
+        self.attempt(lambda: self.experiment._get_file_writer().add_summary(Summary(value=[picture]), step))
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
@@ -126,8 +169,6 @@ class RunLogger(TensorBoardLogger):
         """Prepare the folder, once; to be called when a checkpoint was accepted."""
         if self._metrics is not None:
             return
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / METRICS
         if self.resume_step is not None:
@@ -136,8 +177,7 @@ class RunLogger(TensorBoardLogger):
             for name in ROWS:
                 truncate_jsonl(self.folder / name, self.resume_step)
             MetricsCSV.truncate(path, self.resume_step)
-        writer = self.experiment
-        events = writer._get_file_writer()
+        events = self.experiment._get_file_writer()
         if self.resume_step is not None:
             for own in {*self.folder.glob(EVENTS)} - {*self._earlier_events}:
                 date_event_files_back(self._earlier_events, own)
@@ -145,7 +185,6 @@ class RunLogger(TensorBoardLogger):
         # too: TensorBoard takes its first mark for the run's beginning and forgets nothing.
         start = SessionLog(status=SessionLog.START)
         events.add_event(Event(step=self.resume_step or 0, session_log=start))
-        writer.add_custom_scalars({"RLIF": {name: ["Multiline", [tags]] for name, tags in CHARTS.items()}})
         self._metrics = MetricsCSV(path)
 
 

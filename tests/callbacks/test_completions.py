@@ -1,5 +1,6 @@
 """completions.jsonl and its pictures in TensorBoard."""
 
+import html
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,9 @@ from rlif_lightning.errors import UserError
 from rlif_lightning.functional.token_stats import TokenStats
 from rlif_lightning.grading import Gold
 from rlif_lightning.rollout import Rollout, Samples
+from rlif_lightning.runs.held_out import answers_table
+from rlif_lightning.runs.markdown import plain
+from tests.events import events, scalars, texts
 
 
 def rows(path):
@@ -25,17 +29,6 @@ def rows(path):
         raise AssertionError(f"{name} is not JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in Path(path).read_text().splitlines()]
-
-
-def events(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0, "scalars": 0})
-    return found.Reload()
-
-
-def text(event):
-    return event.tensor_proto.string_val[0].decode()
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +89,20 @@ def test_the_rows_explain_their_advantages(run):
         assert [r["advantage"] for r in group] == pytest.approx(total.tolist(), rel=1e-3, abs=1e-4)
 
 
-def test_the_first_completions_are_text_in_tensorboard(run):
-    found = events(run)
-    tags = [t for t in found.Tags()["tensors"] if t.startswith("completions/")]
-    assert sorted(tags) == [f"completions/{n}/text_summary" for n in range(4)]
-    shown = found.Tensors(tags[0])
-    assert [e.step for e in shown] == [0, 1, 2]
-    first = rows(run / "completions.jsonl")[0]
-    assert "    " + first["prompt"].splitlines()[0] in text(shown[0])
-    assert "self_certainty" in text(shown[0])
-    assert f"reference\n\n    {first['gold']}" in text(shown[0])
+def test_the_first_group_is_a_table_in_tensorboard(run):
+    """Four texts a rollout filled two screens, and no reader could compare them."""
+    shown = texts(run, "samples/rollout")
+    assert list(shown) == [0, 1, 2]
+    first = rows(run / "completions.jsonl")[:4]
+    prompt, answer, table = shown[0].split("\n\n")
+    assert html.unescape(prompt) == f"prompt: {first[0]['prompt'].strip()}"
+    assert answer == f"right answer: {first[0]['gold']}"
+    head, _, *lines = [line.strip("| ").split(" | ") for line in html.unescape(table).splitlines()]
+    assert head == ["self_certainty", "random", "advantage", "tokens", "completion"]
+    for row, (mark, *cells) in zip(first, lines, strict=True):
+        assert mark == ("✅" if row["correct"] else "❌")
+        rewards = [f"{row['rewards'][name]:.4f}" for name in ("self_certainty", "random")]
+        assert cells[:4] == [*rewards, f"{row['advantage']:+.3f}", str(row["tokens"])]
 
 
 def test_distributions_are_histograms(run):
@@ -179,14 +176,14 @@ def test_a_reward_that_is_no_number_is_null():
     found = [completion_row(made, batch(), 0, i) for i in range(3)]
     assert [r["rewards"]["r"] for r in found] == [None, None, 0.5]
     assert "NaN" not in json.dumps(found)
-    assert "r None" in _markdown(found[0])
+    assert _markdown(found).splitlines()[4] == "|  |  | &#43;0&#46;000 | 2 | a |"
 
 
 def test_without_labels_a_row_has_an_answer_but_nothing_to_compare_it_with():
     row = completion_row(rollout(["a", "b"], [1.0, 2.0], [0.5, -0.5], answers=["7", None]), batch(), 0, 0)
     assert row["answer"] == "7"
     assert not {"gold", "correct"} & set(row)
-    assert "reference" not in _markdown(row)
+    assert "right answer" not in _markdown([row])
 
 
 HOSTILE = [
@@ -201,18 +198,20 @@ HOSTILE = [
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_text_is_shown_as_it_is_and_runs_nothing(hostile):
-    """As TensorBoard's own text plugin renders it: prompt, completion and reference stay code or plain text."""
+    """As TensorBoard's own text plugin renders it: prompt, completion and answer stay plain texts of their cells."""
     from tensorboard.plugin_util import markdown_to_safe_html
 
     made = rollout([hostile, "b"], [1.0, 2.0], [0.5, -0.5], ["7", "8"], torch.tensor([1.0, 0.0]))
-    shown = _markdown(completion_row(made, batch(hostile, gold=hostile or "7"), 0, 0))
-    html = markdown_to_safe_html(shown)
-    for tag in ("<script", "<img", "<b>", "<h1", "<a ", "<table", "<li"):
-        assert tag not in html, html
-    assert html.count("<pre>") == (3 if hostile else 1)
-    for line in hostile.split("\n"):
-        plain = line.strip().replace("<", "&lt;").replace(">", "&gt;")
-        assert plain.split("\r")[0].split("\x0b")[0] in html
+    shown = [completion_row(made, batch(hostile, gold=hostile or "7"), 0, i) for i in range(2)]
+    page = markdown_to_safe_html(_markdown(shown))
+    held_out = {0: [{"step": 0, "problem": hostile, "completion": hostile, "gold": hostile, "correct": True}]}
+    other = markdown_to_safe_html(answers_table(held_out))
+    for tag in ("<script", "<img", "<b>", "<h1", "<a ", "<code", "<li"):
+        assert tag not in page + other, page + other
+    assert page.count("<table>") == other.count("<table>") == 1
+    assert page.count("<td>") == 2 * 5 and other.count("<td>") == 3
+    line = " ".join(plain(" ".join(hostile.split())).split())
+    assert html.unescape(page).count(line) >= 3 and html.unescape(other).count(line) >= 3
 
 
 ONE_STEP = SimpleNamespace(plan=SimpleNamespace(rollout_steps=1))
@@ -228,7 +227,7 @@ def test_text_that_is_no_unicode_can_be_written(tmp_path):
     (tmp_path / "runs/run/1").mkdir(parents=True)
     trainer = SimpleNamespace(global_step=0, is_global_zero=True, loggers=[logger], datamodule=ONE_STEP)
     seen = {**batch("odd \ud800 text"), "metrics": {}, "collected": SimpleNamespace(rollout=made)}
-    callback.on_train_batch_start(trainer, None, seen, 0)
+    callback.on_train_batch_start(trainer, SimpleNamespace(evaluation=None), seen, 0)
     assert rows(logger.folder / "completions.jsonl")[0]["prompt"] == "odd \ud800 text"
 
 
@@ -258,5 +257,5 @@ def test_a_run_at_the_limit_goes_on_with_its_curves(rlif, small_fit, monkeypatch
     run = rlif("fit", *small_fit, "--trainer.max_steps=1") / "runs" / "run" / "1"
     assert not (run / "completions.jsonl").exists()
     tags = events(run).Tags()
-    assert "rollout/reward" in tags["scalars"] and not tags["histograms"]
-    assert not any("completions" in name for name in tags["tensors"])
+    assert "rollout/reward" in scalars(run) and not tags["histograms"]
+    assert not any("samples" in name for name in tags["tensors"])

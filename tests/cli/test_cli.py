@@ -288,7 +288,7 @@ MISTAKES = {  # the words of a command, and what its complaint must hold
     ),
     "abstract reward": (["fit", "--rollout.rewards=rlif_lightning.rewards.InternalReward"], "lacks a method", "statistic(self, logp)"),
     "logger that is none": (["fit", "--trainer.logger=maybe"], "trainer.logger can't be 'maybe'", "true or false"),
-    "package": (["fit", "--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger needs wandb", "pip install wandb"),
+    "package": (["fit", "--trainer.logger", "CometLogger"], "trainer.logger: CometLogger needs comet", "pip install comet"),
     "package of Lightning": (["fit", "--trainer.strategy.class_path=XLAStrategy"], "XLAStrategy needs torch_xla", "pip install torch_xla"),
     "word": (["fit", "extra"], "'extra'", "settings begin with --"),
     "missing": (["fit"], "--model.name is missing", "--config"),

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,12 +7,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tensorboard.backend.event_processing import plugin_event_accumulator
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
-from rlif_lightning.runs.logger import RunLogger
+from rlif_lightning.runs.descriptions import DESCRIPTIONS
+from rlif_lightning.runs.logger import OVERVIEW, RunLogger
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
+from tests.events import curves, events, scalars
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{text}")
@@ -33,18 +35,6 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(event_file_writer, "time", clock)
     return clock
-
-
-def events(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0})
-    return accumulator.Reload()
-
-
-def scalars(folder):
-    accumulator = events(folder)
-    return {
-        tag: {event.step: event.value for event in accumulator.Scalars(tag)} for tag in accumulator.Tags()["scalars"]
-    }
 
 
 def log_step(logger, step):
@@ -93,31 +83,69 @@ def test_values_may_come_late_or_without_a_step(tmp_path):
     assert scalars(tmp_path / "1") == read_metrics(tmp_path / "1" / "metrics.csv") == expected
 
 
-def test_the_custom_scalars_page_finds_the_projects_metrics(tmp_path):
-    import re
-
+def test_the_first_page_of_tensorboard_tells_the_story(tmp_path):
+    """It showed histograms first. Tags are sorted, capitals before small letters; no number is written twice."""
     logger = RunLogger(tmp_path / "1")
-    logger.log_metrics({"a": 1.0}, 0)
-    logger.log_metrics({"a": 1.0}, 1)
-    (event,) = events(tmp_path / "1").Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
-    (page,) = layout.category
-    assert page.title == "RLIF"
+    logger.log_histogram("distribution/advantage", torch.ones(2), 0)
+    logger.log_metrics({"rollout/reward": 1.0, "guard/fired": 0.0, "val/accuracy": 0.25, "guard/best_step": 0.0}, 0)
+    logger.log_metrics({"val/accuracy_sampled": 0.5, "train/loss": 0.0}, 0)
+    tags = sorted([*curves(tmp_path / "1"), *events(tmp_path / "1").Tags()["histograms"]])
+    assert tags == [
+        "Overview/1 val/accuracy_sampled", "Overview/2 val/accuracy", "Overview/3 rollout/reward",
+        "Overview/4 guard/fired", "distribution/advantage", "guard/best_step", "train/loss",
+    ]  # fmt: skip
+    assert {"val/accuracy", "guard/fired"} < {*read_metrics(tmp_path / "1/metrics.csv")}
 
-    def charts(tag):  # as TensorBoard matches them
-        found = [c.title for c in page.chart if any(re.compile(t).match(tag) for t in c.multiline.tag)]
-        return " ".join(found).split(" (")[0]
 
-    assert charts("rollout/reward") == charts("rollout/reward/verifiable") == "reward"
-    assert charts("rollout/reward_std") == ""
-    assert charts("val/accuracy") == charts("val/accuracy_sampled") == charts("rollout/accuracy") == "accuracy"
-    assert charts("rollout/self_certainty") == "self-certainty"
-    assert charts("rollout/entropy") == charts("rollout/logprob") == "entropy and log-probability"
-    assert charts("rollout/completion_tokens") == "completion length"
-    assert charts("rollout/truncated_fraction") == "truncated share"
-    assert charts("rollout/kl") == "KL to the reference"
-    assert charts("rollout/agreement") == "agreement"
-    assert charts("time/update") == "time"
+def test_curves_have_units_and_descriptions_which_are_written_once(tmp_path):
+    logger = RunLogger(tmp_path / "1")
+    for step in range(2):
+        logger.log_metrics({"val/accuracy": 0.5, "rollout/reward/own": 1.0, "users/own": 1.0}, step)
+    found = events(tmp_path / "1")
+    said = {tag: found.SummaryMetadata(tag).summary_description for tag in found.Tags()["tensors"]}
+    assert said["Overview/2 val/accuracy"] == DESCRIPTIONS["val/accuracy"]
+    assert said["rollout/reward/own"] == DESCRIPTIONS["rollout/reward/<name>"] and said["users/own"] == ""
+    (file,) = (tmp_path / "1").glob("events*")
+    assert file.read_bytes().count(DESCRIPTIONS["val/accuracy"].encode()) == 1
+
+
+def test_settings_stand_in_a_table_with_the_newest_metrics(tmp_path):
+    """As TensorBoard reads it: its columns, those first that people change, and the tags of the values."""
+    logger = RunLogger(tmp_path / "1")
+    settings = dict.fromkeys(("z", "y", "x", "w", "v", "a"), 0.5) | {"model.lora": "null"}
+    logger.log_hyperparams(settings)
+    logger.finalize("success")
+    found = {
+        tag: HParamsPluginData.FromString(events(tmp_path / "1").SummaryMetadata(tag).plugin_data.content)
+        for tag in ("_hparams_/experiment", "_hparams_/session_start_info")
+    }
+    row = found["_hparams_/session_start_info"].session_start_info.hparams
+    assert {name: value.number_value for name, value in row.items()} == settings | {"model.lora": 0.0}
+    assert row["model.lora"].string_value == "null"
+    table = found["_hparams_/experiment"].experiment
+    assert [column.name for column in table.hparam_infos if column.differs] == ["z", "y", "x", "w", "v"]
+    assert {metric.display_name: metric.name.tag for metric in table.metric_infos} == {
+        name: OVERVIEW[name] for name in ("val/accuracy_sampled", "val/accuracy", "rollout/reward", "guard/fired")
+    }
+
+
+def test_a_picture_is_kept_as_it_is(tmp_path):
+    logger = RunLogger(tmp_path / "1")
+    (tmp_path / "curves.png").write_bytes(b"\x89PNG any bytes")
+    logger.log_picture("Overview/story", tmp_path / "curves.png", 7)
+    logger.finalize("success")
+    (picture,) = events(tmp_path / "1").Images("Overview/story")
+    assert (picture.step, picture.encoded_image_string) == (7, b"\x89PNG any bytes")
+
+
+def test_without_tensorboard_there_is_the_table_alone(tmp_path):
+    logger = RunLogger(tmp_path / "1")
+    logger.tensorboard = False
+    log_step(logger, 0)
+    logger.log_hyperparams({"a": 1.0})
+    logger.log_picture("Overview/story", Path(__file__), 0)
+    logger.finalize("success")
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["metrics.csv"]
 
 
 def interrupted(folder, clock, until=5):
@@ -146,8 +174,7 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path, clock):
     pages = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()  # what TensorBoard serves
     assert [t.step for t in pages.Tensors("samples/text_summary")] == [0, 1]
     assert [t.step for t in pages.Tensors("advantage")] == [0, 1]
-    assert [t.step for t in pages.Tensors("val/accuracy")] == [0, 2]
-    assert pages.Tensors("custom_scalars__config__")
+    assert [t.step for t in pages.Tensors(OVERVIEW["val/accuracy"])] == [0, 2]
 
 
 @pytest.mark.parametrize("seconds", [0, 1, -3600])

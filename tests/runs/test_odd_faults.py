@@ -12,7 +12,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlif_lightning.callbacks import Evaluation, RolloutCallback
 from rlif_lightning.errors import DiskFailure, UserError
@@ -25,6 +24,7 @@ from rlif_lightning.runs.curves import draw_curves, write_report
 from rlif_lightning.runs.metrics_csv import MetricsCSV, read_metrics
 from rlif_lightning.runs.pictures import save_figure
 from rlif_lightning.runs.summary import summary_table
+from tests.events import scalars
 
 
 @pytest.fixture
@@ -161,8 +161,7 @@ def test_a_clock_that_is_set_back(fit, monkeypatch):
     at_rollout(monkeypatch, 2, lambda *_: monkeypatch.setattr(time, "time", lambda: real() - 86_400))
     ended, _, run = fit()
     assert ended == 0 and step_of(run) == 3
-    shown = EventAccumulator(str(run)).Reload().Scalars("rollout/reward")
-    assert [event.step for event in shown] == [0, 1, 2]
+    assert list(scalars(run)["rollout/reward"]) == [0, 1, 2]
 
 
 def test_a_reward_that_fails_costs_no_step(fit, monkeypatch):

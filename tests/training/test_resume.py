@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlif_lightning.callbacks import RolloutCheckpoint
 from rlif_lightning.cli.trainer import RLIFCLI, changed_settings
 from rlif_lightning.training.module import RLIFModule
+from tests import events
 
 UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")
 LORA = ["--model.lora={r: 4, lora_alpha: 8, lora_dropout: 0.1, target_modules: [q_proj, v_proj]}"]
@@ -69,12 +69,7 @@ def table(run):
 
 
 def scalars(run):
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: [(e.step, e.value) for e in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not tag.startswith(UNCOMPARED)
-    }
+    return {tag: curve for tag, curve in events.scalars(run).items() if not tag.startswith(UNCOMPARED)}
 
 
 def same(a, b):
