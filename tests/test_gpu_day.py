@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import bar, result
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import rows
+from benchmarks.gpu import rows, sides
 from benchmarks.gpu.apart import apart
 from benchmarks.gpu.parts import parts
 
@@ -23,7 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.fixture
 def nothing_beside_us(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither TRL nor vLLM, whose processes take longer than all the rest."""
-    monkeypatch.setattr(bar.importlib.util, "find_spec", lambda name: None)
+
+    def need(name: str) -> None:
+        raise bar.SkipError(f"{name} is left out")
+
+    monkeypatch.setattr(sides, "need", need)
 
 
 @pytest.mark.slow

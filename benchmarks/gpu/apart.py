@@ -48,7 +48,8 @@ def apart(work: Callable[[], Any], log: Path, seconds: float) -> Any:
 
 def _answer(work: Callable[[], Any], sender: Connection, log: Path) -> None:
     os.setsid()
-    with log.open("w") as file:
+    with log.open("w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
@@ -56,9 +57,7 @@ def _answer(work: Callable[[], Any], sender: Connection, log: Path) -> None:
         except SkipError as reason:
             answer = SkipError, str(reason)
         except BaseException as error:
-            traceback.print_exc(file=file)
+            traceback.print_exc()
             text = " ".join(f"{type(error).__name__}: {error}".split())
             answer = RuntimeError, text if len(text) <= 500 else f"{text[:200]} ... {text[-300:]}"
-        for stream in (sys.stdout, sys.stderr, file):
-            stream.flush()
         sender.send(answer)

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 
 from benchmarks import our_side, shapes
+from benchmarks.bar import SkipError
 from benchmarks.shapes import LORA, Work
 from rlif_lightning import RLIFModule
 from rlif_lightning.planning.configs import known_config
@@ -49,10 +50,13 @@ class Day:
         config = shapes.make_config("tiny") if self.tiny else known_config(f"Qwen/Qwen2.5-{size}")
         assert config is not None
         config.eos_token_id = config.pad_token_id = config.vocab_size - 1
-        with torch.device(self.device), torch.no_grad():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            model.get_output_embeddings().weight *= 4  # else all tokens are about equally likely
+        try:
+            with torch.device(self.device), torch.no_grad():
+                torch.manual_seed(0)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model.get_output_embeddings().weight *= 4  # else all tokens are about equally likely
+        except torch.OutOfMemoryError as error:
+            raise SkipError(f"the weights do not fit: {error}") from None
         return model.eval()
 
     def work(self, size: str, **changes: Any) -> Work:

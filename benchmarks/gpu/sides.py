@@ -17,7 +17,7 @@ def trl(day: Day, lora: bool) -> list[Row]:
     reward = "no_forward" if lora else "self_certainty"
     work = day.work("0.5B", lora=lora, reward=reward, micro_batch=4 if day.tiny else 16)
     steps = alternate({"TRL": TRL, "ours": OURS}, work, 1, 1 if day.tiny else REPEATS, day.logs)
-    title = f"0.5B, {'LoRA' if lora else 'full'}: a step"
+    title = f"0.5B, {'LoRA, a reward without a forward' if lora else 'full, self-certainty'}, KL: a step"
     speeds = {name: [s["tokens"] / s["wall"] for s in done] for name, done in steps.items()}
     rows = [Row(title, _compared(speeds, "tokens/s"))]
     if day.device == "cuda":
