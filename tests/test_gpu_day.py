@@ -34,26 +34,26 @@ def nothing_beside_us(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nothing_beside_us")
 def test_every_part_has_its_rows_and_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command.main([*TINY, str(tmp_path)])
-    done = json.loads((tmp_path / "gpu.json").read_text())
+    done = json.loads((tmp_path / "tiny.json").read_text())
     assert list(done) == [f"{part}/{name}" for part, checks in parts(True).items() for name in checks]
     verdicts = {row["name"]: row["verdict"] for record in done.values() for row in record["rows"]}
     assert {name for name, verdict in verdicts.items() if verdict == "not run"} == {
         "training/memory check", "trl/full", "trl/LoRA", "vllm/rollout"
     }  # fmt: skip
     assert set(verdicts.values()) == {"passed", "measured", "not run"}
-    page = (tmp_path / "gpu.md").read_text()
+    page = (tmp_path / "tiny.md").read_text()
     assert all(f"| {name} |" in page for name in verdicts) and "Not run yet" not in page
-    before = (tmp_path / "gpu.json").read_bytes()
+    before = (tmp_path / "tiny.json").read_bytes()
     capsys.readouterr()
     command.main([*TINY, str(tmp_path)])
-    assert (tmp_path / "gpu.json").read_bytes() == before and len(capsys.readouterr().out.splitlines()) == 1
+    assert (tmp_path / "tiny.json").read_bytes() == before and len(capsys.readouterr().out.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_trl_in_turn(tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="TRL is the other side")
     command.main([*TINY, str(tmp_path), "--part", "trl"])
-    done = json.loads((tmp_path / "gpu.json").read_text())
+    done = json.loads((tmp_path / "tiny.json").read_text())
     assert [row["verdict"] for record in done.values() for row in record["rows"]] == ["measured"] * 2
 
 
@@ -65,15 +65,15 @@ def test_what_is_missing_is_done_and_an_error_is_a_row(tmp_path: Path, monkeypat
     checks = {"sampler": {"32-true": parts(True)["sampler"]["32-true"], "wrong": fails}, "later": {"too": fails}}
     monkeypatch.setattr(command, "parts", lambda tiny: checks)
     command.main([*TINY, str(tmp_path), "--part", "sampler"])
-    first = json.loads((tmp_path / "gpu.json").read_text())
+    first = json.loads((tmp_path / "tiny.json").read_text())
     assert [row["verdict"] for record in first.values() for row in record["rows"]] == ["passed", "failed"]
-    page = (tmp_path / "gpu.md").read_text()
+    page = (tmp_path / "tiny.md").read_text()
     assert r"| sampler/wrong | ValueError: a \| in its message |  | failed |" in page and "Not run yet: too." in page
     assert "its message" in (tmp_path / "logs" / "sampler, wrong.log").read_text()
     del first["sampler/wrong"]  # as if the command had been killed there
-    (tmp_path / "gpu.json").write_text(json.dumps(first))
+    (tmp_path / "tiny.json").write_text(json.dumps(first))
     command.main([*TINY, str(tmp_path)])
-    second = json.loads((tmp_path / "gpu.json").read_text())
+    second = json.loads((tmp_path / "tiny.json").read_text())
     assert list(second) == ["sampler/32-true", "sampler/wrong", "later/too"]
     assert second["sampler/32-true"] == first["sampler/32-true"]
 

@@ -13,7 +13,7 @@ import os
 # This process only forks, and a GPU can't be used in forks of a process that has asked CUDA itself about it.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "NVIDIA_TF32_OVERRIDE": "0"})
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def _said(command: list[str]) -> str:
 def setting(device: str) -> dict[str, Any]:
     """When, on what, and of which tree; kept with every check."""
     commit = _said(["git", "rev-parse", "--short", "HEAD"]) or "unknown"
-    commit += " with changes" if _said(["git", "status", "--porcelain", "--untracked-files=no"]) else ""
+    commit += " with changes" if _said(["git", "diff", "--stat", "HEAD", "--", ":!docs/gpu.md"]) else ""
     return {**result.setting("python -m benchmarks.gpu", 3, 1), "device": device, "commit": commit}
 
 
@@ -79,10 +79,10 @@ def run(check: Check, day: Day, name: str) -> list[rows.Row]:
     return found
 
 
-def write(out: Path, done: dict[str, Any], checks: dict[str, Any], docs: Path | None) -> None:
+def write(file: Path, done: dict[str, Any], checks: dict[str, Any], docs: Path | None) -> None:
     """JSON, and the page made of it."""
-    write_text(out / "gpu.json", json.dumps(done, indent=1) + "\n")
-    write_text(out / "gpu.md", text := rows.page(done, checks))
+    write_text(file, json.dumps(done, indent=1) + "\n")
+    write_text(file.with_suffix(".md"), text := rows.page(done, checks))
     if docs is not None and done:
         result.fill(docs, text, rows.BEGIN, rows.END)
 
@@ -94,18 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="repeat what is done")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model everywhere; nothing goes to docs/")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model everywhere, for OUT/tiny.json only")
     options = parser.parse_args(arguments)
     if options.device == "cpu" and not options.tiny:
         parser.error("--device cpu measures nothing: give --tiny as well")
     out, checks = options.out.resolve(), parts(options.tiny)
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    file, docs = out / "gpu.json", None if options.tiny else ROOT / "docs" / "gpu.md"
+    file, docs = (out / "tiny.json", None) if options.tiny else (out / "gpu.json", ROOT / "docs" / "gpu.md")
     done: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    write(out, done, checks, docs)
+    write(file, done, checks, docs)
     try:
         how = setting(apart(partial(describe_device, options.device), out / "logs" / "device.log", LIMIT))
-    except SkipError as reason:
+    except (SkipError, RuntimeError) as reason:
         sys.exit(f"{reason}: only the page was written, from {file}")
     with tempfile.TemporaryDirectory() as folder:
         day = Day(options.device, Path(folder), out / "logs", options.tiny)
@@ -118,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found = run(check, day, key)
                 seconds = time.perf_counter() - start
                 done[key] = {"rows": [vars(row) for row in found], "seconds": seconds, "setting": how}
-                write(out, done, checks, docs)
+                write(file, done, checks, docs)
                 print(*(f"{row.verdict:<9}{row.name}: {row.value}" for row in found), sep="\n", flush=True)
-    print(", ".join(f"{n} {verdict}" for verdict, n in rows.count(done).items()), f"in {out / 'gpu.md'}")
+    print(", ".join(f"{n} {verdict}" for verdict, n in rows.count(done).items()), f"in {file.with_suffix('.md')}")
 
 
 if __name__ == "__main__":
