@@ -61,24 +61,24 @@ def make_rollouts(work: Work, **settings: Any) -> RolloutCallback:
     )
 
 
-def make_trainer(work: Work, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """As the command line makes it; nothing is logged or saved."""
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=work.precision,
-        max_steps=work.steps,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
+def make_trainer(work: Work, callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
+    """As the command line makes it; nothing is logged or saved, unless ``settings`` say so."""
+    own: dict[str, Any] = {
+        "accelerator": "gpu" if work.device == "cuda" else "cpu",
+        "devices": 1,
+        "precision": work.precision,
+        "max_steps": work.steps,
+        "max_epochs": -1,
+        "gradient_clip_val": 1.0,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**{**own, **settings}, callbacks=callbacks)
 
 
 class Gatekeeper(pl.Callback):

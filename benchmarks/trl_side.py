@@ -1,5 +1,6 @@
 """TRL's GRPOTrainer at its better settings for a CPU: no gradient checkpointing; bfloat16 by autocast where asked."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -60,14 +61,15 @@ class SelfCertainty:
         for i in range(0, len(prompts), self.micro_batch):
             rows = [p + c for p, c in zip(starts[i : i + self.micro_batch], completion_ids[i:], strict=False)]
             width = max(map(len, rows))
-            ids = torch.tensor([r + [0] * (width - len(r)) for r in rows])  # causal: padding on the right is unseen
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            device = next(self.model.parameters()).device
+            ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=device)  # padded behind, so unseen
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
             for row, h, prompt in zip(rows, hidden, starts[i:], strict=False):
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     z = self.model.lm_head(h[len(prompt) - 1 : len(row) - 1])  # [T, V]
                 z = z.float()
-                certainty = z.logsumexp(-1) - z.mean(-1) - torch.tensor(z.shape[-1]).log()
+                certainty = z.logsumexp(-1) - z.mean(-1) - math.log(z.shape[-1])
                 rewards.append(float(certainty.mean()))
         return rewards
 
@@ -108,7 +110,7 @@ def make_trainer(work: Work, gate: Gate, output: str) -> GRPOTrainer:
         optim="adamw_torch_fused",
         bf16=bf16,
         gradient_checkpointing=False,
-        use_cpu=True,
+        use_cpu=work.device == "cpu",
         report_to="none",
         logging_strategy="no",
         save_strategy="no",

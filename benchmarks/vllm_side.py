@@ -1,4 +1,4 @@
-"""vLLM's CPU build, one thread, float32, in this process; log-probabilities of the sampled tokens are asked for.
+"""vLLM in this process, on a CPU with one thread; log-probabilities of the sampled tokens are asked for.
 
 Compiled, which is its default.
 """
@@ -26,11 +26,12 @@ def run(work: Work, gate: Gate, eager: bool = False) -> None:
     prompts = read_prompts(work.folder, "ids")
     engine = LLM(
         work.folder,
-        dtype="float32",
+        dtype="bfloat16" if work.precision == "bf16-mixed" else "float32",
         max_model_len=len(prompts[0]) + work.new_tokens,
         max_num_seqs=work.rows,
         enforce_eager=eager,
         seed=0,
+        **({"gpu_memory_utilization": 0.4} if work.device == "cuda" else {}),  # the other side needs some, too
     )
     law = SamplingParams(n=work.group, temperature=1.0, top_p=1.0, top_k=0, max_tokens=work.new_tokens, logprobs=0)
     for step in range(work.steps):
