@@ -19,8 +19,7 @@ ASKED = ["2 steps", "KL 0, ratio 1", "sampler", "plan", "resume", "export"]
 @pytest.mark.parametrize(("training", "precision", "chat"), [("full", "bf16-mixed", False), ("nf4", "32-true", True)])
 def test_a_cell_of_random_weights(training, precision, chat, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cell, "TOKENS", 6)
-    found = json.loads(json.dumps(cell.run(model_folder(chat=chat), training, precision, tmp_path)))
+    found = json.loads(json.dumps(cell.run(model_folder(chat=chat), training, precision, tmp_path, tokens=6)))
     passed = matrix.checks(found)
     assert list(passed) == ASKED
     # The plan is for models that are larger than what Python and a few tokens take besides.
@@ -37,7 +36,7 @@ GOOD = {
     "steps": 2, "grad_norm": 0.5, "kl": 0.0, "ratio": 1.0, "precision": "32-true", "largest_gap": 2e-5,
     "sampler_kl": 1e-8, "planned": {"update": 1.1e9, "rollout": 5e8}, "measured": {"update": 1e9, "rollout": 2e9},
     "same_weights": True, "same_metrics": True, "export": ["Read again in float32: ..."], "texts": [["a", "a"]],
-    "resident_mb": 1024.0, "cpu_seconds": {"fit": 1.0},
+    "resident": [["load", 512.0, 1024.0]], "resident_mb": 1024.0, "cpu_seconds": {"fit": 1.0},
 }  # fmt: skip
 
 
@@ -67,7 +66,7 @@ def test_what_a_cell_misses_is_said(changes, missed):
 def test_cells_that_are_there_are_not_run_again(tmp_path, monkeypatch):
     ran = []
 
-    def measure(model, name, out):
+    def measure(model, name, out, tokens):
         ran.append(name)
         good = GOOD | {"measured": {"update": 1e9}}
         out.write_text(json.dumps(good if name == "lora/32-true" else {"error": "code 9: killed"}))
@@ -91,7 +90,7 @@ def test_cells_that_are_there_are_not_run_again(tmp_path, monkeypatch):
 
 def test_a_cell_that_fails_leaves_its_last_words(tmp_path):
     out = tmp_path / "cell.json"
-    matrix.measure(Path("no/such/model"), "full/32-true", out)
+    matrix.measure(Path("no/such/model"), "full/32-true", out, 4)
     error = json.loads(out.read_text())
     assert "no/such/model" in error["error"]
     assert "**MISSED**" in matrix.row("cell", error)

@@ -28,18 +28,19 @@ from benchmarks.shapes import LORA
 from rlif_lightning.main import main as rlif
 
 TRAININGS, PRECISIONS = ("full", "lora", "nf4"), ("32-true", "bf16-mixed")
-TOKENS, ASKED = 24, 4  # of a completion; questions
+TOKENS = 24  # of a completion
+ASKED = 4  # questions
 BASE_TEMPLATE = "Question: {prompt}\nAnswer:"  # for models without a chat template
 UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")
 
 
-def run(model: Path, training: str, precision: str, folder: Path) -> dict[str, Any]:
+def run(model: Path, training: str, precision: str, folder: Path, tokens: int = TOKENS) -> dict[str, Any]:
     """Everything that a cell measures; the folder is for the run and the export."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     chat = tokenizer.chat_template is not None
-    words = _settings(model, training, precision, chat, folder)
+    words = [*_settings(model, training, precision, chat, folder), f"--rollout.max_new_tokens={tokens}"]
     times = [time.process_time()]
     _command("fit", *words, *_watched("SamplerWatch", folder / "sampler.json"))
     resident = memory_mb("VmHWM")
@@ -52,7 +53,7 @@ def run(model: Path, training: str, precision: str, folder: Path) -> dict[str, A
     times.append(time.process_time())
     said = _command("export", str(trained))
     times.append(time.process_time())
-    texts = _texts(model, training, chat, tokenizer, trained)
+    texts = _texts(model, training, chat, tokenizer, trained, tokens)
     times.append(time.process_time())
     return {
         "model": model.name,
@@ -89,7 +90,7 @@ def _settings(model: Path, training: str, precision: str, chat: bool, folder: Pa
         "--model.kl_coefficient=0.01", f"--data.train.path={questions}", "--data.train.prompt=question",
         "--data.train.answer=null", "--rollout.prompts_per_step=2", "--rollout.group_size=4",
         "--rollout.micro_batch_size=4",
-        f"--rollout.max_new_tokens={TOKENS}", "--checkpoint.every=1", "--checkpoint.keep=null",
+        "--checkpoint.every=1", "--checkpoint.keep=null",
         "--trainer.accelerator=cpu", f"--trainer.precision={precision}", "--trainer.max_steps=2",
         "--trainer.gradient_clip_val=1.0", "--trainer.enable_progress_bar=false", f"--runs={folder / 'runs'}", *own,
     ]  # fmt: skip
@@ -133,7 +134,9 @@ def _memory(recorded: profile, seen: dict[str, Any]) -> dict[str, Any]:
     return {"measured": measured, "planned": planned, "planned_parts": parts, "parameters": seen["parameters"]}
 
 
-def _texts(model: Path, training: str, chat: bool, tokenizer: Any, trained: Path) -> list[tuple[str, str]]:
+def _texts(
+    model: Path, training: str, chat: bool, tokenizer: Any, trained: Path, tokens: int
+) -> list[tuple[str, str]]:
     """Greedy texts of the export, loaded by plain transformers, and of the policy as base, PEFT and checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -143,7 +146,7 @@ def _texts(model: Path, training: str, chat: bool, tokenizer: Any, trained: Path
     turns = [[{"role": "user", "content": question}] for question in QUESTIONS[:2]]
     as_turns = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
     prompts = [own.apply_chat_template(turn, **as_turns)["input_ids"] for turn in turns]
-    found = [_greedy(exported, ids) for ids in prompts]
+    found = [_greedy(exported, ids, tokens) for ids in prompts]
     ends = exported.generation_config.eos_token_id
     del exported
     policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -159,13 +162,13 @@ def _texts(model: Path, training: str, chat: bool, tokenizer: Any, trained: Path
     else:
         prompts = [tokenizer(BASE_TEMPLATE.format(prompt=q), return_tensors="pt")["input_ids"] for q in QUESTIONS[:2]]
     policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])  # no penalty of the base's
-    expected = [_greedy(policy, ids) for ids in prompts]
+    expected = [_greedy(policy, ids, tokens) for ids in prompts]
     return [(own.decode(a), tokenizer.decode(b)) for a, b in zip(found, expected, strict=True)]
 
 
-def _greedy(model: Any, ids: torch.Tensor) -> list[int]:
+def _greedy(model: Any, ids: torch.Tensor, tokens: int) -> list[int]:
     mask = torch.ones_like(ids)
-    out = model.eval().generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=TOKENS)
+    out = model.eval().generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens)
     return out[0, ids.shape[1] :].tolist()
 
 
@@ -176,9 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("training", choices=TRAININGS)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a completion")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
-        found = run(options.model, options.training, options.precision, Path(folder))
+        found = run(options.model, options.training, options.precision, Path(folder), options.tokens)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
-from benchmarks.real.cell import PRECISIONS, TRAININGS
+from benchmarks.real.cell import PRECISIONS, TOKENS, TRAININGS
 
 BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
 CELLS = [f"{training}/{precision}" for training, precision in product(TRAININGS, PRECISIONS)]
@@ -60,7 +60,7 @@ def row(name: str, cell: dict[str, Any] | None) -> str:
         f"{cell['kl']:g}, {cell['ratio']:g}",
         f"{cell['sampler_kl']:.0e} ({cell['largest_gap']:.0e})",
         f"{planned:.2f} / {measured:.2f} ({error(cell):+.0%})",
-        f"{cell['resident_mb'] / 1024:.2f}",
+        f"{max(now for _, now, _ in cell['resident']) / 1024:.2f}, {cell['resident_mb'] / 1024:.2f}",
         "same bits" if cell["same_weights"] and cell["same_metrics"] else "differs",
         f"{dtype}, {same} of {len(cell['texts'])}",
         f"{sum(cell['cpu_seconds'].values()):.0f}",
@@ -79,9 +79,10 @@ def table(models: Sequence[str], cells: Sequence[str], found: dict[tuple[str, st
     return "\n".join([*lines, "", *sorted(settings)]) + "\n"
 
 
-def measure(model: Path, cell: str, out: Path) -> None:
+def measure(model: Path, cell: str, out: Path, tokens: int) -> None:
     """Run a cell in a process of its own; what it says besides goes to a log next to its file."""
     words = [sys.executable, "-m", "benchmarks.real.cell", str(model), *cell.split("/"), "--out", str(out)]
+    words += ["--tokens", str(tokens)]
     with out.with_suffix(".log").open("w") as log:
         code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT).returncode
     if code:
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", type=Path, required=True, help="folders of models")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL", help=" ".join(CELLS))
     parser.add_argument("--out", type=Path, required=True, help="folder for a JSON file and a log of each cell")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of a completion; {TOKENS}")
     parser.add_argument("--docs", type=Path, help=f"document with {BEGIN} and {END} to put the table in")
     parser.add_argument("--table", action="store_true", help="only the table of what has run")
     options = parser.parse_args(arguments)
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model, cell in product(options.models, options.cells):
         file = options.out / f"{model.name}-{cell.replace('/', '-')}.json"
         if not file.exists() and not options.table:
-            measure(model, cell, file)
+            measure(model, cell, file, options.tokens)
         if file.exists():
             found[model.name, cell] = json.loads(file.read_text())
             print(row(f"{model.name}, {cell}", found[model.name, cell]), flush=True)
