@@ -36,7 +36,7 @@ GOOD = {
     "steps": 2, "grad_norm": 0.5, "kl": 0.0, "ratio": 1.0, "precision": "32-true", "largest_gap": 2e-5,
     "sampler_kl": 1e-8, "planned": {"update": 1.1e9, "rollout": 5e8}, "measured": {"update": 1e9, "rollout": 2e9},
     "same_weights": True, "same_metrics": True, "export": ["Read again in float32: ..."], "texts": [["a", "a"]],
-    "resident": [["load", 512.0, 1024.0]], "resident_mb": 1024.0, "cpu_seconds": {"fit": 1.0},
+    "leads": [0.0], "resident": [["load", 512.0, 1024.0]], "resident_mb": 1024.0, "cpu_seconds": {"fit": 1.0},
 }  # fmt: skip
 
 
@@ -52,7 +52,9 @@ GOOD = {
         ({"sampler_kl": 1e-4}, "sampler"),
         ({"same_weights": False}, "resume"),
         ({"export": []}, "export"),
-        ({"texts": [["a", "a"], ["b", "c"]]}, "export"),
+        ({"texts": [["b", "c"]], "leads": [0.01]}, "export"),
+        ({"texts": [["b", "c"]], "leads": [0.01], "export": ["Read again in bfloat16: ..."]}, None),
+        ({"texts": [["b", "c"]], "leads": [0.5], "export": ["Read again in bfloat16: ..."]}, "export"),
         ({"steps": 1}, "2 steps"),
         ({"grad_norm": 0.0}, "2 steps"),
     ],
@@ -109,6 +111,14 @@ def test_the_plain_forward_finds_what_the_sampler_got_wrong():
     completion = torch.tensor([[7, 8, 9, 0]])
     drawn = Samples(prompt, prompt > 0, completion, mask, torch.tensor([True]), logprob=wrong)
     torch.testing.assert_close(plain_gap(model, drawn), torch.tensor([0.0, 0.5, 0.0]), atol=1e-5, rtol=0)
+
+
+def test_the_lead_is_taken_where_two_texts_part():
+    model = make_model()
+    prompt = torch.tensor([[5, 6, 7]])
+    logp = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.log_softmax(-1)[0, -1]
+    assert cell.lead(model, prompt, [8, 9, 10], [8, 11, 12]) == pytest.approx(float(logp[9] - logp[11]), abs=1e-5)
+    assert cell.lead(model, prompt, [8, 9], [8, 9]) == 0
 
 
 def test_each_storage_is_counted_once():

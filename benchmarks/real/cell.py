@@ -53,7 +53,7 @@ def run(model: Path, training: str, precision: str, folder: Path, tokens: int = 
     times.append(time.process_time())
     said = _command("export", str(trained))
     times.append(time.process_time())
-    texts = _texts(model, training, chat, tokenizer, trained, tokens)
+    texts, leads = _texts(model, training, chat, tokenizer, trained, tokens)
     times.append(time.process_time())
     return {
         "model": model.name,
@@ -70,6 +70,7 @@ def run(model: Path, training: str, precision: str, folder: Path, tokens: int = 
         "same_metrics": _metrics(trained) == rows,
         "export": [line for line in said.splitlines() if line.startswith(("not in", "Read again"))],
         "texts": texts,
+        "leads": leads,
         "cpu_seconds": dict(zip(("start", "fit", "resume", "export", "texts"), _between(times), strict=True)),
         "setting": result.setting("python -m benchmarks.real.matrix", 1, 0),
     }
@@ -136,8 +137,11 @@ def _memory(recorded: profile, seen: dict[str, Any]) -> dict[str, Any]:
 
 def _texts(
     model: Path, training: str, chat: bool, tokenizer: Any, trained: Path, tokens: int
-) -> list[tuple[str, str]]:
-    """Greedy texts of the export, loaded by plain transformers, and of the policy as base, PEFT and checkpoint."""
+) -> tuple[list[tuple[str, str]], list[float]]:
+    """Greedy texts of the export, loaded by plain transformers, and of the policy as base, PEFT and checkpoint.
+
+    And where they part, how far the policy's token leads before the export's there, in nats; else 0.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     export = trained / "export" / "merged"
@@ -163,7 +167,19 @@ def _texts(
         prompts = [tokenizer(BASE_TEMPLATE.format(prompt=q), return_tensors="pt")["input_ids"] for q in QUESTIONS[:2]]
     policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])  # no penalty of the base's
     expected = [_greedy(policy, ids, tokens) for ids in prompts]
-    return [(own.decode(a), tokenizer.decode(b)) for a, b in zip(found, expected, strict=True)]
+    texts = [(own.decode(a), tokenizer.decode(b)) for a, b in zip(found, expected, strict=True)]
+    return texts, [lead(policy, *each) for each in zip(prompts, expected, found, strict=True)]
+
+
+@torch.no_grad()
+def lead(policy: Any, prompt: torch.Tensor, expected: list[int], found: list[int]) -> float:
+    """Log-probability (nats) of the policy's greedy token minus that of another text's, where the two first part."""
+    for i, (own, other) in enumerate(zip(expected, found, strict=False)):
+        if own != other:
+            ids = torch.cat([prompt[0], torch.tensor(expected[:i], dtype=torch.long)])
+            logits = policy(input_ids=ids[None]).logits[0, -1].float()
+            return float(logits[own] - logits[other])
+    return 0.0
 
 
 def _greedy(model: Any, ids: torch.Tensor, tokens: int) -> list[int]:
