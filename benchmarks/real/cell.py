@@ -23,12 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import memory, result
 from benchmarks.clock import memory_mb
+from benchmarks.real import PRECISIONS, TOKENS, TRAININGS
 from benchmarks.real_model import QUESTIONS
 from benchmarks.shapes import LORA
 from rlif_lightning.main import main as rlif
 
-TRAININGS, PRECISIONS = ("full", "lora", "nf4"), ("32-true", "bf16-mixed")
-TOKENS = 24  # of a completion
 ASKED = 4  # questions
 BASE_TEMPLATE = "Question: {prompt}\nAnswer:"  # for models without a chat template
 UNCOMPARED = ("time/", "memory/", "rollout/tokens_per_second")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result
-from benchmarks.real.cell import PRECISIONS, TOKENS, TRAININGS
+from benchmarks.real import PRECISIONS, TOKENS, TRAININGS
 
 BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
 CELLS = [f"{training}/{precision}" for training, precision in product(TRAININGS, PRECISIONS)]
