@@ -14,7 +14,7 @@ from rlif_lightning.cli.strangers import add_trust
 from rlif_lightning.errors import UserError
 from rlif_lightning.evaluation.results import versions
 from rlif_lightning.exporting.card import named_classes, portable_name, write_card
-from rlif_lightning.exporting.check import LogitCheck
+from rlif_lightning.exporting.check import ExportDiffers, LogitCheck
 from rlif_lightning.exporting.folder import check_export_folder, export_folder
 from rlif_lightning.exporting.hub import check_hub, is_on_hub, push
 from rlif_lightning.exporting.prompt import probe_prompts, save_tokenizer
@@ -40,7 +40,7 @@ def _add_options(parser: Any) -> None:
     dtypes = Literal["float32", "bfloat16", "float16"] | None
     for name, kind, default, text in (
         ("format", Format, "merged", "A whole model with any adapter merged in, or the adapter alone for PEFT."),
-        ("dtype", dtypes, None, "Precision of a merged model's weights. null: that of the run."),
+        ("dtype", dtypes, None, "Precision of a merged model's weights. null: that of the run, else float32."),
         ("output", str | None, None, "Folder, where it replaces an earlier export. null: <run>/export/<format>."),
         ("push_to_hub", str | None, None, "Hub repository to upload to, such as you/model; a new one is private."),
     ):
@@ -79,6 +79,7 @@ class Export:
         precision = objects.precision.partition("-")[0]
         dtype = options.dtype or {"bf16": "bfloat16", "16": "float16"}.get(precision, "float32")
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.may_widen = options.dtype is None and self.form == "merged" and self.dtype != torch.float32
         if self.source.is_dir():
             raise UserError("A checkpoint in shards cannot be exported", got=self.source)
         self.checkpoint = read_checkpoint(self.source)
@@ -100,10 +101,25 @@ class Export:
             raise UserError("An adapter is always written in float32", do="leave out --dtype")
 
     def write(self) -> Path:
-        """Load, write, read again, compare; the folder appears only if all is well."""
+        """Load, write, read again, compare; the folder appears only if all is well.
+
+        Where nobody asked for the half precision that is refused, float32 takes its place.
+        """
         print(f"weights: {self.source}, {self.facts['origin']}")
         if self.source.as_posix().endswith(runs.GUARD_WEIGHTS):
             print("         --ckpt_path last takes those of the last step")
+        try:
+            self._write_compared()
+        except ExportDiffers as refused:
+            if not self.may_widen:
+                raise
+            print(f"not in {self.facts['dtype']}, the run's precision: {refused}".partition("\n  do:")[0])
+            print("         so it is written in float32, which takes twice the space")
+            self.dtype, self.facts["dtype"] = torch.float32, "float32"
+            self._write_compared()
+        return self.folder
+
+    def _write_compared(self) -> None:
         tokenizer, template = self.objects.module.tokenizer, self.objects.data.template
         policy = load_trained(self.model_settings, self.checkpoint, self.dtype, tokenizer)
         vocabulary = policy.model.get_input_embeddings().weight.shape[0]
@@ -122,7 +138,6 @@ class Export:
             result = check.read_again(folder, self.model_settings, self.base)
             print(result)
             write_card(folder, self.settings, self.run, self.facts | {"check": result})
-        return self.folder
 
     def _write_files(self, folder: Path, policy: Policy) -> None:
         """Weights, then what must not be overwritten with the base's: generation settings and tokenizer."""

@@ -18,6 +18,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 LOST = 0.9  # share of the adapter's effect: so large a difference may as well come from an export without it
 
 
+class ExportDiffers(UserError):
+    """An export computes something else than the policy."""
+
+
 class Difference(NamedTuple):
     """How far an export's logits lie from the policy's."""
 
@@ -103,7 +107,7 @@ def compare_logits(found: Tensor, expected: Tensor, base_logits: Tensor | None, 
     tolerance = TOLERANCE[dtype] * size
     adapter = None if base_logits is None else float((expected - base_logits).abs().max())
     if not largest <= tolerance:  # also NaN
-        raise UserError(
+        raise ExportDiffers(
             "The export does not compute what the policy does, so it was not kept",
             got=f"logits that differ by up to {largest:.3g}",
             expected=f"at most {tolerance:.3g} in {str(dtype).removeprefix('torch.')}",
@@ -112,7 +116,7 @@ def compare_logits(found: Tensor, expected: Tensor, base_logits: Tensor | None, 
     # Half precision tolerates more than many an adapter changes; an export without the adapter still differs by
     # rounding, hence not quite 1. An adapter whose effect is below float32's rounding can't be seen at all.
     if adapter is not None and largest >= LOST * adapter and adapter > TOLERANCE[torch.float32] * size:
-        raise UserError(
+        raise ExportDiffers(
             "The export has lost what the adapter learned, so it was not kept",
             got=f"logits that differ by up to {largest:.3g}, where the adapter changes them by up to {adapter:.3g}",
             do="try --dtype float32 or --format adapter; if that fails too, please report it",

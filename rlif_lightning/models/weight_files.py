@@ -15,6 +15,7 @@ from rlif_lightning.models.weight_names import misfit, nearest
 from rlif_lightning.warnings_shown import no_bar, no_load_report, rank_zero_warn
 
 FLOATS = ("F64", "F32", "BF16", "F16")
+SUMMED = 2**24  # numbers at a time
 
 
 def check_files(name: str, path: str, config: Any, *, revision: str | None, trust_remote_code: bool) -> None:
@@ -102,12 +103,17 @@ def file_weights(path: str, revision: str | None) -> Iterator[tuple[str, Tensor]
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], name: str) -> None:
-    """Refuse weights that hold NaN or infinity; a sum finds both in one pass."""
+    """Refuse weights that hold NaN or infinity; a sum finds both in one pass.
+
+    In parts, as a CPU makes a float32 copy of what it sums in half precision: of a large vocabulary's embedding, more
+    memory than some runs take.
+    """
     for weight_name, weight in weights:
         if not weight.is_floating_point() or weight.element_size() == 1:  # packed
             continue
         weight = weight.detach()
-        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+        sums = [part.sum(dtype=torch.float32) for part in weight.flatten().split(SUMMED)]
+        if not torch.stack(sums).isfinite().all() and not weight.isfinite().all():
             raise UserError(
                 "The model's weights hold NaN or infinity",
                 got=f"{name}: {weight_name} {list(weight.shape)}",

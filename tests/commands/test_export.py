@@ -200,6 +200,20 @@ def test_an_update_below_rounding_is_not_kept(rlif, fit, capsys):
     rlif("export", run, "--format", "adapter")
 
 
+def test_an_update_below_the_runs_own_rounding_is_exported_in_float32(rlif, fit, model_folder, capsys):
+    """The default was refused, though nobody had asked for bfloat16."""
+    run = fit(f"--model.lora={json.dumps(LORA)}", "--model.optimizer.lr=1e-5", "--trainer.precision=bf16-mixed")
+    assert "has lost what the adapter learned" in refused(rlif, capsys, run, "--dtype", "bfloat16")
+    rlif("export", run)
+    said = capsys.readouterr().out
+    assert "not in bfloat16" in said and "written in float32" in said and "do:" not in said
+    folder = run / "export" / "merged"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    close(logits(model), logits(trained(run, model_folder(), LORA)))
+    assert "a whole model in float32" in (folder / "README.md").read_text()
+
+
 def test_a_run_in_bfloat16_is_exported_in_bfloat16(rlif, fit):
     run = fit("--trainer.precision=bf16-mixed")
     rlif("export", run)

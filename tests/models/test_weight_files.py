@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from rlif_lightning.errors import UserError
 from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.policy import Policy
 from rlif_lightning.models.trainable import put_weights, trainable_weights
+from rlif_lightning.models.weight_files import check_finite
 from rlif_lightning.models.weight_names import misfit, nearest
 from tests.conftest import make_model, make_tokenizer
 from tests.processes import used_by
@@ -226,6 +228,21 @@ def test_a_checkpoint_that_holds_nan_is_not_used(model_folder):
     weights[bad][0, 0] = torch.nan
     with pytest.raises(UserError, match=f"NaN or infinity(.|\n)*the checkpoint: {bad} "):
         policy.restore({"state_dict": weights, "rlif": vars(policy.identity)})
+
+
+def test_looking_for_nan_takes_little_memory():
+    """A CPU made a float32 copy of an embedding in half precision, twice its size."""
+    weight = torch.zeros(2**13, 2**12, dtype=torch.bfloat16)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        check_finite([("embedding", weight)], "model")
+    events = recorded.profiler.kineto_results.events()
+    taken = [event.nbytes() for event in events if event.name() == "[memory]"]
+    assert taken and max(taken) <= weight.nbytes
+    for place in (0, -1):
+        spoilt = weight.clone()
+        spoilt.view(-1)[place] = float("nan")
+        with pytest.raises(UserError, match="NaN"):
+            check_finite([("embedding", spoilt)], "model")
 
 
 def test_misfits_are_told_one_at_a_time():
