@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "rlif_lightning").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
-HEAVY = {"bitsandbytes", "datasets", "huggingface_hub", "jsonargparse", "math_verify", "matplotlib", "numpy",
-         "pandas", "peft", "pyarrow", "sympy", "tensorboard", "torch", "trackio", "transformers", "vllm"}  # fmt: skip
+HEAVY = {"bitsandbytes", "datasets", "huggingface_hub", "jsonargparse", "math_verify", "matplotlib",
+         "numpy", "pandas", "peft", "pyarrow", "shtab", "sympy", "tensorboard", "torch", "trackio",
+         "transformers", "vllm"}  # fmt: skip
 UNIX = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}  # Windows has none of them
 UNIX_NAMES = {
     "os": {"fork", "forkpty", "getpgid", "getuid", "killpg", "mkfifo", "setsid", "uname", "wait3"},

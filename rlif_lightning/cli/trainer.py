@@ -207,7 +207,7 @@ class RLIFCLI(LightningCLI):
                 raise UserError(wrong, do=f"leave it out there, and set --{key}.*")
         own = self._run_logger(config.ckpt_path)
         own.tensorboard = "none" not in asked
-        trainer.logger = [own, *(other_loggers.start_logger(x, own.folder) for x in asked if x != "none")]
+        trainer.logger = [own, *(other_loggers.start_logger(x, own.folder, self.root) for x in asked if x != "none")]
         if trainer.enable_progress_bar is not False:
             trainer.callbacks.append(callbacks.StepProgressBar())
         if self.subcommand == "fit":

@@ -35,13 +35,13 @@ def check_packages(asked: Sequence[Any]) -> None:
             )
 
 
-def start_logger(asked: Any, folder: Path) -> Any:
-    """The logger of a word for the run in ``folder``, or one made from a class path; it begins to log here.
+def start_logger(asked: Any, folder: Path, root: Path) -> Any:
+    """The logger of a word for the run in ``folder`` below ``root``, or one made from a class path; it begins here.
 
     A logger that can't begin, such as one that is not logged in, is refused (UserError).
     """
     try:
-        logger: Any = _made(asked, folder) if isinstance(asked, str) else asked
+        logger: Any = _made(asked, folder.absolute(), root.absolute()) if isinstance(asked, str) else asked
         getattr(logger, "experiment", None)
         return logger
     except Exception as error:  # whatever somebody else's package raises
@@ -53,8 +53,8 @@ def start_logger(asked: Any, folder: Path) -> Any:
         ) from error
 
 
-def _made(word: str, folder: Path) -> Logger:
-    name = f"{folder.parent.name}/{folder.name}"
+def _made(word: str, folder: Path, root: Path) -> Logger:
+    name = (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
     if word == "wandb":
         return WandbLogger(name=name, project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder)
     if word == "trackio":
@@ -63,7 +63,7 @@ def _made(word: str, folder: Path) -> Logger:
         address = os.environ.get("MLFLOW_TRACKING_URI")
         if not address:  # MLflow 3 refuses a store of files unless it is asked for
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            address = (folder.parents[1] / "mlruns").absolute().as_uri()
+            address = (root / "mlruns").as_uri()
         return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), run_name=name, tracking_uri=address)
     return CSVLogger(folder, name="csv")
 

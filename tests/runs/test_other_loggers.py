@@ -201,3 +201,15 @@ def test_a_package_that_is_there_is_not_refused(monkeypatch):
     other_loggers.check_packages(["mlflow", "csv", "none"])
     with pytest.raises(UserError, match="wandb"):
         other_loggers.check_packages(["mlflow", "wandb"])
+
+
+def test_a_test_is_a_run_of_its_own(rlif, small_fit, problems_file):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install .[loggers]")
+    data = ["--data.test.path", problems_file, "--data.test.gold", r"[#]{4}\s*(.+)", "--data.test.limit=3"]
+    rlif("test", *small_fit[:2], *data, "--data.template={prompt} ",
+         "--evaluation.max_new_tokens=8", "--trainer.accelerator=cpu", "--trainer.logger=mlflow")  # fmt: skip
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(Path("runs/mlruns").absolute().as_uri())
+    (stored,) = client.search_runs([client.get_experiment_by_name("rlif").experiment_id])
+    assert stored.info.run_name == "run/test/1" and "test/accuracy" in stored.data.metrics
