@@ -28,7 +28,7 @@ DESCRIPTIONS = {
     "rollout/truncated_fraction": "share: completions cut off at rollout.max_new_tokens",
     "rollout/advantage_size": "standard deviations: mean size of an advantage",
     "rollout/gated_fraction": "share: groups whose rewards differ by no more than rollout.min_spread",
-    "rollout/filtered_fraction": "share: groups outside of rollout.agreement_band, where one is set",
+    "rollout/filtered_fraction": "share: groups outside rollout.agreement_band, where one is set",
     "rollout/unscored_fraction": "share: completions without a finite reward",
     "rollout/kept_mass": "probability: what top_k, top_p and min_p leave of the distribution, a mean over tokens",
     "rollout/grading_timeouts": "answers: answers of this rollout that ran out of time, over all processes",
