@@ -66,7 +66,7 @@ class Completions(Callback):
         if self.keep is not None:
             count = min(count, math.ceil(self.keep / g) * g)
         rows = [completion_row(rollout, batch, step, i) for i in range(count)]
-        folder = Path(logger.log_dir)
+        folder = logger.folder
         if self._has_room(folder, COMPLETIONS):
             logger.attempt(partial(append_rows, folder / COMPLETIONS, rows))
         if not self._has_room(folder, EVENTS):

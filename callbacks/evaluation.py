@@ -46,8 +46,8 @@ class Evaluation(Callback):
     Args:
         every: Optimiser steps between evaluations during training; 0: only before the first step and after the last.
         n: Problems of an evaluation during training, from the first on; null: all.
-        limit: Problems that ``rlif validate``, ``test`` and ``predict`` take, drawn at random by the run's seed, or
-            ``--limit``; null: all.
+        limit: Problems that ``rlif validate``, ``test`` and ``predict`` draw at random by the run's seed; null: all.
+            ``--limit`` for short.
         samples: Sampled completions per problem; 0: none.
         greedy: Also decode one completion per problem greedily.
         temperature: Sampling temperature of the samples.
@@ -209,7 +209,7 @@ class Evaluation(Callback):
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def _drawn(self, count: int, rows: list[int]) -> list[int]:
-        """Those of a process's rows that are among the ``limit`` ones drawn from all: the same for any processes."""
+        """A process's rows that are among the ``limit`` drawn from all; the draw is the same on every process."""
         if self.limit is None or self.limit >= count:
             return rows
         generator = torch.Generator().manual_seed(run_seed())

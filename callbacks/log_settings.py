@@ -11,7 +11,7 @@ LOGGED = (
     "model.loss", "model.lora", "rollout.prompts_per_step", "rollout.group_size", "rollout.temperature",
     "rollout.max_new_tokens", "guard.action", "trainer.max_steps",
 )  # fmt: skip
-"""The same for every run, as TensorBoard takes the columns of its table from one; the first five are shown."""
+"""The same for every run, because TensorBoard takes the columns of its table from one; it shows the first of them."""
 
 
 class LogSettings(Callback):

@@ -44,9 +44,8 @@ class RolloutCallback(Callback):
         passes: Optimisation passes over one rollout.
         steps_per_rollout: Optimiser steps in one pass over a rollout.
         max_new_tokens: Longest completion in tokens.
-        stop: Texts that end a completion, such as ``["\nQuestion:"]``, in an evaluation and in the export as well. A
-            completion ends with the token that completes one, and its text with the end of that. null: only tokens
-            end it.
+        stop: Texts that end a completion, such as ``["\nQuestion:"]``, also in evaluations and exports. A completion
+            ends with the token that completes one, and its text ends with the stop string. null: only tokens end it.
         temperature: Sampling temperature; log-probabilities are those of softmax(logits / temperature).
         top_k: Sample among the k most likely tokens; 0: among all.
         top_p: Sample among the most likely tokens that together reach this probability; 1: among all.

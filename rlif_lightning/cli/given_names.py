@@ -32,7 +32,7 @@ UNUSED = {
 """Settings, or groups of them, that a command makes no use of."""
 
 USED = ("rollout.sampler", "rollout.stop")
-"""Settings of these groups that it uses after all: ends of texts; the engine, where evaluation.sampler names none."""
+"""Settings of these groups that it does use: what ends a text, and the engine if evaluation.sampler names none."""
 
 INSTEAD = {
     "evaluation.limit": "evaluation.n",
@@ -42,7 +42,7 @@ INSTEAD = {
     "rollout.micro_batch_size": "evaluation.batch_size",
     "rollout.temperature": "evaluation.temperature",
 }
-"""What to set in place of an unused setting."""
+"""What to set instead of an unused setting."""
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
@@ -74,7 +74,7 @@ def check_names(command: str, words: Sequence[str]) -> None:
 
 
 def _is_known(name: str, known: Sequence[str]) -> bool:
-    """Whether it is a setting, a group of them, or within one whose own settings are not known here."""
+    """Whether it is a setting, a group of them, or a part of one whose own settings are not known here."""
     name = name.removesuffix("+")
     return name in CLASSES or any(f"{name}.".startswith(f"{other}.") for other in known)
 

@@ -23,7 +23,7 @@ SETTINGS = (  # setting, an example of its value, what it is, and the commands t
     ("data.train.path", "problems.jsonl", "a file, or a data set of the hub", FIT),
     ("data.val.path", "held_out.jsonl", "held-out problems", "fit validate"),
     ("data.test.path", "test.jsonl", "test problems", "test"),
-    ("limit", "50", "as many problems, drawn at random", "validate test predict"),
+    ("limit", "50", "this many problems, drawn at random", "validate test predict"),
     ("data.predict.path", "prompts.jsonl", "problems to complete", "predict"),
     ("data.system_prompt", "Think first.", "before each problem", ALWAYS),
     ("data.answers.completion", "boxed", "where a completion has its answer", ALWAYS),

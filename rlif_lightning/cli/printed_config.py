@@ -57,7 +57,7 @@ def _texts_of(parser: Any) -> dict[str, str]:
 
 
 def with_comments(recipe: str, texts: dict[str, str]) -> str:
-    """A recipe (YAML, a setting a line) with a line above each setting that has a text, in a group each text once."""
+    """A recipe in YAML with a comment above each setting that has a text; within a group each text comes once."""
     said = set[tuple[str, str]]()
     notes: dict[int, str] = {}
 

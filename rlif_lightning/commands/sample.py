@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -61,7 +61,7 @@ def _add_options(parser: Any) -> None:
 
 
 def _plain_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that belong to no setting, and the others; a setting without = is followed by its value."""
+    """Questions and run folder, and the words of settings; a setting without = is followed by its value."""
     plain: list[str] = []
     settings: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
@@ -121,13 +121,12 @@ class Asked:
             if len(questions) > 1:
                 print()
 
-    def _answers(self, questions: Iterable[str]) -> list[Answered]:
+    def _answers(self, questions: Sequence[str]) -> list[Answered]:
         objects = self.objects
         prompts = [self._prompt(question) for question in questions]
         check_prompts(prompts, "evaluation", objects.module, self.engine, self.attempts.sampling, objects.device)
-        numbered = list(
-            enumerate(prompts, start=self.count)
-        )  # the number seeds: asked again, other samples are drawn
+        # The number seeds: a question that is asked again gets other samples.
+        numbered = list(enumerate(prompts, start=self.count))
         self.count += len(prompts)
         with closing(Grader(objects.data.answers_of("predict"))) as grader:
             return answer_problems(self.engine, self.policy, numbered, self.attempts, grader)

@@ -63,7 +63,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     n, share, z = len(values), sum(values) / len(values), 1.959963984540054
     centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     low, high = ((centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return max(low, 0.0) if share else 0.0, min(high, 1.0) if share < 1 else 1.0
+    return low if share else 0.0, high if share < 1 else 1.0  # at these two ends exactly
 
 
 def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:

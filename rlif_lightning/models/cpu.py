@@ -26,12 +26,9 @@ def use_one_thread_if_tiny(model: nn.Module) -> None:
 
 def recommend_bfloat16(model: nn.Module, precision: str) -> None:
     """Say that training is faster in bfloat16, on a CPU that multiplies it; a tiny model's is not."""
-    multiplies = torch.cpu.get_capabilities()
-    if (
-        precision == "32-true"
-        and (multiplies.get("avx512_bf16") or multiplies.get("amx_bf16"))
-        and _size(model) >= TINY
-    ):
+    able = torch.cpu.get_capabilities()
+    multiplies = able.get("avx512_bf16") or able.get("amx_bf16")
+    if multiplies and precision == "32-true" and _size(model) >= TINY:
         rank_zero_info(
             "This CPU multiplies bfloat16, which takes about half the time of float32: --trainer.precision bf16-mixed"
         )

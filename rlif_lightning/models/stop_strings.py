@@ -13,10 +13,10 @@ EXPECTED = """a list of texts that are not empty, such as ["\\nQuestion:", "\\n\
 
 
 def check_stop(strings: Any) -> tuple[str, ...]:
-    """The strings of a setting; None is none. A string alone would be taken for a list of letters, so it is refused.
+    """The strings of a setting; None: there are none. A string alone is refused: it would be a list of letters.
 
     Raises:
-        UserError: It is no list of texts, or one is empty, which every text contains.
+        UserError: It is not a list of texts, or one of them is empty, which every text contains.
     """
     given = () if strings is None else strings
     if not isinstance(given, list | tuple) or not all(isinstance(s, str) and s for s in given):
@@ -32,7 +32,7 @@ class StopStrings:
     SentencePiece decoder drops at the start of a text counts. What comes before a completion does not belong to it.
 
     Raises:
-        UserError: The strings are no list of texts, or one of them contains a special token.
+        UserError: The strings are not a list of texts, or one of them contains a special token.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: Any) -> None:
@@ -51,9 +51,9 @@ class StopStrings:
                     )
 
     def find(self, ids: Sequence[int], before: bytes = b"") -> tuple[int | None, bytes]:
-        """How many of the next tokens it takes until a string is complete, None if there are too few; what to keep.
+        """How many of the next tokens complete a string, None if they do not; and what to keep for the next call.
 
-        ``before`` is what the call before this one has returned to keep.
+        ``before`` is what the previous call has returned to keep.
         """
         for count, token in enumerate(ids, 1):
             before += self._spelling[token]

@@ -53,9 +53,7 @@ class NoEvents:
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes TensorBoard events (unless ``tensorboard`` is set to False) and metrics.csv into one run folder.
-
-    That is the trainer's ``log_dir``.
+    """Writes metrics.csv and, unless ``tensorboard`` is False, TensorBoard events into the trainer's ``log_dir``.
 
     A run that continues from the checkpoint of ``resume_step`` goes back there with :meth:`begin`, or before the
     first write: its logs are cut, and TensorBoard forgets events from that step on. A checkpoint that is refused

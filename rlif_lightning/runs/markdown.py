@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 from rlif_lightning.errors import escaped
 
-MARKS = {True: "✅", False: "❌", None: ""}
+MARKS = {True: "✅", False: "❌", None: ""}  # coloured by themselves: cells have no colour
 
 
 def plain(text: str) -> str:
-    """A text that any program can store and show: control characters and what is no Unicode are shown by number."""
+    """A text that any program can store and show: control characters and lone surrogates are shown by number."""
     return escaped(text).encode("utf-8", "backslashreplace").decode()
 
 

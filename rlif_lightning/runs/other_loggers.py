@@ -1,4 +1,4 @@
-"""Loggers beside the run's own: by a word in place of a class path, and tables for those that take some."""
+"""Loggers besides the run's own: by a word in place of a class path, and tables for those that take some."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -172,7 +172,7 @@ class _DrawnTokens:
         self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
         self.logprob, self.kept_mass = (torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(2))
         self.stats = TokenStats.zeros(shape, sampling.statistics, device)
-        self.stop, self.read = stop, [b""] * rows  # of each row, what the stop strings keep
+        self.stop, self.read = stop, [b""] * rows  # of each row, what `StopStrings.find` keeps
         self.ends: dict[int, int] = {}  # row -> tokens, of those that contain a stop string
 
     def draw(self, t: int, rows: Tensor, logits: Tensor, u: Tensor | None, done: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class _DrawnTokens:
         return chunked_stats(z, lambda rows: rows, token, temperature, own, chunk=chunk)
 
     def stopped(self, rows: Tensor, start: int, end: int) -> Tensor:
-        """Which of the given rows [n] have been found to contain a stop string, in their tokens from start to end."""
+        """Look for stop strings in the tokens from start to end; returns which of the rows [n] have one by now."""
         assert self.stop is not None
         ids, counts = self.ids[rows, start:end].tolist(), self.mask[rows, start:end].sum(1).tolist()
         for row, new, count in zip(rows.tolist(), ids, counts, strict=True):
@@ -214,7 +214,7 @@ class _DrawnTokens:
         return torch.tensor([row in self.ends for row in rows.tolist()], device=rows.device)
 
     def _cut(self) -> Tensor:
-        """Leave out what was drawn behind a stop string before anybody looked; the rows [N] that have one."""
+        """Leave out what was drawn after a stop string before a look; returns which rows [N] have one."""
         rows = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         for row, length in self.ends.items():
             rows[row], self.mask[row, length:] = True, False

@@ -14,7 +14,7 @@ LONGER = "raise rollout.max_new_tokens"
 def mostly_cut_off(
     fraction: float, rollout: Rollout, prompts: Sequence[Prompt], policy: Policy, most: int
 ) -> str | None:
-    """What to say where more than half of the first completions were cut off at so many tokens."""
+    """A warning where more than half of the first completions were cut off at ``most`` tokens; else None."""
     if fraction <= 0.5:
         return None
     do = how_to_end([rollout], prompts, policy)
@@ -22,10 +22,10 @@ def mostly_cut_off(
 
 
 def how_to_end(rollouts: Sequence[Rollout], prompts: Sequence[Prompt], policy: Policy) -> str:
-    """What to do about the completions that were cut off, of prompts that follow each other in the rollouts.
+    """What to do about the completions that were cut off; the prompts are those of the rollouts, in their order.
 
     More than half of them may hold a special token that ends nothing yet, such as that of a chat template, or a line
-    that begins as the one with the problem in the prompt: base models go on with a next question.
+    that begins like the problem's line in the prompt, because base models go on with a next question.
     """
     special = policy.tokenizer.added_tokens_decoder
     open_ids = {i for i, token in special.items() if token.special and i not in policy.end_ids}

@@ -57,7 +57,7 @@ class Window:
     """What is known about the optimiser step under way.
 
     A step whose gradient is not finite is skipped: the optimiser gets no gradient, so weights, moments and their
-    count stay as they are, and so does the entropy bonus. Schedule, step number and references go on as ever. In
+    count stay as they are, and so does the entropy bonus. Schedule, step number and references go on. In
     float16 a gradient may overflow because the loss is scaled up too far; each skipped step halves that scale.
     """
 

@@ -17,7 +17,3 @@ def test_bfloat16_is_recommended_where_it_is_faster(weights, precision, able, mo
     with caplog.at_level("INFO"):
         recommend_bfloat16(model, precision)
     assert ("bf16-mixed" in caplog.text) == (weights >= TINY and precision == "32-true" and able is not None)
-
-
-def test_this_machine_says_what_it_can():
-    assert isinstance(torch.cpu.get_capabilities().get("avx512_bf16", False), bool)

@@ -27,7 +27,7 @@ def tokenizer(request):
 
 
 def completed_at(tokenizer, ids, strings):
-    """The first prefix, decoded whole behind a letter of the prompt, that contains a string; None."""
+    """The first prefix, decoded whole after a letter of the prompt, that contains a string; None."""
     (letter,) = tokenizer.encode("a", add_special_tokens=False)[-1:]
     start = len(tokenizer.decode([letter]))
     for count in range(1, len(ids) + 1):
@@ -72,7 +72,7 @@ def test_it_is_the_first_prefix_whose_text_contains_a_string(tokenizer):
 
 
 def test_it_is_the_first_prefix_of_arbitrary_tokens():
-    """What a model draws at a high temperature: bytes that are no UTF-8, ends within it."""
+    """What a model draws at a high temperature: bytes that are not UTF-8, end tokens in the middle."""
     tokenizer, generator, found = make_tokenizer(), random.Random(1), 0
     for _ in range(300):
         ids = [generator.randrange(len(tokenizer)) for _ in range(40)]
@@ -132,7 +132,7 @@ def test_a_text_ends_with_the_string_that_is_complete_first():
     assert stop.cut("42") == "42"
 
 
-def test_no_answer_is_read_from_behind_the_string(model_folder):
+def test_no_answer_is_read_from_after_the_string(model_folder):
     """The last token says more than the string: its number belongs to what follows. The answer's tokens are found."""
     policy = Policy.load(PolicySettings(str(model_folder()), stop=["\nQ"]))
     policy.tokenizer.add_tokens(["Q9. 8"])

@@ -1,4 +1,4 @@
-"""Loggers beside the run's own, by name: offline, against what each of them stores."""
+"""Loggers besides the run's own, by name: offline, against what each of them stores."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""Completions that end with a string are those without it, cut behind the token that completes it."""
+"""Completions that end with a string are those without it, cut after the token that completes it."""
 
 from types import SimpleNamespace
 
@@ -34,7 +34,7 @@ def completed_at(ids):
     return next((n for n, text in enumerate(texts, 1) if any(s in text for s in STRINGS)), None)
 
 
-@pytest.mark.parametrize("every", [1, 16])  # on a GPU what is drawn behind a string is found later, and left out
+@pytest.mark.parametrize("every", [1, 16])  # on a GPU what is drawn after a string is found later, and left out
 @pytest.mark.parametrize("distribution", [{}, {"temperature": 0.7, "top_p": 0.9, "statistics_temperature": 1.5}])
 def test_a_completion_and_its_statistics_end_with_the_string(every, distribution):
     whole, stopped = draw([], **distribution), draw(every=every, **distribution)
@@ -85,7 +85,7 @@ def test_no_row_reads_anothers_tokens():
 
 
 def test_the_toy_worked_by_hand():
-    """Its solutions are steps and the answer behind `#`, a token a letter: `3+5=8;#8`."""
+    """Its solutions are steps and the answer after `#`, a token a letter: `3+5=8;#8`."""
     policy = Policy.load(PolicySettings("toy", stop=["#"]))
     prompts = [policy.tokenizer.encode(f"{problem}>") for problem in ("3+5", "7-2+4")]
     sampler = NativeSampler()

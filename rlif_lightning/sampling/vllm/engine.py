@@ -181,7 +181,7 @@ class VLLMSampler:
     def _end(self, drawn: Any) -> tuple[int, bool]:
         """How many tokens of what vLLM drew belong to the completion, and whether a stop string has ended it.
 
-        vLLM sees a text grow by whole characters, so half a character behind the string makes it stop a token late.
+        vLLM sees a text grow by whole characters, so half a character after the string makes it stop a token late.
         """
         found = None if self.stop is None else self.stop.find(drawn.token_ids)[0]
         return found or len(drawn.token_ids), found is not None or isinstance(drawn.stop_reason, str)
