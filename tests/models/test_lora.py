@@ -271,9 +271,9 @@ def test_the_other_commands_take_it(rlif, small_fit, adapter, model_folder, prob
     settings = [*small_fit, *held_out, "--model.adapter", adapter, "--model.optimizer.lr=0.05", "--guard.warmup=0"]
     runs = rlif("fit", *settings) / "runs" / "run"
     kept = runs / "1" / "checkpoints" / "guard" / "weights.safetensors"
-    for number, extra in enumerate(([], ["--ckpt_path", runs / "1"], ["--ckpt_path", kept]), start=2):
+    for number, extra in enumerate(([], ["--ckpt_path", runs / "1"], ["--ckpt_path", kept]), start=1):
         rlif("validate", *used_by("validate", settings), *extra)
-        result = json.loads((runs / str(number) / "results.json").read_text())
+        result = json.loads((runs / "validate" / str(number) / "results.json").read_text())
         assert result["adapter"] == str(adapter) and result["lora"]["r"] == 4
     base = str(model_folder())
     tuned = dict(mix(Pair(base, str(runs / "1")), 1).model.named_parameters())

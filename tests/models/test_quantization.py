@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM
 from rlif_lightning.errors import UserError
 from rlif_lightning.mixing.weights import Pair, mix
 from rlif_lightning.models.identity import fingerprint
-from rlif_lightning.models.loading import PolicySettings
 from rlif_lightning.models.lora import adapter_off, add_lora
-from rlif_lightning.models.policy import Policy, set_training_mode
+from rlif_lightning.models.policy import set_training_mode
 from rlif_lightning.models.quantization import check_quantization
 from rlif_lightning.models.scoring import CompletionScores
 from rlif_lightning.models.strategies import FSDP2Strategy, shares_out
@@ -252,12 +251,6 @@ def test_other_devices_and_no_bitsandbytes_are_refused(monkeypatch):
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda *args: False)
     with pytest.raises(UserError, match="bitsandbytes, which is missing or too old"):
         check_quantization(torch.device("cpu"), False)
-
-
-def test_float16_is_refused_in_training(folder, no_weights):
-    """On a CPU Lightning itself takes bfloat16 in its place."""
-    with pytest.raises(UserError, match=r"(?s)float16.*bf16-mixed"):
-        Policy.load(PolicySettings(str(folder)), precision="16-mixed", training=True)
 
 
 def test_another_quantization_is_a_short_error(rlif, small_fit, capsys):

@@ -50,6 +50,13 @@ def test_a_gradient_is_that_of_float32(model, model_folder, problems_file):
     assert (got - want).norm() < 0.02 * want.norm()
 
 
+def test_frozen_weights_in_4_bits_multiply_in_float16(model_folder, problems_file):
+    run = fit(model_folder(), problems_file, {**LORA, "quantization": "nf4"}, trainer=float16())
+    layers = [m for m in run.module.policy.model.modules() if hasattr(m, "compute_dtype")]
+    assert layers and {m.compute_dtype for m in layers} == {torch.float16}
+    assert run.column("train/kl")[0] == 0 and run.column("train/skipped_steps") == [0, 0]
+
+
 def test_an_overflow_halves_the_scale_and_is_counted(model_folder, problems_file):
     """From a scale that overflows in any case; more skipped steps in a row than end a run in float32."""
     run = fit(model_folder(), problems_file, LORA, trainer=float16(2.0**40), steps=24)
