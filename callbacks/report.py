@@ -1,5 +1,6 @@
 """A picture and a table at the end of every fit."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from rlif_lightning.errors import disk_failure, said_by_python
 from rlif_lightning.runs.curves import write_report
 from rlif_lightning.runs.finished import note_finished
 from rlif_lightning.runs.folder import METRICS
+from rlif_lightning.runs.held_out import load_held_out
 from rlif_lightning.runs.logger import EVENTS
 from rlif_lightning.runs.summary import summary_table
 
+LONGEST = 30  # characters of a question that is proposed
 OTHER = "trajectory_entropy"  # the internal reward that held its gain longest in docs/study.md
 
 
@@ -51,7 +54,7 @@ class Report(Callback):
         shows = {f"tensorboard --logdir {folder.parent.parent}": "all runs"} if any(folder.glob(EVENTS)) else {}
         commands = {
             **shows,
-            f"rlif sample {folder}": "ask it questions",
+            f"rlif sample {folder}{_question(folder)}": "ask it questions",
             f"rlif export {folder}": "a model folder; the guard's weights if it fired",
         }
         if recipe and OTHER not in self.recipe:
@@ -61,3 +64,10 @@ class Report(Callback):
         width = max(map(len, commands))
         look = f"Curves, answers and settings on one page: {page}"
         return "\n".join([look, "Next:", *(f"  {command:<{width}}  # {what}" for command, what in commands.items())])
+
+
+def _question(folder: Path) -> str:
+    """A held-out problem as a word of the command line, where it is short and plain."""
+    texts = [row["problem"] for rows in load_held_out(folder).values() for row in rows]
+    found = next((text for text in texts if len(text) <= LONGEST and text.isprintable()), None)
+    return "" if found is None else f" {shlex.quote(found)}"

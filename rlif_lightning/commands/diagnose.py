@@ -163,3 +163,9 @@ def _report(
     draw_details(report, stats, folder / "diagnosis-details.png")
     print(f"\nwritten: {folder}/diagnosis.png (the verdict), diagnosis-details.png, diagnosis.json, "
           "completions.jsonl, config.yaml")  # fmt: skip
+    chosen = next((reward for reward in rewards if reward.name == answer.reward), None)
+    if chosen is not None:
+        path = chosen.class_path
+        name = path.rpartition(".")[2] if path.startswith("rlif_lightning.") else path
+        other = "" if chosen in collector.rewards else f" and --rollout.rewards {name}"
+        print(f"Next: rlif fit with the same recipes{other}")

@@ -20,7 +20,7 @@ PAGE = """<!doctype html>
 <style>
 body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222 }}
 img {{ width: 100% }}
-pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto }}
+pre {{ background: #f6f6f6; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }}
 table {{ border-collapse: collapse; width: 100% }}
 td {{ border-top: 1px solid #ddd; padding: .4rem; vertical-align: top; white-space: pre-wrap }}
 td {{ overflow-wrap: anywhere }}

@@ -378,3 +378,4 @@ def test_the_commands_after_a_fit_name_shipped_recipes_as_they_were_given(rlif, 
     """They once named the file of the recipe in the installed package."""
     rlif("fit", "--config", "quickstart", "--trainer.max_steps=1", "--evaluation.n=2", "--rollout.prompts_per_step=2")
     assert "rlif fit --config quickstart --config trajectory_entropy " in caplog.text
+    assert "rlif sample runs/quickstart/1 7+9-5+9+5 " in caplog.text  # the first held-out problem

@@ -529,9 +529,11 @@ def test_mistakes_are_answered_before_weights_are_loaded(args, parts, small_fit,
 
 
 @pytest.mark.slow
-def test_the_toy_is_told_to_start_and_its_tuned_variant_not_to(rlif):
+def test_the_toy_is_told_to_start_and_its_tuned_variant_not_to(rlif, capsys):
     rlif("diagnose", "--config", "quickstart", "--output", "base")
     base = diagnosis("base")
+    chosen = "".join(word.capitalize() for word in base["verdict"]["reward"].split("_"))
+    assert f"Next: rlif fit with the same recipes and --rollout.rewards {chosen}\n" in capsys.readouterr().out
     assert (base["verdict"]["level"], base["verdict"]["against"]) == ("start", "correct")
     chosen = base["rewards"][base["verdict"]["reward"]]
     assert chosen["correct"]["within"]["low"] > 0.3
