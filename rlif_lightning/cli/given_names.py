@@ -59,6 +59,8 @@ def check_names(command: str, words: Sequence[str]) -> None:
     """Refuse names that no setting has, and settings that do nothing in the command, with the name to use."""
     known = [*setting_names(), *(SHORT if command != "fit" else ())]
     for name in (word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")):
+        if " " in name:  # argparse takes it for a value, such as "--- Question"
+            continue
         setting = ALIASES.get(name, name)
         unused = is_unused(command, setting)
         better = INSTEAD.get(setting) if unused else None

@@ -37,7 +37,8 @@ def main(words: list[str]) -> None:
         objects = RunObjects("sample", run_settings([*run, *settings]), _add_options)
     asked = Asked(objects)
     if given or sys.stdin is None or not sys.stdin.isatty():
-        questions = [os.fsencode(word).decode(errors="replace") for word in given] or list(_piped())
+        words = [os.fsencode(word).decode(errors="replace") for word in given if word.strip()]
+        questions = words if given else list(_piped())
         if not questions:
             do = 'rlif sample RUN "question", or one question a line from a pipe'
             raise UserError("There is no question", do=do)
@@ -61,13 +62,21 @@ def _add_options(parser: Any) -> None:
 
 
 def _plain_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Questions and run folder, and the words of settings; a setting without = is followed by its value."""
+    """Questions and run folder, and the words of settings; a setting without = is followed by its value.
+
+    After ``--`` all words are plain, and so is one with a space before any =, such as "-x + 3 = 5".
+    """
     plain: list[str] = []
     settings: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        is_value = before.startswith("-") and "=" not in before and before != TRUST
-        (settings if word.startswith("-") or is_value else plain).append(word)
-    return plain, settings
+    end = words.index("--") if "--" in words else len(words)
+    for before, word in zip(["", *words], words[:end], strict=False):
+        is_value = _is_name(before) and "=" not in before and before != TRUST
+        (settings if _is_name(word) or is_value else plain).append(word)
+    return [*plain, *words[end + 1 :]], settings
+
+
+def _is_name(word: str) -> bool:
+    return word.startswith("-") and " " not in word.partition("=")[0]
 
 
 def _piped() -> Iterator[str]:

@@ -102,6 +102,7 @@ def test_refused_by_its_name_alone(words, said, capsys, monkeypatch):
         ("test", ["--data.answers.completion=x", "--evaluation.limit=5", "--data.test.limit=5", "-chelp"]),
         ("predict", ["--data.test.path=x", "--data.predict.path=x", "--evaluation.predictions=rows"]),
         ("fit", ["--data.test.path=x", "--trainer.callbacks+=X", "--rollout.rewards.help", "--model", "{}"]),
+        ("fit", ["--data.system_prompt", "--- Think = first", "--rollout.stop", "--- end"]),  # values
         ("fit", ["--model.dropout=true"]),  # which the parser knows as removed
     ],
 )

@@ -78,6 +78,17 @@ def test_a_pipe_gives_a_question_a_line(rlif, run, capsys, monkeypatch):
     assert [block.partition("\n")[0] for block in blocks] == ["", "What is 3?", "4\ufffd + 4"]
 
 
+@pytest.mark.parametrize("words", [["-x + 3 = 5", "- 7"], ["--", "-x + 3 = 5", "- 7"]])
+def test_a_question_may_begin_with_a_dash(words, rlif, run, capsys):
+    rlif("sample", run, "--max_new_tokens", 3, *words)
+    assert [line for line in capsys.readouterr().out.splitlines() if line[:2] == "> "] == ["> -x + 3 = 5", "> - 7"]
+
+
+def test_after_two_dashes_no_word_is_a_setting(rlif, run, capsys):
+    rlif("sample", run, "--max_new_tokens", 3, "--", "-5", "--x=1")
+    assert [line for line in capsys.readouterr().out.splitlines() if line[:2] == "> "] == ["> -5", "> --x=1"]
+
+
 def test_samples_differ_and_come_again(rlif, run, capsys):
     words = ("sample", run, "3 + 5", "--temperature=2", "--max_new_tokens=5", "--samples")
     rlif(*words, 8)
@@ -139,6 +150,7 @@ def test_classes_of_a_strangers_run_are_not_imported(rlif, run, tmp_path, capsys
         ([], "rlif sample needs a run"),
         (["nowhere/1", "3 + 5"], "The run folder does not exist"),
         (["RUN"], "There is no question"),
+        (["RUN", " "], "There is no question"),
         (["RUN", "a", "--samples=2"], "give --temperature 1 as well"),
         (["RUN", "a", "--samples=0"], "samples is out of range"),
         (["RUN", "a", "--max_new_tokens=0"], "max_new_tokens is out of range"),
