@@ -136,7 +136,9 @@ def _train(model: "LlamaForCausalLM", phase: Phase, seed: int, task: Any, progre
             decay = recipe.LOSS_DECAY
             running = decay * running + (1 - decay) * loss.item() if step else loss.item()
             bar.update()
-            bar.set_postfix_str(f"loss {running:.3f}" + (f" (until {goal}, after a plateau)" if goal else ""), refresh=False)
+            bar.set_postfix_str(
+                f"loss {running:.3f}" + (f" (until {goal}, after a plateau)" if goal else ""), refresh=False
+            )
             if goal is not None and running < goal:
                 return
     if goal is not None:
